@@ -1,0 +1,25 @@
+"""hf_gmar: why a Vision Transformer said what it said.
+
+GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
+
+    from hf_gmar import GMAR
+
+    heat = GMAR(model).attribute(pixel_values, target=281)
+"""
+
+from importlib.metadata import version
+
+from hf_gmar.hub import LogitsModel, load_model
+from hf_gmar.methods import GMAR
+from hf_gmar.tokens import TokenLayout, register_layout
+
+__version__ = version("hf-gmar")
+
+__all__ = [
+    "GMAR",
+    "LogitsModel",
+    "TokenLayout",
+    "__version__",
+    "load_model",
+    "register_layout",
+]

@@ -1,0 +1,43 @@
+"""The error family: every error that hf_gmar raises on purpose.
+
+Each message says what was received, what is needed and what to do. Each class is also the built-in
+error that a caller would expect, so that ``except ValueError`` goes on working.
+"""
+
+from __future__ import annotations
+
+
+class HfGmarError(Exception):
+    """Base of all errors of hf_gmar."""
+
+
+class UnsupportedModelError(HfGmarError, TypeError):
+    """The model is of a family that rollout does not apply to, or that is not known."""
+
+
+class ModelOutputError(HfGmarError, TypeError):
+    """The model ran, but gave no class scores or no attention that gradients reach."""
+
+
+class InputError(HfGmarError, ValueError):
+    """The inputs have the wrong type, shape, channels or values."""
+
+
+class TargetError(HfGmarError, ValueError):
+    """The target is no class index of the model, or not one for each image."""
+
+
+class OptionError(HfGmarError, ValueError):
+    """An option of a method or of the command line has a value that does not exist."""
+
+
+class ImageFileError(HfGmarError, ValueError):
+    """An image file is missing, broken, of no known format or too large."""
+
+
+class ModelLoadError(HfGmarError, ValueError):
+    """A model could not be found, reached or read."""
+
+
+class HubUnreachableError(ModelLoadError):
+    """The Hub did not answer and the model is not in the local cache."""

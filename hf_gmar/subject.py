@@ -1,0 +1,159 @@
+"""What is explained: a model, the Transformers backbone inside it, and its token layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
+from hf_gmar.tokens import TokenLayout, layout_for
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that returns class scores, with the one backbone that it holds.
+
+    Attributes:
+        model: what the user gave: called with the inputs, it returns the scores.
+        backbone: the Transformers model in it (often the same object).
+        layout: the backbone's tokens and readout.
+    """
+
+    model: Callable[..., Any]
+    backbone: PreTrainedModel
+    layout: TokenLayout
+
+    @classmethod
+    def of(cls, model: Callable[..., Any]) -> Subject:
+        """Find the backbone and its layout.
+
+        Raises:
+            UnsupportedModelError: no Transformers model in it, several, or an unknown family.
+        """
+        backbone = find_backbone(model)
+        return cls(_with_hooks(model), backbone, layout_for(backbone))
+
+    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Class scores, (B, C)."""
+        return scores_of(self.model(inputs, *args, **kwargs))
+
+    def modules(self) -> list[nn.Module]:
+        """All submodules of the model, itself included."""
+        return list((_module_of(self.model) or self.backbone).modules())
+
+    @property
+    def layers(self) -> int:
+        """Number of attention layers."""
+        return int(self.backbone.config.num_hidden_layers)
+
+
+def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
+    """The one Transformers model that a module, bound method or partial holds.
+
+    Raises:
+        UnsupportedModelError: there is none, or more than one.
+    """
+    module = _module_of(model)
+    found = _outermost(module) if module is not None else []
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} of them" if found else "none"
+    raise UnsupportedModelError(
+        f"exactly one Transformers model is needed, but {type(model).__name__} holds {what}; pass "
+        "the model itself, or an nn.Module that has it as a submodule"
+    )
+
+
+def _module_of(model: Any) -> nn.Module | None:
+    while isinstance(model, functools.partial):
+        model = model.func
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _with_hooks(model: Any) -> Any:
+    # A bare ``forward`` skips the hooks by which attention is recorded: call the module instead.
+    if isinstance(model, functools.partial):
+        return functools.partial(_with_hooks(model.func), *model.args, **model.keywords)
+    owner = getattr(model, "__self__", None)
+    is_forward = isinstance(owner, nn.Module) and model == owner.forward
+    return owner if is_forward else model
+
+
+def _outermost(module: nn.Module) -> list[PreTrainedModel]:
+    """The Transformers models in a module, each once and without those inside another."""
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    inner = {id(part) for model in models for part in model.modules() if part is not model}
+    return [model for model in models if id(model) not in inner]
+
+
+def scores_of(output: Any) -> Tensor:
+    """The class scores in what a model returned: a tensor, ``.logits``, or a tuple's first item.
+
+    Returns:
+        Scores (B, C); one score for each image, (B,), becomes (B, 1).
+
+    Raises:
+        ModelOutputError: there are none.
+    """
+    scores = output
+    if isinstance(output, dict):  # the outputs of Transformers are dicts as well
+        scores = output.get("logits")
+    elif isinstance(output, (tuple, list)) and output:
+        scores = output[0]
+    if not isinstance(scores, Tensor) or not scores.dim():
+        raise ModelOutputError(
+            f"class scores of shape (images, classes) are needed, but the model returned "
+            f"{type(output).__name__}{_keys(output)}; load it with a classification head, or wrap "
+            "it in an nn.Module that returns the scores"
+        )
+    return scores.unsqueeze(1) if scores.dim() == 1 else scores
+
+
+def _keys(output: Any) -> str:
+    return f" with {', '.join(output)}" if isinstance(output, dict) else ""
+
+
+def check_inputs(inputs: Any, backbone: PreTrainedModel) -> None:
+    """Check pixel values before the model sees them.
+
+    Raises:
+        InputError: no floating-point tensor of shape (B, channels, height, width) with B >= 1
+            and finite values, on the device of the model.
+    """
+    needed = "pixel values of shape (images, channels, height, width) are needed"
+    if not isinstance(inputs, Tensor):
+        raise InputError(f"{needed}, got {type(inputs).__name__}")
+    shape = tuple(inputs.shape)
+    if inputs.dim() != 4:
+        hint = "; add the batch dimension with inputs.unsqueeze(0)" if inputs.dim() == 3 else ""
+        raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
+    if not inputs.numel():
+        raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")
+    channels = getattr(backbone.config, "num_channels", shape[1])
+    if shape[1] != channels:
+        raise InputError(f"the model takes {channels} channels, got {shape[1]}: {shape}")
+    _check_values(inputs, backbone)
+
+
+def _check_values(inputs: Tensor, backbone: PreTrainedModel) -> None:
+    if not inputs.is_floating_point():
+        raise InputError(
+            f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
+            "processor gives them"
+        )
+    # Models spread over devices by accelerate move their inputs themselves.
+    if not hasattr(backbone, "hf_device_map") and inputs.device != backbone.device:
+        raise InputError(
+            f"the inputs are on {inputs.device} and the model is on {backbone.device}; move one "
+            "with .to(device)"
+        )
+    if not torch.isfinite(inputs).all():
+        bad = (~torch.isfinite(inputs)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise InputError(f"the pixel values of images {bad} hold NaN or infinity")

@@ -1,0 +1,106 @@
+"""Captum's forms of a target, turned into one index for each image."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hf_gmar.errors import TargetError
+
+Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+"""What Captum documents: an int, a tuple, a tensor of one or B, a list of B, or ``None``."""
+
+
+def resolve_targets(target: Target, scores: Tensor) -> Tensor:
+    """The flat index of the explained score of each image.
+
+    Args:
+        target: an int or a tensor with one value holds for all images; a list or a 1-D tensor
+            gives one class for each image; a tuple (or a list of B tuples) indexes scores with
+            more than one dimension for each image; ``None`` takes each image's highest score.
+        scores: (B, C), or (B, ...) with tuples.
+
+    Returns:
+        Long tensor (B,) of positions in ``scores.flatten(1)``, on the device of the scores.
+
+    Raises:
+        TargetError: wrong type, wrong count or out of range.
+
+    Example:
+        >>> scores = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+        >>> resolve_targets(None, scores).tolist(), resolve_targets([1, 1], scores).tolist()
+        ([1, 0], [1, 1])
+    """
+    batch, dims = scores.shape[0], tuple(scores.shape[1:])
+    if target is None:
+        return _top(scores)
+    rows = _one_for_each_image(target, batch)
+    flat = [_flat_index(row, dims, image) for image, row in enumerate(rows)]
+    return torch.tensor(flat, dtype=torch.long, device=scores.device)
+
+
+def _top(scores: Tensor) -> Tensor:
+    if scores.dim() > 2:
+        raise TargetError(
+            f"the model returns scores of shape {tuple(scores.shape)}; with more than one "
+            "dimension for each image there is no top class: pass a tuple of indices as target"
+        )
+    return scores.flatten(1).argmax(dim=1)
+
+
+def _one_for_each_image(target: Any, batch: int) -> Sequence[Any]:
+    if isinstance(target, Tensor):
+        return _tensor_rows(target, batch)
+    if not isinstance(target, list):
+        return [target] * batch
+    if len(target) != batch:
+        raise TargetError(
+            f"got {len(target)} targets for {batch} images; pass one for each image, or a single "
+            "int for all of them"
+        )
+    return target
+
+
+def _tensor_rows(target: Tensor, batch: int) -> list[int]:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TargetError(f"targets are class indices (integers), got a tensor of {target.dtype}")
+    if target.numel() == 1:
+        return [int(target.item())] * batch
+    if target.dim() != 1 or len(target) != batch:
+        raise TargetError(
+            f"got a target tensor of shape {tuple(target.shape)} for {batch} images; pass one "
+            f"value, or a tensor of shape ({batch},)"
+        )
+    return [int(value) for value in target.tolist()]
+
+
+def _flat_index(target: Any, dims: tuple[int, ...], image: int) -> int:
+    parts = target if isinstance(target, tuple) else (target,)
+    if len(parts) != max(len(dims), 1):
+        raise TargetError(
+            f"the target {target!r} of image {image} has {len(parts)} indices, but each image has "
+            f"scores of shape {dims}"
+        )
+    flat = 0
+    for part, size in zip(parts, dims or (1,), strict=True):
+        flat = flat * size + _checked(part, size, image)
+    return flat
+
+
+def _checked(part: Any, size: int, image: int) -> int:
+    # bool counts as an integer in Python, but True is no class; NumPy's integers are classes.
+    if isinstance(part, bool) or not isinstance(part, SupportsIndex):
+        raise TargetError(
+            f"the target of image {image} is {part!r}; a class index (integer) is needed"
+        )
+    index = operator.index(part)
+    if not 0 <= index < size:
+        raise TargetError(
+            f"target {index} of image {image} is out of range: the model has {size} classes, "
+            f"0 to {size - 1}"
+        )
+    return index
