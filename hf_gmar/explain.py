@@ -1,0 +1,149 @@
+"""From an image file to files with its explanation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar.errors import OptionError
+from hf_gmar.hub import LoadedModel
+from hf_gmar.labels import label_of, probabilities
+from hf_gmar.methods import METHODS, AttentionMethod
+from hf_gmar.subject import scores_of
+from hf_gmar.visualize import overlay_figure, save_figure
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one image got one class.
+
+    Attributes:
+        source: the image's name.
+        image: what the model saw, after its processor.
+        patches: relevance of each patch, (rows, columns).
+        target: the explained class.
+        label: its name.
+        probability: softmax, or sigmoid where the config says multi-label.
+        settings: model, method and options.
+    """
+
+    source: str
+    image: Image.Image
+    patches: Tensor
+    target: int
+    label: str
+    probability: float
+    settings: dict[str, Any]
+
+    def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
+        """Write ``STEM.LABEL.png`` and ``STEM.LABEL.npz``; each is there whole or not at all.
+
+        The archive has ``patches``, ``target``, ``label``, ``probability``, ``source``,
+        ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
+        """
+        words = re.sub(r"[^\w-]+", "-", self.label).strip("-")[:60]
+        name = f"{stem}.{words or self.target}"
+        picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
+        self._save_archive(archive)
+        save_figure(self._figure(), picture)
+        return picture, archive
+
+    def _figure(self) -> Figure:
+        options = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        title = f"{self.label}  {self.probability:.1%}"
+        return overlay_figure(self.image, self.patches, title, f"{self.source}   ({options})")
+
+    def _save_archive(self, path: Path) -> None:
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                patches=self.patches.numpy(),
+                target=self.target,
+                label=self.label,
+                probability=self.probability,
+                source=self.source,
+                settings=json.dumps(self.settings),
+                version=version("hf-gmar"),
+            )
+        part.replace(path)
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A loaded model with a method and its options.
+
+    Attributes:
+        loaded: the model and its processor.
+        method: the method on that model.
+        settings: what to write beside each result.
+    """
+
+    loaded: LoadedModel
+    method: AttentionMethod
+    settings: dict[str, Any]
+
+    @classmethod
+    def build(cls, loaded: LoadedModel, method: str = "gmar", **options: Any) -> Explainer:
+        """Make the method of that name on the loaded model.
+
+        Raises:
+            OptionError: there is no such method, or an option is outside its range.
+            UnsupportedModelError: the model is of a family that can't be explained.
+        """
+        if method not in METHODS:
+            raise OptionError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+        settings = {"model": loaded.name, "method": method, **options}
+        return cls(loaded, METHODS[method](loaded.model, **options), settings)
+
+    def explain(
+        self, image: Image.Image, source: str, target: int | None = None, top_k: int = 1
+    ) -> Iterator[Explanation]:
+        """Explain one class of an image, or its top classes, most probable first.
+
+        Args:
+            image: an RGB image of any size; the model's processor resizes it.
+            source: its name, for the results.
+            target: the class; ``None`` takes the ``top_k`` most probable ones.
+            top_k: how many classes.
+
+        Raises:
+            ModelOutputError: the model gives no scores or no finite gradient.
+        """
+        pixels = self._pixels(image)
+        shares = self._probabilities(pixels)
+        best = shares.topk(min(top_k, len(shares))).indices.tolist()
+        for index in best if target is None else [target]:
+            patches = self.method.attribute_patches(pixels, target=index)[0].cpu()
+            label = label_of(self.loaded.model.config, index)
+            share = float(shares[index])
+            seen = self._seen(image)
+            yield Explanation(source, seen, patches, index, label, share, self.settings)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self.loaded.processor(images=image, return_tensors="pt").pixel_values
+        return pixels.to(self.loaded.model.device)
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scores = scores_of(self.loaded.model(pixels))
+        return probabilities(self.loaded.model.config, scores)[0].cpu()
+
+    def _seen(self, image: Image.Image) -> Image.Image:
+        """The image after resizing and cropping, before normalisation."""
+        plain = self.loaded.processor(
+            images=image, return_tensors="np", do_normalize=False, do_rescale=False
+        )
+        pixels = np.asarray(plain.pixel_values[0]).transpose(1, 2, 0)
+        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

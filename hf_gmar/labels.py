@@ -1,0 +1,77 @@
+"""Classes by name or number, and what a model's scores mean as probabilities."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from hf_gmar.errors import TargetError
+
+
+def label_of(config: PreTrainedConfig, index: int) -> str:
+    """The name of a class, or ``class 7`` if the config has none for it."""
+    return _labels(config).get(index, f"class {index}")
+
+
+def find_class(config: PreTrainedConfig, text: str) -> int:
+    """The index of a class given as a number or as (a comma-separated part of) its label.
+
+    Raises:
+        TargetError: no class, or several, have that name or number.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> config = ViTConfig(id2label={0: "tabby, tabby cat", 1: "Egyptian cat"})
+        >>> find_class(config, "egyptian cat"), find_class(config, "tabby"), find_class(config, "1")
+        (1, 0, 1)
+    """
+    labels = _labels(config)
+    if text.strip().isdecimal():
+        return _by_number(int(text), labels)
+    wanted = text.strip().casefold()
+    for names in (_whole, _parts):  # a full label goes before a part of another
+        found = [index for index, label in labels.items() if wanted in names(label)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choices = ", ".join(f"{index} ({labels[index]})" for index in found)
+            raise TargetError(f"the label {text!r} fits several classes: {choices}; use the number")
+    raise TargetError(f"no class is called {text!r}{_suggestion(text, labels)}")
+
+
+def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
+    """Softmax of the scores (B, C), or a sigmoid each where the config says multi-label."""
+    scores = scores.float() if scores.dtype != torch.float64 else scores
+    if config.problem_type == "multi_label_classification":
+        return scores.sigmoid()
+    return scores.softmax(dim=-1)
+
+
+def _labels(config: PreTrainedConfig) -> dict[int, str]:
+    return {int(index): str(label) for index, label in (config.id2label or {}).items()}
+
+
+def _by_number(index: int, labels: dict[int, str]) -> int:
+    if index not in labels:
+        raise TargetError(
+            f"target {index} is out of range: the model has {len(labels)} classes, 0 to "
+            f"{len(labels) - 1}"
+        )
+    return index
+
+
+def _whole(label: str) -> list[str]:
+    return [label.casefold()]
+
+
+def _parts(label: str) -> list[str]:
+    return [part.strip().casefold() for part in label.split(",")]
+
+
+def _suggestion(text: str, labels: dict[int, str]) -> str:
+    close = difflib.get_close_matches(text, labels.values(), n=3, cutoff=0.5)
+    some = close or list(labels.values())[:3]
+    return f"; {'similar' if close else 'for example'}: {', '.join(some)} ({len(labels)} classes)"
