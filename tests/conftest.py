@@ -1,0 +1,44 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_gmar.hub import LoadedModel, load_model, sample_image
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LoadedModel:
+    """The bundled model; it must come back unchanged from every test."""
+    return load_model("bundled")
+
+
+@pytest.fixture(scope="session")
+def scene() -> Image.Image:
+    """The bundled sample scene."""
+    with Image.open(sample_image()) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, scene: Image.Image) -> Path:
+    """A folder with good, nested, upright and turned, grey and transparent images."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    scene.save(folder / "scene.png")
+    scene.resize((200, 130)).save(folder / "wide.jpg")
+    scene.convert("L").save(folder / "more" / "grey.png")
+    scene.convert("RGBA").save(folder / "more" / "scene.webp")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)

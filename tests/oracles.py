@@ -1,0 +1,220 @@
+"""What GMAR is, a second time: plain loops and whole matrices, without the package.
+
+Nothing here imports hf_gmar, takes a short cut or handles more than one image at a time, so that
+an error in the package and the same error here would be two independent mistakes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = NDArray[np.float64]
+
+
+class Trace(NamedTuple):
+    """What one eager forward and backward for each image gave, in float64.
+
+    Attributes:
+        attention: (B, L, H, N, N), row = query.
+        gradient: of the target's logit by that attention, of the same shape.
+        readout: share of the class head's input that comes from each token, (N,).
+        prefix: tokens before the patches.
+        grid: rows and columns of patches.
+    """
+
+    attention: Array
+    gradient: Array
+    readout: Array
+    prefix: int
+    grid: tuple[int, int]
+
+
+class Reference(NamedTuple):
+    """Patch map (B, rows, columns) and, of methods that have it, head importance (B, layers, H)."""
+
+    patches: Array
+    heads: Array | None
+
+
+def trace(
+    model: Any,
+    images: Tensor,
+    targets: Sequence[int] | None = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> Trace:
+    """Run an eager copy of the model, image by image; ``None`` explains the top class."""
+    dense = copy.deepcopy(model).eval()
+    dense.set_attn_implementation("eager")
+    dense.requires_grad_(True)
+    attention, gradient = [], []
+    for index, image in enumerate(images):
+        output = dense(image[None], output_attentions=True, **(forward_kwargs or {}))
+        for layer in output.attentions:
+            layer.retain_grad()
+        logits = output.logits[0]
+        logits[int(logits.argmax()) if targets is None else targets[index]].backward()
+        attention.append(np.stack([_array(layer[0]) for layer in output.attentions]))
+        gradient.append(np.stack([_array(layer.grad[0]) for layer in output.attentions]))
+    size = dense.config.patch_size
+    height, width = (size, size) if isinstance(size, int) else size
+    grid = images.shape[2] // height, images.shape[3] // width
+    prefix, readout = read_out(dense, grid[0] * grid[1])
+    return Trace(np.stack(attention), np.stack(gradient), readout, prefix, grid)
+
+
+def read_out(model: Any, patches: int) -> tuple[int, Array]:
+    """Tokens before the patches, and the readout over all tokens, written out by class."""
+    name = type(model).__name__
+    if name == "ViTForImageClassification":
+        shares, rest = [1.0], 0.0
+    elif name == "DeiTForImageClassification":
+        shares, rest = [1.0, 0.0], 0.0
+    elif name == "DeiTForImageClassificationWithTeacher":
+        shares, rest = [0.5, 0.5], 0.0
+    elif name == "Dinov2WithRegistersForImageClassification":
+        shares, rest = [0.5] + [0.0] * model.config.num_register_tokens, 0.5
+    else:
+        raise NotImplementedError(name)
+    return len(shares), np.array(shares + [rest / patches] * patches)
+
+
+def gmar(found: Trace, norm: str = "l1", alpha: float = 1.0, start_layer: int = 0) -> Reference:
+    """GMAR by whole matrices: R = M[L] M[L-1] ... M[1], then the readout's row of R."""
+    maps, importance = [], []
+    for attention, gradient in zip(found.attention, found.gradient, strict=True):
+        weights = [head_weights(layer, norm) for layer in gradient[start_layer:]]
+        relevance = found.readout @ rollout(attention[start_layer:], weights, alpha)
+        maps.append(relevance[found.prefix :].reshape(found.grid))
+        importance.append(np.stack(weights))
+    return Reference(np.stack(maps), np.stack(importance))
+
+
+def head_weights(gradient: Array, norm: str) -> Array:
+    """Importance of each head of one layer, from its gradient (H, N, N)."""
+    scores = []
+    for head in gradient:
+        entries = head.flatten()
+        if norm == "l1":
+            scores.append(np.abs(entries).sum())
+        else:
+            scores.append(np.sqrt((entries * entries).sum()))
+    total = sum(scores)
+    return np.array([1 / len(scores) if total == 0 else score / total for score in scores])
+
+
+def rollout(attention: Array, weights: Sequence[Array], alpha: float) -> Array:
+    """The product of all layers' fused attention (L, H, N, N), with residuals."""
+    identity = np.eye(attention.shape[-1])
+    product = identity
+    for heads, shares in zip(attention, weights, strict=True):
+        fused = np.zeros_like(identity)
+        for head, share in zip(heads, shares, strict=True):
+            fused = fused + share * head
+        product = ((fused + alpha * identity) / (1 + alpha)) @ product
+    return product
+
+
+def spread(patches: Array, height: int, width: int) -> Array:
+    """The patch map (B, rows, columns) as pixels (B, height, width), pixel by pixel."""
+    rows, columns = patches.shape[1:]
+    pixels = np.empty((len(patches), height, width))
+    for y in range(height):
+        for x in range(width):
+            pixels[:, y, x] = patches[:, y * rows // height, x * columns // width]
+    return pixels
+
+
+@contextmanager
+def unrounded_softmax() -> Iterator[None]:
+    """Let eager attention of a float64 model be float64 throughout.
+
+    Transformers asks for its softmax in float32, whatever the model's precision. Rounded so, an
+    attention of float64 carries errors of 1e-8 that have nothing to do with what is compared.
+    """
+    plain = nn.functional.softmax
+
+    def softmax(scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if scores.dtype == torch.float64:
+            kwargs.pop("dtype", None)
+        return plain(scores, *args, **kwargs)
+
+    with patch.object(nn.functional, "softmax", softmax):
+        yield
+
+
+def vit_logits(
+    model: Any, image: Tensor, override: Mapping[int, Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The forward pass of a ViT for one image, from its weights alone.
+
+    Args:
+        model: a ``ViTForImageClassification``; only its ``state_dict`` and sizes are used.
+        image: (channels, height, width).
+        override: attention (H, N, N) that takes the place of what a layer computes.
+
+    Returns:
+        Logits (C,), and the attention of each layer.
+    """
+    weights: dict[str, Tensor] = model.state_dict()
+    config = model.config
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
+        scaled: Tensor = centred / scale
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def heads(x: Tensor) -> Tensor:
+        return x.reshape(len(x), config.num_attention_heads, -1).transpose(0, 1)
+
+    size, kernel = config.patch_size, weights["vit.embeddings.patch_embeddings.projection.weight"]
+    cells = image.unfold(1, size, size).unfold(2, size, size)  # channel, row, column, y, x
+    cells = cells.permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+    tokens = cells @ kernel.flatten(1).T
+    tokens = tokens + weights["vit.embeddings.patch_embeddings.projection.bias"]
+    tokens = torch.cat([weights["vit.embeddings.cls_token"][0], tokens])
+    tokens = tokens + weights["vit.embeddings.position_embeddings"][0]
+    attentions = []
+    for index in range(config.num_hidden_layers):
+        layer = f"vit.layers.{index}"
+        x = norm(f"{layer}.layernorm_before", tokens)
+        query, key, value = (heads(linear(f"{layer}.attention.{n}_proj", x)) for n in "qkv")
+        products = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        attention = (override or {}).get(index, torch.softmax(products, dim=-1))
+        attentions.append(attention)
+        mixed = (attention @ value).transpose(0, 1).flatten(1)
+        tokens = tokens + linear(f"{layer}.attention.o_proj", mixed)
+        x = linear(f"{layer}.mlp.fc1", norm(f"{layer}.layernorm_after", tokens))
+        x = x * (1 + torch.erf(x / 2**0.5)) / 2
+        tokens = tokens + linear(f"{layer}.mlp.fc2", x)
+    return linear("classifier", norm("vit.layernorm", tokens)[0]), attentions
+
+
+def finite_difference(
+    model: Any, image: Tensor, target: int, entry: tuple[int, int, int, int], step: float = 1e-5
+) -> float:
+    """How the target's logit changes with one entry (layer, head, query, key) of the attention."""
+    layer, *place = entry
+    _, attentions = vit_logits(model, image)
+    sides = []
+    for shift in (step, -step):
+        changed = attentions[layer].clone()
+        changed[tuple(place)] += shift
+        sides.append(float(vit_logits(model, image, {layer: changed})[0][target]))
+    return (sides[0] - sides[1]) / (2 * step)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().to(torch.float64).numpy()

@@ -1,0 +1,108 @@
+"""How far the package is from the oracle, as relative errors."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tests import oracles
+from tests.cases import BATCH, ENGINE_NAMES, METHODS, MODELS, TARGETS, MethodCase, ModelCase
+
+
+class Row(NamedTuple):
+    """One combination of the tables."""
+
+    model: ModelCase
+    method: MethodCase
+    engine: str
+    loaded: str
+    """Attention implementation that the model was loaded with."""
+    given: bool
+    """Whether targets are given; else the top class is explained."""
+
+    def __str__(self) -> str:
+        """The name of the test."""
+        targets = "given" if self.given else "top"
+        parts = (self.model.name, self.method.name, self.engine, self.loaded, targets)
+        return "-".join(parts)
+
+
+class Errors(NamedTuple):
+    """Largest relative error of each result; 0 for heads of a method without them."""
+
+    patches: float
+    heads: float
+    attribute: float
+
+
+ROWS = tuple(
+    itertools.starmap(
+        Row,
+        itertools.product(MODELS, METHODS, ENGINE_NAMES, ("sdpa", "eager"), (False, True)),
+    )
+)
+
+
+def relative_error(got: torch.Tensor, wanted: NDArray[np.float64]) -> float:
+    """Largest difference as a share of the largest value; infinite for NaN or a wrong shape."""
+    if tuple(got.shape) != wanted.shape:
+        return float("inf")
+    difference = np.abs(got.to(torch.float64).numpy() - wanted).max()
+    error = float(difference / np.abs(wanted).max())
+    return error if np.isfinite(error) else float("inf")
+
+
+def errors(row: Row, dtype: torch.dtype) -> Errors:
+    """Relative errors of one row against the oracle in the same precision."""
+    case = row.model
+    exact = oracles.unrounded_softmax() if dtype == torch.float64 else nullcontext()
+    with exact:
+        wanted = row.method.reference(_trace(case, row.given, dtype))
+        method = row.method.build(case.build(attention=row.loaded).to(dtype), engine=row.engine)
+        images, target = case.images(dtype), TARGETS if row.given else None
+        patches = method.attribute_patches(images, target, **case.forward_kwargs)
+        attribution = method.attribute(images, target, **case.forward_kwargs)
+        heads = 0.0
+        if wanted.heads is not None:
+            importance = method.head_importance(images, target, **case.forward_kwargs)
+            heads = relative_error(importance, wanted.heads)
+    channels, height, width = case.shape
+    pixels = np.repeat(oracles.spread(wanted.patches, height, width)[:, None], channels, axis=1)
+    return Errors(
+        relative_error(patches, wanted.patches),
+        heads,
+        relative_error(attribution, pixels),
+    )
+
+
+@functools.cache
+def largest_errors(
+    dtype: torch.dtype, rows: tuple[Row, ...] = ROWS
+) -> dict[tuple[str, str], Errors]:
+    """For each model and method, the largest errors over engines, loadings and targets."""
+    worst: dict[tuple[str, str], Errors] = {}
+    for row in rows:
+        key = row.model.name, row.method.name
+        found = errors(row, dtype)
+        worst[key] = Errors(*map(max, zip(found, worst.get(key, found), strict=True)))
+    return worst
+
+
+def largest_error(dtype: torch.dtype, rows: tuple[Row, ...] = ROWS) -> float:
+    """The largest error of all rows and results."""
+    return max(max(found) for found in largest_errors(dtype, rows).values())
+
+
+@functools.cache
+def _trace(case: ModelCase, given: bool, dtype: torch.dtype) -> oracles.Trace:
+    model = case.build().to(dtype)
+    assert len(TARGETS) == BATCH
+    return oracles.trace(
+        model, case.images(dtype), TARGETS if given else None, dict(case.forward_kwargs)
+    )

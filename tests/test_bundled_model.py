@@ -1,0 +1,82 @@
+"""The bundled model does what its card says, on scenes that it was not trained on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_gmar import GMAR
+from hf_gmar.hub import LoadedModel, bundled_folder
+from hf_gmar.labels import label_of
+from hf_gmar.scenes import CLASSES, Scene, draw_scene, grey_out
+
+SEEDS = range(500_000, 500_300)  # not those of the figures in the card
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [draw_scene(seed) for seed in SEEDS]
+
+
+@torch.inference_mode()
+def _chances(loaded: LoadedModel, images: list[Image.Image]) -> torch.Tensor:
+    pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
+    chances: torch.Tensor = loaded.model(pixels).logits.sigmoid()
+    return chances
+
+
+def test_objects_found_and_false_alarms(bundled: LoadedModel, scenes: list[Scene]) -> None:
+    said = _chances(bundled, [scene.image for scene in scenes]) > 0.5
+    present = torch.tensor(
+        [[kind in scene.classes for kind in range(len(CLASSES))] for scene in scenes]
+    )
+    assert said[present].float().mean() >= 0.95
+    assert said[~present].float().mean() <= 0.05
+
+
+def test_a_greyed_out_object_loses_its_class(bundled: LoadedModel, scenes: list[Scene]) -> None:
+    own = [scene.classes[0] for scene in scenes]
+    rows = torch.arange(len(scenes))
+    before = _chances(bundled, [scene.image for scene in scenes])[rows, own]
+    greyed = [grey_out(scene.image, scene.masks[0]) for scene in scenes]
+    after = _chances(bundled, greyed)[rows, own]
+    found = before > 0.5
+    assert (after[found] <= 0.5).float().mean() >= 0.95
+    assert after[found].mean() < 0.1 * before[found].mean()
+
+
+def test_heat_prefers_the_explained_object(bundled: LoadedModel, scenes: list[Scene]) -> None:
+    """More heat in the object's mask than heat spread evenly would put there."""
+    gmar = GMAR(bundled.model)
+    patch = bundled.model.config.patch_size
+    inside, even = [], []
+    for scene in scenes[:100]:
+        pixels = bundled.processor(images=scene.image, return_tensors="pt").pixel_values
+        mask = torch.from_numpy(scene.masks[0]).float()[None]
+        covered = torch.nn.functional.avg_pool2d(mask, patch)[0]
+        heat = gmar.attribute_patches(pixels, target=scene.classes[0])[0]
+        inside.append((heat * covered).sum() / heat.sum())
+        even.append(covered.mean())
+    assert torch.stack(inside).mean() > 1.5 * torch.stack(even).mean()
+
+
+def test_labels_and_problem_type(bundled: LoadedModel) -> None:
+    config = bundled.model.config
+    assert config.problem_type == "multi_label_classification"
+    assert [label_of(config, index) for index in range(len(CLASSES))] == list(CLASSES)
+
+
+def test_it_is_small_and_complete() -> None:
+    names = {path.name for path in bundled_folder().iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names
+    assert sum(path.stat().st_size for path in bundled_folder().iterdir()) <= 8 * 2**20
+
+
+def test_the_card_has_the_figures_and_the_log() -> None:
+    card = Path(bundled_folder() / "README.md").read_text()
+    assert re.search(r"objects found \| \d+\.\d %", card)
+    assert "training_log.jsonl" in card

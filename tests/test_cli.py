@@ -1,0 +1,207 @@
+"""The installed command, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from hf_gmar import GMAR, __version__
+from hf_gmar.cli import app
+from hf_gmar.hub import LoadedModel, bundled_folder, sample_image
+from hf_gmar.labels import label_of
+from tests.hub_server import serve_hub
+
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """The command in this process: exit code, output and errors, line breaks taken out."""
+
+    def call(*arguments: object, output: Path = tmp_path / "out") -> SimpleNamespace:
+        words = [str(argument) for argument in arguments]
+        done = CliRunner().invoke(app, ["explain", *words, "--output", str(output)])
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return SimpleNamespace(code=done.exit_code, out=done.stdout, err=done.stderr, folder=output)
+
+    return call
+
+
+def _installed(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = Path(sys.executable).with_name("hf-gmar")
+    return subprocess.run(
+        [command, *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_no_arguments_explains_the_bundled_scene(tmp_path: Path) -> None:
+    done = _installed("explain", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert "using bundled" in done.stderr
+    names = sorted(path.suffix for path in (tmp_path / "explanations").iterdir())
+    assert names == [".npz", ".png"]
+    assert "scene.png" in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_module_form_and_version(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_gmar", "--version"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"hf-gmar {__version__}"
+
+
+def test_images_without_a_model_take_the_default_from_the_hub(tmp_path: Path) -> None:
+    with serve_hub({"google/vit-base-patch16-224": bundled_folder()}) as (address, requests):
+        done = _installed(
+            "explain", str(sample_image()), cwd=tmp_path,
+            HF_ENDPOINT=address, HF_HOME=str(tmp_path / "cache"), HF_HUB_OFFLINE="0",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "google/vit-base-patch16-224 from the Hub" in done.stderr
+    assert requests
+
+
+def test_the_hub_unreachable_is_one_clear_line(tmp_path: Path) -> None:
+    done = _installed(
+        "explain", str(sample_image()), cwd=tmp_path,
+        HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--model bundled" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: the Hub can't be reached")
+
+
+def test_the_archive_holds_what_python_gives(
+    run: Run, bundled: LoadedModel, scene: Image.Image
+) -> None:
+    done = run("--norm", "l2", "--alpha", "0.5", "--target", "3")
+    assert done.code == 0
+    (archive,) = done.folder.glob("*.npz")
+    with np.load(archive) as stored:
+        settings = json.loads(str(stored["settings"]))
+        pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
+        expected = GMAR(bundled.model, norm="l2", alpha=0.5).attribute_patches(pixels, target=3)[0]
+        assert np.allclose(stored["patches"], expected, atol=1e-7)
+        assert stored["target"] == 3
+        assert str(stored["label"]) == label_of(bundled.model.config, 3)
+        score = bundled.model(pixels).logits[0, 3].detach()
+        assert float(stored["probability"]) == pytest.approx(score.sigmoid().item(), abs=1e-6)
+        assert str(stored["version"]) == __version__
+    assert settings == {"model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5}
+
+
+def test_top_k_gives_the_most_probable_first(run: Run) -> None:
+    done = run("--top-k", "3")
+    assert done.code == 0
+    assert len(list(done.folder.glob("*.png"))) == 3
+    shares = [
+        float(np.load(path)["probability"])
+        for path in sorted(done.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+    ]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_more_classes_than_there_are(run: Run) -> None:
+    assert len(list(run("--top-k", "99").folder.glob("*.npz"))) == 8
+
+
+def test_folders_and_bad_files_side_by_side(run: Run, photos: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    done = run(photos, photos / "missing.png", "--model", "bundled")
+    assert done.code == 1
+    assert len(list(done.folder.glob("*.png"))) == 4
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert any("broken.jpg" in line for line in errors)
+    assert any("missing.png" in line for line in errors)
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(run: Run, photos: Path) -> None:
+    done = run(photos, "--model", "bundled", "--target", "0")
+    assert {path.name.split(".")[0] for path in done.folder.glob("*.npz")} == {
+        "grey", "scene", "scene-2", "wide",
+    }  # fmt: skip
+
+
+def test_results_are_written_one_by_one(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was ready before a crash is on disk."""
+    calls = iter([None, None, KeyboardInterrupt])
+    plain = GMAR.attribute_patches
+
+    def sometimes(self: GMAR, *args: object, **kwargs: object) -> torch.Tensor:
+        if (error := next(calls)) is not None:
+            raise error
+        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GMAR, "attribute_patches", sometimes)
+    done = run(photos, "--model", "bundled")
+    assert done.code != 0
+    assert len(list(done.folder.glob("*.npz"))) == len(list(done.folder.glob("*.png"))) == 2
+    assert not list(done.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "zebra"], "no class is called 'zebra'"),
+        (["--target", "99"], "0 to 7"),
+        (["--norm", "l3"], "'l1', 'l2'"),
+        (["--alpha", "-1"], "alpha must be"),
+        (["--alpha", "nan"], "alpha must be"),
+        (["--method", "magic"], "there are gmar"),
+        (["--device", "cuda:99"], "can't be used here"),
+        (["--top-k", "0"], "top-k"),
+        (["--target", "0", "--top-k", "2"], "either"),
+    ],
+)
+def test_bad_options_say_what_is_allowed(run: Run, arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert said in " ".join(done.err.replace("│", " ").split())
+    assert not done.folder.exists() or not list(done.folder.iterdir())
+
+
+def test_an_output_that_is_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(output=tmp_path / "file")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("error:")
+
+
+def test_a_missing_model_folder(run: Run) -> None:
+    done = run("--model", "./nowhere")
+    assert done.code == 1
+    assert "there is no model folder ./nowhere" in done.err
+
+
+def test_the_picture_looks_right(run: Run) -> None:
+    """Image on the left, heat on the right, a colour bar at the edge: not blank, in colour."""
+    done = run("--target", "0")
+    (picture,) = done.folder.glob("*.png")
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    height, width = pixels.shape[:2]
+    assert width > height
+    for part in (pixels[:, : width // 2], pixels[:, width // 2 :]):
+        assert len(np.unique(part.reshape(-1, 3), axis=0)) > 1000

@@ -1,0 +1,58 @@
+"""Every example runs as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RUNS = {
+    "captum_side_by_side.py": ["{output}"],
+    "heat_in_masks.py": ["--scenes", "4"],
+    "measure_bundled_model.py": ["--scenes", "30"],
+    "train_bundled_model.py": ["{output}", "--share", "0.002"],
+    "draw_scenes.py": ["{output}"],
+}
+
+
+def _run(name: str, output: Path) -> str:
+    arguments = [word.format(output=output) for word in RUNS[name]]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        cwd=output, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run() -> None:
+    assert set(RUNS) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_side_by_side_says_where_its_figure_is(tmp_path: Path) -> None:
+    said = _run("captum_side_by_side.py", tmp_path)
+    assert Path(said.split(":")[0]).stat().st_size > 50_000
+
+
+def test_heat_in_masks_prints_a_table(tmp_path: Path) -> None:
+    lines = _run("heat_in_masks.py", tmp_path).splitlines()
+    assert sum(line.startswith("| l") for line in lines) == 4
+
+
+def test_measurement_prints_its_figures(tmp_path: Path) -> None:
+    figures = json.loads(_run("measure_bundled_model.py", tmp_path))
+    assert figures["scenes"] == 30
+    assert figures["objects_found"] > 0.9
+
+
+def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
+    _run("train_bundled_model.py", tmp_path)
+    measure = "measure_bundled_model.py"
+    said = subprocess.run(
+        [sys.executable, EXAMPLES / measure, "--scenes", "2", "--model", tmp_path],
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert json.loads(said.stdout)["scenes"] == 2
+    assert (tmp_path / "training_log.jsonl").read_text()

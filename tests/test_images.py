@@ -1,0 +1,85 @@
+"""Reading image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_gmar.errors import ImageFileError
+from hf_gmar.images import find_images, open_image, unique_stems
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new(mode, (8, 6)).save(path)
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stands on its side
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match=r"no image file .*nothing\.png"):
+        open_image(tmp_path / "nothing.png")
+
+
+def test_text_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "text.png"
+    path.write_text("hello")
+    with pytest.raises(ImageFileError, match="not an image in a format"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_cut_off_file_is_broken(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ImageFileError):
+        open_image(path)
+
+
+def test_a_decompression_bomb_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (300, 300)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageFileError, match="too large"):
+        open_image(path)
+
+
+def test_a_large_photo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between Pillow's warning and its error."""
+    path = tmp_path / "large.png"
+    Image.new("1", (15, 10)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert open_image(path).size == (15, 10)
+
+
+def test_folders_are_searched_in_order(photos: Path) -> None:
+    found = [path.relative_to(photos).as_posix() for path in find_images([photos])]
+    assert found == ["more/grey.png", "more/scene.webp", "scene.png", "wide.jpg"]
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match="holds no image files"):
+        list(find_images([tmp_path]))
+
+
+def test_stems_are_unique_even_when_numbers_clash() -> None:
+    paths = [Path("a/x.png"), Path("b/x.png"), Path("c/x-2.png"), Path("d/x.png")]
+    stems = unique_stems(paths)
+    assert len(set(stems)) == len(stems)
+    assert stems[0] == "x"

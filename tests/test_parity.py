@@ -1,0 +1,144 @@
+"""The package gives what the plain maths gives, on every model and with every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_gmar import GMAR
+from hf_gmar.capture import ENGINES, Request
+from hf_gmar.subject import Subject
+from tests import oracles
+from tests.cases import (
+    BATCH,
+    ENGINE_NAMES,
+    HEADS,
+    LABELS,
+    LAYERS,
+    METHODS,
+    MODELS,
+    TARGETS,
+    VIT,
+    MethodCase,
+    ModelCase,
+)
+from tests.parity import ROWS, Row, errors, largest_error, relative_error
+from tests.report_parity import report
+
+LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "float64"])
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
+    found = errors(row, dtype)
+    assert max(found) < LIMITS[dtype], found
+
+
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: str) -> None:
+    images = case.images()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        explain = method.build(case.build().to(dtype), engine=engine)
+        # float32 images: the model casts them, as it does for a user.
+        results.append(explain.attribute_patches(images, TARGETS, **case.forward_kwargs))
+        assert results[-1].dtype == torch.float32
+    # Three decimal digits in the weights; a product of the wrong layers is off by more than 1.
+    assert relative_error(results[1], results[0].double().numpy()) < 0.1
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_the_table_says_what_the_models_are(case: ModelCase) -> None:
+    model, images = case.build(), case.images()
+    output = model(images, **case.forward_kwargs)
+    found = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    assert model.config._attn_implementation == "sdpa"
+    assert output.logits.shape == (BATCH, LABELS)
+    assert (found.grid, found.prefix) == (case.grid, case.prefix)
+    tokens = case.prefix + case.grid[0] * case.grid[1]
+    assert found.attention.shape == (BATCH, LAYERS, HEADS, tokens, tokens)
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_the_models_could_show_a_mistake(case: ModelCase) -> None:
+    """Attention far from uniform, heads and layers that differ, targets that aren't all on top."""
+    model, images = case.build(), case.images()
+    found = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    assert found.attention.max(axis=-1).mean() > 4 / found.attention.shape[-1]
+    weights = oracles.gmar(found).heads
+    assert weights is not None
+    assert weights.max() > 1.5 * weights.min()
+    right = oracles.gmar(found).patches
+    upside_down = found._replace(attention=found.attention[:, ::-1])
+    shuffled = found._replace(gradient=np.roll(found.gradient, 1, axis=2))
+    for wrong in (upside_down, shuffled):
+        assert np.abs(oracles.gmar(wrong).patches - right).max() / right.max() > 1e-3
+    top = model(images, **case.forward_kwargs).logits.argmax(dim=1).tolist()
+    assert top != TARGETS
+
+
+def test_the_plain_forward_is_the_model() -> None:
+    model, images = VIT.build().double(), VIT.images(torch.float64)
+    with oracles.unrounded_softmax():
+        output = model(images)
+        found = oracles.trace(model, images)
+    for index, image in enumerate(images):
+        logits, attentions = oracles.vit_logits(model, image)
+        assert torch.allclose(logits, output.logits[index], rtol=0, atol=1e-10)
+        assert np.allclose(torch.stack(attentions).numpy(), found.attention[index], atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
+    """The engine's gradient is d score / d attention: move single entries and see."""
+    model, images = VIT.build().double(), VIT.images(torch.float64)
+    with oracles.unrounded_softmax():
+        feed = ENGINES[engine](Subject.of(model), Request(images, TARGETS))
+        relevance = torch.ones(BATCH, feed.tokens, dtype=torch.float64)
+        blocks = [list(layer(relevance)) for layer in feed.layers][::-1]
+    gradient = [torch.cat([block.gradient for block in layer], dim=2) for layer in blocks]
+    draw = np.random.default_rng(3)
+    for _ in range(40):
+        image, layer = int(draw.integers(BATCH)), int(draw.integers(LAYERS))
+        head, query, key = (int(draw.integers(n)) for n in (HEADS, feed.tokens, feed.tokens))
+        if layer == LAYERS - 1:
+            query = 0  # only the top layer's CLS row reaches the logits
+        moved = oracles.finite_difference(
+            model, images[image], TARGETS[image], (layer, head, query, key)
+        )
+        assert moved != 0
+        assert moved == pytest.approx(
+            float(gradient[layer][image, head, query, key]), rel=1e-4, abs=1e-7
+        )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_model_from_disk(tmp_path: Path, attention: str) -> None:
+    model, images = VIT.build(), VIT.images()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
+    assert loaded.config._attn_implementation == attention
+    wanted = oracles.gmar(oracles.trace(model, images, TARGETS))
+    assert relative_error(GMAR(loaded).attribute_patches(images, TARGETS), wanted.patches) < 1e-5
+
+
+def test_the_report_names_the_largest_error() -> None:
+    rows = ROWS[:2] + ROWS[-2:]
+    lines = report(rows).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| vit", "| deit-teacher", "| all"]
+    found = [max(errors(row, torch.float32)) for row in rows]
+    assert largest_error(torch.float32, rows) == max(found)
+    assert f"{max(found):.1e}" in lines[4]
+
+
+def test_a_wrong_result_is_a_large_error() -> None:
+    right = np.array([[0.5, 0.25]])
+    assert relative_error(torch.tensor([[0.5, 0.5]]), right) == 0.5
+    assert relative_error(torch.tensor([[0.5, float("nan")]]), right) == float("inf")
+    assert relative_error(torch.tensor([0.5, 0.25]), right) == float("inf")

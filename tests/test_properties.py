@@ -1,0 +1,258 @@
+"""What holds for every model and every method, and what is peculiar to GMAR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
+
+from hf_gmar import GMAR, TokenLayout, register_layout, tokens
+from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
+from hf_gmar.tokens import layout_for, supported_families
+from tests import oracles
+from tests.cases import (
+    BATCH,
+    ENGINE_NAMES,
+    HEADS,
+    LABELS,
+    LAYERS,
+    METHODS,
+    MODELS,
+    TARGETS,
+    VIT,
+    MethodCase,
+    ModelCase,
+    build,
+)
+from tests.parity import relative_error
+
+every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_method_with_heads = pytest.mark.parametrize(
+    "method", [method for method in METHODS if method.has_heads], ids=lambda method: method.name
+)
+every_class_specific_method = pytest.mark.parametrize(
+    "method",
+    [method for method in METHODS if method.class_specific],
+    ids=lambda method: method.name,
+)
+every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
+
+
+@pytest.fixture
+def layouts() -> Iterator[None]:
+    """Layouts that a test registers are gone afterwards."""
+    with patch.dict(tokens._LAYOUTS):
+        yield
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Equal up to the rounding of float32."""
+    return relative_error(one, other.double().numpy()) < 1e-5
+
+
+@every_engine
+@every_method
+@every_model
+def test_maps_are_shares_of_the_relevance(case: ModelCase, method: MethodCase, engine: str) -> None:
+    patches = method.build(case.build(), engine=engine).attribute_patches(
+        case.images(), TARGETS, **case.forward_kwargs
+    )
+    assert patches.shape == (BATCH, *case.grid)
+    assert (patches >= 0).all()
+    assert (patches.sum(dim=(1, 2)) <= 1 + 1e-6).all()
+    assert (patches.sum(dim=(1, 2)) > 0.01).all()
+    assert not patches.requires_grad
+
+
+@every_method
+@every_model
+def test_each_pixel_has_the_value_of_its_patch(case: ModelCase, method: MethodCase) -> None:
+    explain, images = method.build(case.build()), case.images()
+    attribution = explain.attribute(images, TARGETS, **case.forward_kwargs)
+    patches = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
+    height, width = (size // cells for size, cells in zip(case.shape[1:], case.grid, strict=True))
+    for row in range(case.grid[0]):
+        for column in range(case.grid[1]):
+            area = attribution[
+                :, :, row * height : (row + 1) * height, column * width : (column + 1) * width
+            ]
+            value = patches[:, row, column].reshape(-1, 1, 1, 1)
+            assert torch.equal(area, value.expand_as(area))
+
+
+@every_method
+@every_model
+def test_a_batch_is_its_images(case: ModelCase, method: MethodCase) -> None:
+    explain, images = method.build(case.build()), case.images()
+    batch = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
+    for index, target in enumerate(TARGETS):
+        one = explain.attribute_patches(images[index : index + 1], target, **case.forward_kwargs)
+        assert same(one[0], batch[index])
+    order = [2, 0, 1]
+    permuted = explain.attribute_patches(
+        images[order], [TARGETS[i] for i in order], **case.forward_kwargs
+    )
+    assert same(permuted, batch[order])
+
+
+@every_engine
+@every_class_specific_method
+@every_model
+def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, engine: str) -> None:
+    explain = method.build(case.build(), engine=engine)
+    image = case.images(batch=1)
+    maps = [
+        explain.attribute_patches(image, target, **case.forward_kwargs) for target in range(LABELS)
+    ]
+    for index, one in enumerate(maps):
+        for other in maps[:index]:
+            assert (one - other).abs().max() / one.max() > 1e-4
+
+
+@every_engine
+@every_method
+@every_model
+def test_frozen_weights_change_nothing(case: ModelCase, method: MethodCase, engine: str) -> None:
+    model, images = case.build(), case.images()
+    explain = method.build(model, engine=engine)
+    wanted = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
+    model.requires_grad_(False)
+    frozen = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
+    assert torch.equal(frozen, wanted)
+
+
+@every_method_with_heads
+@every_model
+def test_each_layer_shares_out_its_heads(case: ModelCase, method: MethodCase) -> None:
+    explain = method.build(case.build())
+    importance = explain.head_importance(case.images(), TARGETS, **case.forward_kwargs)
+    assert importance.shape == (BATCH, LAYERS - explain.start_layer, HEADS)
+    assert (importance >= 0).all()
+    assert torch.allclose(importance.sum(dim=2), torch.ones(importance.shape[:2]), atol=1e-6)
+
+
+@every_engine
+@every_model
+def test_no_gradient_makes_heads_equal(case: ModelCase, engine: str) -> None:
+    """A class whose weights are zero depends on no head; NaN would be the careless answer."""
+    model = case.build()
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and name.endswith("weight"):
+            parameter.data[4] = 0
+    gmar = GMAR(model, engine=engine)
+    importance = gmar.head_importance(case.images(), 4, **case.forward_kwargs)
+    assert torch.equal(importance, torch.full((BATCH, LAYERS, HEADS), 1 / HEADS))
+    patches = gmar.attribute_patches(case.images(), 4, **case.forward_kwargs)
+    assert torch.isfinite(patches).all()
+    # In one batch with an image that has gradients, each has its own weights.
+    mixed = gmar.head_importance(case.images(), [4, 0, 4], **case.forward_kwargs)
+    assert (mixed[[0, 2]] == 1 / HEADS).all()
+    assert (mixed[1] != 1 / HEADS).any()
+
+
+@pytest.mark.parametrize("head", range(HEADS))
+def test_a_head_that_is_cut_off_loses_its_importance(head: int) -> None:
+    model, images = VIT.build(), VIT.images()
+    before = GMAR(model).head_importance(images, TARGETS)
+    width = VIT.build().config.hidden_size // HEADS
+    output = model.vit.layers[1].attention.o_proj.weight
+    output.data[:, head * width : (head + 1) * width] = 0
+    after = GMAR(model).head_importance(images, TARGETS)
+    assert (before[:, 1, head] > 0.05).all()
+    assert (after[:, 1, head] == 0).all()
+
+
+@every_model
+def test_the_residual_outweighs_all_as_alpha_grows(case: ModelCase) -> None:
+    """Nothing leaves the tokens that the head reads, so no patch gets anything."""
+    gmar = GMAR(case.build(), alpha=1e12)
+    patches = gmar.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
+    assert (patches.sum(dim=(1, 2)) < 1e-9).all()
+
+
+def test_start_layer_leaves_out_the_layers_below() -> None:
+    model, images = VIT.build(), VIT.images()
+    every = GMAR(model).head_importance(images, TARGETS)
+    for start in range(LAYERS):
+        upper = GMAR(model, start_layer=start).head_importance(images, TARGETS)
+        assert same(upper, every[:, start:])
+
+
+@every_model
+def test_prefix_tokens_are_no_patches(case: ModelCase) -> None:
+    """The map is the tokens after the prefix; with a wrong prefix there is no map at all."""
+    model, images = case.build(), case.images()
+    found = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    weights = [oracles.head_weights(layer, "l1") for layer in found.gradient[0]]
+    row = found.readout @ oracles.rollout(found.attention[0], weights, 1.0)
+    patches = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
+    assert float(patches[0].sum()) == pytest.approx(1 - row[: case.prefix].sum(), rel=1e-5)
+    for readout in ((), (1.0, *[0.0] * case.prefix)):
+        gmar = GMAR(model)
+        wrong = replace(gmar.subject.layout, readout=readout)
+        gmar.subject = replace(gmar.subject, layout=wrong)
+        with pytest.raises(ModelOutputError, match="register_layout"):
+            gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
+
+
+@every_model
+def test_the_readout_decides_the_map(case: ModelCase) -> None:
+    model, images = case.build(), case.images()
+    right = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
+    gmar = GMAR(model)
+    # As if the head averaged the patches, or read the last prefix token alone.
+    for readout in ([0.0] * case.prefix, [0.0] * (case.prefix - 1) + [0.9]):
+        other = replace(gmar.subject.layout, readout=tuple(readout))
+        gmar.subject = replace(gmar.subject, layout=other)
+        wrong = gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
+        assert (wrong - right).abs().max() / right.max() > 0.01
+
+
+@pytest.mark.usefixtures("layouts")
+def test_registers_get_no_heat_on_the_image() -> None:
+    """A family that the table lacks: CLS and registers before the patches, CLS + mean read."""
+    model = build(
+        Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig, num_register_tokens=3
+    )
+    with pytest.raises(UnsupportedModelError, match="register_layout"):
+        GMAR(model)
+    register_layout(type(model).__name__, TokenLayout(readout=(0.5, 0.0, 0.0, 0.0)))
+    assert type(model).__name__ in supported_families()
+    images = VIT.images()
+    wanted = oracles.gmar(oracles.trace(model, images, TARGETS))
+    assert relative_error(GMAR(model).attribute_patches(images, TARGETS), wanted.patches) < 1e-5
+    assert wanted.heads is not None
+    assert relative_error(GMAR(model).head_importance(images, TARGETS), wanted.heads) < 1e-5
+    # With nothing but residuals the readout itself is left: half of it, spread over the patches.
+    readout = GMAR(model, alpha=1e12).attribute_patches(images, TARGETS)
+    assert torch.allclose(readout, torch.full_like(readout, 0.5 / 16), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("layouts")
+def test_a_subclass_keeps_its_layout_and_a_class_goes_before_its_family() -> None:
+    model = VIT.build()
+    model.__class__ = type("Fork", (type(model),), {})
+    assert layout_for(model).readout == (1.0,)
+    register_layout("vit", TokenLayout(readout=(0.0,)))
+    assert layout_for(model).readout == (1.0,)
+    register_layout("Fork", TokenLayout(readout=(0.5,), patch_size=(4, 2)))
+    assert layout_for(model) == TokenLayout(readout=(0.5,), patch_size=(4, 2))
+
+
+@pytest.mark.parametrize("readout", [(-0.1, 0.5), (1.1,), (0.6, 0.6), (float("nan"),)], ids=str)
+def test_a_readout_is_shares(readout: tuple[float, ...]) -> None:
+    with pytest.raises(OptionError, match="shares"):
+        TokenLayout(readout=readout)
+
+
+@pytest.mark.parametrize("readout", [(0.1,) * 10, (0.7, 0.2, 0.1), (1.0 + 5e-10,)], ids=str)
+def test_rounding_in_a_readout_makes_nothing_negative(readout: tuple[float, ...]) -> None:
+    row = TokenLayout(readout=readout).readout_row(5, torch.float64)
+    assert (row >= 0).all()
+    assert float(row.sum()) == pytest.approx(1, abs=1e-9)

@@ -1,0 +1,336 @@
+"""A call leaves no trace: on the model, its config, the inputs or the caller's settings."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from hf_gmar import GMAR
+from hf_gmar.errors import ModelOutputError, TargetError
+from tests import oracles
+from tests.cases import (
+    ENGINE_NAMES,
+    METHODS,
+    MODELS,
+    TARGETS,
+    VIT,
+    Around,
+    MethodCase,
+    ModelCase,
+)
+from tests.parity import relative_error
+
+every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
+loadings = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+
+
+def snapshot(*models: nn.Module) -> dict[str, Any]:
+    """All that a caller could find changed, in forms that compare with ``==``."""
+    state: dict[str, Any] = {
+        "torch random": torch.get_rng_state().tolist(),
+        "python random": random.getstate(),
+        "numpy random": repr(np.random.get_state()),  # noqa: NPY002
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+    for number, model in enumerate(models):
+        state.update({f"{number} {name}": value for name, value in _of_model(model).items()})
+    return state
+
+
+def _of_model(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state[f"{name} values"] = (id(tensor), tensor._version, _bits(tensor))
+        state[f"{name} gradient"] = None if tensor.grad is None else _bits(tensor.grad)
+        state[f"{name} requires_grad"] = tensor.requires_grad
+    for name, module in model.named_modules():
+        state[f"{name} training"] = module.training
+        state[f"{name} attributes"] = sorted(module.__dict__)
+        for attribute, value in module.__dict__.items():
+            if "hook" in attribute:
+                state[f"{name} {attribute}"] = (
+                    list(value.items()) if isinstance(value, dict) else value
+                )
+        config = getattr(module, "config", None)
+        if config is not None:
+            state[f"{name} config"] = (
+                id(config),
+                repr(config.to_dict()),
+                config._attn_implementation,
+                sorted(vars(config)),
+            )
+    return state
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().numpy().tobytes()
+
+
+@contextmanager
+def unchanged(*models: nn.Module) -> Iterator[None]:
+    """Nothing in the snapshot may differ afterwards."""
+    before = snapshot(*models)
+    yield
+    after = snapshot(*models)
+    assert {key for key in before | after if before.get(key) != after.get(key)} == set()
+
+
+def used(case: ModelCase, attention: str = "sdpa") -> Any:
+    """A model in the middle of other work: mixed modes, some gradients, some weights frozen."""
+    model = case.build(attention=attention)
+    modules = list(model.modules())
+    for module in modules[::3]:
+        module.training = True
+    for index, parameter in enumerate(model.parameters()):
+        if index % 3 == 0:
+            parameter.grad = torch.full_like(parameter, 0.5)
+        if index % 4 == 0:
+            parameter.requires_grad_(False)
+    model.register_buffer("seen", torch.arange(3.0))
+    modules[1].register_forward_hook(lambda *_: None)
+    model.register_forward_pre_hook(lambda *_: None)
+    modules[-1].register_full_backward_hook(lambda *_: None)
+    return model
+
+
+@every_engine
+@loadings
+@every_method
+@every_model
+def test_a_call_leaves_the_model_as_it_was(
+    case: ModelCase, method: MethodCase, attention: str, engine: str
+) -> None:
+    model = used(case, attention)
+    explain = method.build(model, engine=engine)
+    with unchanged(model):
+        explain.attribute(case.images(), TARGETS, **case.forward_kwargs)
+        explain.attribute_patches(case.images(), **case.forward_kwargs)
+
+
+@every_engine
+def test_building_a_method_changes_nothing(engine: str) -> None:
+    model = used(VIT)
+    with unchanged(model):
+        GMAR(model, engine=engine)
+
+
+@every_engine
+def test_models_that_share_a_config(engine: str) -> None:
+    one = VIT.build()
+    other = type(one)(one.config).eval()
+    assert one.config is other.config
+    wanted = other(VIT.images()).logits
+    with unchanged(one, other):
+        GMAR(one, engine=engine).attribute(VIT.images(), 3)
+    assert torch.equal(other(VIT.images()).logits, wanted)
+
+
+@every_engine
+def test_a_model_whose_attention_was_asked_for_before(engine: str) -> None:
+    """Transformers then keeps hooks of its own in the layers; they are the model's by now."""
+    model = VIT.build(attention="eager")
+    wanted = GMAR(model, engine=engine).attribute_patches(VIT.images(), 3)
+    assert len(model(VIT.images(), output_attentions=True).attentions) == 3
+    with unchanged(model):
+        again = GMAR(model, engine=engine).attribute_patches(VIT.images(), 3)
+    assert torch.equal(again, wanted)
+    assert len(model(VIT.images(), output_attentions=True).attentions) == 3
+
+
+@every_engine
+def test_attention_can_be_asked_for_afterwards(engine: str) -> None:
+    model = VIT.build(attention="eager")
+    GMAR(model, engine=engine).attribute(VIT.images(), 3)
+    output = model(VIT.images(), output_attentions=True)
+    assert [layer.shape[-1] for layer in output.attentions] == [17, 17, 17]
+    assert model(VIT.images()).attentions is None
+
+
+class HalfWayError(Exception):
+    """Raised by a hook in the middle of a forward pass."""
+
+
+def _fail(*_: Any) -> None:
+    raise HalfWayError
+
+
+PLACES: dict[str, Callable[[Any], nn.Module]] = {
+    "first layer": lambda model: model.vit.layers[0],
+    "last layer": lambda model: model.vit.layers[2].attention,
+    "head": lambda model: model.classifier,
+}
+
+
+@every_engine
+@loadings
+@pytest.mark.parametrize("place", PLACES)
+def test_a_model_that_raises_half_way(place: str, attention: str, engine: str) -> None:
+    model = used(VIT, attention)
+    handle = PLACES[place](model).register_forward_hook(_fail)
+    gmar = GMAR(model, engine=engine)
+    with unchanged(model), pytest.raises(HalfWayError):
+        gmar.attribute(VIT.images(), 3)
+    handle.remove()
+    wanted = oracles.gmar(oracles.trace(VIT.build(), VIT.images(), TARGETS))
+    assert relative_error(gmar.attribute_patches(VIT.images(), TARGETS), wanted.patches) < 1e-5
+
+
+@every_engine
+def test_a_backward_that_raises(engine: str) -> None:
+    def fails_backwards(vit: Any, pixels: Tensor) -> Tensor:
+        logits: Tensor = vit(pixels).logits
+        logits.register_hook(_fail)
+        return logits
+
+    model = Around(used(VIT), fails_backwards)
+    with unchanged(model), pytest.raises(HalfWayError):
+        GMAR(model, engine=engine).attribute(VIT.images(), 3)
+
+
+@every_engine
+@loadings
+@pytest.mark.parametrize("target", [99, -1, [1, 2]])
+def test_a_target_that_does_not_exist(target: Any, attention: str, engine: str) -> None:
+    model = used(VIT, attention)
+    with unchanged(model), pytest.raises(TargetError):
+        GMAR(model, engine=engine).attribute(VIT.images(), target)
+
+
+@every_engine
+def test_a_result_that_is_not_finite(engine: str) -> None:
+    model = used(VIT)
+    model.vit.layers[1].mlp.fc2.weight.data *= 1e38
+    with unchanged(model), pytest.raises(ModelOutputError):
+        GMAR(model, engine=engine).attribute(VIT.images(), 3)
+
+
+@every_engine
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_inputs_are_not_touched(requires_grad: bool, engine: str) -> None:
+    images = VIT.images().requires_grad_(requires_grad)
+    target = torch.tensor(TARGETS)
+    if requires_grad:
+        images.grad = torch.full_like(images, 0.25)
+    before = copy.deepcopy((images.detach(), images.grad, target))
+    versions = images._version, target._version
+    attribution = GMAR(VIT.build(), engine=engine).attribute(images, target)
+    attribution += 1  # the result is no view of the inputs either
+    assert torch.equal(images.detach(), before[0])
+    assert images.requires_grad == requires_grad
+    assert (images.grad is None) == (before[1] is None)
+    assert before[1] is None or torch.equal(images.grad, before[1])  # type: ignore[arg-type]
+    assert torch.equal(target, before[2])
+    assert (images._version, target._version) == versions
+    assert images.is_leaf
+    assert images._backward_hooks is None
+
+
+MODES: dict[str, Callable[[], Any]] = {
+    "grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
+
+
+@every_engine
+@pytest.mark.parametrize("mode", MODES)
+def test_the_callers_grad_mode_stays(mode: str, engine: str) -> None:
+    model = used(VIT)
+    wanted = GMAR(model, engine=engine).attribute(VIT.images(), 3)
+    with MODES[mode](), unchanged(model):
+        assert torch.equal(GMAR(model, engine=engine).attribute(VIT.images(), 3), wanted)
+        with pytest.raises(TargetError):
+            GMAR(model, engine=engine).attribute(VIT.images(), 99)
+
+
+@every_engine
+def test_dropout_is_off(engine: str) -> None:
+    dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    model, images = VIT.build(**dropout).train(), VIT.images()
+    assert not torch.equal(model(images).logits, model(images).logits)
+    wanted = GMAR(VIT.build(), engine=engine).attribute(images, TARGETS)
+    with unchanged(model):
+        for _ in range(2):
+            assert torch.equal(GMAR(model, engine=engine).attribute(images, TARGETS), wanted)
+    assert model.training
+
+
+@every_engine
+def test_gradient_checkpointing_while_training(engine: str) -> None:
+    model, images = VIT.build().train(), VIT.images()
+    # The old name still works, but warns.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    wanted = GMAR(VIT.build(), engine=engine).attribute(images, TARGETS)
+    with unchanged(model):
+        assert torch.equal(GMAR(model, engine=engine).attribute(images, TARGETS), wanted)
+
+
+def _live_tensors() -> tuple[int, int]:
+    # Not isinstance: it would wake lazy objects of other libraries.
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
+    return len(tensors), sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@every_engine
+def test_twenty_calls_keep_nothing(engine: str) -> None:
+    """With the garbage collector off: nothing waits for it, or memory would pile up meanwhile."""
+    model, images = VIT.build(), VIT.images()
+    gmar = GMAR(model, engine=engine)
+    gmar.attribute(images, TARGETS)
+    gc.collect()
+    gc.disable()
+    try:
+        with unchanged(model):
+            before = _live_tensors()
+            for _ in range(20):
+                gmar.attribute(images, TARGETS)
+                with pytest.raises(TargetError):
+                    gmar.attribute(images, 99)
+            assert _live_tensors() == before
+    finally:
+        gc.enable()
+
+
+class Records(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        """Start with nothing."""
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message."""
+        self.messages.append(record.getMessage())
+
+
+@every_engine
+@loadings
+@every_model
+def test_transformers_has_nothing_to_warn_about(
+    case: ModelCase, attention: str, engine: str
+) -> None:
+    """Its warnings are log records, and some are shown once only: pytest would not see them."""
+    transformers_logging.warning_once.cache_clear()
+    handler = Records(logging.WARNING)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        explain = GMAR(case.build(attention=attention), engine=engine)
+        explain.attribute(case.images(), **case.forward_kwargs)
+    finally:
+        logger.removeHandler(handler)
+    assert handler.messages == []

@@ -1,0 +1,132 @@
+"""Models in other forms: wrapped, bound, hooked; what is explained is the same model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import (  # type: ignore[import-untyped]
+    AlignDevicesHook,
+    add_hook_to_module,
+)
+from torch import Tensor, nn
+
+from hf_gmar import GMAR, LogitsModel
+from tests.cases import ENGINE_NAMES, MODELS, TARGETS, VIT, Around, ModelCase
+
+every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
+
+
+def explained(model: Any, engine: str, images: Tensor | None = None, **kwargs: Any) -> Tensor:
+    """The heat of the tiny images' targets."""
+    images = VIT.images() if images is None else images
+    heat: Tensor = GMAR(model, engine=engine).attribute(images, TARGETS, **kwargs)
+    return heat
+
+
+@every_engine
+@every_model
+def test_a_model_of_logits_is_the_model(case: ModelCase, engine: str) -> None:
+    model, images, options = case.build(), case.images(), dict(case.forward_kwargs)
+    wanted = explained(model, engine, images, **options)
+    # The keywords may be given with the model, or with the call.
+    assert torch.equal(explained(LogitsModel(model, **options), engine, images), wanted)
+    assert torch.equal(explained(LogitsModel(model), engine, images, **options), wanted)
+
+
+def _hooked_by_accelerate(model: Any) -> Any:
+    """As ``device_map="auto"`` leaves a model: its forward is replaced."""
+    return add_hook_to_module(model, AlignDevicesHook(execution_device="cpu"))
+
+
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "LogitsModel": LogitsModel,
+    "LogitsModel twice": lambda model: LogitsModel(LogitsModel(model)),
+    "sequential": lambda model: nn.Sequential(nn.Identity(), model),
+    "partial": lambda model: functools.partial(model, output_hidden_states=True),
+    "partial of a partial": lambda model: functools.partial(
+        functools.partial(model, labels=None), output_hidden_states=True
+    ),
+    "bound method": lambda model: model.forward,
+    "partial of a bound method": lambda model: functools.partial(model.forward, labels=None),
+    "accelerate": _hooked_by_accelerate,
+    "tuple": lambda model: functools.partial(model, return_dict=False),
+    "attentions asked for": lambda model: functools.partial(model, output_attentions=True),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", WRAPPED)
+def test_a_model_in_another_form(form: str, attention: str, engine: str) -> None:
+    got = explained(WRAPPED[form](VIT.build(attention=attention)), engine)
+    assert torch.equal(got, explained(VIT.build(), engine))
+
+
+@every_engine
+def test_a_module_that_normalises_first(engine: str) -> None:
+    images = VIT.images().sigmoid()
+    mean = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
+    model = Around(VIT.build(), lambda vit, pixels: vit((pixels - mean) / 0.25).logits)
+    wanted = explained(VIT.build(), engine, (images - mean) / 0.25)
+    assert torch.equal(explained(model, engine, images), wanted)
+
+
+@every_engine
+def test_a_model_held_twice_is_one_model(engine: str) -> None:
+    model = Around(VIT.build(), lambda vit, pixels: vit(pixels))
+    model.again = nn.ModuleList([model.model])
+    model.inner = model.model.vit
+    assert torch.equal(explained(model, engine), explained(VIT.build(), engine))
+
+
+SEEN: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing": ({}, {"logits"}),
+    "attentions": ({"output_attentions": True}, {"logits", "attentions"}),
+    "hidden states": ({"output_hidden_states": True}, {"logits", "hidden_states"}),
+    "a dict": ({"return_dict": True}, {"logits"}),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("asked", SEEN)
+@pytest.mark.parametrize("by_config", [False, True])
+def test_a_module_sees_what_it_asked_for(by_config: bool, asked: str, engine: str) -> None:
+    """Attention maps that only the package asked for must not reach the module around."""
+    options, keys = SEEN[asked]
+    # Transformers lets a config ask for attention maps only if they are computed.
+    vit = VIT.build(attention="eager", **options) if by_config else VIT.build()
+    seen = []
+
+    def how(inner: Any, pixels: Tensor) -> Any:
+        seen.append(inner(pixels, **({} if by_config else options)))
+        return seen[-1].logits
+
+    assert torch.equal(explained(Around(vit, how), engine), explained(VIT.build(), engine))
+    assert [set(output) for output in seen] == [keys]
+
+
+@every_engine
+def test_a_module_that_unpacks_a_tuple(engine: str) -> None:
+    def how(vit: Any, pixels: Tensor) -> Any:
+        (logits,) = vit(pixels, return_dict=False)
+        return logits
+
+    assert torch.equal(explained(Around(VIT.build(), how), engine), explained(VIT.build(), engine))
+
+
+@every_engine
+def test_a_hook_of_the_user_that_changes_the_output(engine: str) -> None:
+    model = VIT.build()
+    model.register_forward_hook(lambda *called: called[2].logits)
+    assert torch.equal(explained(model, engine), explained(VIT.build(), engine))
+
+
+@every_engine
+def test_a_method_of_a_module_around(engine: str) -> None:
+    model = Around(VIT.build(), lambda vit, pixels: vit(pixels))
+    assert torch.equal(explained(model.forward, engine), explained(VIT.build(), engine))
