@@ -71,10 +71,12 @@ def main(
         axes[0].set_title(f"{CLASSES[target]}  {chances[target]:.1%}")
         for axis, (name, patch_map) in zip(axes[1:], maps.items(), strict=True):
             axis.imshow(scene.image, extent=(0, 96, 96, 0))
-            axis.imshow(patch_map(pixels, target), cmap="inferno", alpha=0.7, extent=(0, 96, 96, 0))
+            heat = patch_map(pixels, target)
+            axis.imshow(heat, cmap="inferno", vmin=0, alpha=0.7, extent=(0, 96, 96, 0))
             axis.set_title(name)
         for axis in axes:
             axis.set_axis_off()
+    figure.supxlabel("each map on a colour scale of its own, from zero to its largest value")
     output.mkdir(parents=True, exist_ok=True)
     save_figure(figure, output / "captum_side_by_side.png")
     typer.echo(f"{output / 'captum_side_by_side.png'}: {', '.join(scene.names)}")

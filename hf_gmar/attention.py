@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -59,15 +60,26 @@ def _switch_to_eager(model: PreTrainedModel) -> None:
     model.set_attn_implementation("eager")
 
 
-@contextmanager
-def recorded_attention(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Inside, each forward of the model appends its attention maps to the list.
+class Recorded(NamedTuple):
+    """What one forward of the model left.
 
-    A forward appends one tuple with a tensor (B, H, N, N) for each layer, connected to the graph.
+    Attributes:
+        maps: attention of each layer, (B, H, N, N), connected to the graph.
+        images: shape of the pixel values that the model got.
+    """
+
+    maps: tuple[Tensor, ...]
+    images: torch.Size
+
+
+@contextmanager
+def recorded_attention(model: PreTrainedModel) -> Iterator[list[Recorded]]:
+    """Inside, each forward of the model appends what it did to the list.
+
     Hooks ask for them, so that the model may sit anywhere in a larger module; its caller gets
     the output that it would get without them.
     """
-    recorded: list[tuple[Tensor, ...]] = []
+    recorded: list[Recorded] = []
     asked: list[tuple[bool, bool]] = []
     thread = threading.get_ident()  # forwards of other threads go on as ever
 
@@ -77,10 +89,11 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ..
         asked.append((_asked(model, kwargs, "return_dict"), _asked(model, kwargs, _MAPS)))
         return args, {**kwargs, _MAPS: True, "return_dict": True}
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
-        recorded.append(_attention_maps(model, output))
+        pixels = args[0] if args else kwargs["pixel_values"]
+        recorded.append(Recorded(_attention_maps(model, output), pixels.shape))
         as_dict, with_maps = asked.pop()
         if not with_maps:
             output = type(output)(**{k: v for k, v in output.items() if k != "attentions"})
@@ -91,7 +104,7 @@ def recorded_attention(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ..
         handles = [
             model.register_forward_pre_hook(ask, with_kwargs=True),
             # Before the user's own hooks, which may replace the output.
-            model.register_forward_hook(keep, prepend=True),
+            model.register_forward_hook(keep, prepend=True, with_kwargs=True),
         ]
         for handle in handles:
             stack.callback(handle.remove)

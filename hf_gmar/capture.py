@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from hf_gmar.attention import eager_attention, recorded_attention
+from hf_gmar.attention import Recorded, eager_attention, recorded_attention
 from hf_gmar.errors import ModelOutputError
 from hf_gmar.propagation import Block, LayerResult, LayerRule, apply_rule
 from hf_gmar.subject import Subject
@@ -100,6 +100,12 @@ def capture(subject: Subject, request: Request, rule: LayerRule, engine: str) ->
         return _roll_down(subject, request, rule, feed)
 
 
+def predict(subject: Subject, request: Request) -> Tensor:
+    """The scores (B, C) that an explanation of this request is about, without gradients."""
+    with torch.no_grad(), _ALONE, _evaluation_mode(subject):
+        return subject(request.inputs, *request.args, **request.kwargs)
+
+
 def dense_engine(subject: Subject, request: Request) -> LayerFeed:
     """The readable reference: eager attention, and gradients of the returned attention maps.
 
@@ -112,7 +118,7 @@ def dense_engine(subject: Subject, request: Request) -> LayerFeed:
     backbone = subject.backbone
     with eager_attention(backbone), recorded_attention(backbone) as recorded:
         scores = subject(inputs, *args, **kwargs)
-    maps = _single(recorded)[request.start_layer :]
+    maps = _maps_of(recorded, inputs, scores)[request.start_layer :]
     targets = resolve_targets(request.target, scores)
     explained = scores.flatten(1).gather(1, targets.unsqueeze(1)).sum()
     pairs = zip(maps, _gradients(explained, maps), strict=True)
@@ -128,13 +134,22 @@ def _plain(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _single(recorded: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _maps_of(recorded: list[Recorded], inputs: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    """The attention maps of the one run, if they belong to the inputs image by image."""
     if len(recorded) != 1:
         raise ModelOutputError(
             f"the Transformers model must be called exactly once in a forward pass, as model(...) "
             f"and not as model.forward(...); it was called {len(recorded)} times"
         )
-    return recorded[0]
+    wanted = inputs.shape[0], *inputs.shape[2:]
+    seen = recorded[0].images[0], *recorded[0].images[2:]
+    if seen != wanted or scores.shape[0] != wanted[0]:
+        raise ModelOutputError(
+            f"for inputs of shape {tuple(inputs.shape)} the Transformers model got "
+            f"{tuple(recorded[0].images)} and the scores have shape {tuple(scores.shape)}; a "
+            "module around the model must keep number, order and size of the images"
+        )
+    return recorded[0].maps
 
 
 def _gradients(explained: Tensor, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -165,7 +180,7 @@ def _roll_down(subject: Subject, request: Request, rule: LayerRule, feed: LayerF
         results.append(apply_rule(rule, blocks(relevance), relevance))
         relevance = results[-1].relevance
     weights = torch.stack([result.head_weights for result in reversed(results)], dim=1)
-    _check_finite(relevance, weights)
+    _check_finite(feed, relevance, weights)
     patches = relevance[:, subject.layout.prefix :].reshape(-1, *grid)
     return Capture(patches, weights, feed.targets, feed.scores)
 
@@ -176,8 +191,7 @@ def _readout(subject: Subject, feed: LayerFeed, grid: tuple[int, int]) -> Tensor
     if feed.tokens != layout.prefix + patches:
         raise ModelOutputError(
             f"{type(subject.backbone).__name__} has {feed.tokens} tokens, but its layout says "
-            f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; a module around the "
-            "model must keep the image's size, and a wrong layout is corrected with "
+            f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
             "hf_gmar.register_layout"
         )
     dtype = torch.float64 if feed.scores.dtype == torch.float64 else torch.float32
@@ -185,7 +199,12 @@ def _readout(subject: Subject, feed: LayerFeed, grid: tuple[int, int]) -> Tensor
     return row.expand(len(feed.targets), -1)
 
 
-def _check_finite(relevance: Tensor, weights: Tensor) -> None:
+def _check_finite(feed: LayerFeed, relevance: Tensor, weights: Tensor) -> None:
+    if not torch.isfinite(feed.scores).all():
+        raise ModelOutputError(
+            "the model's scores are not finite: its weights or the pixels are out of bounds, or "
+            f"it overflows in {feed.scores.dtype} (then try model.float())"
+        )
     if not (torch.isfinite(relevance).all() and torch.isfinite(weights).all()):
         raise ModelOutputError(
             "the attention or its gradient is not finite; the model overflows in this precision: "

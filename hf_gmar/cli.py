@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub.utils import logging as huggingface_logging
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -73,14 +75,29 @@ def explain(
     try:
         if target is not None and top_k > 1:
             raise OptionError("give either --target (one class) or --top-k (several), not both")
+        _make_folder(output)
+        # Before the model: a misspelt file name should not cost a download.
+        paths, missing = _expand(images or [sample_image()], output)
+        if not paths:
+            raise typer.Exit(1)
         explainer = _explainer(model, bool(images), method, norm, alpha, device)
         chosen = None if target is None else find_class(explainer.loaded.model.config, target)
-        output.mkdir(parents=True, exist_ok=True)
-    except (HfGmarError, OSError) as error:
+    except HfGmarError as error:
         _say(error)
         raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
-    failed = _run(explainer, images or [sample_image()], chosen, top_k, output)
-    raise typer.Exit(1 if failed else 0)
+    failed = _run(explainer, paths, chosen, top_k, output)
+    raise typer.Exit(1 if failed or missing else 0)
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"nothing can be written to --output {output}: {error.strerror}; name another folder"
+        ) from error
 
 
 def _explainer(
@@ -89,6 +106,8 @@ def _explainer(
     if model is None:
         model = DEFAULT_MODEL if has_images else BUNDLED
         _err.print(f"No --model given: using {model}{' from the Hub' if has_images else ''}.")
+    # What the Hub's client says of each retry is noise before the one error that follows.
+    huggingface_logging.set_verbosity_error()
     # Results go to the terminal; the bars of a local file that loads in a blink do not.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -96,19 +115,21 @@ def _explainer(
 
 
 def _run(
-    explainer: Explainer, sources: list[Path], target: int | None, top_k: int, output: Path
+    explainer: Explainer, paths: list[Path], target: int | None, top_k: int, output: Path
 ) -> int:
     """Explain every image, print the table, return how many failed."""
-    paths, failed = _expand(sources)
-    table = Table("image", "class", "probability", "files", title="Explanations")
+    failed = 0
+    table = Table(title="Explanations")
+    for heading in ("image", "class", "probability", "files"):
+        table.add_column(heading, overflow="fold")
     stems = unique_stems(paths)
     for path, stem in track(
         list(zip(paths, stems, strict=True)), "Explaining", console=_err, disable=len(paths) < 2
     ):
         try:
             for result in explainer.explain(open_image(path), path.name, target, top_k):
-                _add_row(table, result, result.save(output, stem))
-        except (HfGmarError, OSError) as error:
+                _add_row(table, path, result, result.save(output, stem))
+        except Exception as error:  # noqa: BLE001  # whatever one image provokes, the others go on
             failed += 1
             _say(error, path)
     if table.row_count:
@@ -116,21 +137,21 @@ def _run(
     return failed
 
 
-def _expand(sources: list[Path]) -> tuple[list[Path], int]:
+def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     paths: list[Path] = []
     failed = 0
     for source in sources:
         try:
-            paths.extend(find_images([source]))
+            paths.extend(find_images(source, skip=output))
         except HfGmarError as error:
             failed += 1
             _say(error, source)
     return paths, failed
 
 
-def _add_row(table: Table, result: Explanation, files: tuple[Path, ...]) -> None:
+def _add_row(table: Table, path: Path, result: Explanation, files: tuple[Path, ...]) -> None:
     table.add_row(
-        escape(result.source),
+        "bundled scene" if path == sample_image() else escape(str(path)),
         escape(result.label),
         f"{result.probability:.1%}",
         "\n".join(escape(str(file)) for file in files),
@@ -139,7 +160,9 @@ def _add_row(table: Table, result: Explanation, files: tuple[Path, ...]) -> None
 
 def _say(error: Exception, path: Path | None = None) -> None:
     where = f"{path}: " if path is not None and str(path) not in str(error) else ""
-    _err.print(f"[red]error:[/red] {escape(where + str(error))}", soft_wrap=True, highlight=False)
+    kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
+    text = " ".join(f"{where}{kind}{error}".split())  # one line, whatever it says
+    _err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

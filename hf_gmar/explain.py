@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from hf_gmar.errors import OptionError
+from hf_gmar.files import whole_file
 from hf_gmar.hub import LoadedModel
 from hf_gmar.labels import label_of, probabilities
 from hf_gmar.methods import METHODS, AttentionMethod
-from hf_gmar.subject import scores_of
 from hf_gmar.visualize import overlay_figure, save_figure
 
 
@@ -47,13 +46,13 @@ class Explanation:
     settings: dict[str, Any]
 
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Write ``STEM.LABEL.png`` and ``STEM.LABEL.npz``; each is there whole or not at all.
+        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
 
         The archive has ``patches``, ``target``, ``label``, ``probability``, ``source``,
         ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
         words = re.sub(r"[^\w-]+", "-", self.label).strip("-")[:60]
-        name = f"{stem}.{words or self.target}"
+        name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
         self._save_archive(archive)
         save_figure(self._figure(), picture)
@@ -65,8 +64,7 @@ class Explanation:
         return overlay_figure(self.image, self.patches, title, f"{self.source}   ({options})")
 
     def _save_archive(self, path: Path) -> None:
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 patches=self.patches.numpy(),
@@ -77,7 +75,6 @@ class Explanation:
                 settings=json.dumps(self.settings),
                 version=version("hf-gmar"),
             )
-        part.replace(path)
 
 
 @dataclass(frozen=True)
@@ -119,6 +116,7 @@ class Explainer:
             top_k: how many classes.
 
         Raises:
+            InputError: the processor's pixels do not fit the model.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self._pixels(image)
@@ -136,9 +134,7 @@ class Explainer:
         return pixels.to(self.loaded.model.device)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
-            scores = scores_of(self.loaded.model(pixels))
-        return probabilities(self.loaded.model.config, scores)[0].cpu()
+        return probabilities(self.loaded.model.config, self.method.scores(pixels))[0].cpu()
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """The image after resizing and cropping, before normalisation."""

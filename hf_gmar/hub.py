@@ -102,7 +102,7 @@ def pick_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # a device without values, such as meta, fails here
     # Builds without a backend answer with an AssertionError or NotImplementedError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -110,7 +110,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(name: str = BUNDLED, device: str = "cpu") -> LoadedModel:
+def load_model(name: str | Path = BUNDLED, device: str = "cpu") -> LoadedModel:
     """Load a classifier and its image processor.
 
     Only safetensors weights are read and no code from a repository is run.
@@ -130,7 +130,9 @@ def load_model(name: str = BUNDLED, device: str = "cpu") -> LoadedModel:
         'multi_label_classification'
     """
     where = pick_device(device)
-    source = str(bundled_folder()) if name == BUNDLED else name
+    name = str(name)
+    local = Path(name).expanduser()
+    source = str(bundled_folder() if name == BUNDLED else local if local.is_dir() else name)
     _refuse_missing_folder(source)
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
@@ -138,7 +140,7 @@ def load_model(name: str = BUNDLED, device: str = "cpu") -> LoadedModel:
         )
         # The same pixels, whether torchvision is installed or not.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(name, error) from error
     _refuse_incomplete(name, info)
     return LoadedModel(name, model.eval().to(where), processor)
@@ -146,7 +148,7 @@ def load_model(name: str = BUNDLED, device: str = "cpu") -> LoadedModel:
 
 def _refuse_missing_folder(source: str) -> None:
     looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1
-    if looks_local and not Path(source).expanduser().is_dir():
+    if looks_local and not Path(source).is_dir():
         raise ModelLoadError(
             f"there is no model folder {source}; name a folder made by save_pretrained, a model on "
             f"the Hub as 'owner/name', or {BUNDLED!r}"
@@ -155,9 +157,7 @@ def _refuse_missing_folder(source: str) -> None:
 
 def _refuse_incomplete(name: str, info: dict[str, Any]) -> None:
     # Transformers fills what is missing with random numbers and only warns.
-    absent = sorted(info.get("missing_keys", ())) + sorted(
-        map(str, info.get("mismatched_keys", ()))
-    )
+    absent = sorted(info.get("missing_keys", ()))
     if absent:
         raise ModelLoadError(
             f"the weights of {name} lack {', '.join(absent[:3])}{' ...' if absent[3:] else ''}; it "

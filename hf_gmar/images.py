@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_gmar.errors import ImageFileError
+
+SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""What counts as an image file in a folder; a file that is named is tried whatever its suffix."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -31,7 +37,9 @@ def open_image(path: Path) -> Image.Image:
             # Above half its limit Pillow warns; large photos are wanted here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageFileError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{path} is too large: {error}; make it smaller first") from error
     except UnidentifiedImageError:
@@ -40,25 +48,44 @@ def open_image(path: Path) -> Image.Image:
         raise ImageFileError(f"{path} is broken or can't be read: {error}") from error
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and for each folder the image files below it, sorted.
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips all that is over 255 to white.
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageFileError(
+            f"the image has pixels of mode {image.mode!r} (32 bits), whose range is not known; "
+            "save it with 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
+def find_images(path: Path, skip: Path | None = None) -> list[Path]:
+    """The file itself, or the image files below a folder, sorted, hidden ones left out.
+
+    Args:
+        path: a file or a folder.
+        skip: a folder whose files are left out, such as one for results.
 
     Raises:
-        ImageFileError: a folder without images.
+        ImageFileError: a missing file, or a folder without images.
     """
-    for path in paths:
-        if path.is_dir():
-            yield from _images_below(path)
-        else:
-            yield path
-
-
-def _images_below(folder: Path) -> list[Path]:
-    known = Image.registered_extensions()
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known)
+    if not path.is_dir():
+        if not path.is_file():
+            raise ImageFileError(f"there is no image file {path}")
+        return [path]
+    found = sorted(file for file in path.rglob("*") if _is_image(file, path, skip))
     if not found:
-        raise ImageFileError(f"the folder {folder} holds no image files")
+        raise ImageFileError(
+            f"the folder {path} holds no image files ({', '.join(sorted(SUFFIXES))})"
+        )
     return found
+
+
+def _is_image(file: Path, folder: Path, skip: Path | None) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    skipped = skip is not None and file.resolve().is_relative_to(skip.resolve())
+    return file.suffix.lower() in SUFFIXES and not hidden and not skipped and file.is_file()
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:

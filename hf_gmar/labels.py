@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
         (1, 0, 1)
     """
     labels = _labels(config)
-    if text.strip().isdecimal():
-        return _by_number(int(text), labels)
+    if re.fullmatch(r"\s*[-+]?\d+\s*", text):
+        return _by_number(text.strip(), labels)
     wanted = text.strip().casefold()
     for names in (_whole, _parts):  # a full label goes before a part of another
         found = [index for index, label in labels.items() if wanted in names(label)]
@@ -54,10 +55,11 @@ def _labels(config: PreTrainedConfig) -> dict[int, str]:
     return {int(index): str(label) for index, label in (config.id2label or {}).items()}
 
 
-def _by_number(index: int, labels: dict[int, str]) -> int:
+def _by_number(text: str, labels: dict[int, str]) -> int:
+    index = int(text) if len(text) < 10 else -1  # Python refuses to read very long numbers
     if index not in labels:
         raise TargetError(
-            f"target {index} is out of range: the model has {len(labels)} classes, 0 to "
+            f"target {text[:20]} is out of range: the model has {len(labels)} classes, 0 to "
             f"{len(labels) - 1}"
         )
     return index

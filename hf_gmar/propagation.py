@@ -107,7 +107,8 @@ class GmarRule:
         scores, rows = sums
         weights = normalise_heads(scores if self.norm == "l1" else scores.sqrt())
         fused = torch.einsum("bh,bhk->bk", weights, rows)
-        return LayerResult((fused + self.alpha * relevance) / (1 + self.alpha), weights)
+        kept = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
+        return LayerResult(fused / (1 + self.alpha) + kept * relevance, weights)
 
 
 def normalise_heads(scores: Tensor) -> Tensor:

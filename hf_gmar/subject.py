@@ -36,6 +36,8 @@ class Subject:
         Raises:
             UnsupportedModelError: no Transformers model in it, several, or an unknown family.
         """
+        # A module made by torch.compile traces around hooks: the one inside is the same model.
+        model = getattr(model, "_orig_mod", model)
         backbone = find_backbone(model)
         return cls(_with_hooks(model), backbone, layout_for(backbone))
 
@@ -45,7 +47,8 @@ class Subject:
 
     def modules(self) -> list[nn.Module]:
         """All submodules of the model, itself included."""
-        return list((_module_of(self.model) or self.backbone).modules())
+        module = _module_of(self.model)
+        return list((self.backbone if module is None else module).modules())
 
     @property
     def layers(self) -> int:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,12 +93,12 @@ def _flat_index(target: Any, dims: tuple[int, ...], image: int) -> int:
 
 
 def _checked(part: Any, size: int, image: int) -> int:
-    # bool counts as an integer in Python, but True is no class; NumPy's integers are classes.
-    if isinstance(part, bool) or not isinstance(part, SupportsIndex):
+    # bool counts as an integer in Python, but True is no class; nor is an array with an index.
+    if isinstance(part, bool | np.ndarray) or not isinstance(part, SupportsIndex):
         raise TargetError(
             f"the target of image {image} is {part!r}; a class index (integer) is needed"
         )
-    index = operator.index(part)
+    index = operator.index(part)  # NumPy's integers too
     if not 0 <= index < size:
         raise TargetError(
             f"target {index} of image {image} is out of range: the model has {size} classes, "

@@ -44,6 +44,11 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         """Check the shares and the patch size."""
+        if not isinstance(self.readout, tuple) or not isinstance(self.patch_size, tuple | None):
+            raise OptionError(
+                "readout must be a tuple of shares such as (1.0,), and patch_size None or (height, "
+                f"width); got {self.readout!r} and {self.patch_size!r}"
+            )
         shares = (*self.readout, 1.0 - math.fsum(self.readout))
         if not all(share >= -1e-9 for share in shares):  # NaN is not a share either
             raise OptionError(
@@ -128,7 +133,12 @@ def register_layout(name: str, layout: TokenLayout) -> None:
         >>> register_layout("my_vit", TokenLayout(readout=(1.0, 0.0, 0.0)))  # CLS, two registers
         >>> "my_vit" in supported_families()
         True
+
+    Raises:
+        OptionError: the layout is no TokenLayout.
     """
+    if not isinstance(layout, TokenLayout):
+        raise OptionError(f"a TokenLayout is needed for {name!r}, got {layout!r}")
     _LAYOUTS[name] = layout
 
 
@@ -166,7 +176,8 @@ def refusal(model: Any) -> str:
             f"{name} can't be explained by attention rollout: {_REFUSED[kind]}. Rollout needs the "
             f"same tokens in every layer. Supported: {known}"
         )
-    if any(entry.lower().startswith(f"{kind}for") for entry in _LAYOUTS):
+    siblings = any(entry.lower().startswith(f"{kind}for") for entry in _LAYOUTS)
+    if siblings and type(model).__module__.startswith("transformers."):
         return (
             f"{name} gives no class scores; load the model with a classification head, for example "
             f"with AutoModelForImageClassification. Supported: {known}"
@@ -179,7 +190,9 @@ def refusal(model: Any) -> str:
 
 
 def _lookup(model: Any) -> TokenLayout | None:
-    # A subclass of a known class keeps its layout; model_type holds for all heads of a family.
-    names = [base.__name__ for base in type(model).__mro__]
+    # A subclass of a known class keeps its layout as long as it keeps its forward, and with it the
+    # readout; model_type holds for all heads of a family.
+    kind = type(model)
+    names = [b.__name__ for b in kind.__mro__ if getattr(b, "forward", None) is kind.forward]
     names.append(str(getattr(getattr(model, "config", None), "model_type", None)))
     return next((_LAYOUTS[name] for name in names if name in _LAYOUTS), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from hf_gmar.files import whole_file
 
 COLOUR_MAP = "inferno"
 _OPACITY = 0.6
@@ -20,7 +24,7 @@ def overlay_figure(image: Image.Image, patches: Tensor, title: str, caption: str
 
     Args:
         image: what the model saw.
-        patches: relevance of each patch, (rows, columns).
+        patches: relevance of each patch, (rows, columns); the colours start at zero.
         title: the explained class, for example with its probability.
         caption: one line below the picture.
 
@@ -38,19 +42,24 @@ def overlay_figure(image: Image.Image, patches: Tensor, title: str, caption: str
     _show(plain, image)
     _show(heated, image)
     _draw_heat(figure, heated, image, patches.detach().float().cpu().numpy())
-    # A label is text: matplotlib would read "$" as the start of a formula.
-    heated.set_title(title.replace("$", r"\$"), fontsize=13)
+    heated.set_title(_text(title, 40), fontsize=13)
     plain.set_title("what the model saw", fontsize=13)
     if caption:
-        figure.supxlabel(caption.replace("$", r"\$"), fontsize=9, color="0.35")
+        figure.supxlabel(_text(caption, 120), fontsize=9, color="0.35")
     return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, 150 dots per inch, all or nothing."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=150, format="png")
-    part.replace(path)
+    with whole_file(path) as part, warnings.catch_warnings():
+        # A letter that the font lacks becomes a box; the label is in the numbers as well.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(part, dpi=150, format="png")
+
+
+def _text(text: str, width: int) -> str:
+    """At most three lines; a label is text, and "$" no start of a formula."""
+    return textwrap.fill(text, width, max_lines=3).replace("$", r"\$")
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
@@ -62,6 +71,7 @@ def _draw_heat(figure: Figure, axes: Axes, image: Image.Image, heat: NDArray[np.
     drawn = axes.imshow(
         heat,
         cmap=COLOUR_MAP,
+        vmin=0,  # a flat map must look flat
         alpha=_OPACITY,
         interpolation="bilinear",
         extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5),

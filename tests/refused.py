@@ -63,6 +63,7 @@ def explaining(pixels: Any = None, target: Any = 3, *args: Any, **kwargs: Any) -
     )
 
 
-def run(make: Callable[[], Any], target: Any = 3) -> Action:
+def run(make: Callable[[], Any], target: Any = 3, pixels: Tensor | None = None) -> Action:
     """A call on another model, which is accepted at first."""
-    return lambda engine: GMAR(make(), engine=engine).attribute(VIT.images(), target)
+    images = VIT.images() if pixels is None else pixels
+    return lambda engine: GMAR(make(), engine=engine).attribute(images, target)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_no_arguments_explains_the_bundled_scene(tmp_path: Path) -> None:
     assert "using bundled" in done.stderr
     names = sorted(path.suffix for path in (tmp_path / "explanations").iterdir())
     assert names == [".npz", ".png"]
-    assert "scene.png" in done.stdout
+    assert "bundled scene" in done.stdout
     assert "Warning" not in done.stderr
 
 
@@ -174,6 +176,9 @@ def test_results_are_written_one_by_one(
         (["--device", "cuda:99"], "can't be used here"),
         (["--top-k", "0"], "top-k"),
         (["--target", "0", "--top-k", "2"], "either"),
+        (["--target", "-1"], "target -1 is out of range"),
+        (["--target", "9" * 5000], "out of range"),
+        (["--device", "meta"], "can't be used here"),
     ],
 )
 def test_bad_options_say_what_is_allowed(run: Run, arguments: list[str], said: str) -> None:
@@ -183,11 +188,79 @@ def test_bad_options_say_what_is_allowed(run: Run, arguments: list[str], said: s
     assert not done.folder.exists() or not list(done.folder.iterdir())
 
 
-def test_an_output_that_is_a_file(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "/proc"])
+def test_an_output_that_cannot_be_written(run: Run, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    done = run(output=tmp_path / "file")
+    done = run(output=tmp_path / place)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: nothing can be written to --output")
+
+
+def test_classes_of_one_name_have_results_of_their_own(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(index): "crane" for index in range(8)}
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run("--model", folder, "--top-k", "8")
+    assert done.code == 0
+    assert len(list(done.folder.glob("*.png"))) == len(list(done.folder.glob("*.npz"))) == 8
+
+
+def test_a_processor_that_does_not_fit_fails_each_image(
+    run: Run, tmp_path: Path, photos: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder(), folder)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["size"] = {"height": 48, "width": 48}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    done = run(photos, "--model", folder)
     assert done.code == 1
-    assert done.err.splitlines()[-1].startswith("error:")
+    errors = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 4
+    assert all("48 x 48" in line for line in errors)
+
+
+def test_an_unexpected_error_is_one_line_and_the_others_go_on(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter([RuntimeError("out of\nmemory"), None, None, None])
+    plain = GMAR.attribute_patches
+
+    def sometimes(self: GMAR, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if (error := next(calls)) is not None:
+            raise error
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(GMAR, "attribute_patches", sometimes)
+    done = run(photos, "--model", "bundled")
+    assert done.code == 1
+    assert [line.endswith("RuntimeError: out of memory") for line in done.err.splitlines()
+            if line.startswith("error:")] == [True]  # fmt: skip
+    assert len(list(done.folder.glob("*.png"))) == 3
+
+
+def test_results_below_the_images_are_not_explained_again(run: Run, photos: Path) -> None:
+    for _ in range(2):
+        done = run(photos, "--model", "bundled", "--target", "0", output=photos / "results")
+        assert done.code == 0
+    assert len(list((photos / "results").glob("*.png"))) == 4
+
+
+def test_missing_images_are_said_before_the_model_is_looked_for(run: Run, tmp_path: Path) -> None:
+    done = run(tmp_path / "typo.jpg", "--model", "./nowhere")
+    assert done.code == 1
+    assert "no image file" in done.err
+    assert "nowhere" not in done.err
+
+
+def test_file_names_are_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    done = _installed("explain", cwd=tmp_path, COLUMNS="60", HF_HUB_OFFLINE="1")
+    (picture,) = (tmp_path / "explanations").glob("*.png")
+    assert "…" not in done.stdout
+    rows = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
+    assert picture.name in "".join(row[-2].strip() for row in rows)
 
 
 def test_a_missing_model_folder(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ TARGETS_REFUSED = (
     Refused("float", explaining(target=1.0), TargetError, ("1.0", "integer")),
     Refused("bool", explaining(target=True), TargetError, ("True", "integer")),
     Refused("str", explaining(target="cat"), TargetError, ("'cat'", "integer")),
+    Refused("array", explaining(target=np.array([0, 5, 1])), TargetError, ("array", "integer")),
     Refused("str in a list", explaining(target=["a", 1, 2]), TargetError, ("'a'", "image 0")),
     Refused("float tensor", explaining(target=torch.zeros(3)), TargetError, ("float32", "integer")),
     Refused(

@@ -110,6 +110,24 @@ def test_a_missing_folder_is_said_to_be_missing(name: str) -> None:
         load_model(name)
 
 
+def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+    with pytest.raises(ModelLoadError):
+        load_model(str(folder))
+
+
+def test_a_path_and_a_home_folder_are_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundled_folder(), tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (tmp_path / "model", "~/model"):
+        assert load_model(name).model.config.num_labels == 8
+
+
 @pytest.mark.parametrize("damage", ["config.json", "preprocessor_config.json", "model.safetensors"])
 def test_damaged_files_are_an_error_of_ours(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
@@ -135,7 +153,7 @@ def test_swin_loads_but_is_not_explained(tmp_path: Path) -> None:
         GMAR(load_model(str(tmp_path)).model)
 
 
-@pytest.mark.parametrize("name", ["tpu9", "cuda:99", ""])
+@pytest.mark.parametrize("name", ["tpu9", "cuda:99", "", "meta"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(OptionError, match="device"):
         pick_device(name)

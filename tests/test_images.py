@@ -12,7 +12,7 @@ from hf_gmar.errors import ImageFileError
 from hf_gmar.images import find_images, open_image, unique_stems
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new(mode, (8, 6)).save(path)
@@ -69,13 +69,13 @@ def test_a_large_photo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_folders_are_searched_in_order(photos: Path) -> None:
-    found = [path.relative_to(photos).as_posix() for path in find_images([photos])]
+    found = [path.relative_to(photos).as_posix() for path in find_images(photos)]
     assert found == ["more/grey.png", "more/scene.webp", "scene.png", "wide.jpg"]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageFileError, match="holds no image files"):
-        list(find_images([tmp_path]))
+        find_images(tmp_path)
 
 
 def test_stems_are_unique_even_when_numbers_clash() -> None:
@@ -83,3 +83,32 @@ def test_stems_are_unique_even_when_numbers_clash() -> None:
     stems = unique_stems(paths)
     assert len(set(stems)) == len(stems)
     assert stems[0] == "x"
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    read = np.asarray(open_image(tmp_path / "ramp.png"))[0, :, 0]
+    assert np.abs(read.astype(int) - np.arange(256)).max() <= 1
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).random((4, 4), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ImageFileError, match="mode 'F'"):
+        open_image(tmp_path / "f.tiff")
+
+
+def test_a_missing_file_is_found_missing_early(tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match="no image file"):
+        find_images(tmp_path / "nothing.png")
+
+
+def test_hidden_files_results_and_folders_are_no_images(photos: Path) -> None:
+    (photos / "._scene.png").write_bytes(b"")
+    (photos / "album.png").mkdir()
+    (photos / "paper.pdf").write_bytes(b"")
+    results = photos / "results"
+    results.mkdir()
+    (results / "scene.0-disc.png").write_bytes(b"")
+    names = [path.name for path in find_images(photos, skip=results)]
+    assert names == ["grey.png", "scene.webp", "scene.png", "wide.jpg"]

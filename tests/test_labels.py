@@ -26,7 +26,7 @@ def test_found(text: str, index: int) -> None:
     ("text", "said"),
     [
         ("4", "0 to 3"),
-        ("-1", "no class"),
+        ("-1", "out of range"),
         ("egyptian", "similar: Egyptian cat"),
         ("zebra", "4 classes"),
         ("", "no class"),

@@ -15,7 +15,7 @@ PACKAGE = Path(hf_gmar.__file__).parent
 
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
-    {"errors", "scenes"},
+    {"errors", "scenes", "files"},
     {"propagation", "targets", "tokens", "attention", "images", "labels"},
     {"subject"},
     {"capture"},

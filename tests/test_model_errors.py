@@ -15,6 +15,7 @@ from transformers import (
     SwinConfig,
     SwinForImageClassification,
     ViTConfig,
+    ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
     ViTMSNConfig,
@@ -49,6 +50,14 @@ def overflowing(factor: float, part: str) -> Callable[[], Any]:
         return vit
 
     return make
+
+
+class PatchMean(ViTForImageClassification):
+    """Reads its patches instead of CLS: the layout of its base would be wrong."""
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """Scores from the mean of the patches."""
+        return self.classifier(self.vit(pixel_values, **kwargs).last_hidden_state[:, 1:].mean(1))
 
 
 MODELS_REFUSED = (
@@ -149,6 +158,33 @@ OUTPUTS_REFUSED = (
         run(lambda: around(lambda vit, pixels: vit(pixels).logits + vit(-pixels).logits)),
         ModelOutputError,
         ("exactly once", "called 2 times"),
+    ),
+    Refused(
+        "another size inside",
+        run(
+            lambda: around(lambda vit, pixels: vit(pixels.reshape(3, 3, 32, 32)).logits),
+            pixels=torch.ones(3, 3, 16, 64),
+        ),
+        ModelOutputError,
+        ("(3, 3, 16, 64)", "(3, 3, 32, 32)", "number, order and size"),
+    ),
+    Refused(
+        "more images inside",
+        run(lambda: around(lambda vit, pixels: vit(pixels.repeat(2, 1, 1, 1)).logits[:3])),
+        ModelOutputError,
+        ("(3, 3, 32, 32)", "(6, 3, 32, 32)", "number, order and size"),
+    ),
+    Refused(
+        "one score for all images",
+        run(lambda: around(lambda vit, pixels: vit(pixels).logits.mean(0, keepdim=True))),
+        ModelOutputError,
+        ("(3, 3, 32, 32)", "(1, 7)", "number, order and size"),
+    ),
+    Refused(
+        "subclass with a head of its own",
+        model(lambda: build(PatchMean, ViTConfig)),
+        UnsupportedModelError,
+        ("PatchMean", "register_layout"),
     ),
     Refused(
         "no run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -249,6 +250,16 @@ def test_a_subclass_keeps_its_layout_and_a_class_goes_before_its_family() -> Non
 def test_a_readout_is_shares(readout: tuple[float, ...]) -> None:
     with pytest.raises(OptionError, match="shares"):
         TokenLayout(readout=readout)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"readout": 1.0}, {"readout": [1.0]}, {"readout": (1.0,), "patch_size": 16}], ids=str
+)
+def test_a_layout_of_wrong_types(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="tuple"):
+        TokenLayout(**wrong)
+    with pytest.raises(OptionError, match="TokenLayout"):
+        register_layout("mine", wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("readout", [(0.1,) * 10, (0.7, 0.2, 0.1), (1.0 + 5e-10,)], ids=str)

@@ -130,3 +130,19 @@ def test_a_hook_of_the_user_that_changes_the_output(engine: str) -> None:
 def test_a_method_of_a_module_around(engine: str) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels))
     assert torch.equal(explained(model.forward, engine), explained(VIT.build(), engine))
+
+
+@every_engine
+def test_a_compiled_model_is_explained_as_the_model_inside(engine: str) -> None:
+    model = VIT.build()
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(explained(compiled, engine), explained(model, engine))
+
+
+@every_engine
+def test_scores_are_those_of_the_model(engine: str) -> None:
+    model = VIT.build(hidden_dropout_prob=0.5).train()
+    scores = GMAR(model, engine=engine).scores(VIT.images())
+    assert not scores.requires_grad
+    assert torch.allclose(scores, VIT.build()(VIT.images()).logits, atol=1e-6)
+    assert model.training

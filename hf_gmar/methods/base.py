@@ -6,14 +6,15 @@ import functools
 import inspect
 import numbers
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from hf_gmar.capture import ENGINES, Capture, Request, capture
+from hf_gmar.capture import ENGINES, Capture, Request, capture, predict
 from hf_gmar.errors import HfGmarError, InputError, OptionError
 from hf_gmar.propagation import LayerRule
 from hf_gmar.subject import Subject, check_inputs
@@ -112,16 +113,43 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         pixels = single_tensor(inputs)
         return self._capture(pixels, target, additional_forward_args, forward_kwargs).patches
 
+    def scores(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        **forward_kwargs: Any,
+    ) -> Tensor:
+        """Class scores (B, C) that an explanation of these inputs is about, without gradients.
+
+        Takes and raises what :meth:`attribute` does, but for the target.
+        """
+        request = self._request(
+            single_tensor(inputs), None, additional_forward_args, forward_kwargs
+        )
+        with self._size_errors(request.inputs):
+            return predict(self.subject, request)
+
     def _capture(
         self, pixels: Tensor, target: Target, args: Any, kwargs: dict[str, Any]
     ) -> Capture:
+        request = self._request(pixels, target, args, kwargs)
+        with self._size_errors(pixels):
+            return capture(self.subject, request, self.rule, self.engine)
+
+    def _request(
+        self, pixels: Tensor, target: Target, args: Any, kwargs: dict[str, Any]
+    ) -> Request:
         check_inputs(pixels, self.subject.backbone)
         check_keywords(self.subject, kwargs)
         self.subject.layout.grid(*pixels.shape[-2:])
         extra = args if isinstance(args, tuple) else () if args is None else (args,)
-        request = Request(pixels, target, extra, kwargs, self.start_layer)
+        return Request(pixels, target, extra, kwargs, self.start_layer)
+
+    @contextmanager
+    def _size_errors(self, pixels: Tensor) -> Iterator[None]:
+        """Models refuse sizes other than their own with a plain ValueError: say what to do."""
         try:
-            return capture(self.subject, request, self.rule, self.engine)
+            yield
         except HfGmarError:
             raise
         except ValueError as error:
@@ -193,7 +221,6 @@ def _is_own_size(subject: Subject, pixels: Tensor) -> bool:
 
 
 def _size_advice(error: ValueError, pixels: Tensor) -> str:
-    """Models refuse sizes other than their own with a plain ValueError: say how to allow them."""
     return (
         f"the model refused images of {pixels.shape[2]} x {pixels.shape[3]} pixels: {error} Pass "
         "interpolate_pos_encoding=True to interpolate its positions, or resize the images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ class GMAR(AttentionMethod):
 
 
 def _checked_alpha(alpha: Any) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
         raise OptionError(f"alpha must be a number >= 0, got {alpha!r}")
     if not math.isfinite(alpha) or alpha < 0:
         raise OptionError(f"alpha must be a finite number >= 0, got {alpha}")
