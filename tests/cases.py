@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -169,3 +170,7 @@ METHODS = (
 )
 
 VIT = MODELS[0]
+
+every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)

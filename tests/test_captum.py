@@ -29,19 +29,17 @@ from tests import oracles
 from tests.cases import (
     BATCH,
     ENGINE_NAMES,
-    METHODS,
     MODELS,
     TARGETS,
     VIT,
     Around,
     MethodCase,
     ModelCase,
+    every_engine,
+    every_method,
+    every_model,
 )
 from tests.parity import relative_error
-
-every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
 
 
 def scores(change: Callable[[Tensor], Tensor]) -> Around:

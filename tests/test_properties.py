@@ -18,22 +18,21 @@ from hf_gmar.tokens import layout_for, supported_families
 from tests import oracles
 from tests.cases import (
     BATCH,
-    ENGINE_NAMES,
     HEADS,
     LABELS,
     LAYERS,
     METHODS,
-    MODELS,
     TARGETS,
     VIT,
     MethodCase,
     ModelCase,
     build,
+    every_engine,
+    every_method,
+    every_model,
 )
 from tests.parity import relative_error
 
-every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_method_with_heads = pytest.mark.parametrize(
     "method", [method for method in METHODS if method.has_heads], ids=lambda method: method.name
 )
@@ -42,7 +41,6 @@ every_class_specific_method = pytest.mark.parametrize(
     [method for method in METHODS if method.class_specific],
     ids=lambda method: method.name,
 )
-every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
 
 
 @pytest.fixture

@@ -20,20 +20,17 @@ from hf_gmar import GMAR
 from hf_gmar.errors import ModelOutputError, TargetError
 from tests import oracles
 from tests.cases import (
-    ENGINE_NAMES,
-    METHODS,
-    MODELS,
     TARGETS,
     VIT,
     Around,
     MethodCase,
     ModelCase,
+    every_engine,
+    every_method,
+    every_model,
 )
 from tests.parity import relative_error
 
-every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
 loadings = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 

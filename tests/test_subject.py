@@ -15,10 +15,7 @@ from accelerate.hooks import (  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from hf_gmar import GMAR, LogitsModel
-from tests.cases import ENGINE_NAMES, MODELS, TARGETS, VIT, Around, ModelCase
-
-every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
+from tests.cases import TARGETS, VIT, Around, ModelCase, every_engine, every_model
 
 
 def explained(model: Any, engine: str, images: Tensor | None = None, **kwargs: Any) -> Tensor:

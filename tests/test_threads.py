@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR
-from tests.cases import ENGINE_NAMES, TARGETS, VIT
+from tests.cases import TARGETS, VIT, every_engine
 
-every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
 PATIENCE = 10.0
 
 
