@@ -49,14 +49,10 @@ class Capture:
     Attributes:
         patches: relevance of each patch, (B, rows, columns): >= 0, sums to at most 1.
         head_weights: importance of each head, (B, layers, H), lowest explained layer first.
-        targets: flat index of the explained score of each image, (B,).
-        scores: the model's scores, (B, C), detached.
     """
 
     patches: Tensor
     head_weights: Tensor
-    targets: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,12 @@ class LayerFeed:
 
     Attributes:
         scores: the model's scores, detached.
-        targets: flat index of the explained score of each image.
         tokens: how many tokens each layer has.
         layers: given the relevance (B, N) that reaches a layer, its blocks; one for each layer,
             top layer first.
     """
 
     scores: Tensor
-    targets: Tensor
     tokens: int
     layers: Sequence[Callable[[Tensor], Iterator[Block]]]
 
@@ -96,8 +90,7 @@ def capture(subject: Subject, request: Request, rule: LayerRule, engine: str) ->
     """
     with _ALONE, _graph_enabled(), _evaluation_mode(subject):
         feed = ENGINES[engine](subject, request)
-    with torch.no_grad():
-        return _roll_down(subject, request, rule, feed)
+    return _roll_down(subject, request, rule, feed)
 
 
 def predict(subject: Subject, request: Request) -> Tensor:
@@ -123,7 +116,7 @@ def dense_engine(subject: Subject, request: Request) -> LayerFeed:
     explained = scores.flatten(1).gather(1, targets.unsqueeze(1)).sum()
     pairs = zip(maps, _gradients(explained, maps), strict=True)
     layers = [_whole_layer(attention.detach(), gradient) for attention, gradient in pairs]
-    return LayerFeed(scores.detach(), targets, maps[-1].shape[-1], layers[::-1])
+    return LayerFeed(scores.detach(), maps[-1].shape[-1], layers[::-1])
 
 
 ENGINES: dict[str, Engine] = {"dense": dense_engine}
@@ -182,7 +175,7 @@ def _roll_down(subject: Subject, request: Request, rule: LayerRule, feed: LayerF
     weights = torch.stack([result.head_weights for result in reversed(results)], dim=1)
     _check_finite(feed, relevance, weights)
     patches = relevance[:, subject.layout.prefix :].reshape(-1, *grid)
-    return Capture(patches, weights, feed.targets, feed.scores)
+    return Capture(patches, weights)
 
 
 def _readout(subject: Subject, feed: LayerFeed, grid: tuple[int, int]) -> Tensor:
@@ -196,7 +189,7 @@ def _readout(subject: Subject, feed: LayerFeed, grid: tuple[int, int]) -> Tensor
         )
     dtype = torch.float64 if feed.scores.dtype == torch.float64 else torch.float32
     row = layout.readout_row(patches, dtype).to(feed.scores.device)
-    return row.expand(len(feed.targets), -1)
+    return row.expand(len(feed.scores), -1)
 
 
 def _check_finite(feed: LayerFeed, relevance: Tensor, weights: Tensor) -> None:

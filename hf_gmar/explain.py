@@ -121,12 +121,12 @@ class Explainer:
         """
         pixels = self._pixels(image)
         shares = self._probabilities(pixels)
+        seen = self._seen(image)
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
         for index in best if target is None else [target]:
             patches = self.method.attribute_patches(pixels, target=index)[0].cpu()
             label = label_of(self.loaded.model.config, index)
             share = float(shares[index])
-            seen = self._seen(image)
             yield Explanation(source, seen, patches, index, label, share, self.settings)
 
     def _pixels(self, image: Image.Image) -> Tensor:

@@ -99,7 +99,8 @@ def pick_device(name: str) -> torch.device:
         OptionError: no such device on this machine.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # Unchecked, a build for CUDA names CUDA even on a machine without a GPU.
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()  # a device without values, such as meta, fails here
@@ -170,7 +171,7 @@ def _load_error(name: str, error: Exception) -> ModelLoadError:
     if any(isinstance(cause, RepositoryNotFoundError | HFValidationError) for cause in causes):
         return ModelLoadError(
             f"there is no model {name!r}, neither as a local folder nor on the Hub (or it is "
-            "private: log in with 'hf auth login'); check the name, or use --model bundled"
+            "private or gated: log in with 'hf auth login'); check the name, or use --model bundled"
         )
     if any(isinstance(cause, _UNREACHABLE) for cause in causes):
         return HubUnreachableError(

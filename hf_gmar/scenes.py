@@ -197,7 +197,7 @@ def _colour(rng: np.random.Generator, saturation: float, value: float) -> tuple[
 
 
 def _shard(rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: int) -> None:
-    """An irregular polygon, at most a third of the smallest object."""
+    """An irregular polygon, less than half as wide as the smallest object."""
     corners = int(rng.integers(3, 7))
     angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
     radii = rng.uniform(0.4, 1.0, corners) * rng.uniform(0.015, 0.05) * size

@@ -89,9 +89,8 @@ class TokenLayout:
         return rows, columns
 
 
-_CLS = TokenLayout(readout=(1.0,))
 _LAYOUTS: dict[str, TokenLayout] = {
-    "ViTForImageClassification": _CLS,
+    "ViTForImageClassification": TokenLayout(readout=(1.0,)),
     "DeiTForImageClassification": TokenLayout(readout=(1.0, 0.0)),
     "DeiTForImageClassificationWithTeacher": TokenLayout(readout=(0.5, 0.5)),
 }
@@ -102,7 +101,6 @@ _REDUCED = "its keys are pooled, so queries and keys are different tokens"
 _REFUSED: dict[str, str] = {
     "swin": _WINDOWED,
     "swinv2": _WINDOWED,
-    "maxvit": _WINDOWED,
     "donut-swin": _WINDOWED,
     "hiera": _WINDOWED,
     "focalnet": "it has no attention at all",

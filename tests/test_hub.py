@@ -163,6 +163,16 @@ def test_auto_is_a_device_that_works() -> None:
     assert torch.zeros(1, device=pick_device("auto")).item() == 0
 
 
+def test_auto_asks_whether_the_accelerator_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of torch for CUDA on a machine without a GPU."""
+
+    def current(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    assert pick_device("auto") == torch.device("cpu")
+
+
 def test_logits_model_shares_the_model_and_its_mode(bundled: LoadedModel) -> None:
     logits = LogitsModel(bundled.model)
     pixels = torch.rand(2, 3, 96, 96)

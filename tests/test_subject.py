@@ -57,7 +57,7 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
 
 
 @every_engine
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("form", WRAPPED)
 def test_a_model_in_another_form(form: str, attention: str, engine: str) -> None:
     got = explained(WRAPPED[form](VIT.build(attention=attention)), engine)

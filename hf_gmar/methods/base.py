@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -26,8 +25,8 @@ Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
     """Base of the methods that roll attention down to a patch map.
 
-    A subclass gives a :class:`~hf_gmar.propagation.LayerRule`. One call is one forward and one
-    backward of the model, whatever the batch. The model may be in any mode and under any
+    A subclass sets ``rule``, a :class:`~hf_gmar.propagation.LayerRule`. One call is one forward
+    and one backward of the model, whatever the batch. The model may be in any mode and under any
     attention implementation; dropout is off while it is explained, no weight gets a gradient, and
     it comes back as it was.
 
@@ -42,6 +41,9 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         OptionError: a start layer or an engine that does not exist.
     """
 
+    rule: LayerRule
+    """What the method does at each layer; each subclass sets its own."""
+
     def __init__(
         self, model: Callable[..., Any], start_layer: int = 0, engine: str = "dense"
     ) -> None:
@@ -53,11 +55,6 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         self.model = model
         self.start_layer = start_layer
         self.engine = engine
-
-    @property
-    @abstractmethod
-    def rule(self) -> LayerRule:
-        """What this method does at each layer."""
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(

@@ -62,12 +62,7 @@ class GMAR(AttentionMethod):
         """Check the options and find the backbone in the model."""
         super().__init__(model, start_layer, engine)
         check_option("norm", norm, NORMS)
-        self._rule = GmarRule(norm, _checked_alpha(alpha))
-
-    @property
-    def rule(self) -> GmarRule:
-        """The layer rule, with norm and alpha."""
-        return self._rule
+        self.rule = GmarRule(norm, _checked_alpha(alpha))
 
     def head_importance(
         self,
