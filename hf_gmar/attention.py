@@ -1,44 +1,85 @@
 """The only module that touches how Transformers computes attention.
 
-Each change to a model is a context manager that takes it back, whatever happens inside.
+A change to a model is a context manager that takes it back, whatever happens inside, and that
+holds for the calling thread alone: other threads run the model as ever.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+from hf_gmar.errors import UnsupportedModelError
 
-_HOOK_FLAG = "_output_capturing_hooks_installed"
-_MAPS = "output_attentions"
+Implementation: TypeAlias = Literal["eager", "sdpa"]
+
+_HERE = threading.local()
 
 
 @contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model computes attention matrices that it can return.
+def attention_here(model: PreTrainedModel, wanted: Implementation) -> Iterator[None]:
+    """Inside, this thread's forwards of the model use the wanted attention implementation.
+
+    A model that uses it already is not touched. Another one's config names a function that asks
+    which thread calls: this one gets what is wanted, others what the model was loaded with.
 
     Raises:
-        UnsupportedModelError: the model can't switch and was not loaded with eager attention.
+        UnsupportedModelError: the model can't switch and was loaded with another implementation.
     """
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    before = [(config, config._attn_implementation) for config in configs_of(model)]
+    others = [(config, original) for config, original in before if original != wanted]
+    if others:
+        _check_can_switch(model, wanted)
     try:
-        if any(implementation != "eager" for _, implementation in before):
-            _switch_to_eager(model)
+        for config, original in others:
+            # The property's setter would also write into sub-configs; each is in the list itself.
+            config._attn_implementation_internal = _route(wanted, original)
+        with routed_here():
+            yield
+    finally:
+        for config, original in others:
+            config._attn_implementation_internal = original
+
+
+def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
+    dense = ' or use engine="dense"' if wanted == "sdpa" else ""
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} fixes its attention implementation when it is built; load it "
+            f'with from_pretrained(..., attn_implementation="{wanted}"){dense}'
+        )
+    # Such a model computes more than attention in its own function, which would be lost.
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    if wanted == "sdpa" and not all(part._supports_sdpa for part in parts):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no SDPA attention, which streaming needs; use "
+            'engine="dense"'
+        )
+
+
+@contextmanager
+def routed_here() -> Iterator[None]:
+    """Inside, this thread is one that gets what is wanted; autograd may need it in its own."""
+    before = getattr(_HERE, "active", False)
+    _HERE.active = True
+    try:
         yield
     finally:
-        for config, implementation in before:
-            # The property's setter would also write into sub-configs; each is in the list itself.
-            config._attn_implementation_internal = implementation
+        _HERE.active = before
 
 
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     """Every config that says how some part of the model computes attention, each once."""
     open_: list[PreTrainedConfig | None]
     open_ = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
@@ -51,96 +92,31 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
-def _switch_to_eager(model: PreTrainedModel) -> None:
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} fixes its attention implementation when it is built; load it "
-            'with from_pretrained(..., attn_implementation="eager")'
-        )
-    model.set_attn_implementation("eager")
+def _route(wanted: Implementation, original: str | None) -> str:
+    """The name of an attention function, and of its mask function, that asks for the thread."""
+    # The original is part of the name, as some models look for "flash" in it.
+    name = f"hf_gmar:{wanted}:{original}"
+
+    def chosen() -> str | None:
+        return wanted if getattr(_HERE, "active", False) else original
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _attention_function(module, chosen())(module, *args, **kwargs)
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        # Without a function of its own an implementation gets no mask.
+        functions = AttentionMaskInterface()
+        return functions[chosen()](*args, **kwargs) if chosen() in functions else None
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)
+    return name
 
 
-class Recorded(NamedTuple):
-    """What one forward of the model left.
-
-    Attributes:
-        maps: attention of each layer, (B, H, N, N), connected to the graph.
-        images: shape of the pixel values that the model got.
-    """
-
-    maps: tuple[Tensor, ...]
-    images: torch.Size
-
-
-@contextmanager
-def recorded_attention(model: PreTrainedModel) -> Iterator[list[Recorded]]:
-    """Inside, each forward of the model appends what it did to the list.
-
-    Hooks ask for them, so that the model may sit anywhere in a larger module; its caller gets
-    the output that it would get without them.
-    """
-    recorded: list[Recorded] = []
-    asked: list[tuple[bool, bool]] = []
-    thread = threading.get_ident()  # forwards of other threads go on as ever
-
-    def ask(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        asked.append((_asked(model, kwargs, "return_dict"), _asked(model, kwargs, _MAPS)))
-        return args, {**kwargs, _MAPS: True, "return_dict": True}
-
-    def keep(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        pixels = args[0] if args else kwargs["pixel_values"]
-        recorded.append(Recorded(_attention_maps(model, output), pixels.shape))
-        as_dict, with_maps = asked.pop()
-        if not with_maps:
-            output = type(output)(**{k: v for k, v in output.items() if k != "attentions"})
-        return output if as_dict else output.to_tuple()
-
-    with ExitStack() as stack:
-        stack.enter_context(_hooks_as_before(model))
-        handles = [
-            model.register_forward_pre_hook(ask, with_kwargs=True),
-            # Before the user's own hooks, which may replace the output.
-            model.register_forward_hook(keep, prepend=True, with_kwargs=True),
-        ]
-        for handle in handles:
-            stack.callback(handle.remove)
-        yield recorded
-
-
-def _asked(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> bool:
-    given = kwargs.get(name)
-    return bool(getattr(model.config, name, name == "return_dict") if given is None else given)
-
-
-def _attention_maps(model: PreTrainedModel, output: Any) -> tuple[Tensor, ...]:
-    maps = getattr(output, "attentions", None) or ()
-    if not maps or any(layer is None for layer in maps):
-        raise ModelOutputError(
-            f"{type(model).__name__} returned no attention maps under eager attention; it does "
-            "not honour output_attentions=True"
-        )
-    return tuple(maps)
-
-
-@contextmanager
-def _hooks_as_before(model: PreTrainedModel) -> Iterator[None]:
-    """Take out the hooks that Transformers leaves when attention is asked for the first time."""
-    fresh = [
-        module
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel) and not hasattr(module, _HOOK_FLAG)
-    ]
-    counts = [(module, set(module._forward_hooks)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        installed = [module for module in fresh if module.__dict__.pop(_HOOK_FLAG, False)]
-        for module, before in counts if installed else ():
-            for key in set(module._forward_hooks) - before:
-                hook = module._forward_hooks[key]
-                if hook.__module__ == "transformers.utils.output_capturing":
-                    del module._forward_hooks[key]
+def _attention_function(module: nn.Module, name: str | None) -> Callable[..., Any]:
+    """What the module itself would look up under that name: eager is a function of its file."""
+    files = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__]
+    home = next((file for file in files if "ALL_ATTENTION_FUNCTIONS" in file), {})
+    functions = home.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())
+    found: Callable[..., Any] = functions.get_interface(name, home.get("eager_attention_forward"))
+    return found

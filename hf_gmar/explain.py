@@ -109,6 +109,8 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """Explain one class of an image, or its top classes, most probable first.
 
+        All classes share one forward of the model.
+
         Args:
             image: an RGB image of any size; the model's processor resizes it.
             source: its name, for the results.
@@ -123,8 +125,9 @@ class Explainer:
         shares = self._probabilities(pixels)
         seen = self._seen(image)
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
-        for index in best if target is None else [target]:
-            patches = self.method.attribute_patches(pixels, target=index)[0].cpu()
+        targets = best if target is None else [target]
+        maps = self.method.attribute_targets(pixels, targets)[:, 0].cpu()
+        for index, patches in zip(targets, maps, strict=True):
             label = label_of(self.loaded.model.config, index)
             share = float(shares[index])
             yield Explanation(source, seen, patches, index, label, share, self.settings)

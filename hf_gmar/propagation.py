@@ -13,7 +13,7 @@ Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -40,6 +40,10 @@ class Block(NamedTuple):
     relevance: Tensor
 
 
+Groups: TypeAlias = Callable[[Tensor], Iterable[Iterable[Block]]]
+"""From the relevance (B, N) that enters a layer to the blocks of its first images, the next, ..."""
+
+
 class LayerResult(NamedTuple):
     """What a rule makes of one layer.
 
@@ -53,7 +57,12 @@ class LayerResult(NamedTuple):
 
 
 class LayerRule(Protocol):
-    """What a method does at each layer, fed from the top layer down."""
+    """What a method does at each layer, fed from the top layer down.
+
+    Images are independent: every sum and result has the images of the block as its first
+    dimension. A row without relevance and without gradient must add nothing, as engines may leave
+    it out. The tensors of a block are the engine's: a rule neither changes nor keeps them.
+    """
 
     def accumulate(self, block: Block) -> Sums:
         """Reduce one block of rows; the engine adds up the sums of all blocks of a layer."""
@@ -99,8 +108,8 @@ class GmarRule:
         """Head scores (B, H), squared for l2, and each head's rolled-out row (B, H, N)."""
         gradient = block.gradient
         scores = (gradient.abs() if self.norm == "l1" else gradient.square()).sum(dim=(-2, -1))
-        rows = torch.einsum("bq,bhqk->bhk", block.relevance, block.attention)
-        return scores, rows
+        rows = block.relevance[:, None, None] @ block.attention
+        return scores, rows.squeeze(2)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Weight the heads, fuse their rows and add the residual."""
@@ -125,19 +134,53 @@ def normalise_heads(scores: Tensor) -> Tensor:
     return torch.where(largest == 0, 1 / scores.shape[-1], shares / shares.sum(-1, keepdim=True))
 
 
-def apply_rule(rule: LayerRule, blocks: Iterable[Block], relevance: Tensor) -> LayerResult:
-    """Feed all blocks of one layer to a rule.
+def sums_of(rule: LayerRule, blocks: Iterable[Block]) -> Sums:
+    """The rule's sums over some blocks of the same images.
 
     Args:
         rule: the method's rule.
-        blocks: at least one block; together they hold every query row once.
-        relevance: relevance from above, (B, N).
-
-    Returns:
-        The layer's result.
+        blocks: at least one block; together they hold every query row once. Rows without
+            relevance and without gradient may be missing.
     """
     totals: Sums = ()
     for block in blocks:
         sums = rule.accumulate(block)
         totals = tuple(a + b for a, b in zip(totals, sums, strict=True)) if totals else sums
-    return rule.finish(totals, relevance)
+    return totals
+
+
+class Descent:
+    """A rule on its way from the top layer down.
+
+    An engine calls :meth:`layer` for each layer, top layer first; the relevance that leaves one
+    layer enters the next.
+
+    Args:
+        rule: the method's rule.
+        relevance: what enters the top layer, (B, N).
+
+    Attributes:
+        relevance: what left the last layer that was fed, (B, N).
+        head_weights: (B, H) of each layer so far, top layer first.
+    """
+
+    def __init__(self, rule: LayerRule, relevance: Tensor) -> None:
+        """Nothing is fed yet."""
+        self.rule = rule
+        self.relevance = relevance
+        self.head_weights: list[Tensor] = []
+
+    def layer(self, groups: Groups, device: torch.device) -> None:
+        """Move the relevance through one layer.
+
+        Args:
+            groups: given the relevance, the blocks of one group of images after another; the
+                groups in their order are the batch.
+            device: where the layer's tensors are.
+        """
+        relevance = self.relevance.to(device)
+        with torch.autocast(device.type, enabled=False):  # sums are not for half precision
+            parts = [sums_of(self.rule, blocks) for blocks in groups(relevance)]
+            sums = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            self.relevance, head_weights = self.rule.finish(sums, relevance)
+        self.head_weights.append(head_weights)

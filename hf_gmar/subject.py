@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.tokens import TokenLayout, layout_for
+
+_PARALLEL = (DataParallel, DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class Subject:
         Raises:
             UnsupportedModelError: no Transformers model in it, several, or an unknown family.
         """
-        # A module made by torch.compile traces around hooks: the one inside is the same model.
-        model = getattr(model, "_orig_mod", model)
+        model = _unwrapped(model)
         backbone = find_backbone(model)
         return cls(_with_hooks(model), backbone, layout_for(backbone))
 
@@ -56,6 +58,21 @@ class Subject:
         return int(self.backbone.config.num_hidden_layers)
 
 
+def _unwrapped(model: Any) -> Any:
+    """The module inside torch.compile, DataParallel or DistributedDataParallel: the same model.
+
+    Compiled code passes by the hooks by which attention is seen; an explanation has no weight
+    gradients to share between processes.
+    """
+    while True:
+        if isinstance(model, _PARALLEL):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
+
 def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
     """The one Transformers model that a module, bound method or partial holds.
 
@@ -63,6 +80,7 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
         UnsupportedModelError: there is none, or more than one.
     """
     module = _module_of(model)
+    _check_parallel(module)
     found = _outermost(module) if module is not None else []
     if len(found) == 1:
         return found[0]
@@ -71,6 +89,15 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
         f"exactly one Transformers model is needed, but {type(model).__name__} holds {what}; pass "
         "the model itself, or an nn.Module that has it as a submodule"
     )
+
+
+def _check_parallel(module: nn.Module | None) -> None:
+    wrappers = [part for part in module.modules() if isinstance(part, _PARALLEL)] if module else []
+    if wrappers:
+        raise UnsupportedModelError(
+            f"a {type(wrappers[0]).__name__} inside the model spreads its work where attention "
+            "can't be seen; pass a model that holds the module inside it (its .module)"
+        )
 
 
 def _module_of(model: Any) -> nn.Module | None:

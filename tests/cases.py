@@ -23,7 +23,6 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_gmar.capture import ENGINES
 from hf_gmar.methods import GMAR
 from tests import oracles
 
@@ -34,7 +33,15 @@ BATCH = 3
 TARGETS = [5, 0, 3]
 """One target for each image of a batch."""
 
-ENGINE_NAMES = sorted(ENGINES)
+ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "dense": {"engine": "dense"},
+    "streaming": {"engine": "streaming"},
+    "streaming-5-rows": {"engine": "streaming", "chunk_size": 5},
+    "streaming-checkpoint": {"engine": "streaming", "checkpoint": True},
+}
+"""Every way to feed the layers, as options of a method."""
+
+ENGINE_NAMES = list(ENGINE_OPTIONS)
 
 _SIZES = {
     "hidden_size": 32,

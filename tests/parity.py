@@ -12,7 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from tests import oracles
-from tests.cases import BATCH, ENGINE_NAMES, METHODS, MODELS, TARGETS, MethodCase, ModelCase
+from tests.cases import (
+    BATCH,
+    ENGINE_NAMES,
+    ENGINE_OPTIONS,
+    METHODS,
+    MODELS,
+    TARGETS,
+    MethodCase,
+    ModelCase,
+)
 
 
 class Row(NamedTuple):
@@ -64,7 +73,9 @@ def errors(row: Row, dtype: torch.dtype) -> Errors:
     exact = oracles.unrounded_softmax() if dtype == torch.float64 else nullcontext()
     with exact:
         wanted = row.method.reference(_trace(case, row.given, dtype))
-        method = row.method.build(case.build(attention=row.loaded).to(dtype), engine=row.engine)
+        method = row.method.build(
+            case.build(attention=row.loaded).to(dtype), **ENGINE_OPTIONS[row.engine]
+        )
         images, target = case.images(dtype), TARGETS if row.given else None
         patches = method.attribute_patches(images, target, **case.forward_kwargs)
         attribution = method.attribute(images, target, **case.forward_kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_gmar import GMAR
 from hf_gmar.errors import HfGmarError
-from tests.cases import VIT, Around
+from tests.cases import ENGINE_OPTIONS, VIT, Around
 
 Action = Callable[[str], object]
 
@@ -58,7 +58,7 @@ def around(how: Callable[[Any, Tensor], Any]) -> Around:
 def explaining(pixels: Any = None, target: Any = 3, *args: Any, **kwargs: Any) -> Action:
     """A call on the tiny ViT."""
     images = VIT.images() if pixels is None else pixels
-    return lambda engine: GMAR(VIT.build(), engine=engine).attribute(
+    return lambda engine: GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(
         images, target, *args, **kwargs
     )
 
@@ -66,4 +66,4 @@ def explaining(pixels: Any = None, target: Any = 3, *args: Any, **kwargs: Any) -
 def run(make: Callable[[], Any], target: Any = 3, pixels: Tensor | None = None) -> Action:
     """A call on another model, which is accepted at first."""
     images = VIT.images() if pixels is None else pixels
-    return lambda engine: GMAR(make(), engine=engine).attribute(images, target)
+    return lambda engine: GMAR(make(), **ENGINE_OPTIONS[engine]).attribute(images, target)

@@ -29,6 +29,7 @@ from tests import oracles
 from tests.cases import (
     BATCH,
     ENGINE_NAMES,
+    ENGINE_OPTIONS,
     MODELS,
     TARGETS,
     VIT,
@@ -48,7 +49,7 @@ def scores(change: Callable[[Tensor], Tensor]) -> Around:
 
 
 def explain(model: Any = None, engine: str = ENGINE_NAMES[0]) -> GMAR:
-    return GMAR(VIT.build() if model is None else model, engine=engine)
+    return GMAR(VIT.build() if model is None else model, **ENGINE_OPTIONS[engine])
 
 
 @every_method

@@ -150,14 +150,14 @@ def test_results_are_written_one_by_one(
 ) -> None:
     """What was ready before a crash is on disk."""
     calls = iter([None, None, KeyboardInterrupt])
-    plain = GMAR.attribute_patches
+    plain = GMAR.attribute_targets
 
     def sometimes(self: GMAR, *args: object, **kwargs: object) -> torch.Tensor:
         if (error := next(calls)) is not None:
             raise error
         return plain(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GMAR, "attribute_patches", sometimes)
+    monkeypatch.setattr(GMAR, "attribute_targets", sometimes)
     done = run(photos, "--model", "bundled")
     assert done.code != 0
     assert len(list(done.folder.glob("*.npz"))) == len(list(done.folder.glob("*.png"))) == 2
@@ -226,14 +226,14 @@ def test_an_unexpected_error_is_one_line_and_the_others_go_on(
     run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter([RuntimeError("out of\nmemory"), None, None, None])
-    plain = GMAR.attribute_patches
+    plain = GMAR.attribute_targets
 
     def sometimes(self: GMAR, *args: Any, **kwargs: Any) -> torch.Tensor:
         if (error := next(calls)) is not None:
             raise error
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(GMAR, "attribute_patches", sometimes)
+    monkeypatch.setattr(GMAR, "attribute_targets", sometimes)
     done = run(photos, "--model", "bundled")
     assert done.code == 1
     assert [line.endswith("RuntimeError: out of memory") for line in done.err.splitlines()

@@ -11,13 +11,20 @@ from torch import Tensor
 
 from hf_gmar import GMAR, LogitsModel, errors
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
-from tests.cases import BATCH, ENGINE_NAMES, VIT
+from tests.cases import BATCH, ENGINE_NAMES, ENGINE_OPTIONS, VIT
 from tests.refused import Action, Refused, around, explaining, run
 
 
 def option(**options: Any) -> Action:
     """An option that does not exist."""
-    return lambda engine: GMAR(VIT.build(), **{"engine": engine, **options})
+    return lambda engine: GMAR(VIT.build(), **{**ENGINE_OPTIONS[engine], **options})
+
+
+def several(targets: Any) -> Action:
+    """Targets for attribute_targets."""
+    return lambda engine: GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute_targets(
+        VIT.images(), targets
+    )
 
 
 def with_pixel(value: float) -> Tensor:
@@ -164,6 +171,29 @@ OPTIONS_REFUSED = (
     Refused("layer True", option(start_layer=True), OptionError, ("start_layer", "True")),
     Refused("engine", option(engine="fast"), OptionError, ("engine", "'dense'", "'fast'")),
     Refused("engine as a list", option(engine=["dense"]), OptionError, ("engine", "['dense']")),
+    Refused("no rows", option(chunk_size=0), OptionError, ("chunk_size", ">= 1", "0")),
+    Refused("rows as float", option(chunk_size=2.0), OptionError, ("chunk_size", "2.0")),
+    Refused("rows True", option(chunk_size=True), OptionError, ("chunk_size", "True")),
+    Refused(
+        "checkpoint 1", option(checkpoint=1), OptionError, ("checkpoint", "True or False", "1")
+    ),
+    Refused(
+        "rows of the dense engine",
+        option(engine="dense", chunk_size=5),
+        OptionError,
+        ("chunk_size", "'dense'", "streaming"),
+    ),
+    Refused(
+        "checkpoint of the dense engine",
+        option(engine="dense", checkpoint=True),
+        OptionError,
+        ("checkpoint", "'dense'", "streaming"),
+    ),
+    Refused("no targets", several([]), TargetError, ("list of one or more", "[]")),
+    Refused("one target for several", several(3), TargetError, ("list of one", "3", "attribute")),
+    Refused("tensor of one", several(torch.tensor(3)), TargetError, ("list of one", "tensor(3)")),
+    Refused("second of several", several([3, 99]), TargetError, ("99", "out of range")),
+    Refused("too few in one of several", several([[1, 2]]), TargetError, ("2 targets", "3 images")),
     Refused(
         "misspelt keyword",
         explaining(tagret=3),
@@ -172,7 +202,7 @@ OPTIONS_REFUSED = (
     ),
     Refused(
         "misspelt keyword behind a module that takes any",
-        lambda engine: GMAR(LogitsModel(VIT.build()), engine=engine).attribute(
+        lambda engine: GMAR(LogitsModel(VIT.build()), **ENGINE_OPTIONS[engine]).attribute(
             VIT.images(), 3, tagret=3
         ),
         OptionError,
@@ -180,9 +210,9 @@ OPTIONS_REFUSED = (
     ),
     Refused(
         "keyword of a module that takes none",
-        lambda engine: GMAR(around(lambda vit, pixels: vit(pixels)), engine=engine).attribute(
-            VIT.images(), 3, interpolate_pos_encoding=True
-        ),
+        lambda engine: GMAR(
+            around(lambda vit, pixels: vit(pixels)), **ENGINE_OPTIONS[engine]
+        ).attribute(VIT.images(), 3, interpolate_pos_encoding=True),
         OptionError,
         ("interpolate_pos_encoding", "none"),
     ),
@@ -193,6 +223,13 @@ OPTIONS_REFUSED = (
 @pytest.mark.parametrize("row", TARGETS_REFUSED + INPUTS_REFUSED + OPTIONS_REFUSED, ids=str)
 def test_refused(row: Refused, engine: str) -> None:
     row.check(engine)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options: Any = {"start_layer": np.int64(1), "chunk_size": np.int64(5), "alpha": np.float32(1)}
+    gmar = GMAR(VIT.build(), **options)
+    wanted = GMAR(VIT.build(), start_layer=1, chunk_size=5)
+    assert torch.equal(gmar.attribute(VIT.images(), 3), wanted.attribute(VIT.images(), 3))
 
 
 def test_every_error_is_also_a_built_in_one() -> None:

@@ -16,8 +16,10 @@ PACKAGE = Path(hf_gmar.__file__).parent
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
     {"errors", "scenes", "files"},
-    {"propagation", "targets", "tokens", "attention", "images", "labels"},
-    {"subject"},
+    {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
+    {"subject", "blocks", "recording"},
+    {"engine"},
+    {"dense", "streaming"},
     {"capture"},
     {"methods"},
     {"visualize", "hub"},
@@ -35,6 +37,8 @@ ONLY: dict[str, set[str]] = {
     "targets": {"errors"},
     "tokens": {"errors"},
     "attention": {"errors"},
+    "threads": set(),
+    "blocks": {"propagation"},
 }
 
 # How Transformers computes attention is the business of attention.py alone.
@@ -154,10 +158,12 @@ def settings_used(source: str) -> set[str]:
 
 
 def test_only_attention_touches_attention_settings() -> None:
-    users = {
-        name for name, path in sources().items() if settings_used(path.read_text(encoding="utf-8"))
+    used = {
+        name: settings_used(path.read_text(encoding="utf-8")) for name, path in sources().items()
     }
-    assert users == {"attention"}
+    # The dense engine's hooks ask for the maps, as any user may.
+    assert used.pop("recording") == {"output_attentions"}
+    assert {name for name, settings in used.items() if settings} == {"attention"}
 
 
 def test_the_checks_see_what_they_look_for() -> None:

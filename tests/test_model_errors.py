@@ -24,13 +24,13 @@ from transformers import (
 
 from hf_gmar import GMAR
 from hf_gmar.errors import HfGmarError, ModelOutputError, UnsupportedModelError
-from tests.cases import ENGINE_NAMES, VIT, build
+from tests.cases import ENGINE_NAMES, ENGINE_OPTIONS, VIT, build
 from tests.refused import Action, Refused, around, run
 
 
 def model(make: Callable[[], Any]) -> Action:
     """An attempt to explain another model."""
-    return lambda engine: GMAR(make(), engine=engine)
+    return lambda engine: GMAR(make(), **ENGINE_OPTIONS[engine])
 
 
 def without_gradient(vit: Any, pixels: Tensor) -> Any:

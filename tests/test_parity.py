@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hf_gmar import GMAR
-from hf_gmar.capture import ENGINES, Request
+from hf_gmar.capture import ENGINES, capture
+from hf_gmar.engine import Request
+from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.subject import Subject
 from tests import oracles
 from tests.cases import (
     BATCH,
     ENGINE_NAMES,
+    ENGINE_OPTIONS,
     HEADS,
     LABELS,
     LAYERS,
@@ -45,7 +50,7 @@ def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: s
     images = case.images()
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        explain = method.build(case.build().to(dtype), engine=engine)
+        explain = method.build(case.build().to(dtype), **ENGINE_OPTIONS[engine])
         # float32 images: the model casts them, as it does for a user.
         results.append(explain.attribute_patches(images, TARGETS, **case.forward_kwargs))
         assert results[-1].dtype == torch.float32
@@ -83,6 +88,10 @@ def test_the_models_could_show_a_mistake(case: ModelCase) -> None:
     assert top != TARGETS
 
 
+def test_every_engine_is_in_the_table() -> None:
+    assert {options["engine"] for options in ENGINE_OPTIONS.values()} == set(ENGINES)
+
+
 def test_the_plain_forward_is_the_model() -> None:
     model, images = VIT.build().double(), VIT.images(torch.float64)
     with oracles.unrounded_softmax():
@@ -94,19 +103,37 @@ def test_the_plain_forward_is_the_model() -> None:
         assert np.allclose(torch.stack(attentions).numpy(), found.attention[index], atol=1e-12)
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
+class Gradients:
+    """A rule that keeps what it sees: the gradient of each layer, top layer first."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.seen: list[Tensor] = []
+
+    def accumulate(self, block: Block) -> Sums:
+        """The gradient of all rows, at their places; the tests' layers are one block."""
+        return (block.gradient.clone(),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """Leave relevance on every token, so that no row is left out below."""
+        self.seen.append(sums[0])
+        return LayerResult(torch.ones_like(relevance), relevance.new_ones(len(relevance), HEADS))
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
     """The engine's gradient is d score / d attention: move single entries and see."""
     model, images = VIT.build().double(), VIT.images(torch.float64)
+    subject, rule = Subject.of(model), Gradients()
+    subject = replace(subject, layout=replace(subject.layout, readout=(0.5,)))  # on every token
     with oracles.unrounded_softmax():
-        feed = ENGINES[engine](Subject.of(model), Request(images, TARGETS))
-        relevance = torch.ones(BATCH, feed.tokens, dtype=torch.float64)
-        blocks = [list(layer(relevance)) for layer in feed.layers][::-1]
-    gradient = [torch.cat([block.gradient for block in layer], dim=2) for layer in blocks]
+        capture(subject, Request(images), [TARGETS], rule, engine)
+    gradient = rule.seen[::-1]
+    tokens = gradient[0].shape[-1]
     draw = np.random.default_rng(3)
     for _ in range(40):
         image, layer = int(draw.integers(BATCH)), int(draw.integers(LAYERS))
-        head, query, key = (int(draw.integers(n)) for n in (HEADS, feed.tokens, feed.tokens))
+        head, query, key = (int(draw.integers(n)) for n in (HEADS, tokens, tokens))
         if layer == LAYERS - 1:
             query = 0  # only the top layer's CLS row reaches the logits
         moved = oracles.finite_difference(

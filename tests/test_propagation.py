@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_gmar.propagation import Block, GmarRule, LayerResult, apply_rule, normalise_heads
+from hf_gmar.propagation import Block, GmarRule, LayerResult, normalise_heads, sums_of
 from tests import oracles
 
 norms = st.sampled_from(["l1", "l2"])
@@ -45,7 +45,7 @@ def cut(whole: Block, edges: list[int]) -> list[Block]:
 
 def finish(rule: GmarRule, whole: Block) -> LayerResult:
     """The rule on the layer in one piece."""
-    return apply_rule(rule, [whole], whole.relevance)
+    return rule.finish(sums_of(rule, [whole]), whole.relevance)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_blocks_of_any_split_make_the_layer(
     whole, rule = layer(size, seed), GmarRule(norm, alpha)
     edges = data.draw(st.lists(st.integers(0, size[2]), max_size=5))
     blocks = data.draw(st.permutations(cut(whole, edges)))
-    result = apply_rule(rule, blocks, whole.relevance)
+    result = rule.finish(sums_of(rule, blocks), whole.relevance)
     for got, wanted in zip(result, finish(rule, whole), strict=True):
         assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-14)
 

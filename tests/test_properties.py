@@ -18,6 +18,7 @@ from hf_gmar.tokens import layout_for, supported_families
 from tests import oracles
 from tests.cases import (
     BATCH,
+    ENGINE_OPTIONS,
     HEADS,
     LABELS,
     LAYERS,
@@ -59,7 +60,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 @every_method
 @every_model
 def test_maps_are_shares_of_the_relevance(case: ModelCase, method: MethodCase, engine: str) -> None:
-    patches = method.build(case.build(), engine=engine).attribute_patches(
+    patches = method.build(case.build(), **ENGINE_OPTIONS[engine]).attribute_patches(
         case.images(), TARGETS, **case.forward_kwargs
     )
     assert patches.shape == (BATCH, *case.grid)
@@ -104,7 +105,7 @@ def test_a_batch_is_its_images(case: ModelCase, method: MethodCase) -> None:
 @every_class_specific_method
 @every_model
 def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, engine: str) -> None:
-    explain = method.build(case.build(), engine=engine)
+    explain = method.build(case.build(), **ENGINE_OPTIONS[engine])
     image = case.images(batch=1)
     maps = [
         explain.attribute_patches(image, target, **case.forward_kwargs) for target in range(LABELS)
@@ -117,9 +118,51 @@ def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, eng
 @every_engine
 @every_method
 @every_model
+def test_several_targets_are_one_after_another(
+    case: ModelCase, method: MethodCase, engine: str
+) -> None:
+    explain = method.build(case.build(), **ENGINE_OPTIONS[engine])
+    images, targets = case.images(), [TARGETS, None, 4, torch.tensor(TARGETS)]
+    several = explain.attribute_targets(images, targets, **case.forward_kwargs)
+    assert several.shape == (4, BATCH, *case.grid)
+    for maps, target in zip(several, targets, strict=True):
+        one = explain.attribute_patches(images, target, **case.forward_kwargs)
+        assert torch.equal(maps, one)
+
+
+TOGETHER: dict[str, Any] = {
+    "range": range(2, 4),
+    "tuple": (2, 3),
+    "tensor of classes": torch.tensor([2, 3]),
+    "tensor of images": torch.tensor([[2] * BATCH, [3] * BATCH]),
+    "generator": (target for target in (2, 3)),
+}
+
+
+@pytest.mark.parametrize("form", TOGETHER)
+def test_forms_of_several_targets(form: str) -> None:
+    gmar = GMAR(VIT.build())
+    several = gmar.attribute_targets(VIT.images(), TOGETHER[form])
+    assert torch.equal(several, gmar.attribute_targets((VIT.images(),), [2, 3]))
+    assert not torch.equal(several[0], several[1])
+
+
+@every_engine
+def test_several_targets_share_one_forward(engine: str) -> None:
+    model = VIT.build()
+    runs: list[None] = []
+    model.register_forward_hook(lambda *_: runs.append(None))
+    gmar = GMAR(model, **ENGINE_OPTIONS[engine])
+    gmar.attribute_targets(VIT.images(), [1, 2, 3, None])
+    assert len(runs) == 1
+
+
+@every_engine
+@every_method
+@every_model
 def test_frozen_weights_change_nothing(case: ModelCase, method: MethodCase, engine: str) -> None:
     model, images = case.build(), case.images()
-    explain = method.build(model, engine=engine)
+    explain = method.build(model, **ENGINE_OPTIONS[engine])
     wanted = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
     model.requires_grad_(False)
     frozen = explain.attribute_patches(images, TARGETS, **case.forward_kwargs)
@@ -144,7 +187,7 @@ def test_no_gradient_makes_heads_equal(case: ModelCase, engine: str) -> None:
     for name, parameter in model.named_parameters():
         if "classifier" in name and name.endswith("weight"):
             parameter.data[4] = 0
-    gmar = GMAR(model, engine=engine)
+    gmar = GMAR(model, **ENGINE_OPTIONS[engine])
     importance = gmar.head_importance(case.images(), 4, **case.forward_kwargs)
     assert torch.equal(importance, torch.full((BATCH, LAYERS, HEADS), 1 / HEADS))
     patches = gmar.attribute_patches(case.images(), 4, **case.forward_kwargs)

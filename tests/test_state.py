@@ -20,6 +20,7 @@ from hf_gmar import GMAR
 from hf_gmar.errors import ModelOutputError, TargetError
 from tests import oracles
 from tests.cases import (
+    ENGINE_OPTIONS,
     TARGETS,
     VIT,
     Around,
@@ -111,7 +112,7 @@ def test_a_call_leaves_the_model_as_it_was(
     case: ModelCase, method: MethodCase, attention: str, engine: str
 ) -> None:
     model = used(case, attention)
-    explain = method.build(model, engine=engine)
+    explain = method.build(model, **ENGINE_OPTIONS[engine])
     with unchanged(model):
         explain.attribute(case.images(), TARGETS, **case.forward_kwargs)
         explain.attribute_patches(case.images(), **case.forward_kwargs)
@@ -121,7 +122,7 @@ def test_a_call_leaves_the_model_as_it_was(
 def test_building_a_method_changes_nothing(engine: str) -> None:
     model = used(VIT)
     with unchanged(model):
-        GMAR(model, engine=engine)
+        GMAR(model, **ENGINE_OPTIONS[engine])
 
 
 @every_engine
@@ -131,7 +132,7 @@ def test_models_that_share_a_config(engine: str) -> None:
     assert one.config is other.config
     wanted = other(VIT.images()).logits
     with unchanged(one, other):
-        GMAR(one, engine=engine).attribute(VIT.images(), 3)
+        GMAR(one, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
     assert torch.equal(other(VIT.images()).logits, wanted)
 
 
@@ -139,10 +140,10 @@ def test_models_that_share_a_config(engine: str) -> None:
 def test_a_model_whose_attention_was_asked_for_before(engine: str) -> None:
     """Transformers then keeps hooks of its own in the layers; they are the model's by now."""
     model = VIT.build(attention="eager")
-    wanted = GMAR(model, engine=engine).attribute_patches(VIT.images(), 3)
+    wanted = GMAR(model, **ENGINE_OPTIONS[engine]).attribute_patches(VIT.images(), 3)
     assert len(model(VIT.images(), output_attentions=True).attentions) == 3
     with unchanged(model):
-        again = GMAR(model, engine=engine).attribute_patches(VIT.images(), 3)
+        again = GMAR(model, **ENGINE_OPTIONS[engine]).attribute_patches(VIT.images(), 3)
     assert torch.equal(again, wanted)
     assert len(model(VIT.images(), output_attentions=True).attentions) == 3
 
@@ -150,7 +151,7 @@ def test_a_model_whose_attention_was_asked_for_before(engine: str) -> None:
 @every_engine
 def test_attention_can_be_asked_for_afterwards(engine: str) -> None:
     model = VIT.build(attention="eager")
-    GMAR(model, engine=engine).attribute(VIT.images(), 3)
+    GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
     output = model(VIT.images(), output_attentions=True)
     assert [layer.shape[-1] for layer in output.attentions] == [17, 17, 17]
     assert model(VIT.images()).attentions is None
@@ -177,7 +178,7 @@ PLACES: dict[str, Callable[[Any], nn.Module]] = {
 def test_a_model_that_raises_half_way(place: str, attention: str, engine: str) -> None:
     model = used(VIT, attention)
     handle = PLACES[place](model).register_forward_hook(_fail)
-    gmar = GMAR(model, engine=engine)
+    gmar = GMAR(model, **ENGINE_OPTIONS[engine])
     with unchanged(model), pytest.raises(HalfWayError):
         gmar.attribute(VIT.images(), 3)
     handle.remove()
@@ -194,7 +195,7 @@ def test_a_backward_that_raises(engine: str) -> None:
 
     model = Around(used(VIT), fails_backwards)
     with unchanged(model), pytest.raises(HalfWayError):
-        GMAR(model, engine=engine).attribute(VIT.images(), 3)
+        GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
 
 
 @every_engine
@@ -203,7 +204,7 @@ def test_a_backward_that_raises(engine: str) -> None:
 def test_a_target_that_does_not_exist(target: Any, attention: str, engine: str) -> None:
     model = used(VIT, attention)
     with unchanged(model), pytest.raises(TargetError):
-        GMAR(model, engine=engine).attribute(VIT.images(), target)
+        GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), target)
 
 
 @every_engine
@@ -211,7 +212,7 @@ def test_a_result_that_is_not_finite(engine: str) -> None:
     model = used(VIT)
     model.vit.layers[1].mlp.fc2.weight.data *= 1e38
     with unchanged(model), pytest.raises(ModelOutputError):
-        GMAR(model, engine=engine).attribute(VIT.images(), 3)
+        GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
 
 
 @every_engine
@@ -223,7 +224,7 @@ def test_inputs_are_not_touched(requires_grad: bool, engine: str) -> None:
         images.grad = torch.full_like(images, 0.25)
     before = copy.deepcopy((images.detach(), images.grad, target))
     versions = images._version, target._version
-    attribution = GMAR(VIT.build(), engine=engine).attribute(images, target)
+    attribution = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(images, target)
     attribution += 1  # the result is no view of the inputs either
     assert torch.equal(images.detach(), before[0])
     assert images.requires_grad == requires_grad
@@ -246,11 +247,11 @@ MODES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("mode", MODES)
 def test_the_callers_grad_mode_stays(mode: str, engine: str) -> None:
     model = used(VIT)
-    wanted = GMAR(model, engine=engine).attribute(VIT.images(), 3)
+    wanted = GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
     with MODES[mode](), unchanged(model):
-        assert torch.equal(GMAR(model, engine=engine).attribute(VIT.images(), 3), wanted)
+        assert torch.equal(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3), wanted)
         with pytest.raises(TargetError):
-            GMAR(model, engine=engine).attribute(VIT.images(), 99)
+            GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 99)
 
 
 @every_engine
@@ -258,10 +259,12 @@ def test_dropout_is_off(engine: str) -> None:
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     model, images = VIT.build(**dropout).train(), VIT.images()
     assert not torch.equal(model(images).logits, model(images).logits)
-    wanted = GMAR(VIT.build(), engine=engine).attribute(images, TARGETS)
+    wanted = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(images, TARGETS)
     with unchanged(model):
         for _ in range(2):
-            assert torch.equal(GMAR(model, engine=engine).attribute(images, TARGETS), wanted)
+            assert torch.equal(
+                GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted
+            )
     assert model.training
 
 
@@ -270,9 +273,9 @@ def test_gradient_checkpointing_while_training(engine: str) -> None:
     model, images = VIT.build().train(), VIT.images()
     # The old name still works, but warns.
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    wanted = GMAR(VIT.build(), engine=engine).attribute(images, TARGETS)
+    wanted = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(images, TARGETS)
     with unchanged(model):
-        assert torch.equal(GMAR(model, engine=engine).attribute(images, TARGETS), wanted)
+        assert torch.equal(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted)
 
 
 def _live_tensors() -> tuple[int, int]:
@@ -285,7 +288,7 @@ def _live_tensors() -> tuple[int, int]:
 def test_twenty_calls_keep_nothing(engine: str) -> None:
     """With the garbage collector off: nothing waits for it, or memory would pile up meanwhile."""
     model, images = VIT.build(), VIT.images()
-    gmar = GMAR(model, engine=engine)
+    gmar = GMAR(model, **ENGINE_OPTIONS[engine])
     gmar.attribute(images, TARGETS)
     gc.collect()
     gc.disable()
@@ -326,7 +329,7 @@ def test_transformers_has_nothing_to_warn_about(
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     try:
-        explain = GMAR(case.build(attention=attention), engine=engine)
+        explain = GMAR(case.build(attention=attention), **ENGINE_OPTIONS[engine])
         explain.attribute(case.images(), **case.forward_kwargs)
     finally:
         logger.removeHandler(handler)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model  # type: ignore[import-untyped]
 from accelerate.hooks import (  # type: ignore[import-untyped]
     AlignDevicesHook,
     add_hook_to_module,
 )
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hf_gmar import GMAR, LogitsModel
-from tests.cases import TARGETS, VIT, Around, ModelCase, every_engine, every_model
+from hf_gmar.errors import UnsupportedModelError
+from tests.cases import ENGINE_OPTIONS, TARGETS, VIT, Around, ModelCase, every_engine, every_model
 
 
 def explained(model: Any, engine: str, images: Tensor | None = None, **kwargs: Any) -> Tensor:
     """The heat of the tiny images' targets."""
     images = VIT.images() if images is None else images
-    heat: Tensor = GMAR(model, engine=engine).attribute(images, TARGETS, **kwargs)
+    heat: Tensor = GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS, **kwargs)
     return heat
 
 
@@ -136,10 +140,60 @@ def test_a_compiled_model_is_explained_as_the_model_inside(engine: str) -> None:
     assert torch.equal(explained(compiled, engine), explained(model, engine))
 
 
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of one process, as a training script starts it."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+PARALLEL = pytest.mark.parametrize("wrapper", [DataParallel, DistributedDataParallel])
+
+
+@pytest.mark.usefixtures("process_group")
+@every_engine
+@PARALLEL
+def test_a_parallel_model_is_explained_as_the_model_inside(wrapper: Any, engine: str) -> None:
+    model = VIT.build()
+    parallel = wrapper(model)
+    wanted = explained(model, engine)
+    for _ in range(2):  # DistributedDataParallel counts forwards that had no backward of its own
+        assert torch.equal(explained(parallel, engine), wanted)
+    assert torch.equal(explained(torch.compile(parallel, backend="eager"), engine), wanted)
+    parallel(VIT.images()).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.vit.layers.parameters())
+
+
+@pytest.mark.usefixtures("process_group")
+@every_engine
+@PARALLEL
+def test_a_parallel_model_inside_a_module(wrapper: Any, engine: str) -> None:
+    model = Around(wrapper(VIT.build()), lambda inner, pixels: inner(pixels).logits)
+    with pytest.raises(UnsupportedModelError, match=rf"a {wrapper.__name__} inside.*\.module"):
+        explained(model, engine)
+
+
+@every_engine
+def test_weights_that_accelerate_keeps_on_disk(tmp_path: Path, engine: str) -> None:
+    """A device map: each layer's weights are there while it runs, and for the backward."""
+    model = VIT.build()
+    wanted = explained(model, engine)
+    places = {"vit.embeddings": "cpu", "vit.layernorm": "cpu", "classifier": "disk"}
+    places |= {f"vit.layers.{index}": "disk" if index else "cpu" for index in range(3)}
+    spread = dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path))
+    where = {name: weight.device.type for name, weight in spread.named_parameters()}
+    assert set(where.values()) == {"cpu", "meta"}
+    assert torch.equal(explained(spread, engine), wanted)
+    assert {name: weight.device.type for name, weight in spread.named_parameters()} == where
+
+
 @every_engine
 def test_scores_are_those_of_the_model(engine: str) -> None:
     model = VIT.build(hidden_dropout_prob=0.5).train()
-    scores = GMAR(model, engine=engine).scores(VIT.images())
+    scores = GMAR(model, **ENGINE_OPTIONS[engine]).scores(VIT.images())
     assert not scores.requires_grad
     assert torch.allclose(scores, VIT.build()(VIT.images()).logits, atol=1e-6)
     assert model.training

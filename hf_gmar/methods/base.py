@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from hf_gmar.capture import ENGINES, Capture, Request, capture, predict
-from hf_gmar.errors import HfGmarError, InputError, OptionError
+from hf_gmar.capture import ENGINES, Capture, capture, predict
+from hf_gmar.engine import Request
+from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 from hf_gmar.propagation import LayerRule
 from hf_gmar.subject import Subject, check_inputs
 from hf_gmar.targets import Target
@@ -28,33 +30,47 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
     A subclass sets ``rule``, a :class:`~hf_gmar.propagation.LayerRule`. One call is one forward
     and one backward of the model, whatever the batch. The model may be in any mode and under any
     attention implementation; dropout is off while it is explained, no weight gets a gradient, and
-    it comes back as it was.
+    it comes back as it was. Threads that explain one model take turns; threads that only run it
+    are not disturbed.
 
     Args:
         model: a Transformers vision model with a class head, or any module or callable that
             returns class scores (B, C) and holds exactly one such model.
         start_layer: the lowest layer that takes part, 0 for all of them.
-        engine: how the layers are fed; ``"dense"`` keeps all attention maps.
+        engine: ``"streaming"`` recomputes attention in blocks and keeps none of it; ``"dense"``,
+            the plain reference, keeps all attention maps and their gradients. Both give the same
+            numbers.
+        chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
+        checkpoint: let the streaming engine keep only each layer's input and run the layers again
+            in the backward: one more forward, a fraction of the memory. For the largest images.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: a start layer or an engine that does not exist.
+        OptionError: an option that does not exist or is outside its range.
     """
 
     rule: LayerRule
     """What the method does at each layer; each subclass sets its own."""
 
     def __init__(
-        self, model: Callable[..., Any], start_layer: int = 0, engine: str = "dense"
+        self,
+        model: Callable[..., Any],
+        start_layer: int = 0,
+        engine: str = "streaming",
+        chunk_size: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         """Find the backbone in the model and check the options."""
         self.subject = Subject.of(model)
         super().__init__(self.subject)  # Captum calls the scores its forward function
         check_option("start_layer", start_layer, range(self.subject.layers))
         check_option("engine", engine, ENGINES)
+        _check_streaming(engine, chunk_size, checkpoint)
         self.model = model
         self.start_layer = start_layer
         self.engine = engine
+        self.chunk_size = None if chunk_size is None else int(chunk_size)
+        self.checkpoint = checkpoint
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(
@@ -88,7 +104,7 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
             OptionError: a keyword that the model's forward does not name.
         """
         pixels = single_tensor(inputs)
-        patches = self._capture(pixels, target, additional_forward_args, forward_kwargs).patches
+        patches = self.attribute_patches(pixels, target, additional_forward_args, **forward_kwargs)
         rows, columns = patches.shape[1:]
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
         spread = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
@@ -107,8 +123,33 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         What is missing to 1 stayed on prefix tokens such as CLS. Takes and raises what
         :meth:`attribute` does. The dtype is float32, or float64 for a float64 model.
         """
-        pixels = single_tensor(inputs)
-        return self._capture(pixels, target, additional_forward_args, forward_kwargs).patches
+        return self._capture(inputs, [target], additional_forward_args, forward_kwargs)[0].patches
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Iterable[Target],
+        additional_forward_args: Any = None,
+        **forward_kwargs: Any,
+    ) -> Tensor:
+        """Relevance of each patch for several targets, with one forward for all of them.
+
+        Takes and raises what :meth:`attribute` does, but for the targets.
+
+        Args:
+            inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
+            targets: T targets, each in any form that :meth:`attribute` takes: ``[281, 207]``
+                explains two classes of every image. A tensor has its targets along the first
+                dimension.
+            additional_forward_args: see :meth:`attribute`.
+            **forward_kwargs: see :meth:`attribute`.
+
+        Returns:
+            Tensor (T, B, rows, columns); row t is ``attribute_patches(inputs, targets[t])``.
+        """
+        wanted = _several(targets)
+        found = self._capture(inputs, wanted, additional_forward_args, forward_kwargs)
+        return torch.stack([one.patches for one in found])
 
     def scores(
         self,
@@ -120,27 +161,30 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
 
         Takes and raises what :meth:`attribute` does, but for the target.
         """
-        request = self._request(
-            single_tensor(inputs), None, additional_forward_args, forward_kwargs
-        )
+        request = self._request(inputs, additional_forward_args, forward_kwargs)
         with self._size_errors(request.inputs):
             return predict(self.subject, request)
 
     def _capture(
-        self, pixels: Tensor, target: Target, args: Any, kwargs: dict[str, Any]
-    ) -> Capture:
-        request = self._request(pixels, target, args, kwargs)
-        with self._size_errors(pixels):
-            return capture(self.subject, request, self.rule, self.engine)
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Target],
+        args: Any,
+        kwargs: dict[str, Any],
+    ) -> list[Capture]:
+        request = self._request(inputs, args, kwargs)
+        with self._size_errors(request.inputs):
+            return capture(self.subject, request, targets, self.rule, self.engine)
 
     def _request(
-        self, pixels: Tensor, target: Target, args: Any, kwargs: dict[str, Any]
+        self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
     ) -> Request:
+        pixels = single_tensor(inputs)
         check_inputs(pixels, self.subject.backbone)
         check_keywords(self.subject, kwargs)
         self.subject.layout.grid(*pixels.shape[-2:])
         extra = args if isinstance(args, tuple) else () if args is None else (args,)
-        return Request(pixels, target, extra, kwargs, self.start_layer)
+        return Request(pixels, extra, kwargs, self.start_layer, self.chunk_size, self.checkpoint)
 
     @contextmanager
     def _size_errors(self, pixels: Tensor) -> Iterator[None]:
@@ -182,6 +226,34 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
         else "one of " + ", ".join(repr(choice) for choice in allowed)
     )
     raise OptionError(f"{name} must be {shown}, got {value!r}")
+
+
+def _check_streaming(engine: str, chunk_size: Any, checkpoint: Any) -> None:
+    if not isinstance(checkpoint, bool):
+        raise OptionError(f"checkpoint must be True or False, got {checkpoint!r}")
+    if chunk_size is not None and not _is_count(chunk_size):
+        raise OptionError(f"chunk_size must be a whole number >= 1 or None, got {chunk_size!r}")
+    if engine != "streaming" and (checkpoint or chunk_size is not None):
+        raise OptionError(
+            f'chunk_size and checkpoint belong to engine="streaming", got engine={engine!r}'
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _several(targets: Any) -> list[Target]:
+    try:
+        found = list(targets)
+    except TypeError:
+        found = []
+    if not found:
+        raise TargetError(
+            f"a list of one or more targets is needed, got {targets!r}; one target goes to "
+            "attribute_patches"
+        )
+    return found
 
 
 def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.base import AttentionMethod, check_option, single_tensor
+from hf_gmar.methods.base import AttentionMethod, check_option
 from hf_gmar.propagation import NORMS, GmarRule, Norm
 from hf_gmar.targets import Target
 
@@ -28,7 +28,9 @@ class GMAR(AttentionMethod):
         alpha: weight of the residual connection in each layer, >= 0; at 0 attention alone moves
             relevance.
         start_layer: the lowest layer that takes part, 0 for all of them.
-        engine: how the layers are fed; ``"dense"`` keeps all attention maps.
+        engine: ``"streaming"``, or ``"dense"``, the plain reference.
+        chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
+        checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.
@@ -57,10 +59,12 @@ class GMAR(AttentionMethod):
         norm: Norm = "l1",
         alpha: float = 1.0,
         start_layer: int = 0,
-        engine: str = "dense",
+        engine: str = "streaming",
+        chunk_size: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         """Check the options and find the backbone in the model."""
-        super().__init__(model, start_layer, engine)
+        super().__init__(model, start_layer, engine, chunk_size, checkpoint)
         check_option("norm", norm, NORMS)
         self.rule = GmarRule(norm, _checked_alpha(alpha))
 
@@ -79,8 +83,8 @@ class GMAR(AttentionMethod):
             Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer
             that the score does not depend on has 1/H everywhere.
         """
-        pixels = single_tensor(inputs)
-        return self._capture(pixels, target, additional_forward_args, forward_kwargs).head_weights
+        found = self._capture(inputs, [target], additional_forward_args, forward_kwargs)
+        return found[0].head_weights
 
 
 def _checked_alpha(alpha: Any) -> float:

@@ -1,0 +1,82 @@
+"""What an engine is: it runs the model for a request, then explains scores of that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from hf_gmar.errors import ModelOutputError
+from hf_gmar.propagation import Descent
+from hf_gmar.subject import Subject
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call to the model.
+
+    Attributes:
+        inputs: pixel values, (B, channels, height, width).
+        args: positional arguments of the model after the inputs.
+        kwargs: keyword arguments of the model.
+        start_layer: the lowest layer that takes part; layers below it are left out.
+        chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
+        checkpoint: let the streaming engine recompute activations instead of keeping them.
+    """
+
+    inputs: Tensor
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    start_layer: int = 0
+    chunk_size: int | None = None
+    checkpoint: bool = False
+
+    def call(self, subject: Subject, *, graph: bool = False) -> Tensor:
+        """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
+        inputs = _plain(self.inputs)
+        inputs = inputs.clone().requires_grad_() if graph else inputs
+        args = tuple(_plain(value) for value in self.args)
+        kwargs = {name: _plain(value) for name, value in self.kwargs.items()}
+        return subject(inputs, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that ran, ready to have scores of the run explained.
+
+    Attributes:
+        scores: the model's scores, connected to the graph.
+        tokens: how many tokens each layer has.
+        explain: moves a descent through all layers for a score (a scalar); the last argument says
+            whether another score of the same run will follow.
+    """
+
+    scores: Tensor
+    tokens: int
+    explain: Callable[[Tensor, Descent, bool], None]
+
+
+Engine: TypeAlias = Callable[[Subject, Request], AbstractContextManager[Run]]
+
+
+def check_reached(reached: int, layers: int) -> None:
+    """Check that the gradient came to every layer.
+
+    Raises:
+        ModelOutputError: it did not.
+    """
+    if reached != layers:
+        raise ModelOutputError(
+            f"the gradient of the scores reaches {reached} of {layers} attention layers; "
+            "the scores must depend on every layer, without no_grad() or detach() in between"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # Autograd can't save tensors made in inference mode; a copy made outside of it is ordinary.
+    return value.clone() if value.is_inference() else value.detach()

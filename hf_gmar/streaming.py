@@ -1,0 +1,397 @@
+"""The streaming engine: exact, without ever keeping an attention map.
+
+Backpropagation visits the layers from the top down, the order in which relevance is rolled out.
+So the forward runs the model's fast attention, and the backward of each attention call recomputes
+the map in blocks of rows (:mod:`hf_gmar.blocks`); one pass over the blocks feeds the rule and
+gives the gradients for the layers below.
+
+Only the graph that is needed is built. Weights take part as constants, so nothing is kept for
+gradients of theirs; the graph starts at the attention output of the lowest explained layer; and
+linear layers above the top layer's attention skip the tokens that no gradient reaches.
+
+A :class:`torch.overrides.TorchFunctionMode` does all this in the calling thread. The model itself
+is not changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hf_gmar.attention import attention_here, routed_here
+from hf_gmar.blocks import AttentionLayer, BlockWalker, sums_like
+from hf_gmar.engine import Request, Run, check_reached
+from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+from hf_gmar.propagation import Descent
+from hf_gmar.recording import Runs, watched_runs
+from hf_gmar.subject import Subject
+from hf_gmar.threads import replaced_here, this_thread, working_for
+
+# Whoever moves a weight or asks for an attribute of it may mean the weight itself, as accelerate
+# does where weights come from another device or from disk.
+_MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
+
+
+class _Active(threading.local):
+    """The modes that this thread is in; the last one acts."""
+
+    def __init__(self) -> None:
+        self.modes: list[_Mode] = []
+
+
+_ACTIVE = _Active()
+
+
+@contextmanager
+def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
+    """One forward under SDPA; each explanation is one backward, through activations alone."""
+    with ExitStack() as stack:
+        stack.enter_context(attention_here(subject.backbone, "sdpa"))
+        runs = stack.enter_context(watched_runs(subject, request.inputs))
+        state = _Pass(subject.layers, request, runs, BlockWalker(request.chunk_size))
+        mode = _Mode(state)
+        if request.checkpoint:
+            stack.enter_context(_recomputed_layers(subject.backbone, mode))
+        with mode:
+            scores = request.call(subject)
+        runs.check(request.inputs, scores)
+        bottom, start = mode.found()
+        yield Run(scores, state.tokens, functools.partial(state.explain, bottom, start))
+
+
+@dataclass
+class _Pass:
+    """One forward, and the descent that its backward feeds at the moment.
+
+    Attributes:
+        layers: how many attention layers the model has.
+        request: the call to the model.
+        runs: tells whether the backbone is running.
+        walker: recomputes the layers.
+        tokens: tokens of the layers.
+        bottom: the lowest explained layer.
+        start: its attention output, where the graph starts.
+        descent: the descent of the present backward.
+    """
+
+    layers: int
+    request: Request
+    runs: Runs
+    walker: BlockWalker
+    tokens: int = 0
+    bottom: AttentionLayer | None = None
+    start: Tensor | None = None
+    descent: Descent | None = None
+
+    def explain(
+        self, bottom: AttentionLayer, start: Tensor, score: Tensor, descent: Descent, again: bool
+    ) -> None:
+        """Feed all layers to the descent, by one backward down to the start of the graph."""
+        self.descent = descent
+        gradient = None
+        if score.requires_grad:
+            (gradient,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
+        reached = len(descent.head_weights) + (gradient is not None)
+        check_reached(reached, self.layers - self.request.start_layer)
+        if gradient is not None:
+            self.walker.walk(bottom, gradient, descent)
+
+
+class _Mode(TorchFunctionMode):
+    """Inside, this thread's attention calls stream, and weights are constants.
+
+    Args:
+        state: what the forward leaves for the backward.
+        calls: attention calls so far.
+        again: this is not the forward but a layer that is recomputed in the backward.
+    """
+
+    def __init__(self, state: _Pass, calls: int = 0, *, again: bool = False) -> None:
+        super().__init__()
+        self.state = state
+        self.calls = calls
+        self.again = again
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # the signature is PyTorch's
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Pass a call on with constant weights, or stream it if it is attention."""
+        kwargs = kwargs or {}
+        if _ACTIVE.modes[-1] is not self:  # an explanation inside this one, by a hook
+            return func(*args, **kwargs)
+        if func in _MOVES or getattr(func, "__name__", None) in ("__get__", "__set__"):
+            return _part_of_weight(func(*args, **kwargs), *args)
+        if self.state.request.checkpoint and func is functional.dropout:
+            _check_not_random(*args, **kwargs)
+        args = tuple(map(self._constant, args))
+        kwargs = {name: self._constant(value) for name, value in kwargs.items()}
+        if func is functional.scaled_dot_product_attention and self._inside:
+            return self._attention(*args, **kwargs)
+        if func is functional.linear and self.calls == self.state.layers:
+            return _linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        """Take over from the mode of an explanation outside, if there is one."""
+        _ACTIVE.modes.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:  # noqa: PYI036  # passed on as they are
+        """Hand back."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _ACTIVE.modes.pop()
+
+    @property
+    def _inside(self) -> bool:
+        return self.again or self.state.runs.inside
+
+    def _constant(self, value: Any) -> Any:
+        """A weight without its gradient; nothing is kept for it then."""
+        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+            return type(value)(map(self._constant, value))
+        is_weight = isinstance(value, nn.Parameter) and value.requires_grad
+        return value.detach() if is_weight else value
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> Tensor:
+        index, state = self.calls, self.state
+        self.calls += 1
+        if not state.request.start_layer <= index < state.layers:
+            return functional.scaled_dot_product_attention(query, key, value, *args, **kw)
+        layer = _layer_of(query, key, value, *args, **kw)
+        state.tokens = _same_tokens(layer, state.tokens)
+        if index > state.request.start_layer:
+            return _stream(layer, state)
+        start = _attend(layer).detach().requires_grad_()
+        if not self.again:
+            state.bottom, state.start = layer, start
+        return start
+
+    def found(self) -> tuple[AttentionLayer, Tensor]:
+        """The lowest explained layer and its attention output, where the graph starts.
+
+        Raises:
+            ModelOutputError: not every layer made one attention call.
+        """
+        state = self.state
+        if self.calls != state.layers or state.bottom is None or state.start is None:
+            raise ModelOutputError(
+                f"{state.layers} layers made {self.calls} calls of PyTorch's "
+                "scaled_dot_product_attention, but one for each layer is needed; use "
+                'engine="dense" for this model'
+            )
+        return state.bottom, state.start
+
+
+def _part_of_weight(found: Any, source: Any = None, *_: Any) -> Any:
+    """What was made of a weight, such as its transpose, as a constant; else what was found."""
+    is_made = isinstance(found, Tensor) and found is not source and found.requires_grad
+    return found.detach() if is_made and isinstance(source, nn.Parameter) else found
+
+
+def _check_not_random(_: Tensor, p: float = 0.5, training: bool = True, **__: Any) -> None:
+    if p and training:
+        raise ModelOutputError(
+            f"dropout of {p} is active although the model is in evaluation mode, and a layer that "
+            "runs again would draw other numbers; turn it off or use checkpoint=False"
+        )
+
+
+def _layer_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> AttentionLayer:
+    """The arguments of PyTorch's attention, checked and in one form."""
+    if query.dim() != 4 or query.shape[2] != key.shape[2]:
+        raise ModelOutputError(
+            "self-attention over (images, heads, tokens, numbers in a head) is needed, but queries "
+            f"have shape {tuple(query.shape)} and keys {tuple(key.shape)}"
+        )
+    if dropout_p:
+        raise ModelOutputError(
+            f"attention dropout of {dropout_p} is active although the model is in evaluation mode; "
+            "an explanation needs the same attention twice: turn it off"
+        )
+    if attn_mask is not None and attn_mask.requires_grad:
+        raise ModelOutputError(
+            "the attention mask or position bias depends on the image, and the gradient through it "
+            'is not streamed; use engine="dense" for this model'
+        )
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if is_causal:
+        attn_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    return AttentionLayer(
+        query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale
+    )
+
+
+def _same_tokens(layer: AttentionLayer, tokens: int) -> int:
+    found = layer.query.shape[2]
+    if tokens not in (0, found):
+        raise ModelOutputError(
+            f"the layers have {tokens} and {found} tokens; rollout needs the same tokens in every "
+            "layer"
+        )
+    return found
+
+
+def _attend(layer: AttentionLayer) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        layer.query, layer.key, layer.value, attn_mask=layer.mask, scale=layer.scale
+    )
+
+
+def _stream(layer: AttentionLayer, state: _Pass) -> Tensor:
+    output: Tensor = _StreamedAttention.apply(  # type: ignore[no-untyped-call]
+        layer.query, layer.key, layer.value, layer.mask, layer.scale, state
+    )
+    return output
+
+
+class _StreamedAttention(torch.autograd.Function):
+    """Attention whose backward feeds the layer to the descent."""
+
+    # On a GPU the backward runs in a thread of autograd's: all that it needs is in ``ctx``.
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        state: _Pass,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scale, ctx.state = scale, state
+        return _attend(AttentionLayer(query, key, value, mask, scale))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        layer = AttentionLayer(query, key, value, mask, ctx.scale)
+        below = sums_like(query), sums_like(key), sums_like(value)
+        ctx.state.walker.walk(layer, gradient, ctx.state.descent, below)
+        return (*(part.to(query.dtype) for part in below), None, None, None)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    # Weights may depend on the image, or be quantised and tensors of a kind of their own.
+    constant = all(
+        part is None or (type(part) in (Tensor, nn.Parameter) and not part.requires_grad)
+        for part in (weight, bias)
+    )
+    if not constant or not input.requires_grad:
+        return functional.linear(input, weight, bias)
+    output: Tensor = _LinearOfFewTokens.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _LinearOfFewTokens(torch.autograd.Function):
+    """A linear layer whose backward leaves out tokens without gradient; their share is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtype = tokens.dtype
+        return functional.linear(tokens, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        with torch.autocast(weight.device.type, enabled=False):
+            below = _of_live_tokens(gradient.to(weight.dtype), weight)
+        return below.to(ctx.dtype), None, None
+
+
+def _of_live_tokens(gradient: Tensor, weight: Tensor) -> Tensor:
+    live = (gradient != 0).any(-1)
+    if 2 * int(live.sum()) > live.numel():
+        return gradient @ weight
+    below = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
+    below[live] = gradient[live] @ weight
+    return below
+
+
+@contextmanager
+def _recomputed_layers(model: PreTrainedModel, mode: _Mode) -> Iterator[None]:
+    """Inside, layers keep nothing but their input, and run again in the backward.
+
+    The top layer, which is needed first, and layers below the graph run once.
+    """
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no layers that can be recomputed one by one; use "
+            "checkpoint=False"
+        )
+    # A layer need not run to its very end again, unless accelerate takes weights away there.
+    to_the_end = any(hasattr(part, "_hf_hook") for part in model.modules())
+    with ExitStack() as stack:
+        for layer in layers:
+            small = functools.partial(_kept_small, mode, layer.forward, to_the_end)
+            stack.enter_context(replaced_here(layer, "forward", small))
+        yield
+
+
+def _kept_small(
+    mode: _Mode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
+) -> Any:
+    state, first = mode.state, mode.calls
+    if not state.request.start_layer <= first < state.layers - 1:
+        return forward(*args, **kwargs)
+    again = _Again(state, first, this_thread())
+    return checkpoint(
+        functools.partial(forward, **kwargs),
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,  # it would be set back under other threads
+        context_fn=lambda: (nullcontext(), again),
+        early_stop=not to_the_end,
+    )
+
+
+class _Again:
+    """Around each recomputation of a layer, which may be in a thread of autograd's."""
+
+    def __init__(self, state: _Pass, first: int, thread: int) -> None:
+        self.state, self.first, self.thread = state, first, thread
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(working_for(self.thread))
+        self.stack.enter_context(routed_here())
+        self.stack.enter_context(_Mode(self.state, self.first, again=True))
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
