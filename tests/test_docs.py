@@ -28,6 +28,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor[1:] in _anchors(target), anchor
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_page_waits_for_a_number(page: Path) -> None:
+    assert not re.search(r"\b[A-Z]+_TEXT\b|TODO|-->\n<!-- /", page.read_text())
+
+
 def test_the_command_line_page_names_every_option() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text()
     for command in get_command(app).commands.values():  # type: ignore[attr-defined]
