@@ -17,8 +17,8 @@ PACKAGE = Path(hf_gmar.__file__).parent
 ORDER = (
     {"errors", "scenes", "files"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
-    {"subject", "blocks", "recording"},
-    {"engine"},
+    {"subject", "blocks"},
+    {"engine", "recording"},
     {"dense", "streaming"},
     {"capture"},
     {"methods"},
