@@ -10,7 +10,7 @@ gradients of theirs; the graph starts at the attention output of the lowest expl
 linear layers above the top layer's attention skip the tokens that no gradient reaches.
 
 A :class:`torch.overrides.TorchFunctionMode` does all this in the calling thread. The model itself
-is not changed.
+is not changed; only with checkpointing its layers get a forward that asks which thread is calling.
 """
 
 from __future__ import annotations
