@@ -60,9 +60,9 @@ def cases(draw: st.DrawFn) -> Case:
     mask = mask_of(draw(st.sampled_from(MASKS)), size, generator)
     query, key = normal(*size, widths[0]), normal(*size, widths[0])
     gradient, relevance = normal(*size, widths[1]), normal(size[0], size[2]).abs()
-    dead = draw(st.lists(st.integers(0, size[2] - 1), max_size=size[2]))
-    gradient[:, :, dead] = 0
-    relevance[:, dead] = 0
+    some_rows = st.lists(st.integers(0, size[2] - 1), max_size=size[2])
+    gradient[:, :, draw(some_rows)] = 0
+    relevance[:, draw(some_rows)] = 0
     scale = draw(st.floats(0.1, 2.0))
     value = normal(*size, widths[1])
     if draw(st.booleans()):  # as a projection of tokens gives them
