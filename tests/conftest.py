@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from PIL import Image
 
+from hf_gmar import tokens
 from hf_gmar.hub import LoadedModel, load_model, sample_image
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
@@ -37,6 +40,13 @@ def photos(tmp_path: Path, scene: Image.Image) -> Path:
     scene.convert("RGBA").save(folder / "more" / "scene.webp")
     (folder / "notes.txt").write_text("no image")
     return folder
+
+
+@pytest.fixture
+def layouts() -> Iterator[None]:
+    """Layouts that a test registers are gone afterwards."""
+    with patch.dict(tokens._LAYOUTS):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -67,6 +67,11 @@ def relative_error(got: torch.Tensor, wanted: NDArray[np.float64]) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal up to the rounding of float32."""
+    return relative_error(one, other.double().numpy()) < 1e-5
+
+
 def errors(row: Row, dtype: torch.dtype) -> Errors:
     """Relative errors of one row against the oracle in the same precision."""
     case = row.model

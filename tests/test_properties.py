@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
 
-from hf_gmar import GMAR, TokenLayout, register_layout, tokens
+from hf_gmar import GMAR, TokenLayout, register_layout
 from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.tokens import layout_for, supported_families
 from tests import oracles
@@ -32,7 +29,7 @@ from tests.cases import (
     every_method,
     every_model,
 )
-from tests.parity import relative_error
+from tests.parity import relative_error, same
 
 every_method_with_heads = pytest.mark.parametrize(
     "method", [method for method in METHODS if method.has_heads], ids=lambda method: method.name
@@ -42,18 +39,6 @@ every_class_specific_method = pytest.mark.parametrize(
     [method for method in METHODS if method.class_specific],
     ids=lambda method: method.name,
 )
-
-
-@pytest.fixture
-def layouts() -> Iterator[None]:
-    """Layouts that a test registers are gone afterwards."""
-    with patch.dict(tokens._LAYOUTS):
-        yield
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Equal up to the rounding of float32."""
-    return relative_error(one, other.double().numpy()) < 1e-5
 
 
 @every_engine

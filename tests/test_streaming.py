@@ -22,7 +22,7 @@ from transformers import (
     ViTMSNForImageClassification,
 )
 
-from hf_gmar import GMAR, TokenLayout, register_layout, streaming, tokens
+from hf_gmar import GMAR, TokenLayout, register_layout, streaming
 from hf_gmar.capture import capture
 from hf_gmar.engine import Request
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
@@ -40,7 +40,7 @@ from tests.cases import (
     every_engine,
     every_model,
 )
-from tests.parity import relative_error
+from tests.parity import relative_error, same
 
 every_streaming = pytest.mark.parametrize(
     "engine", [name for name in ENGINE_OPTIONS if name != "dense"]
@@ -71,25 +71,13 @@ FAMILIES: dict[str, tuple[Callable[[], Any], TokenLayout]] = {
 }
 
 
-@pytest.fixture
-def layouts() -> Iterator[None]:
-    """Layouts that a test registers are gone afterwards."""
-    with patch.dict(tokens._LAYOUTS):
-        yield
-
-
-def near(one: Tensor, other: Tensor) -> bool:
-    """Equal up to the rounding of float32."""
-    return relative_error(one, other.double().numpy()) < 1e-5
-
-
 def same_as_dense(model: Any, engine: str, images: Tensor | None = None) -> bool:
     """Map and heads of the engine are those of the dense one."""
     images = VIT.images() if images is None else images
     both = [GMAR(model, **ENGINE_OPTIONS[name]) for name in (engine, "dense")]
     maps = [gmar.attribute_patches(images, TARGETS) for gmar in both]
     heads = [gmar.head_importance(images, TARGETS) for gmar in both]
-    return near(*maps) and near(*heads)
+    return same(*maps) and same(*heads)
 
 
 @pytest.mark.usefixtures("layouts")
