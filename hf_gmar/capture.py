@@ -5,18 +5,19 @@ A method knows only its rule; which engine feeds it makes no difference to the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_gmar.attention import configs_of
 from hf_gmar.dense import dense_engine
 from hf_gmar.engine import Engine, Request, Run
 from hf_gmar.errors import ModelOutputError
 from hf_gmar.propagation import Descent, LayerRule
+from hf_gmar.recording import pooled_attention
 from hf_gmar.streaming import streaming_engine
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Target, resolve_targets
@@ -51,9 +52,15 @@ def capture(
         TargetError: a target does not fit the scores.
         ModelOutputError: no scores, no attention, no gradient, or values that are not finite.
     """
-    with _alone(subject), _graph_enabled(), ENGINES[engine](subject, request) as run:
+    with (
+        _alone(subject),
+        _graph_enabled(),
+        pooled_attention(subject) as pooling,
+        ENGINES[engine](subject, request) as run,
+    ):
         explained = [_explained(run.scores, target) for target in targets]
-        descents = [Descent(rule, _readout(subject, request, run)) for _ in targets]
+        readout = _readout(subject, request, run, pooling.attention(run.scores))
+        descents = [Descent(rule, readout) for _ in targets]
         last = len(targets) - 1
         # A caller's mixed precision is for the forward alone, as PyTorch says.
         with torch.autocast(run.scores.device.type, enabled=False):
@@ -73,19 +80,19 @@ def _explained(scores: Tensor, target: Target) -> Tensor:
     return scores.flatten(1).gather(1, chosen).sum()
 
 
-def _readout(subject: Subject, request: Request, run: Run) -> Tensor:
+def _readout(subject: Subject, request: Request, run: Run, pooled: Tensor | None) -> Tensor:
     """The relevance above the top layer, (B, N)."""
     grid = subject.layout.grid(*request.inputs.shape[-2:])
     patches, layout = grid[0] * grid[1], subject.layout
     if run.tokens != layout.prefix + patches:
         raise ModelOutputError(
-            f"{type(subject.backbone).__name__} has {run.tokens} tokens, but its layout says "
+            f"{type(subject.tower).__name__} has {run.tokens} tokens, but its layout says "
             f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
             "hf_gmar.register_layout"
         )
     dtype = torch.float64 if run.scores.dtype == torch.float64 else torch.float32
-    row = layout.readout_row(patches, dtype).to(run.scores.device)
-    return row.expand(len(run.scores), -1)
+    row = layout.readout_row(patches, dtype, pooled)
+    return row.to(run.scores.device).expand(len(run.scores), -1)
 
 
 def _captured(subject: Subject, request: Request, run: Run, descent: Descent) -> Capture:
@@ -114,8 +121,8 @@ def _check_finite(run: Run, relevance: Tensor, weights: Tensor) -> None:
 def _alone(subject: Subject) -> Iterator[None]:
     """The model to this thread's explanation, in evaluation mode and as it was written."""
     with (
-        turn([*configs_of(subject.backbone), *subject.modules()]),
-        _evaluation_mode(subject),
+        turn([*configs_of(subject.tower), *subject.modules()]),
+        evaluation_mode(subject.modules()),
         uncompiled_here(subject.modules()),
     ):
         yield
@@ -129,9 +136,9 @@ def _graph_enabled() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation_mode(subject: Subject) -> Iterator[None]:
-    """Dropout off; each submodule gets its own mode back."""
-    training = [module for module in subject.modules() if module.training]
+def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Dropout off; each module gets its own mode back."""
+    training = [module for module in modules if module.training]
     with ExitStack() as stack:
         for module in training:
             stack.callback(setattr, module, "training", True)

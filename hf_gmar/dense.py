@@ -21,11 +21,10 @@ from hf_gmar.subject import Subject
 @contextmanager
 def dense_engine(subject: Subject, request: Request) -> Iterator[Run]:
     """Keep every attention map and its gradient."""
-    backbone = subject.backbone
     with (
-        attention_here(backbone, "eager"),
+        attention_here(subject.tower, "eager"),
         watched_runs(subject, request.inputs) as runs,
-        recorded_maps(backbone) as recorded,
+        recorded_maps(subject.tower) as recorded,
     ):
         # Gradients flow to the maps even if every weight is frozen: the graph starts at the inputs.
         scores = request.call(subject, graph=True)

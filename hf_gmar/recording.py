@@ -59,7 +59,7 @@ class Runs:
 
 @contextmanager
 def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
-    """Inside, this thread's forwards of the backbone are noted."""
+    """Inside, this thread's forwards of the vision tower are noted."""
     if subject.model is subject.backbone:
         # The one call is ours. A hook would become part of what another thread compiles meanwhile.
         yield Runs([inputs.shape], depth=1)
@@ -80,13 +80,82 @@ def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
 
     handles = [
         # A thread that compiles the model meanwhile could not trace what asks for threads.
-        subject.backbone.register_forward_pre_hook(torch.compiler.disable(enter), with_kwargs=True),
-        subject.backbone.register_forward_hook(torch.compiler.disable(leave), prepend=True),
+        subject.tower.register_forward_pre_hook(torch.compiler.disable(enter), with_kwargs=True),
+        subject.tower.register_forward_hook(torch.compiler.disable(leave), prepend=True),
     ]
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
         yield runs
+
+
+@dataclass
+class Pooling:
+    """What a pooling head did in a forward of this thread.
+
+    Attributes:
+        wanted: whether the readout is made of it.
+        found: attention over the tokens (B, N) and what the head made of them, for each call.
+    """
+
+    wanted: bool
+    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def attention(self, scores: Tensor) -> Tensor | None:
+        """The attention (B, N) from which the scores come; ``None`` if another readout is wanted.
+
+        Raises:
+            ModelOutputError: the head did not run once, or the scores do not come from it.
+        """
+        if not self.wanted:
+            return None
+        if len(self.found) != 1:
+            raise ModelOutputError(
+                f"the readout is the attention of a pooling head, which must run once in a forward "
+                f"pass; it ran {len(self.found)} times. Say another readout"
+            )
+        ((attention, output),) = self.found
+        whole = scores.sum()
+        used = (
+            torch.autograd.grad(whole, output, retain_graph=True, allow_unused=True)[0]
+            if whole.requires_grad and output.requires_grad
+            else None
+        )
+        if used is None:
+            raise ModelOutputError(
+                "the readout is the attention of the model's pooling head, but the class scores "
+                "do not come from that head; say which tokens your own head reads"
+            )
+        return attention
+
+
+@contextmanager
+def pooled_attention(subject: Subject) -> Iterator[Pooling]:
+    """Inside, this thread's calls of the pooling head are kept, if the readout is made of it."""
+    thread, head = this_thread(), subject.pooling
+    pooling = Pooling(wanted=head is not None)
+    if head is None:
+        yield pooling
+        return
+
+    def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+        if this_thread() == thread:
+            pooling.found.append((_one_query(output[1]), output[0]))
+
+    handle = head.register_forward_hook(torch.compiler.disable(keep))
+    try:
+        yield pooling
+    finally:
+        handle.remove()
+
+
+def _one_query(weights: Tensor | None) -> Tensor:
+    if weights is None or weights.dim() != 3 or weights.shape[1] != 1:
+        raise ModelOutputError(
+            "the pooling head must give its attention for one query, averaged over its heads, "
+            f"(images, 1, tokens); got {None if weights is None else tuple(weights.shape)}"
+        )
+    return weights.detach()[:, 0]
 
 
 @contextmanager

@@ -59,12 +59,12 @@ _ACTIVE = _Active()
 def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
     """One forward under SDPA; each explanation is one backward, through activations alone."""
     with ExitStack() as stack:
-        stack.enter_context(attention_here(subject.backbone, "sdpa"))
+        stack.enter_context(attention_here(subject.tower, "sdpa"))
         runs = stack.enter_context(watched_runs(subject, request.inputs))
         state = _Pass(subject.layers, request, runs, BlockWalker(request.chunk_size))
         mode = _Mode(state)
         if request.checkpoint:
-            stack.enter_context(_recomputed_layers(subject.backbone, mode))
+            stack.enter_context(_recomputed_layers(subject.tower, mode))
         with mode:
             scores = request.call(subject)
         runs.check(request.inputs, scores)
@@ -79,7 +79,7 @@ class _Pass:
     Attributes:
         layers: how many attention layers the model has.
         request: the call to the model.
-        runs: tells whether the backbone is running.
+        runs: tells whether the vision tower is running.
         walker: recomputes the layers.
         tokens: tokens of the layers.
         bottom: the lowest explained layer.

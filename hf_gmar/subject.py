@@ -1,11 +1,12 @@
-"""What is explained: a model, the Transformers backbone inside it, and its token layout."""
+"""What is explained: a model, the Transformers model and vision tower inside it, its layout."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +14,41 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
-from hf_gmar.tokens import TokenLayout, layout_for
+from hf_gmar.tokens import Reads, TokenLayout, layers_of, layout_for, prompted_readout
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that returns class scores, with the one backbone that it holds.
+    """A model that returns class scores, with the one Transformers model that it holds.
 
     Attributes:
         model: what the user gave: called with the inputs, it returns the scores.
         backbone: the Transformers model in it (often the same object).
-        layout: the backbone's tokens and readout.
+        tower: the part of the backbone that turns pixels into tokens (often the same object).
+        layout: the tower's tokens and the readout.
     """
 
     model: Callable[..., Any]
     backbone: PreTrainedModel
+    tower: PreTrainedModel
     layout: TokenLayout
 
     @classmethod
-    def of(cls, model: Callable[..., Any]) -> Subject:
-        """Find the backbone and its layout.
+    def of(cls, model: Callable[..., Any], readout: Reads = None) -> Subject:
+        """Find the backbone, its tower and its layout.
 
         Raises:
             UnsupportedModelError: no Transformers model in it, several, or an unknown family.
+            OptionError: a readout that does not fit.
         """
-        model = _unwrapped(model)
+        model = unwrapped(model)
         backbone = find_backbone(model)
-        return cls(_with_hooks(model), backbone, layout_for(backbone))
+        tower = _tower(backbone)
+        _check_has_prompts(model, backbone)
+        said = _said_inside(model) if readout is None else readout
+        return cls(_with_hooks(model), backbone, tower, layout_for(backbone, tower, said))
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Class scores, (B, C)."""
@@ -55,10 +62,60 @@ class Subject:
     @property
     def layers(self) -> int:
         """Number of attention layers."""
-        return int(self.backbone.config.num_hidden_layers)
+        return layers_of(self.tower)
+
+    @property
+    def pooling(self) -> nn.MultiheadAttention | None:
+        """The attention of the pooling head, if the readout is made of it.
+
+        Raises:
+            UnsupportedModelError: the tower has no such head, or several.
+        """
+        if self.layout.rest != "attention":
+            return None
+        found = [part for part in self.tower.modules() if isinstance(part, nn.MultiheadAttention)]
+        if len(found) != 1:
+            raise UnsupportedModelError(
+                f"the readout is the attention of a pooling head, an nn.MultiheadAttention in "
+                f"{type(self.tower).__name__}, but {len(found)} are there; say another readout"
+            )
+        return found[0]
 
 
-def _unwrapped(model: Any) -> Any:
+def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The innermost model that takes pixels; a model of another kind is its own tower."""
+    takers = [part for part in backbone.modules() if _takes_pixels(part)]
+    inner = [one for one in takers if not any(map(_takes_pixels, list(one.modules())[1:]))]
+    if len(inner) > 1:
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} has {len(inner)} parts that take pixels, and one vision "
+            "tower is needed; pass a model around one of them"
+        )
+    return cast("PreTrainedModel", inner[0]) if inner else backbone
+
+
+def _takes_pixels(part: nn.Module) -> bool:
+    is_model = isinstance(part, PreTrainedModel)
+    return is_model and "pixel_values" in signature(type(part).forward).parameters
+
+
+def _said_inside(model: Any) -> Reads:
+    """What a module around the Transformers model says that it reads, as ``ZeroShotModel`` does."""
+    module = _module_of(model)
+    parts = module.modules() if module is not None else ()
+    said = (getattr(part, "readout", None) for part in parts)
+    return next((one for one in said if isinstance(one, str | tuple)), None)
+
+
+def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
+    if _module_of(model) is backbone and prompted_readout(backbone):
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} scores images by text prompts: give them with "
+            "ZeroShotModel(model, processor, prompts), on the command line with --prompts"
+        )
+
+
+def unwrapped(model: Any) -> Any:
     """The module inside torch.compile, DataParallel or DistributedDataParallel: the same model.
 
     Compiled code passes by the hooks by which attention is seen; an explanation has no weight
@@ -92,7 +149,11 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
 
 
 def _check_parallel(module: nn.Module | None) -> None:
-    wrappers = [part for part in module.modules() if isinstance(part, _PARALLEL)] if module else []
+    wrappers = (
+        [part for part in module.modules() if isinstance(part, _PARALLEL)]
+        if module is not None
+        else []
+    )
     if wrappers:
         raise UnsupportedModelError(
             f"a {type(wrappers[0]).__name__} inside the model spreads its work where attention "
@@ -150,7 +211,7 @@ def _keys(output: Any) -> str:
     return f" with {', '.join(output)}" if isinstance(output, dict) else ""
 
 
-def check_inputs(inputs: Any, backbone: PreTrainedModel) -> None:
+def check_inputs(inputs: Any, subject: Subject) -> None:
     """Check pixel values before the model sees them.
 
     Raises:
@@ -166,22 +227,23 @@ def check_inputs(inputs: Any, backbone: PreTrainedModel) -> None:
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
         raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")
-    channels = getattr(backbone.config, "num_channels", shape[1])
+    channels = getattr(subject.tower.config, "num_channels", shape[1])
     if shape[1] != channels:
         raise InputError(f"the model takes {channels} channels, got {shape[1]}: {shape}")
-    _check_values(inputs, backbone)
+    _check_values(inputs, subject)
 
 
-def _check_values(inputs: Tensor, backbone: PreTrainedModel) -> None:
+def _check_values(inputs: Tensor, subject: Subject) -> None:
     if not inputs.is_floating_point():
         raise InputError(
             f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
             "processor gives them"
         )
     # Models spread over devices by accelerate move their inputs themselves.
-    if not hasattr(backbone, "hf_device_map") and inputs.device != backbone.device:
+    spread, device = hasattr(subject.backbone, "hf_device_map"), subject.tower.device
+    if not spread and inputs.device != device:
         raise InputError(
-            f"the inputs are on {inputs.device} and the model is on {backbone.device}; move one "
+            f"the inputs are on {inputs.device} and the model is on {device}; move one "
             "with .to(device)"
         )
     if not torch.isfinite(inputs).all():

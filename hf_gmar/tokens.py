@@ -1,19 +1,22 @@
-"""Which tokens a model family has, and which of them its class head reads.
-
-One table, keyed by the ``model_type`` of a config or by the class name of a model. A class name
-goes before its ``model_type``, so that heads of one family may differ.
-"""
+"""Which tokens a model has, and which of them its class head reads."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+import numbers
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
+from hf_gmar.families import FAMILIES, PROMPTED, READOUTS, REFUSED, UNPROVEN, Family, Readout, Rest
+
+Reads: TypeAlias = str | tuple[float, ...] | None
+"""How a user says what a head of their own reads: a name, or a share for each prefix token."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class TokenLayout:
 
     Attributes:
         readout: for each prefix token, the share of the class head's input that comes from it.
-            What is missing to 1 is spread evenly over the patches. ``(1.0,)`` is a CLS head,
-            ``(0.5, 0.5)`` the mean of CLS and distillation heads, ``(0.0,)`` a mean over patches.
+            What is missing to 1 is spread over the rest. ``(1.0,)`` is a CLS head, ``(0.5, 0.5)``
+            the mean of CLS and distillation heads, ``(0.0,)`` a mean over patches.
         patch_size: height and width of a patch in pixels; ``None`` takes the config's.
+        rest: who shares what is missing to 1: ``"patches"`` or all ``"tokens"`` evenly, or all
+            tokens by the ``"attention"`` of a pooling head, averaged over its heads.
 
     Raises:
-        OptionError: shares below 0 or with a sum over 1, or a patch size below 1.
+        OptionError: shares below 0 or with a sum over 1, a patch size below 1, or an unknown rest.
 
     Example:
         >>> TokenLayout(readout=(1.0,)).readout_row(4, torch.float32)
@@ -41,31 +46,49 @@ class TokenLayout:
 
     readout: tuple[float, ...]
     patch_size: tuple[int, int] | None = None
+    rest: Rest = "patches"
 
     def __post_init__(self) -> None:
         """Check the shares and the patch size."""
-        if not isinstance(self.readout, tuple) or not isinstance(self.patch_size, tuple | None):
+        size = (1, 1) if self.patch_size is None else self.patch_size
+        if not _are(self.readout, numbers.Real) or not _are(size, numbers.Integral, 2):
             raise OptionError(
-                "readout must be a tuple of shares such as (1.0,), and patch_size None or (height, "
-                f"width); got {self.readout!r} and {self.patch_size!r}"
+                "readout must be a tuple of shares such as (1.0,), and patch_size None or whole "
+                f"(height, width) in pixels; got {self.readout!r} and {self.patch_size!r}"
             )
         shares = (*self.readout, 1.0 - math.fsum(self.readout))
         if not all(share >= -1e-9 for share in shares):  # NaN is not a share either
             raise OptionError(
                 f"readout shares must be >= 0 with a sum of at most 1, got {self.readout}"
             )
-        if self.patch_size is not None and min(self.patch_size) < 1:
+        if min(size) < 1:
             raise OptionError(f"patch_size must be at least 1 pixel, got {self.patch_size}")
+        if self.rest not in get_args(Rest):
+            raise OptionError(f"rest must be one of {', '.join(get_args(Rest))}; got {self.rest!r}")
 
     @property
     def prefix(self) -> int:
         """How many tokens stand before the patches."""
         return len(self.readout)
 
-    def readout_row(self, patches: int, dtype: torch.dtype) -> Tensor:
-        """The readout over all tokens, (prefix + patches,); sums to 1."""
+    def readout_row(
+        self, patches: int, dtype: torch.dtype, pooling: Tensor | None = None
+    ) -> Tensor:
+        """The readout over all tokens, (prefix + patches,); sums to 1.
+
+        Args:
+            patches: how many patches an image has.
+            dtype: of the result.
+            pooling: attention of the pooling head over all tokens, (B, prefix + patches), if
+                ``rest`` asks for it; the result is (B, prefix + patches) then.
+        """
+        shares = torch.tensor([*self.readout, *[0.0] * patches], dtype=dtype)
         rest = max(0.0, 1.0 - math.fsum(self.readout))  # rounding must not make it negative
-        return torch.tensor([*self.readout, *[rest / patches] * patches], dtype=dtype)
+        if pooling is not None:
+            return shares.to(pooling.device) + rest * pooling.to(dtype)
+        shared = slice(self.prefix if self.rest == "patches" else 0, None)
+        shares[shared] += rest / len(shares[shared])
+        return shares
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image of that many pixels.
@@ -89,34 +112,16 @@ class TokenLayout:
         return rows, columns
 
 
-_LAYOUTS: dict[str, TokenLayout] = {
-    "ViTForImageClassification": TokenLayout(readout=(1.0,)),
-    "DeiTForImageClassification": TokenLayout(readout=(1.0, 0.0)),
-    "DeiTForImageClassificationWithTeacher": TokenLayout(readout=(0.5, 0.5)),
-}
+def _are(values: Any, kind: type, count: int | None = None) -> bool:
+    right = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+    return right and count in (None, len(values))
 
-# Families with attention that cannot be rolled out, with the reason.
-_WINDOWED = "it attends within windows and merges patches between stages"
-_REDUCED = "its keys are pooled, so queries and keys are different tokens"
-_REFUSED: dict[str, str] = {
-    "swin": _WINDOWED,
-    "swinv2": _WINDOWED,
-    "donut-swin": _WINDOWED,
-    "hiera": _WINDOWED,
-    "focalnet": "it has no attention at all",
-    "pvt": _REDUCED,
-    "pvt_v2": _REDUCED,
-    "segformer": _REDUCED,
-    "cvt": _REDUCED,
-    "levit": "it shrinks the token grid between stages",
-    "mobilevit": "it attends within cells of feature maps",
-    "mobilevitv2": "it attends within cells of feature maps",
-    "swiftformer": "its attention is additive, without a matrix of tokens by tokens",
-    "poolformer": "it has no attention at all",
-    "resnet": "it has no attention at all",
-    "convnext": "it has no attention at all",
-    "convnextv2": "it has no attention at all",
-}
+
+_ANY = Family("", ())
+"""What a family that a user registered is taken for."""
+
+_LAYOUTS: dict[str, TokenLayout] = {}
+"""What users registered, by class name or ``model_type``; goes before the families."""
 
 
 def register_layout(name: str, layout: TokenLayout) -> None:
@@ -133,64 +138,202 @@ def register_layout(name: str, layout: TokenLayout) -> None:
         True
 
     Raises:
-        OptionError: the layout is no TokenLayout.
+        OptionError: the layout is no TokenLayout, or the name no text.
     """
-    if not isinstance(layout, TokenLayout):
-        raise OptionError(f"a TokenLayout is needed for {name!r}, got {layout!r}")
+    if not isinstance(layout, TokenLayout) or not isinstance(name, str):
+        raise OptionError(
+            f"the name of a class or a model_type and a TokenLayout are needed, got {name!r} and "
+            f"{layout!r}"
+        )
     _LAYOUTS[name] = layout
 
 
 def supported_families() -> tuple[str, ...]:
-    """Names in the table: class names and model types."""
-    return tuple(_LAYOUTS)
+    """Class names that are explained as they are, and names that users registered."""
+    return (*(name for family in FAMILIES.values() for name in family.heads), *_LAYOUTS)
 
 
-def layout_for(model: Any) -> TokenLayout:
+def layout_for(model: Any, tower: Any, readout: Reads = None) -> TokenLayout:
     """The layout of a Transformers model, with its patch size filled in.
 
+    Args:
+        model: the outermost Transformers model; its class says what the class head reads.
+        tower: the vision tower in it (often the same object); its config says which tokens it has.
+        readout: what a head of the user's own reads: a name in ``READOUTS`` or a share for each
+            prefix token; ``None`` is for the model's own head.
+
     Raises:
-        UnsupportedModelError: the family is not in the table; the message says why where the
-            reason is known.
+        UnsupportedModelError: the family is not known or can't be explained, or it has no class
+            head and no readout is said; the message tells what to do.
+        OptionError: there is no such readout, or it does not fit the tokens.
     """
-    layout = _lookup(model)
-    if layout is None:
-        raise UnsupportedModelError(refusal(model))
-    size = layout.patch_size or getattr(model.config, "patch_size", None)
+    registered, family = _registered(model, tower), family_of(tower)
+    if readout is not None:
+        layout = _said_layout(readout, registered, family, model, tower)
+    elif registered is not None:
+        layout = registered
+    elif family is None or _kind(model) in (*REFUSED, *UNPROVEN):
+        raise UnsupportedModelError(refusal(model, tower))
+    else:
+        own = own_readout(family, model, tower)
+        if own is None:
+            raise UnsupportedModelError(_no_head(model, family))
+        layout = _layout(prefix_tokens(family, tower), own)
+    size = layout.patch_size or (registered and registered.patch_size) or _patch_size(tower)
+    return replace(layout, patch_size=size)
+
+
+def _said_layout(
+    said: Any, registered: TokenLayout | None, family: Family | None, model: Any, tower: Any
+) -> TokenLayout:
+    """The tokens of the family, or else of the registered layout, with the readout that is said."""
+    if family is not None:
+        return _layout(prefix_tokens(family, tower), said)
+    if registered is None:
+        raise UnsupportedModelError(refusal(model, tower))
+    return TokenLayout(_checked_shares(said, registered.prefix))
+
+
+def family_of(tower: Any) -> Family | None:
+    """The family of a vision tower, if it is in the table."""
+    return FAMILIES.get(_kind(tower))
+
+
+def layers_of(tower: Any) -> int:
+    """How many attention layers a vision tower has.
+
+    Raises:
+        UnsupportedModelError: its config does not say it.
+    """
+    layers = (family_of(tower) or _ANY).layers(tower)
+    if layers is None:
+        raise UnsupportedModelError(
+            f"the config of {type(tower).__name__} has no num_hidden_layers, the number of its "
+            "attention layers; set it: model.config.num_hidden_layers = ..."
+        )
+    return int(layers)
+
+
+def engines_of(tower: Any) -> tuple[str, ...]:
+    """The engines that can explain a vision tower."""
+    return (family_of(tower) or _ANY).engines
+
+
+def prefix_tokens(family: Family, tower: Any) -> tuple[str, ...]:
+    """Kinds of the tokens before the patches."""
+    return tuple(family.prefix(tower)) if callable(family.prefix) else family.prefix
+
+
+def counted(prefix: tuple[str, ...]) -> str:
+    """Prefix tokens in words.
+
+    Example:
+        >>> counted(("CLS", "register", "register")), counted(())
+        ('CLS, 2 x register', 'none')
+    """
+    counts = Counter(prefix).items()
+    return ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in counts) or "none"
+
+
+def _layout(prefix: tuple[str, ...], said: str | tuple[float, ...]) -> TokenLayout:
+    if not isinstance(said, str):
+        return TokenLayout(_checked_shares(said, len(prefix)))
+    if said not in READOUTS:
+        raise OptionError(
+            f"readout must be one of {', '.join(map(repr, READOUTS))} or a share for each of "
+            f"{len(prefix)} prefix tokens, got {said!r}"
+        )
+    return TokenLayout(_shares(prefix, said, READOUTS[said]), rest=READOUTS[said].rest)
+
+
+def _shares(prefix: tuple[str, ...], name: str, readout: Readout) -> tuple[float, ...]:
+    absent = [kind for kind in readout.tokens if kind not in prefix]
+    if absent:
+        raise OptionError(
+            f"readout={name!r} reads {absent[0]}, but the tokens before the patches are "
+            f"{counted(prefix)}"
+        )
+    read = [kind in readout.tokens for kind in prefix]
+    return tuple(readout.share / sum(read) if one else 0.0 for one in read)
+
+
+def _checked_shares(said: Any, prefix: int) -> tuple[float, ...]:
+    if not isinstance(said, tuple) or not _are(said, numbers.Real, prefix):
+        raise OptionError(
+            f"readout must be a tuple with a share for each of {prefix} prefix tokens, got {said!r}"
+        )
+    return said
+
+
+def own_readout(family: Family, model: Any, tower: Any) -> str | None:
+    """What the head of one of Transformers' own classes reads, a key of ``READOUTS``."""
+    found = next(_known_as(model, family.heads, own="transformers."), None)
+    return found(tower) if callable(found) else found
+
+
+def prompted_readout(model: Any) -> str | None:
+    """What the image features of a model of image and text read; ``None`` for other models."""
+    return next(_known_as(model, PROMPTED, own="transformers."), None)
+
+
+def _known_as(model: Any, table: Mapping[str, Any], own: str = "") -> Iterator[Any]:
+    # A subclass of a known class keeps its layout as long as it keeps its forward, and with it the
+    # readout. A class of that name in other code may read what it likes.
+    kind = type(model)
+    bases = [b for b in kind.__mro__ if getattr(b, "forward", None) is kind.forward]
+    names = [b.__name__ for b in bases if b.__module__.startswith(own)]
+    return (table[name] for name in names if name in table)
+
+
+def _registered(model: Any, tower: Any) -> TokenLayout | None:
+    by_class = next(_known_as(model, _LAYOUTS), None)
+    return by_class or _LAYOUTS.get(_kind(model)) or _LAYOUTS.get(_kind(tower))
+
+
+def _kind(model: Any) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", None))
+
+
+def _patch_size(tower: Any) -> tuple[int, int]:
+    family = family_of(tower) or _ANY
+    size = family.patch_size(tower)
     if size is None:
         raise UnsupportedModelError(
-            f"the config of {type(model).__name__} has no patch_size; register its layout with "
+            f"the config of {type(tower).__name__} has no patch_size; register its layout with "
             "register_layout(name, TokenLayout(readout=..., patch_size=(height, width)))"
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return TokenLayout(layout.readout, (height, width))
+    return height, width
 
 
-def refusal(model: Any) -> str:
-    """Why a Transformers model is not explained, and what to do."""
-    kind, name = getattr(model.config, "model_type", ""), type(model).__name__
-    known = ", ".join(supported_families())
-    if kind in _REFUSED:
-        return (
-            f"{name} can't be explained by attention rollout: {_REFUSED[kind]}. Rollout needs the "
-            f"same tokens in every layer. Supported: {known}"
-        )
-    siblings = any(entry.lower().startswith(f"{kind}for") for entry in _LAYOUTS)
-    if siblings and type(model).__module__.startswith("transformers."):
-        return (
-            f"{name} gives no class scores; load the model with a classification head, for example "
-            f"with AutoModelForImageClassification. Supported: {known}"
-        )
+def _no_head(model: Any, family: Family) -> str:
+    name, heads = type(model).__name__, ", ".join(family.heads)
+    load = f"load one of the family's class heads, {heads}; or " if heads else ""
     return (
-        f"{name} (model_type {kind!r}) is not a known family, and its token order is not "
-        f"guessed. Supported: {known}. If it has global attention over patches, add it with "
-        f"hf_gmar.register_layout({name!r}, TokenLayout(readout=...))"
+        f"it is not known which tokens the class scores of {name} ({family.title}) come from: "
+        f"{load}put it into an nn.Module with a head of your own and say which tokens that reads, "
+        f"GMAR(model, readout=...) with one of {', '.join(map(repr, READOUTS))}; or register it "
+        f"with hf_gmar.register_layout({name!r}, TokenLayout(readout=...))"
     )
 
 
-def _lookup(model: Any) -> TokenLayout | None:
-    # A subclass of a known class keeps its layout as long as it keeps its forward, and with it the
-    # readout; model_type holds for all heads of a family.
-    kind = type(model)
-    names = [b.__name__ for b in kind.__mro__ if getattr(b, "forward", None) is kind.forward]
-    names.append(str(getattr(getattr(model, "config", None), "model_type", None)))
-    return next((_LAYOUTS[name] for name in names if name in _LAYOUTS), None)
+def refusal(model: Any, tower: Any) -> str:
+    """Why a Transformers model is not explained, and what to do."""
+    kind, name = _kind(model), type(model).__name__
+    reason = REFUSED.get(kind) or REFUSED.get(_kind(tower))
+    if reason:
+        return (
+            f"attention rollout does not apply to {name}: {reason}; 'hf-gmar models' lists what "
+            "is supported"
+        )
+    if kind in UNPROVEN:
+        return (
+            f"hf_gmar has not been proven on {name}; 'hf-gmar models' lists what is supported. To "
+            "try it all the same, put it into an nn.Module that returns scores and say which "
+            f"tokens they come from with hf_gmar.register_layout({name!r}, TokenLayout(...))"
+        )
+    return (
+        f"{name} (model_type {kind!r}) is not a known family, and its token order is not "
+        "guessed; 'hf-gmar models' lists what is supported. If it has global attention over "
+        f"patches, add it with hf_gmar.register_layout({name!r}, TokenLayout(readout=...))"
+    )

@@ -7,28 +7,58 @@ method is one row in ``METHODS``, with a function in ``oracles`` that says what 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Data2VecVisionConfig,
+    Data2VecVisionForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
-    PreTrainedModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    IJepaConfig,
+    IJepaForImageClassification,
+    MetaClip2Config,
+    MetaClip2ForImageClassification,
+    MetaClip2Model,
+    MLCDVisionConfig,
+    MLCDVisionModel,
+    PixioConfig,
+    PixioModel,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTModel,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
 )
 
 from hf_gmar.methods import GMAR
 from tests import oracles
+from tests.models import HEADS, LABELS, LAYERS, PROMPTS, Around, build, of_two, own_head, prompted
 
-LABELS = 7
-LAYERS = 3
-HEADS = 4
+__all__ = ["HEADS", "LABELS", "LAYERS", "PROMPTS", "Around", "build"]
+
 BATCH = 3
 TARGETS = [5, 0, 3]
 """One target for each image of a batch."""
@@ -42,49 +72,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
 """Every way to feed the layers, as options of a method."""
 
 ENGINE_NAMES = list(ENGINE_OPTIONS)
-
-_SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "patch_size": 8,
-    "image_size": 32,
-    "num_labels": LABELS,
-    "initializer_range": 0.3,  # at the usual 0.02 attention is uniform and every order is right
-}
-
-
-def build(
-    model_class: type[PreTrainedModel],
-    config_class: Callable[..., Any],
-    attention: str = "sdpa",
-    **settings: Any,
-) -> Any:
-    """A tiny model, the same each time, in evaluation mode. The caller's random state stays."""
-    config = config_class(**{**_SIZES, **settings}, attn_implementation=attention)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model: Any = model_class(config)
-        for parameter in model.parameters():
-            # Biases, and DeiT's tokens and positions, start at zero and would hide a mistake.
-            if not parameter.any():
-                nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
-class Around(nn.Module):
-    """A user's own module around a model."""
-
-    def __init__(self, model: Any, how: Callable[[Any, Tensor], Any]) -> None:
-        """Keep the model as a submodule; ``how`` makes the output from it and the pixels."""
-        super().__init__()
-        self.model = model
-        self.how = how
-
-    def forward(self, pixels: Tensor) -> Any:
-        """What ``how`` makes of the model and the pixels."""
-        return self.how(self.model, pixels)
+ANY_LOADING: dict[str, list[str]] = {"sdpa": ENGINE_NAMES, "eager": ENGINE_NAMES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +86,10 @@ class ModelCase:
         grid: rows and columns of patches of such an image.
         prefix: tokens before the patches.
         forward_kwargs: keywords that the model needs for such images.
+        options: of a method on this model: what a head of the tests' own reads.
+        casts: the model casts images to its own precision.
+        loadings: attention implementation that it is loaded with, with the engines that can
+            explain it then.
     """
 
     name: str
@@ -106,6 +98,9 @@ class ModelCase:
     grid: tuple[int, int]
     prefix: int
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    casts: bool = True
+    loadings: Mapping[str, Sequence[str]] = field(default_factory=lambda: ANY_LOADING)
 
     def images(self, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> Tensor:
         """Images for the model, the same each time."""
@@ -140,8 +135,112 @@ def _gmar(name: str, **options: Any) -> MethodCase:
 
 _vit = functools.partial(build, ViTForImageClassification, ViTConfig)
 
+_SQUARE, _SQUARES = (3, 32, 32), (4, 4)
+_TALL, _TALLS = (3, 40, 16), (5, 2)
+_INTERPOLATED = {"interpolate_pos_encoding": True}
+
+
+def _pair(
+    name: str, builder: Callable[..., Any], prefix: int, tall: Mapping[str, Any], **more: Any
+) -> tuple[ModelCase, ModelCase]:
+    """A model at its own size, and at another one with the keywords ``tall``."""
+    return (
+        ModelCase(name, builder, _SQUARE, _SQUARES, prefix, **more),
+        ModelCase(f"{name}-tall", builder, _TALL, _TALLS, prefix, tall, **more),
+    )
+
+
+def _two(config_class: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.partial(of_two, config_class)
+
+
+def _cls(tokens: Tensor) -> Tensor:
+    return tokens[:, 0]
+
+
+def _after(prefix: int) -> Callable[[Tensor], Tensor]:
+    return lambda tokens: tokens[:, prefix:].mean(1)
+
+
+def _both(prefix: int) -> Callable[[Tensor], Tensor]:
+    return lambda tokens: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1)
+
+
+_vit = functools.partial(build, ViTForImageClassification, ViTConfig)
+_beit = functools.partial(build, BeitForImageClassification, BeitConfig)
+_registers = functools.partial(
+    build,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersConfig,
+    num_register_tokens=3,
+)
+_dinov3 = functools.partial(own_head, DINOv3ViTModel, DINOv3ViTConfig, num_register_tokens=2)
+
+_PAIRS = (
+    _pair(
+        "vit-msn",
+        functools.partial(build, ViTMSNForImageClassification, ViTMSNConfig),
+        1,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "beit-mean",
+        functools.partial(_beit, use_mean_pooling=True, use_relative_position_bias=True),
+        1,
+        {},
+        casts=False,
+    ),
+    _pair(
+        "beit-cls",
+        functools.partial(_beit, use_mean_pooling=False, use_shared_relative_position_bias=True),
+        1,
+        {},
+        casts=False,
+    ),
+    _pair("dinov2", functools.partial(build, Dinov2ForImageClassification, Dinov2Config), 1, {}),
+    _pair("dinov2-registers", _registers, 4, {}),
+    _pair(
+        "ijepa",
+        functools.partial(build, IJepaForImageClassification, IJepaConfig),
+        0,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "clip",
+        functools.partial(build, CLIPForImageClassification, _two(CLIPConfig), sharper=12),
+        1,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "metaclip2",
+        functools.partial(
+            build, MetaClip2ForImageClassification, _two(MetaClip2Config), sharper=12
+        ),
+        1,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "siglip",
+        functools.partial(build, SiglipForImageClassification, _two(SiglipConfig), sharper=3),
+        0,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "clip-prompts",
+        functools.partial(prompted, CLIPModel, CLIPConfig, sharper=12),
+        1,
+        _INTERPOLATED,
+    ),
+    _pair(
+        "siglip-prompts",
+        functools.partial(prompted, SiglipModel, SiglipConfig, sharper=3),
+        0,
+        _INTERPOLATED,
+    ),
+)
+
 MODELS = (
-    ModelCase("vit", _vit, (3, 32, 32), (4, 4), 1),
+    ModelCase("vit", _vit, _SQUARE, _SQUARES, 1),
     ModelCase("vit-oblong", functools.partial(_vit, image_size=(24, 40)), (3, 24, 40), (3, 5), 1),
     ModelCase(
         "vit-oblong-patches",
@@ -150,22 +249,115 @@ MODELS = (
         (3, 8),
         1,
     ),
-    ModelCase("vit-interpolated", _vit, (3, 40, 16), (5, 2), 1, {"interpolate_pos_encoding": True}),
+    ModelCase("vit-interpolated", _vit, _TALL, _TALLS, 1, _INTERPOLATED),
     ModelCase(
         "deit",
         functools.partial(build, DeiTForImageClassification, DeiTConfig),
-        (3, 32, 32),
-        (4, 4),
+        _SQUARE,
+        _SQUARES,
         2,
     ),
     ModelCase(
         "deit-teacher",
         functools.partial(build, DeiTForImageClassificationWithTeacher, DeiTConfig),
-        (3, 32, 32),
-        (4, 4),
+        _SQUARE,
+        _SQUARES,
         2,
     ),
+    *(own_size for own_size, _ in _PAIRS),
 )
+"""What every generic test runs on: the families at their own size, from any loading."""
+
+_FIXED = {"sdpa": [name for name in ENGINE_NAMES if name != "dense"], "eager": ["dense"]}
+
+
+def _heads(name: str, builder: Callable[..., Any], prefix: int, reads: str) -> Sequence[ModelCase]:
+    return _pair(f"{name}-{reads}", builder, prefix, {}, options={"readout": reads})
+
+
+MORE_MODELS = (
+    *(other_size for _, other_size in _PAIRS),
+    ModelCase(
+        "deit-tall",
+        functools.partial(build, DeiTForImageClassification, DeiTConfig),
+        _TALL,
+        _TALLS,
+        2,
+        _INTERPOLATED,
+    ),
+    ModelCase(
+        "deit-teacher-tall",
+        functools.partial(build, DeiTForImageClassificationWithTeacher, DeiTConfig),
+        _TALL,
+        _TALLS,
+        2,
+        _INTERPOLATED,
+    ),
+    *_pair(
+        "metaclip2-prompts",
+        functools.partial(prompted, MetaClip2Model, MetaClip2Config, sharper=12),
+        1,
+        _INTERPOLATED,
+    ),
+    *_pair(
+        "data2vec-mean",
+        functools.partial(
+            build,
+            Data2VecVisionForImageClassification,
+            Data2VecVisionConfig,
+            use_mean_pooling=True,
+            use_relative_position_bias=True,
+        ),
+        1,
+        _INTERPOLATED,
+        loadings=_FIXED,
+    ),
+    *_pair(
+        "data2vec-cls",
+        functools.partial(
+            build,
+            Data2VecVisionForImageClassification,
+            Data2VecVisionConfig,
+            use_mean_pooling=False,
+            use_shared_relative_position_bias=True,
+        ),
+        1,
+        _INTERPOLATED,
+        loadings=_FIXED,
+    ),
+    *_heads("dinov3", functools.partial(_dinov3, read=_cls), 3, "cls"),
+    *_heads("dinov3", functools.partial(_dinov3, read=_after(3)), 3, "patches"),
+    *_heads("dinov3", functools.partial(_dinov3, read=_both(3)), 3, "cls+patches"),
+    *_heads(
+        "dinov2", functools.partial(own_head, Dinov2Model, Dinov2Config, _after(1)), 1, "patches"
+    ),
+    *_heads("mlcd", functools.partial(own_head, MLCDVisionModel, MLCDVisionConfig, _cls), 1, "cls"),
+    *_heads(
+        "pixio",
+        functools.partial(
+            own_head, PixioModel, PixioConfig, lambda tokens: tokens[:, :3].mean(1), n_cls_tokens=3
+        ),
+        3,
+        "cls",
+    ),
+    ModelCase(
+        "vit-tokens",
+        functools.partial(own_head, ViTModel, ViTConfig, _after(0)),
+        _SQUARE,
+        _SQUARES,
+        1,
+        options={"readout": "tokens"},
+    ),
+    ModelCase(
+        "clip-vision-cls",
+        functools.partial(own_head, CLIPVisionModel, CLIPVisionConfig, _cls),
+        _SQUARE,
+        _SQUARES,
+        1,
+        options={"readout": "cls"},
+    ),
+)
+"""Other sizes and readouts, for the tests of parity alone."""
 
 METHODS = (
     _gmar("gmar-l1"),
@@ -177,6 +369,7 @@ METHODS = (
 )
 
 VIT = MODELS[0]
+
 
 every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -26,7 +26,7 @@ class Trace(NamedTuple):
     Attributes:
         attention: (B, L, H, N, N), row = query.
         gradient: of the target's logit by that attention, of the same shape.
-        readout: share of the class head's input that comes from each token, (N,).
+        readout: share of the class head's input that comes from each token, (B, N).
         prefix: tokens before the patches.
         grid: rows and columns of patches.
     """
@@ -50,49 +50,110 @@ def trace(
     images: Tensor,
     targets: Sequence[int] | None = None,
     forward_kwargs: Mapping[str, Any] | None = None,
+    reads: str | None = None,
 ) -> Trace:
-    """Run an eager copy of the model, image by image; ``None`` explains the top class."""
+    """Run an eager copy of the model, image by image; ``None`` explains the top class.
+
+    ``reads`` says what a head of the tests' own reads.
+    """
     dense = copy.deepcopy(model).eval()
-    dense.set_attn_implementation("eager")
+    tower = vision_part(dense)
+    if tower.config._attn_implementation != "eager":
+        tower.set_attn_implementation("eager")
     dense.requires_grad_(True)
-    attention, gradient = [], []
+    attention, gradient, readouts = [], [], []
     for index, image in enumerate(images):
-        output = dense(image[None], output_attentions=True, **(forward_kwargs or {}))
-        for layer in output.attentions:
+        output, seen = _seen(tower, dense, image[None], forward_kwargs or {})
+        for layer in seen.attentions:
             layer.retain_grad()
-        logits = output.logits[0]
-        logits[int(logits.argmax()) if targets is None else targets[index]].backward()
-        attention.append(np.stack([_array(layer[0]) for layer in output.attentions]))
-        gradient.append(np.stack([_array(layer.grad[0]) for layer in output.attentions]))
-    size = dense.config.patch_size
-    height, width = (size, size) if isinstance(size, int) else size
-    grid = images.shape[2] // height, images.shape[3] // width
-    prefix, readout = read_out(dense, grid[0] * grid[1])
-    return Trace(np.stack(attention), np.stack(gradient), readout, prefix, grid)
+        scores = output if isinstance(output, Tensor) else output.logits
+        scores[0, int(scores.argmax()) if targets is None else targets[index]].backward()
+        attention.append(np.stack([_array(layer[0]) for layer in seen.attentions]))
+        gradient.append(np.stack([_array(layer.grad[0]) for layer in seen.attentions]))
+        size = tower.config.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = images.shape[2] // height, images.shape[3] // width
+        prefix, readout = read_out(dense, seen, grid[0] * grid[1], reads)
+        readouts.append(readout)
+    return Trace(np.stack(attention), np.stack(gradient), np.stack(readouts), prefix, grid)
 
 
-def read_out(model: Any, patches: int) -> tuple[int, Array]:
+def vision_part(model: Any) -> Any:
+    """The part of a model that turns pixels into tokens: in the tests' wrappers, and in CLIP's."""
+    inside = getattr(model, "model", model)
+    return getattr(inside, "vision_model", inside)
+
+
+def _seen(tower: Any, model: Any, image: Tensor, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What the model gives for an image, and what its tower gave meanwhile, with attention."""
+    plain, outputs = tower.forward, []
+
+    def forward(*args: Any, **given: Any) -> Any:
+        outputs.append(plain(*args, **{**given, "output_attentions": True}))
+        return outputs[-1]
+
+    with patch.object(tower, "forward", forward):
+        output = model(image, **kwargs)
+    return output, outputs[0]
+
+
+def read_out(model: Any, seen: Any, patches: int, reads: str | None) -> tuple[int, Array]:
     """Tokens before the patches, and the readout over all tokens, written out by class."""
-    name = type(model).__name__
-    if name == "ViTForImageClassification":
-        shares, rest = [1.0], 0.0
-    elif name == "DeiTForImageClassification":
-        shares, rest = [1.0, 0.0], 0.0
-    elif name == "DeiTForImageClassificationWithTeacher":
-        shares, rest = [0.5, 0.5], 0.0
-    elif name == "Dinov2WithRegistersForImageClassification":
-        shares, rest = [0.5] + [0.0] * model.config.num_register_tokens, 0.5
-    else:
-        raise NotImplementedError(name)
+    inside = getattr(model, "model", model)
+    name = type(inside).__name__
+    if name == "SiglipModel":
+        return 0, pooling_attention(inside.vision_model.head, seen.last_hidden_state[0])
+    others = [0.0] * getattr(inside.config, "num_register_tokens", 0)
+    others += [0.0] if name.startswith("DeiT") else []
+    several = getattr(inside.config, "n_cls_tokens", 1)
+    cls, both = ([1 / several] * several + others, 0.0), ([0.5, *others], 0.5)
+    patches_alone = [0.0, *others], 1.0
+    read: dict[str | None, tuple[list[float], float]] = {
+        "ViTForImageClassification": cls,
+        "ViTMSNForImageClassification": cls,
+        "DeiTForImageClassification": cls,
+        "DeiTForImageClassificationWithTeacher": ([0.5, 0.5], 0.0),
+        "Dinov2ForImageClassification": both,
+        "Dinov2WithRegistersForImageClassification": both,
+        "CLIPForImageClassification": patches_alone,
+        "MetaClip2ForImageClassification": patches_alone,
+        "SiglipForImageClassification": ([], 1.0),
+        "IJepaForImageClassification": ([], 1.0),
+        "CLIPModel": cls,
+        "MetaClip2Model": cls,
+        "cls": cls,
+        "patches": patches_alone,
+        "cls+patches": both,
+        "tokens": ([1 / (1 + patches)], patches / (1 + patches)),
+    }
+    for pooled in ("BeitForImageClassification", "Data2VecVisionForImageClassification"):
+        read[pooled] = patches_alone if getattr(inside.config, "use_mean_pooling", 0) else cls
+    shares, rest = read[reads or name]
     return len(shares), np.array(shares + [rest / patches] * patches)
+
+
+def pooling_attention(head: Any, tokens: Tensor) -> Array:
+    """How SigLIP's pooling head looks at its tokens (N, hidden), as a mean over its heads."""
+    inside = head.attention
+    weight, bias = inside.in_proj_weight, inside.in_proj_bias
+    hidden = tokens.shape[1]
+    query = head.probe[0, 0] @ weight[:hidden].T + bias[:hidden]
+    keys = tokens @ weight[hidden : 2 * hidden].T + bias[hidden : 2 * hidden]
+    rows = []
+    for part in range(inside.num_heads):
+        size = hidden // inside.num_heads
+        numbers = slice(part * size, (part + 1) * size)
+        scores = keys[:, numbers] @ query[numbers] / size**0.5
+        rows.append(torch.softmax(scores, dim=0))
+    return _array(torch.stack(rows).mean(0))
 
 
 def gmar(found: Trace, norm: str = "l1", alpha: float = 1.0, start_layer: int = 0) -> Reference:
     """GMAR by whole matrices: R = M[L] M[L-1] ... M[1], then the readout's row of R."""
     maps, importance = [], []
-    for attention, gradient in zip(found.attention, found.gradient, strict=True):
+    for attention, gradient, readout in zip(*found[:3], strict=True):
         weights = [head_weights(layer, norm) for layer in gradient[start_layer:]]
-        relevance = found.readout @ rollout(attention[start_layer:], weights, alpha)
+        relevance = readout @ rollout(attention[start_layer:], weights, alpha)
         maps.append(relevance[found.prefix :].reshape(found.grid))
         importance.append(np.stack(weights))
     return Reference(np.stack(maps), np.stack(importance))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from tests import oracles
 from tests.cases import (
     BATCH,
-    ENGINE_NAMES,
     ENGINE_OPTIONS,
     METHODS,
     MODELS,
+    MORE_MODELS,
     TARGETS,
     MethodCase,
     ModelCase,
@@ -50,12 +51,21 @@ class Errors(NamedTuple):
     attribute: float
 
 
-ROWS = tuple(
-    itertools.starmap(
-        Row,
-        itertools.product(MODELS, METHODS, ENGINE_NAMES, ("sdpa", "eager"), (False, True)),
-    )
-)
+_FEWER_METHODS = METHODS[0], METHODS[-1]
+
+
+def _rows() -> Iterator[Row]:
+    """All of everything for ViT and DeiT; the other families are taken through it once."""
+    full = set(MODELS[:6])
+    for model in (*MODELS, *MORE_MODELS):
+        for loaded, engines in model.loadings.items():
+            methods = METHODS if model in full else _FEWER_METHODS
+            given = (False, True) if model in full else (loaded == "sdpa",)
+            for chosen in itertools.product([model], methods, engines, [loaded], given):
+                yield Row(*chosen)
+
+
+ROWS = tuple(_rows())
 
 
 def relative_error(got: torch.Tensor, wanted: NDArray[np.float64]) -> float:
@@ -79,7 +89,9 @@ def errors(row: Row, dtype: torch.dtype) -> Errors:
     with exact:
         wanted = row.method.reference(_trace(case, row.given, dtype))
         method = row.method.build(
-            case.build(attention=row.loaded).to(dtype), **ENGINE_OPTIONS[row.engine]
+            case.build(attention=row.loaded).to(dtype),
+            **ENGINE_OPTIONS[row.engine],
+            **case.options,
         )
         images, target = case.images(dtype), TARGETS if row.given else None
         patches = method.attribute_patches(images, target, **case.forward_kwargs)
@@ -117,8 +129,13 @@ def largest_error(dtype: torch.dtype, rows: tuple[Row, ...] = ROWS) -> float:
 
 @functools.cache
 def _trace(case: ModelCase, given: bool, dtype: torch.dtype) -> oracles.Trace:
-    model = case.build().to(dtype)
+    loaded = next(name for name, engines in case.loadings.items() if "dense" in engines)
+    model = case.build(attention=loaded).to(dtype)
     assert len(TARGETS) == BATCH
     return oracles.trace(
-        model, case.images(dtype), TARGETS if given else None, dict(case.forward_kwargs)
+        model,
+        case.images(dtype),
+        TARGETS if given else None,
+        dict(case.forward_kwargs),
+        case.options.get("readout"),
     )

@@ -66,7 +66,8 @@ def test_it_is_a_gradient_attribution(method: MethodCase) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_output_is_like_the_inputs(case: ModelCase, method: MethodCase, dtype: torch.dtype) -> None:
     images = case.images(dtype)
-    attribution = method.build(case.build()).attribute(images, TARGETS, **case.forward_kwargs)
+    model = case.build() if case.casts else case.build().to(dtype)
+    attribution = method.build(model).attribute(images, TARGETS, **case.forward_kwargs)
     assert (attribution.shape, attribution.dtype) == (images.shape, dtype)
     assert attribution.device == images.device
     assert attribution.is_contiguous()

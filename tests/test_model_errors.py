@@ -18,8 +18,6 @@ from transformers import (
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
-    ViTMSNConfig,
-    ViTMSNForImageClassification,
 )
 
 from hf_gmar import GMAR
@@ -60,12 +58,22 @@ class PatchMean(ViTForImageClassification):
         return self.classifier(self.vit(pixel_values, **kwargs).last_hidden_state[:, 1:].mean(1))
 
 
+class NewConfig(ViTConfig):
+    """Of a family that nobody has heard of."""
+
+    model_type = "new"
+
+
+class NewForImageClassification(ViTForImageClassification):
+    """A model of that family."""
+
+
 MODELS_REFUSED = (
     Refused(
         "unknown family",
-        model(lambda: build(ViTMSNForImageClassification, ViTMSNConfig)),
+        model(lambda: build(NewForImageClassification, NewConfig)),
         UnsupportedModelError,
-        ("ViTMSNForImageClassification", "vit_msn", "ViTForImageClassification", "register_layout"),
+        ("NewForImageClassification", "'new'", "hf-gmar models", "register_layout"),
     ),
     Refused(
         "windows",
@@ -82,7 +90,7 @@ MODELS_REFUSED = (
             )
         ),
         UnsupportedModelError,
-        ("SwinForImageClassification", "windows", "Supported"),
+        ("SwinForImageClassification", "windows", "hf-gmar models"),
     ),
     Refused(
         "no attention",
@@ -92,7 +100,7 @@ MODELS_REFUSED = (
             )
         ),
         UnsupportedModelError,
-        ("ResNetForImageClassification", "no attention", "Supported"),
+        ("ResNetForImageClassification", "no attention", "hf-gmar models"),
     ),
     Refused(
         "no head",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
+from torch import Tensor
 
 from hf_gmar import GMAR, TokenLayout, register_layout
-from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
-from hf_gmar.tokens import layout_for, supported_families
+from hf_gmar.capture import capture
+from hf_gmar.engine import Request
+from hf_gmar.errors import ModelOutputError, OptionError
+from hf_gmar.propagation import Block, LayerResult, Sums
+from hf_gmar.subject import Subject
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -20,16 +24,16 @@ from tests.cases import (
     LABELS,
     LAYERS,
     METHODS,
+    MODELS,
     TARGETS,
     VIT,
     MethodCase,
     ModelCase,
-    build,
     every_engine,
     every_method,
     every_model,
 )
-from tests.parity import relative_error, same
+from tests.parity import same
 
 every_method_with_heads = pytest.mark.parametrize(
     "method", [method for method in METHODS if method.has_heads], ids=lambda method: method.name
@@ -169,9 +173,9 @@ def test_each_layer_shares_out_its_heads(case: ModelCase, method: MethodCase) ->
 def test_no_gradient_makes_heads_equal(case: ModelCase, engine: str) -> None:
     """A class whose weights are zero depends on no head; NaN would be the careless answer."""
     model = case.build()
-    for name, parameter in model.named_parameters():
-        if "classifier" in name and name.endswith("weight"):
-            parameter.data[4] = 0
+    weights = [w for name, w in model.named_parameters() if re.search("classifier.*weight", name)]
+    for weight in weights or [model.text]:
+        weight.data[4] = 0
     gmar = GMAR(model, **ENGINE_OPTIONS[engine])
     importance = gmar.head_importance(case.images(), 4, **case.forward_kwargs)
     assert torch.equal(importance, torch.full((BATCH, LAYERS, HEADS), 1 / HEADS))
@@ -197,10 +201,12 @@ def test_a_head_that_is_cut_off_loses_its_importance(head: int) -> None:
 
 @every_model
 def test_the_residual_outweighs_all_as_alpha_grows(case: ModelCase) -> None:
-    """Nothing leaves the tokens that the head reads, so no patch gets anything."""
-    gmar = GMAR(case.build(), alpha=1e12)
-    patches = gmar.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
-    assert (patches.sum(dim=(1, 2)) < 1e-9).all()
+    """Nothing leaves the tokens that the head reads; a patch has what the head reads of it."""
+    model, images = case.build(), case.images()
+    patches = GMAR(model, alpha=1e12).attribute_patches(images, TARGETS, **case.forward_kwargs)
+    found = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    read = torch.from_numpy(found.readout[:, case.prefix :]).reshape(patches.shape)
+    assert torch.allclose(patches, read.float(), rtol=1e-5, atol=1e-9)
 
 
 def test_start_layer_leaves_out_the_layers_below() -> None:
@@ -217,10 +223,11 @@ def test_prefix_tokens_are_no_patches(case: ModelCase) -> None:
     model, images = case.build(), case.images()
     found = oracles.trace(model, images, TARGETS, case.forward_kwargs)
     weights = [oracles.head_weights(layer, "l1") for layer in found.gradient[0]]
-    row = found.readout @ oracles.rollout(found.attention[0], weights, 1.0)
+    row = found.readout[0] @ oracles.rollout(found.attention[0], weights, 1.0)
     patches = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
     assert float(patches[0].sum()) == pytest.approx(1 - row[: case.prefix].sum(), rel=1e-5)
-    for readout in ((), (1.0, *[0.0] * case.prefix)):
+    for prefix in {0, 1, 2, 5, case.prefix + 1} - {case.prefix}:
+        readout = (0.0,) * prefix
         gmar = GMAR(model)
         wrong = replace(gmar.subject.layout, readout=readout)
         gmar.subject = replace(gmar.subject, layout=wrong)
@@ -228,48 +235,58 @@ def test_prefix_tokens_are_no_patches(case: ModelCase) -> None:
             gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
 
 
-@every_model
+@pytest.mark.parametrize(
+    "case", [case for case in MODELS if case.prefix], ids=lambda case: case.name
+)
 def test_the_readout_decides_the_map(case: ModelCase) -> None:
     model, images = case.build(), case.images()
     right = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
     gmar = GMAR(model)
+    own = gmar.subject.layout
     # As if the head averaged the patches, or read the last prefix token alone.
-    for readout in ([0.0] * case.prefix, [0.0] * (case.prefix - 1) + [0.9]):
-        other = replace(gmar.subject.layout, readout=tuple(readout))
+    others = [0.0] * case.prefix, [0.0] * (case.prefix - 1) + [0.9]
+    for readout in [tuple(other) for other in others if tuple(other) != own.readout]:
+        other = replace(own, readout=readout)
         gmar.subject = replace(gmar.subject, layout=other)
         wrong = gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
         assert (wrong - right).abs().max() / right.max() > 0.01
 
 
-@pytest.mark.usefixtures("layouts")
 def test_registers_get_no_heat_on_the_image() -> None:
-    """A family that the table lacks: CLS and registers before the patches, CLS + mean read."""
-    model = build(
-        Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig, num_register_tokens=3
-    )
-    with pytest.raises(UnsupportedModelError, match="register_layout"):
-        GMAR(model)
-    register_layout(type(model).__name__, TokenLayout(readout=(0.5, 0.0, 0.0, 0.0)))
-    assert type(model).__name__ in supported_families()
-    images = VIT.images()
-    wanted = oracles.gmar(oracles.trace(model, images, TARGETS))
-    assert relative_error(GMAR(model).attribute_patches(images, TARGETS), wanted.patches) < 1e-5
-    assert wanted.heads is not None
-    assert relative_error(GMAR(model).head_importance(images, TARGETS), wanted.heads) < 1e-5
-    # With nothing but residuals the readout itself is left: half of it, spread over the patches.
+    """With residuals alone the readout itself is left: half of it, spread over the patches."""
+    case = next(case for case in MODELS if case.name == "dinov2-registers")
+    model, images = case.build(), case.images()
     readout = GMAR(model, alpha=1e12).attribute_patches(images, TARGETS)
     assert torch.allclose(readout, torch.full_like(readout, 0.5 / 16), rtol=1e-6)
+    # A rule that says which token it saw: the map holds the patches, and they alone.
+    subject, rule = Subject.of(model), Numbered()
+    (found,) = capture(subject, Request(images), [TARGETS], rule, "streaming")
+    wanted = torch.arange(case.prefix, case.prefix + 16.0).reshape(4, 4)
+    assert torch.equal(found.patches, wanted.expand(BATCH, 4, 4))
+
+
+class Numbered:
+    """A rule that gives each token its number as relevance."""
+
+    def accumulate(self, block: Block) -> Sums:
+        """Nothing is needed of the attention."""
+        return (block.gradient.new_zeros(len(block.gradient)),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """0, 1, 2, ... for the tokens."""
+        numbers = torch.arange(relevance.shape[1], dtype=relevance.dtype)
+        return LayerResult(numbers.expand_as(relevance), sums[0][:, None])
 
 
 @pytest.mark.usefixtures("layouts")
 def test_a_subclass_keeps_its_layout_and_a_class_goes_before_its_family() -> None:
     model = VIT.build()
     model.__class__ = type("Fork", (type(model),), {})
-    assert layout_for(model).readout == (1.0,)
-    register_layout("vit", TokenLayout(readout=(0.0,)))
-    assert layout_for(model).readout == (1.0,)
+    assert Subject.of(model).layout.readout == (1.0,)
+    register_layout("vit", TokenLayout(readout=(0.0,)))  # a user's own word goes first
+    assert Subject.of(model).layout.readout == (0.0,)
     register_layout("Fork", TokenLayout(readout=(0.5,), patch_size=(4, 2)))
-    assert layout_for(model) == TokenLayout(readout=(0.5,), patch_size=(4, 2))
+    assert Subject.of(model).layout == TokenLayout(readout=(0.5,), patch_size=(4, 2))
 
 
 @pytest.mark.parametrize("readout", [(-0.1, 0.5), (1.1,), (0.6, 0.6), (float("nan"),)], ids=str)

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    ViTMSNConfig,
-    ViTMSNForImageClassification,
-)
 
-from hf_gmar import GMAR, TokenLayout, register_layout, streaming
+from hf_gmar import GMAR, streaming
 from hf_gmar.capture import capture
 from hf_gmar.engine import Request
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.subject import Subject
+from tests import oracles
 from tests.cases import (
     BATCH,
     ENGINE_OPTIONS,
@@ -36,7 +29,6 @@ from tests.cases import (
     VIT,
     Around,
     ModelCase,
-    build,
     every_engine,
     every_model,
 )
@@ -45,30 +37,6 @@ from tests.parity import relative_error, same
 every_streaming = pytest.mark.parametrize(
     "engine", [name for name in ENGINE_OPTIONS if name != "dense"]
 )
-FAMILIES: dict[str, tuple[Callable[[], Any], TokenLayout]] = {
-    # A relative position bias in each layer, which arrives as the mask.
-    "beit": (
-        lambda: build(BeitForImageClassification, BeitConfig, use_relative_position_bias=True),
-        TokenLayout(readout=(0.0,)),
-    ),
-    "beit, shared bias and CLS": (
-        lambda: build(
-            BeitForImageClassification,
-            BeitConfig,
-            use_shared_relative_position_bias=True,
-            use_mean_pooling=False,
-        ),
-        TokenLayout(readout=(1.0,)),
-    ),
-    "dinov2 with registers": (
-        lambda: build(Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig),
-        TokenLayout(readout=(0.5, 0.0, 0.0, 0.0, 0.0)),
-    ),
-    "vit_msn": (
-        lambda: build(ViTMSNForImageClassification, ViTMSNConfig),
-        TokenLayout(readout=(1.0,)),
-    ),
-}
 
 
 def same_as_dense(model: Any, engine: str, images: Tensor | None = None) -> bool:
@@ -78,16 +46,6 @@ def same_as_dense(model: Any, engine: str, images: Tensor | None = None) -> bool
     maps = [gmar.attribute_patches(images, TARGETS) for gmar in both]
     heads = [gmar.head_importance(images, TARGETS) for gmar in both]
     return same(*maps) and same(*heads)
-
-
-@pytest.mark.usefixtures("layouts")
-@every_streaming
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families(family: str, engine: str) -> None:
-    make, layout = FAMILIES[family]
-    model = make()
-    register_layout(type(model).__name__, layout)
-    assert same_as_dense(model, engine)
 
 
 MASK = torch.ones(BATCH, 17)
@@ -225,10 +183,13 @@ class Rows:
 def test_the_top_layer_is_its_readout(case: ModelCase) -> None:
     rule = Rows()
     request = Request(case.images(batch=1), kwargs=case.forward_kwargs)
-    capture(Subject.of(case.build()), request, [3], rule, "streaming")
+    model, images = case.build(), case.images(batch=1)
+    capture(Subject.of(model), request, [3], rule, "streaming")
     whole = case.prefix + case.grid[0] * case.grid[1]
-    # One image: its own gradient decides. Both heads of DeiT are read, or CLS alone.
-    assert rule.rows == [2 if case.name == "deit-teacher" else 1, whole, whole, 0]
+    # One image: its own gradient decides.
+    read = oracles.trace(model, images, [3], case.forward_kwargs).readout[0] > 0
+    read[0] = True  # a rule gets at least one block: the first row is never left out
+    assert rule.rows == [read.sum(), whole, whole, 0]
 
 
 @pytest.mark.parametrize("live", [[], [0], [0, 3], [0, 1, 2, 3, 4]])
@@ -345,7 +306,7 @@ def test_a_bias_that_depends_on_the_image(engine: str) -> None:
 def test_a_model_without_sdpa(engine: str) -> None:
     """Its own attention function computes more than SDPA would."""
     model = VIT.build(attention="eager")
-    with patch.object(type(model), "_supports_sdpa", new=False):
+    with patch.object(type(model.vit), "_supports_sdpa", new=False):
         with pytest.raises(UnsupportedModelError, match=r'no SDPA.*engine="dense"'):
             GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
         assert GMAR(model, engine="dense").attribute(VIT.images(), 3).any()
@@ -360,7 +321,7 @@ def test_a_model_without_sdpa(engine: str) -> None:
 )
 def test_a_model_that_fixes_its_attention(loaded: str, engine: str, said: str) -> None:
     model = VIT.build(attention=loaded)
-    with patch.object(type(model), "_can_set_attn_implementation", lambda *_: False):
+    with patch.object(type(model.vit), "_can_set_attn_implementation", lambda *_: False):
         with pytest.raises(UnsupportedModelError, match=said):
             GMAR(model, engine=engine).attribute(VIT.images(), 3)
         other = "dense" if engine == "streaming" else "streaming"
@@ -408,7 +369,7 @@ def test_attention_that_is_not_pytorchs(engine: str) -> None:
 def test_checkpoint_of_layers_that_can_not_be_told_apart() -> None:
     with patch.object(streaming, "GradientCheckpointingLayer", nn.Bilinear):
         gmar = GMAR(VIT.build(), checkpoint=True)
-        with pytest.raises(UnsupportedModelError, match=r"ViTForImageClassification.*checkpoint=F"):
+        with pytest.raises(UnsupportedModelError, match=r"ViTModel.*checkpoint=F"):
             gmar.attribute(VIT.images(), 3)
 
 

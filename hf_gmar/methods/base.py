@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,10 +17,17 @@ from torch import Tensor
 
 from hf_gmar.capture import ENGINES, Capture, capture, predict
 from hf_gmar.engine import Request
-from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
+from hf_gmar.errors import (
+    HfGmarError,
+    InputError,
+    OptionError,
+    TargetError,
+    UnsupportedModelError,
+)
 from hf_gmar.propagation import LayerRule
 from hf_gmar.subject import Subject, check_inputs
 from hf_gmar.targets import Target
+from hf_gmar.tokens import Reads, engines_of
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
@@ -43,9 +51,14 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
         checkpoint: let the streaming engine keep only each layer's input and run the layers again
             in the backward: one more forward, a fraction of the memory. For the largest images.
+        readout: which tokens a class head of your own reads: ``"cls"``, ``"patches"`` (their
+            mean), ``"cls+patches"`` (half each), ``"tokens"`` (the mean of all), ``"pooling"`` (an
+            attention-pooling head) or a share for each prefix token; ``None`` is for the class
+            heads of Transformers, which are known.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        UnsupportedModelError: unknown or hierarchical family, no model or several, or a head of
+            your own without a readout.
         OptionError: an option that does not exist or is outside its range.
     """
 
@@ -59,12 +72,14 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         engine: str = "streaming",
         chunk_size: int | None = None,
         checkpoint: bool = False,
+        readout: Reads = None,
     ) -> None:
-        """Find the backbone in the model and check the options."""
-        self.subject = Subject.of(model)
+        """Find the Transformers model in the model and check the options."""
+        self.subject = Subject.of(model, readout)
         super().__init__(self.subject)  # Captum calls the scores its forward function
         check_option("start_layer", start_layer, range(self.subject.layers))
         check_option("engine", engine, ENGINES)
+        _check_engine(engine, self.subject)
         _check_streaming(engine, chunk_size, checkpoint)
         self.model = model
         self.start_layer = start_layer
@@ -180,7 +195,7 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
     ) -> Request:
         pixels = single_tensor(inputs)
-        check_inputs(pixels, self.subject.backbone)
+        check_inputs(pixels, self.subject)
         check_keywords(self.subject, kwargs)
         self.subject.layout.grid(*pixels.shape[-2:])
         extra = args if isinstance(args, tuple) else () if args is None else (args,)
@@ -188,15 +203,21 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
 
     @contextmanager
     def _size_errors(self, pixels: Tensor) -> Iterator[None]:
-        """Models refuse sizes other than their own with a plain ValueError: say what to do."""
+        """Models refuse sizes other than their own with plain errors: say what to do."""
         try:
             yield
         except HfGmarError:
             raise
-        except ValueError as error:
-            if _is_own_size(self.subject, pixels):
+        except (ValueError, AssertionError, RuntimeError) as error:
+            if _is_own_size(self.subject, pixels) or not _is_of_size(error):
                 raise
-            raise InputError(_size_advice(error, pixels)) from error
+            raise InputError(_size_advice(error, pixels, _all_keywords(self.subject))) from error
+
+
+def _is_of_size(error: Exception) -> bool:
+    # Some models add their positions without a look at the size.
+    words = "must match the size" if isinstance(error, RuntimeError) else r"\bsizes?\b|height|width"
+    return re.search(words, str(error), re.IGNORECASE) is not None
 
 
 def single_tensor(inputs: Any) -> Any:
@@ -226,6 +247,15 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
         else "one of " + ", ".join(repr(choice) for choice in allowed)
     )
     raise OptionError(f"{name} must be {shown}, got {value!r}")
+
+
+def _check_engine(engine: str, subject: Subject) -> None:
+    engines = engines_of(subject.tower)
+    if engine not in engines:
+        raise UnsupportedModelError(
+            f"{type(subject.tower).__name__} gives no attention maps, which engine={engine!r} "
+            f"needs; use engine={engines[0]!r}"
+        )
 
 
 def _check_streaming(engine: str, chunk_size: Any, checkpoint: Any) -> None:
@@ -259,18 +289,25 @@ def _several(targets: Any) -> list[Target]:
 def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:
     """Raise an OptionError for keywords that the model's forward does not name.
 
-    Transformers' models swallow unknown keywords, which would hide a misspelt option. A module
-    around one that takes any keyword is held to those of the Transformers model.
+    Transformers' models swallow unknown keywords, which would hide a misspelt option. What takes
+    any keyword is held to those of the Transformers model in it, and of its vision tower.
     """
-    named, takes_any = _keywords(subject.model)
-    if takes_any:
-        named += [name for name in _keywords(subject.backbone)[0] if name not in named]
+    named = _all_keywords(subject)
     unknown = sorted(set(kwargs) - set(named))
     if unknown:
         raise OptionError(
             f"unknown keyword {', '.join(unknown)}; the model's forward takes "
             f"{', '.join(named) or 'none'}"
         )
+
+
+def _all_keywords(subject: Subject) -> list[str]:
+    named, takes_any = _keywords(subject.model)
+    for inner in (subject.backbone, subject.tower):
+        if takes_any:
+            more, takes_any = _keywords(inner)
+            named += [name for name in more if name not in named]
+    return named
 
 
 def _keywords(model: Any) -> tuple[list[str], bool]:
@@ -284,13 +321,17 @@ def _keywords(model: Any) -> tuple[list[str], bool]:
 
 
 def _is_own_size(subject: Subject, pixels: Tensor) -> bool:
-    size = getattr(subject.backbone.config, "image_size", None)
+    size = getattr(subject.tower.config, "image_size", None)
     own = (size, size) if isinstance(size, int) else tuple(size or ())
     return own == tuple(pixels.shape[-2:])
 
 
-def _size_advice(error: ValueError, pixels: Tensor) -> str:
-    return (
-        f"the model refused images of {pixels.shape[2]} x {pixels.shape[3]} pixels: {error} Pass "
-        "interpolate_pos_encoding=True to interpolate its positions, or resize the images"
+def _size_advice(error: Exception, pixels: Tensor, keywords: list[str]) -> str:
+    height, width = pixels.shape[2:]
+    reason = str(error).rstrip(". ")
+    advice = (
+        "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
+        if "interpolate_pos_encoding" in keywords
+        else "resize the images to the model's own size"
     )
+    return f"the model refused images of {height} x {width} pixels: {reason}; {advice}"

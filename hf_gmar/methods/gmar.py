@@ -13,6 +13,7 @@ from hf_gmar.errors import OptionError
 from hf_gmar.methods.base import AttentionMethod, check_option
 from hf_gmar.propagation import NORMS, GmarRule, Norm
 from hf_gmar.targets import Target
+from hf_gmar.tokens import Reads
 
 
 class GMAR(AttentionMethod):
@@ -31,6 +32,7 @@ class GMAR(AttentionMethod):
         engine: ``"streaming"``, or ``"dense"``, the plain reference.
         chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
         checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
+        readout: which tokens a class head of your own reads.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.
@@ -62,9 +64,10 @@ class GMAR(AttentionMethod):
         engine: str = "streaming",
         chunk_size: int | None = None,
         checkpoint: bool = False,
+        readout: Reads = None,
     ) -> None:
-        """Check the options and find the backbone in the model."""
-        super().__init__(model, start_layer, engine, chunk_size, checkpoint)
+        """Check the options and find the Transformers model in the model."""
+        super().__init__(model, start_layer, engine, chunk_size, checkpoint, readout)
         check_option("norm", norm, NORMS)
         self.rule = GmarRule(norm, _checked_alpha(alpha))
 

@@ -1,0 +1,106 @@
+"""timm models in Transformers' wrapper, where timm is installed with a torchvision that works."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from hf_gmar import GMAR
+from hf_gmar.errors import InputError, UnsupportedModelError
+from tests import oracles
+from tests.cases import LABELS, TARGETS, VIT
+from tests.parity import relative_error
+
+try:
+    importlib.import_module("timm")
+except (ImportError, RuntimeError) as reason:
+    pytest.skip(f"timm can't be imported: {reason}", allow_module_level=True)
+
+# Architecture, its settings, and the readout over the prefix tokens; the patches have the rest.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], list[float]]] = {
+    "vit": ("vit_tiny_patch16_224", {}, [1.0]),
+    "vit-mean": ("vit_tiny_patch16_224", {"global_pool": "avg"}, [0.0]),
+    "vit-registers": ("vit_tiny_patch16_224", {"reg_tokens": 3}, [1.0, 0.0, 0.0, 0.0]),
+    "deit-distilled": ("deit_tiny_distilled_patch16_224", {}, [0.5, 0.5]),
+    "eva": ("eva02_tiny_patch14_224", {}, [0.0]),
+    "beit": ("beit_base_patch16_224", {}, [0.0]),
+    "dinov3": ("vit_small_patch16_dinov3", {}, [0.0] * 5),
+}
+TINY = {"img_size": 32, "patch_size": 8, "depth": 3, "num_heads": 4, "embed_dim": 32}
+
+
+def build(architecture: str, **settings: Any) -> Any:
+    """A tiny random model with attention that is not uniform."""
+    torch.manual_seed(1)
+    labels: dict[str, Any] = {"num_labels": LABELS}
+    config = TimmWrapperConfig(architecture=architecture, model_args={**TINY, **settings}, **labels)
+    model: Any = TimmWrapperForImageClassification(config)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("qkv", "q_proj", "k_proj")):
+            parameter.data *= 8
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def wanted(model: Any, image: Tensor, target: int, readout: list[float]) -> Any:
+    """GMAR by whole matrices, from attention that timm computes step by step."""
+    model, maps = copy.deepcopy(model), []
+
+    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        maps.append(output)
+
+    for block in model.timm_model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(keep)
+    model(image[None]).logits[0, target].backward()
+    attention, gradient = (
+        np.stack([part[0].detach().double().numpy() for part in parts])
+        for parts in (maps, [cast("Tensor", one.grad) for one in maps])
+    )
+    patches = attention.shape[-1] - len(readout)
+    row = np.array(readout + [(1 - sum(readout)) / patches] * patches)
+    weights = [oracles.head_weights(layer, "l1") for layer in gradient]
+    return (row @ oracles.rollout(attention, weights, 1.0))[len(readout) :].reshape(4, 4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_the_oracle(name: str) -> None:
+    architecture, settings, readout = ARCHITECTURES[name]
+    model, images = build(architecture, **settings), VIT.images()
+    maps = GMAR(model).attribute_patches(images, TARGETS)
+    for image, target, patches in zip(images, TARGETS, maps, strict=True):
+        assert relative_error(patches, wanted(model, image, target, readout)) < 1e-5
+
+
+def test_no_attention_maps_for_the_dense_engine() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"no attention maps.*engine=.streaming"):
+        GMAR(build("vit_tiny_patch16_224"), engine="dense")
+
+
+def test_no_layers_to_recompute() -> None:
+    gmar = GMAR(build("vit_tiny_patch16_224"), checkpoint=True)
+    with pytest.raises(UnsupportedModelError, match="checkpoint=False"):
+        gmar.attribute(VIT.images(), 3)
+
+
+def test_another_size() -> None:
+    with pytest.raises(InputError, match="refused images of 40 x 16"):
+        GMAR(build("vit_tiny_patch16_224")).attribute(torch.randn(1, 3, 40, 16), 3)
+
+
+def test_other_poolings_and_models() -> None:
+    labels: dict[str, Any] = {"num_labels": LABELS}
+    with pytest.raises(UnsupportedModelError, match="pools its tokens by 'map'"):
+        GMAR(build("vit_base_patch16_siglip_224"))
+    config = TimmWrapperConfig(architecture="resnet18", **labels)
+    with pytest.raises(UnsupportedModelError, match=r"resnet18 is a ResNet; .*VisionTransformer"):
+        GMAR(TimmWrapperForImageClassification(config))
