@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar.errors import OptionError
 from hf_gmar.files import whole_file
+from hf_gmar.geometry import View, view_of
 from hf_gmar.hub import LoadedModel
 from hf_gmar.labels import label_of, probabilities
-from hf_gmar.methods import METHODS, AttentionMethod
+from hf_gmar.methods import AttentionMethod, build_method
 from hf_gmar.visualize import overlay_figure, save_figure
+from hf_gmar.wrappers import ZeroShotModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Explanation:
 
     Attributes:
         source: the image's name.
-        image: what the model saw, after its processor.
+        image: the image as it was given.
+        view: which part of it the model saw.
         patches: relevance of each patch, (rows, columns).
         target: the explained class.
         label: its name.
@@ -39,6 +41,7 @@ class Explanation:
 
     source: str
     image: Image.Image
+    view: View
     patches: Tensor
     target: int
     label: str
@@ -48,7 +51,8 @@ class Explanation:
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
         """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
 
-        The archive has ``patches``, ``target``, ``label``, ``probability``, ``source``,
+        The archive has ``patches``, where they lie on the image (``size``, ``box``: see
+        :class:`~hf_gmar.geometry.View`), ``target``, ``label``, ``probability``, ``source``,
         ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
         words = re.sub(r"[^\w-]+", "-", self.label).strip("-")[:60]
@@ -59,15 +63,20 @@ class Explanation:
         return picture, archive
 
     def _figure(self) -> Figure:
-        options = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        options = ", ".join(
+            f"{key} {value}" for key, value in self.settings.items() if key != "prompts"
+        )
         title = f"{self.label}  {self.probability:.1%}"
-        return overlay_figure(self.image, self.patches, title, f"{self.source}   ({options})")
+        caption = f"{self.source}   ({options})"
+        return overlay_figure(self.image, self.patches, title, caption, self.view)
 
     def _save_archive(self, path: Path) -> None:
         with whole_file(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 patches=self.patches.numpy(),
+                size=self.view.size,
+                box=self.view.box,
                 target=self.target,
                 label=self.label,
                 probability=self.probability,
@@ -99,10 +108,10 @@ class Explainer:
             OptionError: there is no such method, or an option is outside its range.
             UnsupportedModelError: the model is of a family that can't be explained.
         """
-        if method not in METHODS:
-            raise OptionError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         settings = {"model": loaded.name, "method": method, **options}
-        return cls(loaded, METHODS[method](loaded.model, **options), settings)
+        if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
+            settings["prompts"] = loaded.model.prompts
+        return cls(loaded, build_method(method, loaded.model, **options), settings)
 
     def explain(
         self, image: Image.Image, source: str, target: int | None = None, top_k: int = 1
@@ -122,27 +131,19 @@ class Explainer:
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self._pixels(image)
+        view = view_of(self.loaded.processor, (image.height, image.width))
         shares = self._probabilities(pixels)
-        seen = self._seen(image)
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
         targets = best if target is None else [target]
-        maps = self.method.attribute_targets(pixels, targets)[:, 0].cpu()
+        maps = self.method.attribute_targets(pixels, targets)[:, 0].float().cpu()
         for index, patches in zip(targets, maps, strict=True):
             label = label_of(self.loaded.model.config, index)
             share = float(shares[index])
-            yield Explanation(source, seen, patches, index, label, share, self.settings)
+            yield Explanation(source, image, view, patches, index, label, share, self.settings)
 
     def _pixels(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self.loaded.processor(images=image, return_tensors="pt").pixel_values
-        return pixels.to(self.loaded.model.device)
+        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
         return probabilities(self.loaded.model.config, self.method.scores(pixels))[0].cpu()
-
-    def _seen(self, image: Image.Image) -> Image.Image:
-        """The image after resizing and cropping, before normalisation."""
-        plain = self.loaded.processor(
-            images=image, return_tensors="np", do_normalize=False, do_rescale=False
-        )
-        pixels = np.asarray(plain.pixel_values[0]).transpose(1, 2, 0)
-        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -44,9 +44,15 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
 
 
 def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
-    """Softmax of the scores (B, C), or a sigmoid each where the config says multi-label."""
+    """Probabilities of scores (B, C), as Transformers' image classification gives them.
+
+    A softmax over the classes; a sigmoid each where the config says multi-label, or of a single
+    score; the scores themselves for a regression.
+    """
     scores = scores.float() if scores.dtype != torch.float64 else scores
-    if config.problem_type == "multi_label_classification":
+    if config.problem_type == "regression":
+        return scores
+    if config.problem_type == "multi_label_classification" or scores.shape[1] == 1:
         return scores.sigmoid()
     return scores.softmax(dim=-1)
 

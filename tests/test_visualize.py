@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
-from hf_gmar.visualize import overlay_figure, save_figure
+from hf_gmar.errors import InputError
+from hf_gmar.geometry import View
+from hf_gmar.visualize import COLOUR_MAP, overlay_figure, overlay_image, save_figure
 
 
 def test_the_heatmap_covers_the_image_and_keeps_its_values() -> None:
@@ -20,6 +27,125 @@ def test_the_heatmap_covers_the_image_and_keeps_its_values() -> None:
     assert np.allclose(np.asarray(heat.get_array()), patches)
     assert tuple(heat.get_extent()) == (-0.5, 49.5, 29.5, -0.5)
     assert figure.axes[2].get_ylim() == pytest.approx((0, float(patches.max())))
+    assert figure.axes[1].get_legend() is None
+
+
+@pytest.mark.parametrize(
+    "box", [(0.0, 12.5, 30.0, 37.5), (3.0, 5.0, 27.0, 45.0), (-10.0, -8.0, 40.0, 45.5)]
+)
+def test_the_heatmap_lies_where_the_model_saw_the_image(
+    box: tuple[float, float, float, float],
+) -> None:
+    figure = overlay_figure(
+        Image.new("RGB", (50, 30)), torch.rand(3, 5), "cat", view=View((30, 50), box)
+    )
+    heated = figure.axes[1]
+    top, left, bottom, right = box
+    assert tuple(heated.images[1].get_extent()) == (
+        left - 0.5,
+        right - 0.5,
+        bottom - 0.5,
+        top - 0.5,
+    )
+    assert heated.get_xlim() == (-0.5, 49.5)  # never more than the image
+    assert heated.get_ylim() == (29.5, -0.5)
+
+
+def rendered(figure: Figure) -> tuple[NDArray[np.uint8], Any]:
+    """All dots of a figure, (height, width, 3), and what draws them."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3], canvas.get_renderer()
+
+
+def around(figure: Figure, x: int, y: int) -> NDArray[np.uint8]:
+    """What the overlay shows around a pixel of the image: (dots, 3)."""
+    dots, _ = rendered(figure)
+    column, row = figure.axes[1].transData.transform((x, y)).astype(int)
+    return dots[::-1][row - 8 : row + 8, column - 8 : column + 8].reshape(-1, 3)
+
+
+PARTLY_SEEN = View((200, 100), (15.0, 40.0, 185.0, 80.0))
+
+
+@pytest.mark.parametrize("place", [(20, 100), (90, 100), (20, 8), (90, 190), (50, 7), (50, 193)])
+def test_what_the_model_did_not_see_is_hatched(place: tuple[int, int]) -> None:
+    red = Image.new("RGB", (100, 200), "red")
+    dots = around(overlay_figure(red, torch.zeros(4, 4), "", view=PARTLY_SEEN), *place)
+    grey_over_red = np.abs(dots - np.array([122, 70, 70])).max(axis=1) <= 2
+    assert 0.3 < grey_over_red.mean() < 0.95  # the rest is lines
+
+
+@pytest.mark.parametrize("place", [(45, 22), (60, 100), (75, 178)])
+def test_what_the_model_saw_is_not_hatched(place: tuple[int, int]) -> None:
+    red = Image.new("RGB", (100, 200), "red")
+    dots = around(overlay_figure(red, torch.zeros(4, 4), "", view=PARTLY_SEEN), *place)
+    assert np.abs(dots - np.array([102, 0, 2])).max() <= 2  # the colour of zero over red
+
+
+def test_the_hatching_is_explained() -> None:
+    view = View((30, 50), (0.0, 10.0, 30.0, 40.0))
+    figure = overlay_figure(Image.new("RGB", (50, 30)), torch.rand(2, 2), "cat", view=view)
+    legend: Any = figure.axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["not seen by the model"]
+
+
+def test_a_view_of_another_image_is_refused() -> None:
+    view = View((50, 30), (0.0, 0.0, 50.0, 30.0))
+    with pytest.raises(
+        InputError, match=r"the view has the size \(50, 30\) and the image \(30, 50\)"
+    ):
+        overlay_figure(Image.new("RGB", (50, 30)), torch.rand(2, 2), "cat", view=view)
+
+
+@pytest.mark.parametrize(
+    "size", [(300, 300), (640, 480), (480, 640), (900, 300), (200, 700), (3000, 100), (20, 1000)]
+)
+@pytest.mark.parametrize(
+    "title", ["cat  51.3%", "German shepherd, German police dog, alsatian, " * 2]
+)
+def test_nothing_overlaps_or_is_cut_off(size: tuple[int, int], title: str) -> None:
+    """Whatever the shape of the image."""
+    width, height = size
+    view = View((height, width), (height * 0.1, 0.0, height * 0.9, width))
+    figure = overlay_figure(Image.new("RGB", size), torch.rand(2, 2), title, "a caption " * 8, view)
+    _, renderer = rendered(figure)
+    plain, heated, bar = figure.axes
+    legend: Any = heated.get_legend()
+    parts: list[Any] = [
+        bar.get_tightbbox(renderer),
+        *(
+            part.get_window_extent()
+            for part in (plain, heated, plain.title, heated.title, legend, *figure.texts)
+        ),
+    ]
+    for index, part in enumerate(parts):
+        assert part.x0 >= 0
+        assert part.y0 >= 0
+        assert part.x1 <= figure.bbox.x1
+        assert part.y1 <= figure.bbox.y1
+        assert not any(part.overlaps(other) for other in parts[:index])
+    assert plain.bbox.width / plain.bbox.height == pytest.approx(width / height)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_a_picture_of_any_mode_can_be_drawn(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (16, 9))
+    figure = overlay_figure(image, torch.rand(2, 2), "cat")
+    save_figure(figure, tmp_path / "out.png")
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape == (9, 16, 3)
+    assert overlay_image(image, torch.rand(9, 16)).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 1)])
+def test_the_smallest_pictures_can_be_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
+    save_figure(overlay_figure(Image.new("RGB", size), torch.rand(2, 2), "cat"), tmp_path / "a.png")
+
+
+def test_a_large_photo_is_drawn_small() -> None:
+    figure = overlay_figure(Image.new("RGB", (4000, 3000)), torch.rand(2, 2), "cat")
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape[0] < 2000
+    assert tuple(figure.axes[0].images[0].get_extent()) == (-0.5, 3999.5, 2999.5, -0.5)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +158,9 @@ def test_any_label_can_be_drawn(tmp_path: Path, label: str) -> None:
         assert picture.width > 1000
 
 
-def test_a_flat_map_can_be_drawn(tmp_path: Path) -> None:
-    figure = overlay_figure(Image.new("RGB", (16, 16)), torch.full((2, 2), 0.1), "flat")
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_flat_map_can_be_drawn(tmp_path: Path, value: float) -> None:
+    figure = overlay_figure(Image.new("RGB", (16, 16)), torch.full((2, 2), value), "flat")
     save_figure(figure, tmp_path / "out.png")
 
 
@@ -62,3 +189,48 @@ def test_a_long_title_stays_over_its_picture() -> None:
     figure.draw_without_rendering()
     plain, heated = figure.axes[:2]
     assert heated.title.get_window_extent().x0 > plain.get_window_extent().x1
+
+
+def random_photo(height: int, width: int) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_every_pixel_of_the_overlay() -> None:
+    image, heat = random_photo(7, 11), torch.rand(7, 11)
+    heat[2, 3] = heat[5] = float("nan")
+    before = image.tobytes()
+    drawn = np.asarray(overlay_image(image, heat)).astype(float)
+    top = max(float(value) for value in heat.flatten() if not value.isnan())
+    for y in range(7):
+        for x in range(11):
+            pixel = np.array(image.getpixel((x, y)))
+            if heat[y, x].isnan():
+                expected = np.full(3, pixel @ [0.299, 0.587, 0.114] * 0.4)
+            else:
+                colour = np.array(mpl.colormaps[COLOUR_MAP](float(heat[y, x]) / top))[:3] * 255
+                expected = 0.4 * pixel + 0.6 * colour
+            assert np.abs(drawn[y, x] - expected).max() < 5  # 256 colours
+    assert image.tobytes() == before
+
+
+def test_a_map_of_zeros_is_all_one_colour() -> None:
+    drawn = overlay_image(Image.new("RGB", (5, 4), "white"), torch.zeros(4, 5))
+    assert drawn.getcolors() == [(20, (102, 102, 103))]
+
+
+def test_a_map_that_explains_nothing_is_grey() -> None:
+    drawn = overlay_image(Image.new("RGB", (5, 4), "red"), torch.full((4, 5), float("nan")))
+    assert drawn.getcolors() == [(20, (30, 30, 30))]
+
+
+def test_heat_of_another_size_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the heat has the size \(5, 4\) and the image \(4, 5\)"):
+        overlay_image(Image.new("RGB", (5, 4)), torch.rand(5, 4))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_heat_of_any_kind_of_float(kind: torch.dtype) -> None:
+    heat = torch.tensor([[0.0, 1.0]], dtype=kind, requires_grad=True)
+    drawn = overlay_image(Image.new("RGB", (2, 1)), heat)
+    assert drawn.getpixel((0, 0)) != drawn.getpixel((1, 0))
