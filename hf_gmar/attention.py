@@ -20,11 +20,26 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_gmar.errors import UnsupportedModelError
+from hf_gmar.errors import OptionError, UnsupportedModelError
 
 Implementation: TypeAlias = Literal["eager", "sdpa"]
 
 _HERE = threading.local()
+
+
+def loading(attention: str | None) -> dict[str, Any]:
+    """The keyword with which ``from_pretrained`` loads a model with that implementation.
+
+    Raises:
+        OptionError: Transformers knows no such implementation.
+    """
+    # Other names are for serving text, or those of the routes below.
+    known = ["eager", *(name for name in AttentionInterface().valid_keys() if name.isidentifier())]
+    if attention is not None and attention not in known:
+        raise OptionError(
+            f"attention must be one of {', '.join(map(repr, sorted(known)))}, got {attention!r}"
+        )
+    return {} if attention is None else {"attn_implementation": attention}
 
 
 @contextmanager

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from huggingface_hub.utils import logging as huggingface_logging
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import track
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
+from typer.core import TyperCommand
 
 from hf_gmar import __version__
+from hf_gmar.catalogue import describe, families, notes, refusals, unheard_of
 from hf_gmar.errors import HfGmarError, OptionError, TargetError
 from hf_gmar.explain import Explainer, Explanation
-from hf_gmar.hub import BUNDLED, DEFAULT_MODEL, load_model, sample_image
+from hf_gmar.hub import BUNDLED, DEFAULT_MODEL, load_config, load_model, sample_image
 from hf_gmar.images import find_images, open_image, unique_stems
 from hf_gmar.labels import find_class
 
@@ -29,6 +36,19 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="For private and gated models; else the token of 'hf auth login' or HF_TOKEN."
+    ),
+]
+CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the Python code in the model's repository."),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -46,7 +66,29 @@ def _options(
     """Explain Vision Transformers: which patches a class came from."""
 
 
-@app.command()
+class _ManyValues(TyperCommand):
+    """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Say the option anew before each of its values."""
+        rest: list[str] = super().parse_args(ctx, list(_each_named("--prompts", args)))
+        return rest
+
+
+def _each_named(option: str, words: list[str]) -> Iterator[str]:
+    named = False
+    for word, following in zip(words, [*words[1:], "-"], strict=False):
+        if word == option and following.startswith("-"):
+            raise typer.BadParameter("one or more texts are needed after it", param_hint=option)
+        if word.startswith("-"):
+            named = word == option
+        if named and word != option:
+            yield option
+        if not (named and word == option):
+            yield word
+
+
+@app.command(cls=_ManyValues)
 def explain(
     images: Annotated[
         list[Path] | None,
@@ -59,8 +101,16 @@ def explain(
             f"Default: {DEFAULT_MODEL} for images, '{BUNDLED}' without any."
         ),
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Texts as classes, for CLIP and SigLIP: --prompts "a photo of a dog" "... cat". '
+            "All values up to the next option; put images before it.",
+            metavar="TEXT...",
+        ),
+    ] = None,
     target: Annotated[
-        str | None, typer.Option(help="The class to explain, as label or index.")
+        str | None, typer.Option(help="The class to explain, as label (or prompt) or index.")
     ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Explain this many of the most probable classes.")
@@ -68,25 +118,139 @@ def explain(
     method: Annotated[str, typer.Option(help="The explanation method.")] = "gmar",
     norm: Annotated[str, typer.Option(help="Head score: l1 or l2.")] = "l1",
     alpha: Annotated[float, typer.Option(help="Weight of the residual connection, >= 0.")] = 1.0,
+    engine: Annotated[str, typer.Option(help="streaming or dense.")] = "streaming",
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")
+    ] = "float32",
+    attn: Annotated[
+        str | None, typer.Option(help="Load with this attention implementation: sdpa, eager, ...")
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+    pickle_weights: Annotated[
+        bool, typer.Option("--pickle-weights", help="Read weights that are not safetensors, too.")
+    ] = False,
 ) -> None:
     """Write a heatmap (PNG) and its numbers (NPZ) for each image."""
-    try:
+    with _said_errors():
         if target is not None and top_k > 1:
             raise OptionError("give either --target (one class) or --top-k (several), not both")
+        _check_prompts(prompts, images, model)
         _make_folder(output)
         # Before the model: a misspelt file name should not cost a download.
         paths, missing = _expand(images or [sample_image()], output)
         if not paths:
             raise typer.Exit(1)
-        explainer = _explainer(model, bool(images), method, norm, alpha, device)
-        chosen = None if target is None else find_class(explainer.loaded.model.config, target)
+        name = _model_name(model, bool(images))
+        _quiet()
+        loaded = load_model(
+            name,
+            device,
+            prompts=prompts,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            dtype=dtype,
+            attention=attn,
+            trust_remote_code=trust_remote_code,
+            pickle_weights=pickle_weights,
+        )
+        explainer = Explainer.build(loaded, method, norm=norm, alpha=alpha, engine=engine)
+        chosen = None if target is None else find_class(loaded.model.config, target)
+    failed = _run(explainer, paths, chosen, top_k, output)
+    raise typer.Exit(1 if failed or missing else 0)
+
+
+@app.command()
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model on the Hub or a local folder; without it, the families."),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Say which families can be explained, or whether and how one model can."""
+    if model is None:
+        _print_families()
+        return
+    with _said_errors():
+        _quiet()
+        config = load_config(
+            model,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+        )
+        found = describe(config, model, trust_remote_code)
+    _out.print(f"[bold]{escape(model)}[/bold]", soft_wrap=True, highlight=False)
+    table = Table(show_header=False)
+    for fact in found.facts.items():
+        table.add_row(*map(escape, fact))
+    table.add_row("can be explained", "yes" if found.explained else "no")
+    _out.print(table)
+    # A command is to be copied: no frame around it, and no line breaks in it.
+    _out.print(escape(found.how), soft_wrap=found.explained, highlight=False)
+    raise typer.Exit(0 if found.explained else 1)
+
+
+def _print_families() -> None:
+    """As a list: names of classes are too long for columns, and are there to be copied."""
+    _out.print("[bold]Families that can be explained[/bold], with the tokens before the patches:\n")
+    for (family, tokens), rows in groupby(families(), itemgetter(0, 2)):
+        _item(f"{family} ({tokens})", 2)
+        for row in rows:
+            _item(f"{row[1]}: the head reads {row[3]}", 6)
+    _out.print()
+    for line in (*notes(), *unheard_of()):
+        _item(line, 0)
+    _out.print()
+    _print_refusals()
+    _item("'hf-gmar models MODEL' says whether and how one model can be explained.", 0)
+
+
+def _print_refusals() -> None:
+    table = Table(title="Families that can't be explained")
+    for heading in ("model type", "why not"):
+        table.add_column(heading, overflow="fold")
+    for refusal in refusals():
+        table.add_row(*map(escape, refusal))
+    _out.print(table)
+
+
+def _item(text: str, indent: int) -> None:
+    _out.print(Padding(escape(text), (0, 0, 0, indent), expand=False), highlight=False)
+
+
+@contextmanager
+def _said_errors() -> Iterator[None]:
+    """An error of ours is one line and an exit code: 2 for what was typed, 1 for all else."""
+    try:
+        yield
     except HfGmarError as error:
         _say(error)
         raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
-    failed = _run(explainer, paths, chosen, top_k, output)
-    raise typer.Exit(1 if failed or missing else 0)
+
+
+def _check_prompts(prompts: list[str] | None, images: list[Path] | None, model: str | None) -> None:
+    files = [prompt for prompt in prompts or () if Path(prompt).exists()]
+    if files and not images:
+        raise OptionError(
+            f"the prompt {files[0]!r} is a file, and no image is given; put images before "
+            "--prompts, as it takes all values up to the next option"
+        )
+    if prompts and model is None:
+        raise OptionError(
+            "--prompts need a model of image and text, and the default is none; name one with "
+            "--model, such as --model openai/clip-vit-base-patch32"
+        )
 
 
 def _make_folder(output: Path) -> None:
@@ -100,18 +264,20 @@ def _make_folder(output: Path) -> None:
         ) from error
 
 
-def _explainer(
-    model: str | None, has_images: bool, method: str, norm: str, alpha: float, device: str
-) -> Explainer:
-    if model is None:
-        model = DEFAULT_MODEL if has_images else BUNDLED
-        _err.print(f"No --model given: using {model}{' from the Hub' if has_images else ''}.")
+def _model_name(model: str | None, has_images: bool) -> str:
+    if model is not None:
+        return model
+    name = DEFAULT_MODEL if has_images else BUNDLED
+    _err.print(f"No --model given: using {name}{' from the Hub' if has_images else ''}.")
+    return name
+
+
+def _quiet() -> None:
     # What the Hub's client says of each retry is noise before the one error that follows.
     huggingface_logging.set_verbosity_error()
     # Results go to the terminal; the bars of a local file that loads in a blink do not.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    return Explainer.build(load_model(model, device), method, norm=norm, alpha=alpha)
 
 
 def _run(

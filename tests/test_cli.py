@@ -16,13 +16,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    Data2VecVisionConfig,
+    Data2VecVisionForImageClassification,
+    DeiTImageProcessorPil,
+    ViTImageProcessorPil,
+)
 from typer.testing import CliRunner
 
 from hf_gmar import GMAR, __version__
 from hf_gmar.cli import app
-from hf_gmar.hub import LoadedModel, bundled_folder, sample_image
+from hf_gmar.explain import Explainer
+from hf_gmar.hub import LoadedModel, bundled_folder, load_model, sample_image
 from hf_gmar.labels import label_of
-from tests.hub_server import serve_hub
+from tests import folders
+from tests.command import Done, run_elsewhere
+from tests.hub_server import commit_of, serve_hub
+from tests.models import build
 
 Run = Callable[..., SimpleNamespace]
 
@@ -109,7 +119,162 @@ def test_the_archive_holds_what_python_gives(
         score = bundled.model(pixels).logits[0, 3].detach()
         assert float(stored["probability"]) == pytest.approx(score.sigmoid().item(), abs=1e-6)
         assert str(stored["version"]) == __version__
-    assert settings == {"model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5}
+    assert settings == {
+        "model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5, "engine": "streaming",
+    }  # fmt: skip
+
+
+def test_engines_give_the_same(run: Run, tmp_path: Path) -> None:
+    maps = []
+    for engine in ("streaming", "dense"):
+        done = run("--engine", engine, "--target", "3", output=tmp_path / engine)
+        with np.load(next(done.folder.glob("*.npz"))) as stored:
+            assert json.loads(str(stored["settings"]))["engine"] == engine
+            maps.append(stored["patches"])
+    assert np.allclose(maps[0], maps[1], atol=1e-6)
+
+
+def test_the_attention_is_what_the_model_is_loaded_with(run: Run, tmp_path: Path) -> None:
+    """Data2VecVision fixes its attention when it is built, so that each engine needs its own."""
+    build(Data2VecVisionForImageClassification, Data2VecVisionConfig).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    for attention, engine, code in (
+        ("sdpa", "streaming", 0), ("sdpa", "dense", 1), ("eager", "dense", 0),
+        ("eager", "streaming", 1),
+    ):  # fmt: skip
+        done = run("--model", tmp_path, "--attn", attention, "--engine", engine)
+        assert done.code == code, (attention, engine, done.err)
+        assert "Traceback" not in done.err
+
+
+def test_the_dtype_is_what_the_model_is_loaded_in(run: Run, tmp_path: Path) -> None:
+    shares = []
+    for dtype in ("float32", "bfloat16"):
+        done = run("--dtype", dtype, "--target", "3", output=tmp_path / dtype)
+        with np.load(next(done.folder.glob("*.npz"))) as stored, Image.open(sample_image()) as file:
+            image = file.convert("RGB")
+            (wanted,) = Explainer.build(load_model(dtype=dtype)).explain(image, "", target=3)
+            assert float(stored["probability"]) == wanted.probability
+            assert np.array_equal(stored["patches"], wanted.patches)
+        shares.append(wanted.probability)
+    assert shares[0] != shares[1]
+
+
+def test_where_a_model_looked_on_a_wide_photo(run: Run, tmp_path: Path, scene: Image.Image) -> None:
+    """As DeiT's processor: to 128 x 128, of which the middle 96 x 96."""
+    folder = folders.copy(tmp_path / "model")
+    DeiTImageProcessorPil(
+        size={"height": 128, "width": 128}, crop_size={"height": 96, "width": 96}
+    ).save_pretrained(folder)
+    scene.resize((400, 200)).save(tmp_path / "wide.png")
+    for image, size in ((tmp_path / "wide.png", (200, 400)), (sample_image(), scene.size[::-1])):
+        done = run(image, "--model", folder, output=tmp_path / "out" / Path(image).stem)
+        assert done.code == 0
+        with np.load(next(done.folder.glob("*.npz"))) as stored:
+            assert tuple(stored["size"]) == size
+            wanted = [size[0] / 8, size[1] / 8, size[0] * 7 / 8, size[1] * 7 / 8]
+            assert np.allclose(stored["box"], wanted, atol=0.2)
+            assert stored["patches"].shape == (8, 8)
+
+
+def test_the_whole_image_is_the_box_of_a_processor_without_a_crop(run: Run) -> None:
+    with np.load(next(run().folder.glob("*.npz"))) as stored:
+        assert stored["box"].tolist() == [0, 0, *stored["size"]]
+
+
+# In one process, as the Hub's settings are read when it starts. Labels tell the revisions apart.
+HUB: dict[str, list[str]] = {
+    "main": ["--model", "owner/scenes"],
+    "tag": ["--model", "owner/scenes", "--revision", "v2", "--cache-dir", "kept"],
+    "no such tag": ["--model", "owner/scenes", "--revision", "v9"],
+    "private, no token": ["--model", "owner/private"],
+    "private": ["--model", "owner/private", "--token", "hf_private"],
+    "pickled, off": ["--model", "owner/pickled"],
+    "pickled, on": ["--model", "owner/pickled", "--pickle-weights"],
+    "code, off": ["--model", "owner/own"],
+    "code, on": ["--model", "owner/own", "--trust-remote-code"],
+    "no such model": ["--model", "owner/nothing"],
+    "prompts": [
+        "--model", "owner/clip", "--top-k", "2", "--prompts", "a photo of a dog", "a photo",
+    ],
+    "no prompts": ["--model", "owner/clip"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_the_hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Done]]:
+    """The folder in which the commands of HUB ran, and what came of them."""
+    root = tmp_path_factory.mktemp("hub")
+    repositories: dict[str, Path | dict[str, Path]] = {
+        "owner/scenes": {
+            "main": bundled_folder(),
+            "v2": folders.copy(root / "v2", id2label={str(n): f"crane {n}" for n in range(8)}),
+        },
+        "owner/private": bundled_folder(),
+        "owner/pickled": folders.pickled(folders.copy(root / "pickled")),
+        "owner/own": folders.own_processor(folders.copy(root / "own"), root / "ran"),
+        "owner/clip": folders.of_two(root / "clip"),
+    }
+    calls = [["explain", str(sample_image()), *words, "--output", row]
+             for row, words in HUB.items()]  # fmt: skip
+    with serve_hub(repositories, {"owner/private": "hf_private"}) as (address, _):
+        home = str(root / "home")
+        done = run_elsewhere(calls, root, HF_ENDPOINT=address, HF_HOME=home)
+    return root, dict(zip(HUB, done, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ("main", "heart"),
+        ("tag", "crane 6"),
+        ("private", "heart"),
+        ("pickled, on", "heart"),
+        ("code, on", "heart"),
+        ("prompts", "a photo"),
+    ],
+)
+def test_options_for_the_hub(
+    of_the_hub: tuple[Path, dict[str, Done]], row: str, label: str
+) -> None:
+    root, done = of_the_hub
+    assert (done[row].code, done[row].err) == (0, "")
+    assert label in done[row].out
+    assert list((root / row).glob("*.png"))
+
+
+def test_the_cache_folder_is_the_one_that_is_named(
+    of_the_hub: tuple[Path, dict[str, Done]],
+) -> None:
+    root, _ = of_the_hub
+    assert list((root / "kept").rglob("model.safetensors"))
+    commit = commit_of("owner/scenes", "v2")
+    assert not list((root / "home").rglob(f"snapshots/{commit}/*"))
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "words"),
+    [
+        ("no such tag", 1, "has no revision 'v9'"),
+        ("private, no token", 1, "--token"),
+        ("pickled, off", 1, "--pickle-weights"),
+        ("code, off", 1, "--trust-remote-code"),
+        ("no such model", 1, "there is no model 'owner/nothing'"),
+        ("no prompts", 2, "--prompts"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    of_the_hub: tuple[Path, dict[str, Done]], row: str, code: int, words: str
+) -> None:
+    root, done = of_the_hub
+    assert done[row].code == code
+    assert words in done[row].error
+    assert "hf_" not in done[row].err
+    assert not list((root / row).iterdir())
+
+
+def test_code_ran_where_it_was_trusted(of_the_hub: tuple[Path, dict[str, Done]]) -> None:
+    assert (of_the_hub[0] / "ran").exists()
 
 
 def test_top_k_gives_the_most_probable_first(run: Run) -> None:
@@ -173,6 +338,11 @@ def test_results_are_written_one_by_one(
         (["--alpha", "-1"], "alpha must be"),
         (["--alpha", "nan"], "alpha must be"),
         (["--method", "magic"], "there are gmar"),
+        (["--engine", "steam"], "engine must be one of 'streaming', 'dense'"),
+        (["--dtype", "fp16"], "dtype must be one of 'auto', 'float32'"),
+        (["--attn", "sdp"], "attention must be one of 'eager'"),
+        (["--revision", "v2"], "'bundled' is a local folder, which has no revisions"),
+        (["--token", "hf_a b", "--model", "owner/model"], "the token is empty or has characters"),
         (["--device", "cuda:99"], "can't be used here"),
         (["--top-k", "0"], "top-k"),
         (["--target", "0", "--top-k", "2"], "either"),
