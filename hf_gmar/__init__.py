@@ -9,16 +9,20 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
 from importlib.metadata import version
 
-from hf_gmar.hub import LogitsModel, load_model
+from hf_gmar.hub import load_model
 from hf_gmar.methods import GMAR
+from hf_gmar.pipeline import ImageAttributionPipeline
 from hf_gmar.tokens import TokenLayout, register_layout
+from hf_gmar.wrappers import LogitsModel, ZeroShotModel
 
 __version__ = version("hf-gmar")
 
 __all__ = [
     "GMAR",
+    "ImageAttributionPipeline",
     "LogitsModel",
     "TokenLayout",
+    "ZeroShotModel",
     "__version__",
     "load_model",
     "register_layout",

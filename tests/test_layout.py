@@ -16,15 +16,18 @@ PACKAGE = Path(hf_gmar.__file__).parent
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
     {"errors", "scenes", "files"},
+    {"families"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
     {"subject", "blocks"},
     {"engine", "recording"},
     {"dense", "streaming"},
     {"capture"},
     {"methods"},
+    {"geometry", "wrappers", "hub_errors"},
     {"visualize", "hub"},
+    {"pipeline"},
     {"hf_gmar"},  # the names that users import
-    {"explain"},
+    {"explain", "catalogue"},
     {"cli"},
     {"__main__"},
 )
@@ -35,7 +38,8 @@ ONLY: dict[str, set[str]] = {
     "scenes": set(),
     "propagation": set(),
     "targets": {"errors"},
-    "tokens": {"errors"},
+    "families": {"errors"},
+    "tokens": {"errors", "families"},
     "attention": {"errors"},
     "threads": set(),
     "blocks": {"propagation"},
