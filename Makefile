@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hf-gmar explain --top-k 2
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

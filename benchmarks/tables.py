@@ -1,4 +1,4 @@
-"""Put the benchmark's table into README and docs, between its two comments.
+"""Put generated tables into README and docs, each between its two comments.
 
 python -m benchmarks.tables
 """
@@ -6,36 +6,57 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from hf_gmar.catalogue import markdown, markdown_refusals
 from hf_gmar.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "engine.md"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "engines.md")
-_PLACE = re.compile(r"(<!-- benchmark: summary -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
 
-def summary(results: str) -> str:
-    """The short table of a benchmark's output."""
-    section = results.split("## Time and memory in short\n\n")[1]
+def summary() -> str:
+    """The short table of the benchmark's last committed output."""
+    section = RESULTS.read_text(encoding="utf-8").split("## Time and memory in short\n\n")[1]
     return section.split("\n\n")[0] + "\n"
 
 
-def with_table(page: str, results: str) -> str:
-    """The page with the table of the results in its place."""
-    table = summary(results)
-    filled, places = _PLACE.subn(lambda found: f"{found[1]}{table}{found[2]}", page)
+TABLES: dict[str, Callable[[], str]] = {
+    "benchmark": summary,
+    "families": markdown,
+    "refusals": markdown_refusals,
+}
+"""What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
+
+PAGES: dict[Path, tuple[str, ...]] = {
+    ROOT / "README.md": ("families", "benchmark"),
+    ROOT / "docs" / "engines.md": ("benchmark",),
+    ROOT / "docs" / "models.md": ("families", "refusals"),
+}
+"""Which page has which tables."""
+
+
+def with_table(page: str, name: str) -> str:
+    """The page with the table of that name in its place.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+    table = TABLES[name]()
+    filled, places = place.subn(lambda found: f"{found[1]}{table}{found[2]}", page)
     if not places:
-        raise ValueError("the page has no place for the benchmark's table")
+        raise ValueError(f"the page has no place for the table {name!r}")
     return filled
 
 
 def main() -> None:
     """Fill all pages."""
-    results = RESULTS.read_text(encoding="utf-8")
-    for path in PAGES:
-        text = with_table(path.read_text(encoding="utf-8"), results)
+    for path, names in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        for name in names:
+            text = with_table(text, name)
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
 

@@ -28,7 +28,6 @@ from benchmarks.contest import (
 from benchmarks.growth import GROWING, exponent
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
-from benchmarks.tables import PAGES, RESULTS, summary, with_table
 from benchmarks.timing import Times, round_robin, time_long_run
 
 ROOT = Path(__file__).parents[1]
@@ -65,20 +64,6 @@ def _check_numbers(found: dict[str, Any]) -> None:
     expected = [one / other for one, other in zip(streaming, plain, strict=True)]
     assert times["ratios"][STREAMING]["to_forward"] == expected
     assert set(found["growth"]["curves"]) == set(GROWING)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_pages_show_the_table_of_the_results(page: Path) -> None:
-    text, results = page.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8")
-    assert f"{summary(results)}<!-- /benchmark -->" in text
-    assert with_table(text, results) == text
-    other = results.replace("| plain forward | 1.00", "| plain forward | 2.00")
-    assert "| plain forward | 2.00" in with_table(text, other)
-
-
-def test_a_page_without_a_place_for_the_table() -> None:
-    with pytest.raises(ValueError, match="no place"):
-        with_table("# Title", RESULTS.read_text(encoding="utf-8"))
 
 
 def test_exponent_of_an_exact_power_law() -> None:
