@@ -106,7 +106,8 @@ def view_of(processor: BaseImageProcessor, size: tuple[int, int]) -> View:
     measure: the image is taken to fill its part of the input.
 
     It costs about one more call of the processor on an image of that size, three on images of less
-    than a megapixel. Sizes are remembered for as long as the processor's settings stay.
+    than a megapixel. The last sizes are remembered, as long as the processor's settings stay. One
+    that takes no settings in a call, as timm's, is called as it is, and its colours are undone.
 
     Args:
         processor: an image processor for colour images.

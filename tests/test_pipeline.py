@@ -25,6 +25,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -54,6 +56,7 @@ from hf_gmar.errors import (
 from hf_gmar.geometry import View
 from hf_gmar.hub import LoadedModel, bundled_folder
 from hf_gmar.labels import find_class
+from hf_gmar.methods import build_method
 from hf_gmar.scenes import draw_scene
 from hf_gmar.visualize import overlay_image
 from tests.models import PROMPTS, build, of_two, prompted
@@ -107,9 +110,6 @@ def assert_same(found: Found, wanted: Found, tolerance: float = 0.0) -> None:
         assert drawn.shape == wanted_drawn.shape
         # A map that differs in its last digit may be of the next colour.
         assert tolerance or (drawn == wanted_drawn).all()
-
-
-# --- What it gives: the classes of image classification, and the maps of the method
 
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -206,9 +206,6 @@ def test_a_processor_that_takes_no_settings(cropping: Any) -> None:
     cropped = torch.full((72, 144), True)
     cropped[4:68, 8:136] = False
     assert torch.equal(other(picture(144, 72))[0]["attribution"].isnan(), cropped)
-
-
-# --- What goes in
 
 
 @contextmanager
@@ -386,9 +383,6 @@ def test_batches_of_a_cropping_processor(cropping: Any) -> None:
         assert_same(found, cropping(image, top_k=7), 1e-6)
 
 
-# --- Parameters
-
-
 def test_one_class_unless_it_is_said(explain: Any, classify: Any) -> None:
     (found,) = explain(PICTURES[0])
     assert found["label"] == classify(PICTURES[0])[0]["label"]
@@ -461,9 +455,6 @@ def test_the_overlay_is_the_image_under_its_heat(cropping: Any) -> None:
         assert found["overlay"].getpixel((0, 0)) != image.getpixel((0, 0))
 
 
-# --- Errors
-
-
 Said = dict[str, Any]
 
 REFUSED: list[tuple[Said, type[HfGmarError], Sequence[str]]] = [
@@ -511,6 +502,11 @@ def test_refused(
         assert len(message) < 400
 
 
+def test_a_method_says_its_options(bundled: LoadedModel) -> None:
+    with pytest.raises(OptionError, match="'gmar' has no option nrom, top_k; it has norm, alpha"):
+        build_method("gmar", bundled.model, nrom="l2", top_k=3)
+
+
 def test_a_family_without_rollout_is_refused() -> None:
     config = SwinConfig(
         image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
@@ -533,9 +529,6 @@ def test_a_processor_that_can_not_be_followed_is_refused(bundled: LoadedModel) -
     made = pipeline("image-attribution", model=bundled.model, image_processor=processor)
     with pytest.raises(InputError, match="Flipped gives something else than one upright"):
         made(PICTURES[0])
-
-
-# --- Loading
 
 
 def _beside(model: Any, folder: Path) -> str:
@@ -565,6 +558,15 @@ def test_half_precision(explain: Any, dtype: Any) -> None:
         assert difference < 0.05 * wanted["attribution"].mean()
     classes = scores_of(pipeline("image-classification", **parts)(PICTURES[0], top_k=8))
     assert scores_of(made(PICTURES[0], top_k=8)) == pytest.approx(classes)
+
+
+def test_images_become_as_precise_as_the_model() -> None:
+    model = build(BeitForImageClassification, BeitConfig, use_mean_pooling=True)  # casts nothing
+    parts = {"model": model.bfloat16(), "image_processor": _SMALL}
+    (found,) = pipeline("image-attribution", **parts)(PICTURES[1])
+    assert found["attribution"].dtype == torch.float32
+    (wanted,) = pipeline("image-classification", **parts)(PICTURES[1], top_k=1)
+    assert scores_of([found]) == pytest.approx(scores_of([wanted]))
 
 
 def test_a_double_model_gives_float32() -> None:
@@ -636,9 +638,6 @@ def test_a_saved_pipeline_is_a_plain_model(explain: Any, tmp_path: Path) -> None
 def test_a_pipeline_can_be_copied_and_pickled(explain: Any) -> None:
     for other in (copy.deepcopy(explain), pickle.loads(pickle.dumps(explain))):  # noqa: S301
         assert_same(other(PICTURES[1]), explain(PICTURES[1]))
-
-
-# --- The task
 
 
 def test_registering_again_is_silent(caplog: pytest.LogCaptureFixture) -> None:
