@@ -172,6 +172,9 @@ FAMILIES: dict[str, Family] = {
         {"MetaClip2ForImageClassification": "patches"},
         {"MetaClip2Model": "cls"},
     ),
+    "altclip_vision_model": Family("AltCLIP", _CLS, prompts={"AltCLIPModel": "cls"}),
+    "chinese_clip_vision_model": Family("Chinese-CLIP", _CLS, prompts={"ChineseCLIPModel": "cls"}),
+    "clipseg_vision_model": Family("CLIPSeg", _CLS, prompts={"CLIPSegModel": "cls"}),
     "timm_wrapper": Family(
         "timm ViT, DeiT, EVA and BEiT",
         _timm_prefix,
@@ -239,7 +242,7 @@ REFUSED: dict[str, str] = {
 }
 """Families that attention rollout does not apply to, by ``model_type``, with the reason."""
 
-UNPROVEN = ("altclip", "blip", "blip-2", "chinese_clip", "clipseg", "tipsv2")
+UNPROVEN = ("blip", "blip-2", "tipsv2")
 """Families of image and text that rollout may apply to, but that no test has proven."""
 
 

@@ -62,8 +62,8 @@ class ZeroShotModel(nn.Module):
     Language Image Pre-Training", ICCV 2023 (arXiv 2303.15343).
 
     Args:
-        model: ``CLIPModel``, ``MetaClip2Model`` or ``SiglipModel`` (SigLIP 2 of fixed resolution
-            too); it is shared, not copied.
+        model: ``CLIPModel``, ``SiglipModel`` (SigLIP 2 of fixed resolution too) or another of those
+            that ``hf-gmar models`` lists with prompts; it is shared, not copied.
         processor: its processor or tokenizer.
         prompts: one text for each class, as the model reads it: ``"a photo of a dog"``.
 

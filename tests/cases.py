@@ -7,6 +7,7 @@ method is one row in ``METHODS``, with a function in ``oracles`` that says what 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
     BeitConfig,
     BeitForImageClassification,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPForImageClassification,
     CLIPModel,
+    CLIPSegConfig,
+    CLIPSegModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     Data2VecVisionConfig,
@@ -275,6 +282,12 @@ def _heads(name: str, builder: Callable[..., Any], prefix: int, reads: str) -> S
     return _pair(f"{name}-{reads}", builder, prefix, {}, options={"readout": reads})
 
 
+_LIKE_CLIP: dict[str, tuple[Any, Any]] = {
+    "altclip-prompts": (AltCLIPModel, AltCLIPConfig),
+    "chinese-clip-prompts": (ChineseCLIPModel, ChineseCLIPConfig),
+    "clipseg-prompts": (CLIPSegModel, CLIPSegConfig),
+}
+
 MORE_MODELS = (
     *(other_size for _, other_size in _PAIRS),
     ModelCase(
@@ -292,6 +305,10 @@ MORE_MODELS = (
         _TALLS,
         2,
         _INTERPOLATED,
+    ),
+    *itertools.chain.from_iterable(
+        _pair(name, functools.partial(prompted, *classes, sharper=6), 1, _INTERPOLATED)
+        for name, classes in _LIKE_CLIP.items()
     ),
     *_pair(
         "metaclip2-prompts",

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    AltCLIPConfig,
     BeitConfig,
     BertConfig,
     CLIPConfig,
@@ -21,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
     SiglipConfig,
     SwinConfig,
+    Tipsv2Config,
     ViTConfig,
 )
 from transformers.utils.import_utils import is_natten_available, is_timm_available
@@ -163,7 +163,7 @@ def test_what_needs_prompts(config: PreTrainedConfig, reads: str) -> None:
 
 NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, str]] = {
     "refused": (SwinConfig(), "SwinForImageClassification", REFUSED["swin"]),
-    "not proven": (AltCLIPConfig(), "AltCLIPModel", "has not been proven on AltCLIPModel"),
+    "not proven": (Tipsv2Config(), "Tipsv2Model", "has not been proven on Tipsv2Model"),
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "with a head of your own"),
     "a body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),
     "a tower": (CLIPVisionConfig(), "CLIPVisionModel", "CLIPForImageClassification"),

@@ -14,7 +14,6 @@ import sentencepiece
 import torch
 from PIL import Image
 from transformers import (
-    AltCLIPConfig,
     AutoModel,
     AutoProcessor,
     CLIPConfig,
@@ -23,6 +22,7 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipModel,
     SiglipTokenizer,
+    Tipsv2Config,
 )
 
 from hf_gmar import GMAR, ZeroShotModel, hub
@@ -148,8 +148,8 @@ def test_weights_without_the_text(tmp_path: Path) -> None:
 
 
 def test_a_model_of_image_and_text_that_is_not_proven(tmp_path: Path) -> None:
-    AltCLIPConfig(architectures=["AltCLIPModel"]).save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match="is of the class AltCLIPModel"):
+    Tipsv2Config(architectures=["Tipsv2Model"]).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="is of the class Tipsv2Model"):
         load_model(tmp_path, prompts=PROMPTS)
 
 

@@ -11,8 +11,14 @@ from captum.attr import IntegratedGradients
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
+    CLIPSegConfig,
+    CLIPSegModel,
     MetaClip2Config,
     MetaClip2Model,
     PreTrainedModel,
@@ -32,6 +38,9 @@ TWO_TOWERS: list[tuple[type[PreTrainedModel], Any]] = [
     (CLIPModel, CLIPConfig),
     (MetaClip2Model, MetaClip2Config),
     (SiglipModel, SiglipConfig),
+    (AltCLIPModel, AltCLIPConfig),
+    (ChineseCLIPModel, ChineseCLIPConfig),
+    (CLIPSegModel, CLIPSegConfig),
 ]
 every_pair = pytest.mark.parametrize(
     ("model_class", "config_class"), TWO_TOWERS, ids=lambda value: value.__name__
