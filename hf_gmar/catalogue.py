@@ -53,7 +53,7 @@ def _rows(family: Family) -> Iterator[tuple[str, ...]]:
         yield family.title, name, tokens, _reads(reads), engines
     for name, reads in family.prompts.items():
         yield family.title, f"{name}, by prompts", tokens, _reads(reads), engines
-    if not family.heads:
+    if not family.heads and not family.prompts:
         yield family.title, _OWN_HEAD, tokens, "what readout= says", engines
 
 
@@ -81,9 +81,8 @@ def notes() -> list[str]:
 def unheard_of() -> list[str]:
     """A sentence if the installed Transformers has families that no table knows; else nothing."""
     names = ", ".join(unlisted())
-    return [f"This release of Transformers also has {names}, which hf_gmar doesn't know yet."][
-        : bool(names)
-    ]
+    said = f"This release of Transformers also has {names}, which hf_gmar doesn't know yet."
+    return [said] if names else []
 
 
 def refusals() -> list[tuple[str, str]]:
