@@ -11,7 +11,8 @@ demo: $(VENV)/.installed
 	$(BIN)/hf-gmar explain --top-k 2
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal tests hf_gmar benchmarks
+	$(BIN)/python -m pytest README.md docs  # the blocks of a page go on from each other
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
