@@ -134,8 +134,6 @@ def register_layout(name: str, layout: TokenLayout) -> None:
 
     Example:
         >>> register_layout("my_vit", TokenLayout(readout=(1.0, 0.0, 0.0)))  # CLS, two registers
-        >>> "my_vit" in supported_families()
-        True
 
     Raises:
         OptionError: the layout is no TokenLayout, or the name no text.
@@ -146,11 +144,6 @@ def register_layout(name: str, layout: TokenLayout) -> None:
             f"{layout!r}"
         )
     _LAYOUTS[name] = layout
-
-
-def supported_families() -> tuple[str, ...]:
-    """Class names that are explained as they are, and names that users registered."""
-    return (*(name for family in FAMILIES.values() for name in family.heads), *_LAYOUTS)
 
 
 def layout_for(model: Any, tower: Any, readout: Reads = None) -> TokenLayout:
