@@ -17,9 +17,14 @@ torch.set_num_threads(1)  # models this small only wait for a second thread
 
 
 @pytest.fixture(scope="session")
-def bundled() -> LoadedModel:
+def bundled() -> Iterator[LoadedModel]:
     """The bundled model; it must come back unchanged from every test."""
-    return load_model("bundled")
+    shared, own = load_model("bundled"), load_model("bundled")
+    yield shared
+    assert shared.model.config.to_dict() == own.model.config.to_dict()
+    pairs = zip(shared.model.state_dict().items(), own.model.state_dict().items(), strict=True)
+    for (name, left), (_, right) in pairs:
+        assert torch.equal(left, right), name
 
 
 @pytest.fixture(scope="session")
