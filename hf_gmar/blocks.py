@@ -118,7 +118,7 @@ class BlockWalker:
     def walk(
         self,
         layer: AttentionLayer,
-        output_gradient: Tensor,
+        output_gradient: Tensor | None,
         descent: Descent,
         below: Gradients | None = None,
     ) -> None:
@@ -126,7 +126,8 @@ class BlockWalker:
 
         Args:
             layer: the layer.
-            output_gradient: gradient of the score by the attention's output, in its shape.
+            output_gradient: gradient of the score by the attention's output, in its shape;
+                ``None`` if the rule needs no gradient.
             descent: the rule on its way down; its relevance moves through this layer.
             below: where the gradients by query, key and value go, of their shapes and in the
                 dtype of the sums; ``None`` if no layer below takes part.
@@ -163,17 +164,20 @@ class _Group:
         self,
         walker: BlockWalker,
         layer: AttentionLayer,
-        output_gradient: Tensor,
+        output_gradient: Tensor | None,
         relevance: Tensor,
         images: slice,
     ) -> None:
         self.walker, self.layer, self.images = walker, layer, images
         self.relevance = relevance[images]
-        self.query, self.key, self.value, self.above = (
-            tensor[images].to(relevance.dtype).flatten(0, 1)
-            for tensor in (layer.query, layer.key, layer.value, output_gradient)
+        self.query, self.key, self.value = map(
+            self._of_group, (layer.query, layer.key, layer.value)
         )
+        self.above = None if output_gradient is None else self._of_group(output_gradient)
         self.keys, self.values = self.key.mT, self.value.mT
+
+    def _of_group(self, tensor: Tensor) -> Tensor:
+        return tensor[self.images].to(self.relevance.dtype).flatten(0, 1)
 
     def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[Block]:
         """The blocks of these rows; their gradients are added as they come back from the rule."""
@@ -183,17 +187,19 @@ class _Group:
         for number, chosen in enumerate(rows):
             index = _as_slice(chosen)
             attention = self._attention(index, len(chosen))
-            gradient = self._gradient(index, len(chosen))
+            above = None if self.above is None else self.above[:, index]
+            gradient = self._gradient(above, attention)
             yield Block(
                 self._by_image(attention), self._by_image(gradient), self.relevance[:, index]
             )
-            if sums:
-                self._add(sums, index, attention, gradient, more=number > 0)
+            if sums and above is not None:
+                self._add(sums, index, attention, gradient, above, more=number > 0)
         for target, part in zip(below or (), sums or (), strict=True):
             target[self.images] = self._by_image(part)
 
     def _by_image(self, tensor: Tensor) -> Tensor:
-        return tensor.view(-1, self.layer.query.shape[1], *tensor.shape[1:])
+        images = tensor.shape[0] // self.layer.query.shape[1]
+        return tensor.view(images, -1, *tensor.shape[1:])
 
     def _empty_sums(self) -> Gradients:
         query, key, value = (
@@ -218,16 +224,25 @@ class _Group:
         whole = mask.expand(batch, heads, tokens, self.key.shape[1])
         return whole[self.images, :, index].flatten(0, 1)
 
-    def _gradient(self, index: Index, rows: int) -> Tensor:
-        gradient = self.walker.take("gradient", self.key, rows, self.key.shape[1])
-        return torch.bmm(self.above[:, index], self.values, out=gradient)
+    def _gradient(self, above: Tensor | None, attention: Tensor) -> Tensor:
+        if above is None:
+            return attention.new_zeros(()).expand_as(attention)
+        gradient = self.walker.take("gradient", self.key, *attention.shape[1:])
+        return torch.bmm(above, self.values, out=gradient)
 
     def _add(
-        self, sums: Gradients, index: Index, attention: Tensor, gradient: Tensor, *, more: bool
+        self,
+        sums: Gradients,
+        index: Index,
+        attention: Tensor,
+        gradient: Tensor,
+        above: Tensor,
+        *,
+        more: bool,
     ) -> None:
         query, key, value = sums
         scale = self.layer.scale
-        _add_product(value, attention.mT, self.above[:, index], more)
+        _add_product(value, attention.mT, above, more)
         change = gradient.mul_(attention)
         change.addcmul_(attention, change.sum(-1, keepdim=True), value=-1)
         _add_product(key, change.mT, self.query[:, index], more, scale)
@@ -238,11 +253,12 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor, more: bool, scale: f
     torch.baddbmm(total, one, other, beta=int(more), alpha=scale, out=total)
 
 
-def _live_rows(relevance: Tensor, output_gradient: Tensor) -> Tensor:
+def _live_rows(relevance: Tensor, output_gradient: Tensor | None) -> Tensor:
     """Index of the rows that have relevance or gradient in some image and head."""
     live = (relevance != 0).any(0)
     if not live.all():
-        live |= (output_gradient != 0).any(3).any(1).any(0)
+        if output_gradient is not None:
+            live |= (output_gradient != 0).any(3).any(1).any(0)
         live[0] = True  # a rule gets at least one block
     return live.nonzero().flatten()
 

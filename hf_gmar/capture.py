@@ -16,11 +16,12 @@ from hf_gmar.attention import configs_of
 from hf_gmar.dense import dense_engine
 from hf_gmar.engine import Engine, Request, Run
 from hf_gmar.errors import ModelOutputError
+from hf_gmar.layers import LayerOutputs, kept_outputs, scores_of_layers
 from hf_gmar.propagation import Descent, LayerRule
 from hf_gmar.recording import pooled_attention
 from hf_gmar.streaming import streaming_engine
 from hf_gmar.subject import Subject
-from hf_gmar.targets import Target, resolve_targets
+from hf_gmar.targets import Question
 from hf_gmar.threads import turn, uncompiled_here
 
 
@@ -29,21 +30,22 @@ class Capture:
     """What a rule made of one call and one target.
 
     Attributes:
-        patches: relevance of each patch, (B, rows, columns): >= 0, sums to at most 1.
-        head_weights: importance of each head, (B, layers, H), lowest explained layer first.
+        patches: relevance of each patch, (B, rows, columns).
+        heads: what the rule said of each head, (B, layers, H) or (B, layers, H, more), lowest
+            explained layer first; ``None`` if nothing.
     """
 
     patches: Tensor
-    head_weights: Tensor
+    heads: Tensor | None
 
 
 ENGINES: dict[str, Engine] = {"streaming": streaming_engine, "dense": dense_engine}
 
 
 def capture(
-    subject: Subject, request: Request, targets: Sequence[Target], rule: LayerRule, engine: str
+    subject: Subject, request: Request, questions: Sequence[Question], rule: LayerRule, engine: str
 ) -> list[Capture]:
-    """Run the model once and roll its attention down to the patches, for each target.
+    """Run the model once and feed its attention to the rule, for each question.
 
     The model is in evaluation mode meanwhile and comes back as it was. Sums are kept in float32,
     or in float64 for a float64 model.
@@ -56,16 +58,18 @@ def capture(
         _alone(subject),
         _graph_enabled(),
         pooled_attention(subject) as pooling,
+        kept_outputs(subject, request.gradient == "layers") as outputs,
         ENGINES[engine](subject, request) as run,
     ):
-        explained = [_explained(run.scores, target) for target in targets]
+        explained = [question.among(run.scores) for question in questions]
         readout = _readout(subject, request, run, pooling.attention(run.scores))
-        descents = [Descent(rule, readout) for _ in targets]
-        last = len(targets) - 1
+        scores = _scores_to_explain(subject, request, run, outputs)
+        descents = [Descent(rule, readout) for _ in questions]
+        last = len(questions) - 1
         # A caller's mixed precision is for the forward alone, as PyTorch says.
         with torch.autocast(run.scores.device.type, enabled=False):
-            for number, (score, descent) in enumerate(zip(explained, descents, strict=True)):
-                run.explain(score, descent, number < last)
+            for number, (wanted, descent) in enumerate(zip(explained, descents, strict=True)):
+                run.explain([wanted.of(one) for one in scores], descent, number < last)
     return [_captured(subject, request, run, descent) for descent in descents]
 
 
@@ -75,9 +79,15 @@ def predict(subject: Subject, request: Request) -> Tensor:
         return subject(request.inputs, *request.args, **request.kwargs)
 
 
-def _explained(scores: Tensor, target: Target) -> Tensor:
-    chosen = resolve_targets(target, scores).unsqueeze(1)
-    return scores.flatten(1).gather(1, chosen).sum()
+def _scores_to_explain(
+    subject: Subject, request: Request, run: Run, outputs: LayerOutputs
+) -> list[Tensor]:
+    """The model's scores, or those of the tokens of each explained layer, lowest first."""
+    if request.gradient != "layers":
+        return [run.scores]
+    own = scores_of_layers(subject, request, outputs.each())
+    layers = request.layers(subject)
+    return [*own, run.scores][layers.start : layers.stop]
 
 
 def _readout(subject: Subject, request: Request, run: Run, pooled: Tensor | None) -> Tensor:
@@ -97,20 +107,22 @@ def _readout(subject: Subject, request: Request, run: Run, pooled: Tensor | None
 
 def _captured(subject: Subject, request: Request, run: Run, descent: Descent) -> Capture:
     device = run.scores.device
-    weights = torch.stack([layer.to(device) for layer in reversed(descent.head_weights)], dim=1)
-    relevance = descent.relevance.to(device)
-    _check_finite(run, relevance, weights)
+    relevance, heads = descent.map.to(device), None
+    if descent.heads:
+        heads = torch.stack([layer.to(device) for layer in reversed(descent.heads)], dim=1)
+    _check_finite(run, relevance, heads)
     grid = subject.layout.grid(*request.inputs.shape[-2:])
-    return Capture(relevance[:, subject.layout.prefix :].reshape(-1, *grid), weights)
+    return Capture(relevance[:, subject.layout.prefix :].reshape(-1, *grid), heads)
 
 
-def _check_finite(run: Run, relevance: Tensor, weights: Tensor) -> None:
+def _check_finite(run: Run, relevance: Tensor, heads: Tensor | None) -> None:
     if not torch.isfinite(run.scores).all():
         raise ModelOutputError(
             "the model's scores are not finite: its weights or the pixels are out of bounds, or "
             f"it overflows in {run.scores.dtype} (then try model.float())"
         )
-    if not (torch.isfinite(relevance).all() and torch.isfinite(weights).all()):
+    parts = [part for part in (relevance, heads) if part is not None]
+    if not all(torch.isfinite(part).all() for part in parts):
         raise ModelOutputError(
             "the attention or its gradient is not finite; the model overflows in this precision: "
             "try model.float()"

@@ -5,17 +5,20 @@ Memory grows with layers x heads x tokens x tokens, twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from hf_gmar.attention import attention_here
-from hf_gmar.engine import Request, Run, check_reached
+from hf_gmar.engine import GradientOf, Request, Run, check_reached
 from hf_gmar.propagation import Block, Descent, Groups
 from hf_gmar.recording import recorded_maps, watched_runs
 from hf_gmar.subject import Subject
+
+Maps: TypeAlias = tuple[Tensor, ...]
 
 
 @contextmanager
@@ -29,23 +32,42 @@ def dense_engine(subject: Subject, request: Request) -> Iterator[Run]:
         # Gradients flow to the maps even if every weight is frozen: the graph starts at the inputs.
         scores = request.call(subject, graph=True)
     runs.check(request.inputs, scores)
-    maps = recorded[0][request.start_layer :]
+    wanted = request.layers(subject)
+    maps = recorded[0][wanted.start : wanted.stop]
 
-    def explain(score: Tensor, descent: Descent, again: bool) -> None:
-        gradients = _gradients(score, maps, again)
+    def explain(scores: Sequence[Tensor], descent: Descent, again: bool) -> None:
+        gradients = _GRADIENTS[request.gradient](scores, maps, again)
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             descent.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
     yield Run(scores, maps[-1].shape[-1], explain)
 
 
-def _gradients(score: Tensor, maps: tuple[Tensor, ...], again: bool) -> tuple[Tensor, ...]:
+def _of_score(scores: Sequence[Tensor], maps: Maps, again: bool) -> Maps:
+    (score,) = scores
     found: tuple[Tensor | None, ...] = (None,) * len(maps)
     if score.requires_grad and all(layer.requires_grad for layer in maps):
         found = torch.autograd.grad(score, maps, retain_graph=again, allow_unused=True)
     gradients = tuple(gradient for gradient in found if gradient is not None)
     check_reached(len(gradients), len(maps))
     return gradients
+
+
+def _of_each(scores: Sequence[Tensor], maps: Maps, _: bool) -> Maps:
+    """Each layer's own score goes through that layer alone."""
+    pairs = zip(scores, maps, strict=True)
+    return tuple(_of_score([score], (layer,), True)[0] for score, layer in pairs)
+
+
+def _none(_: Sequence[Tensor], maps: Maps, __: bool) -> Maps:
+    return tuple(layer.new_zeros(()).expand_as(layer) for layer in maps)
+
+
+_GRADIENTS: dict[GradientOf, Callable[[Sequence[Tensor], Maps, bool], Maps]] = {
+    "score": _of_score,
+    "layers": _of_each,
+    "none": _none,
+}
 
 
 def _whole_layer(attention: Tensor, gradient: Tensor) -> Groups:

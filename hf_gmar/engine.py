@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from hf_gmar.errors import ModelOutputError
 from hf_gmar.propagation import Descent
 from hf_gmar.subject import Subject
+
+GradientOf: TypeAlias = Literal["score", "layers", "none"]
+"""Whose gradient a method needs: of the model's score, of a score of each layer's own, or none."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Request:
         args: positional arguments of the model after the inputs.
         kwargs: keyword arguments of the model.
         start_layer: the lowest layer that takes part; layers below it are left out.
+        stop_layer: the first layer above those that take part, ``None`` for the top.
+        gradient: whose gradient by the attention is needed.
         chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
         checkpoint: let the streaming engine recompute activations instead of keeping them.
     """
@@ -31,8 +36,14 @@ class Request:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     start_layer: int = 0
+    stop_layer: int | None = None
+    gradient: GradientOf = "score"
     chunk_size: int | None = None
     checkpoint: bool = False
+
+    def layers(self, subject: Subject) -> range:
+        """The layers that take part."""
+        return range(subject.layers)[self.start_layer : self.stop_layer]
 
     def call(self, subject: Subject, *, graph: bool = False) -> Tensor:
         """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
@@ -50,13 +61,13 @@ class Run:
     Attributes:
         scores: the model's scores, connected to the graph.
         tokens: how many tokens each layer has.
-        explain: moves a descent through all layers for a score (a scalar); the last argument says
-            whether another score of the same run will follow.
+        explain: moves a descent through the layers for a score (a scalar), or for one score for
+            each layer, lowest first; the last argument says whether others will follow.
     """
 
     scores: Tensor
     tokens: int
-    explain: Callable[[Tensor, Descent, bool], None]
+    explain: Callable[[Sequence[Tensor], Descent, bool], None]
 
 
 Engine: TypeAlias = Callable[[Subject, Request], AbstractContextManager[Run]]

@@ -19,7 +19,7 @@ from hf_gmar.files import whole_file
 from hf_gmar.geometry import View, view_of
 from hf_gmar.hub import LoadedModel
 from hf_gmar.labels import label_of, probabilities
-from hf_gmar.methods import AttentionMethod, build_method
+from hf_gmar.methods import Method, build_method
 from hf_gmar.visualize import overlay_figure, save_figure
 from hf_gmar.wrappers import ZeroShotModel
 
@@ -97,7 +97,7 @@ class Explainer:
     """
 
     loaded: LoadedModel
-    method: AttentionMethod
+    method: Method
     settings: dict[str, Any]
 
     @classmethod

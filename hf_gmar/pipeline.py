@@ -29,7 +29,7 @@ from hf_gmar.families import PROMPTED
 from hf_gmar.geometry import view_of
 from hf_gmar.hub import DEFAULT_MODEL
 from hf_gmar.labels import find_class, label_of, probabilities
-from hf_gmar.methods import AttentionMethod, build_method, option_names
+from hf_gmar.methods import Method, build_method, option_names
 from hf_gmar.visualize import overlay_image
 
 TASK = "image-attribution"
@@ -166,7 +166,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         self._method(method, options)
         self._wanted(target, top_k)
 
-    def _method(self, name: str, options: dict[str, Any]) -> AttentionMethod:
+    def _method(self, name: str, options: dict[str, Any]) -> Method:
         known = option_names(name)
         if unknown := sorted(options.keys() - known):
             raise OptionError(

@@ -31,7 +31,8 @@ class Block(NamedTuple):
 
     Attributes:
         attention: post-softmax attention, (B, H, Q, N); rows sum to 1.
-        gradient: gradient of the explained score by that attention, (B, H, Q, N).
+        gradient: gradient of the explained score by that attention, (B, H, Q, N); zeros for a
+            method that needs no gradient.
         relevance: relevance of these rows' tokens, as it arrived from the layer above, (B, Q).
     """
 
@@ -49,11 +50,15 @@ class LayerResult(NamedTuple):
 
     Attributes:
         relevance: relevance of the layer's input tokens, (B, N).
-        head_weights: importance of each head, (B, H); sums to 1 over the heads.
+        heads: what the rule says of each head, (B, H) or (B, H, more): GMAR's importance, which
+            sums to 1 over the heads; ``None`` if nothing.
+        addition: what this layer adds to the map, (B, N). The map is the sum of the additions, or,
+            if the rule makes none, the relevance that leaves the lowest layer.
     """
 
     relevance: Tensor
-    head_weights: Tensor
+    heads: Tensor | None = None
+    addition: Tensor | None = None
 
 
 class LayerRule(Protocol):
@@ -161,14 +166,22 @@ class Descent:
 
     Attributes:
         relevance: what left the last layer that was fed, (B, N).
-        head_weights: (B, H) of each layer so far, top layer first.
+        layers: how many layers were fed.
+        heads: what the rule said of the heads of each layer so far, top layer first.
     """
 
     def __init__(self, rule: LayerRule, relevance: Tensor) -> None:
         """Nothing is fed yet."""
         self.rule = rule
         self.relevance = relevance
-        self.head_weights: list[Tensor] = []
+        self.layers = 0
+        self.heads: list[Tensor] = []
+        self._added: Tensor | None = None
+
+    @property
+    def map(self) -> Tensor:
+        """Relevance of each token, (B, N), as far as the descent came."""
+        return self.relevance if self._added is None else self._added
 
     def layer(self, groups: Groups, device: torch.device) -> None:
         """Move the relevance through one layer.
@@ -182,5 +195,14 @@ class Descent:
         with torch.autocast(device.type, enabled=False):  # sums are not for half precision
             parts = [sums_of(self.rule, blocks) for blocks in groups(relevance)]
             sums = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-            self.relevance, head_weights = self.rule.finish(sums, relevance)
-        self.head_weights.append(head_weights)
+            result = self.rule.finish(sums, relevance)
+            self._take(result)
+
+    def _take(self, result: LayerResult) -> None:
+        self.layers += 1
+        self.relevance = result.relevance
+        if result.heads is not None:
+            self.heads.append(result.heads)
+        if result.addition is not None:
+            new = result.addition
+            self._added = new if self._added is None else self._added.to(new.device) + new

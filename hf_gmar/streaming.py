@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -61,15 +61,16 @@ def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
     with ExitStack() as stack:
         stack.enter_context(attention_here(subject.tower, "sdpa"))
         runs = stack.enter_context(watched_runs(subject, request.inputs))
-        state = _Pass(subject.layers, request, runs, BlockWalker(request.chunk_size))
+        walker = BlockWalker(request.chunk_size)
+        state = _Pass(subject.layers, request.layers(subject), request, runs, walker)
         mode = _Mode(state)
         if request.checkpoint:
             stack.enter_context(_recomputed_layers(subject.tower, mode))
         with mode:
             scores = request.call(subject)
         runs.check(request.inputs, scores)
-        bottom, start = mode.found()
-        yield Run(scores, state.tokens, functools.partial(state.explain, bottom, start))
+        mode.check_calls()
+        yield Run(scores, state.tokens, state.explain)
 
 
 @dataclass
@@ -78,36 +79,43 @@ class _Pass:
 
     Attributes:
         layers: how many attention layers the model has.
+        explained: those that take part.
         request: the call to the model.
         runs: tells whether the vision tower is running.
         walker: recomputes the layers.
         tokens: tokens of the layers.
-        bottom: the lowest explained layer.
-        start: its attention output, where the graph starts.
+        starts: layers whose attention output is where a graph starts, lowest first: the lowest
+            explained layer, or each of them if none feeds another.
         descent: the descent of the present backward.
     """
 
     layers: int
+    explained: range
     request: Request
     runs: Runs
     walker: BlockWalker
     tokens: int = 0
-    bottom: AttentionLayer | None = None
-    start: Tensor | None = None
+    starts: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
     descent: Descent | None = None
 
-    def explain(
-        self, bottom: AttentionLayer, start: Tensor, score: Tensor, descent: Descent, again: bool
-    ) -> None:
-        """Feed all layers to the descent, by one backward down to the start of the graph."""
+    def explain(self, scores: Sequence[Tensor], descent: Descent, again: bool) -> None:
+        """Feed the explained layers to the descent, from the top down."""
         self.descent = descent
-        gradient = None
-        if score.requires_grad:
-            (gradient,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
-        reached = len(descent.head_weights) + (gradient is not None)
-        check_reached(reached, self.layers - self.request.start_layer)
-        if gradient is not None:
-            self.walker.walk(bottom, gradient, descent)
+        if self.request.gradient == "none":
+            for layer, _ in reversed(self.starts):
+                self.walker.walk(layer, None, descent)
+            return
+        # One backward for each start; on its way to the lowest layer it feeds those above.
+        last = len(self.starts) - 1
+        for number, (layer, start) in enumerate(reversed(self.starts)):
+            gradient = _gradient(scores[-1 - number], start, again or number < last)
+            if gradient is not None:
+                self.walker.walk(layer, gradient, descent)
+        check_reached(descent.layers, len(self.explained))
+
+    def is_start(self, index: int) -> bool:
+        """Whether a graph starts at this layer's attention output."""
+        return self.request.gradient != "score" or index == self.explained.start
 
 
 class _Mode(TorchFunctionMode):
@@ -175,31 +183,39 @@ class _Mode(TorchFunctionMode):
     ) -> Tensor:
         index, state = self.calls, self.state
         self.calls += 1
-        if not state.request.start_layer <= index < state.layers:
-            return functional.scaled_dot_product_attention(query, key, value, *args, **kw)
+        if index not in state.explained:
+            output = functional.scaled_dot_product_attention(query, key, value, *args, **kw)
+            return self._start_of_head(output, index)
         layer = _layer_of(query, key, value, *args, **kw)
         state.tokens = _same_tokens(layer, state.tokens)
-        if index > state.request.start_layer:
+        if not state.is_start(index):
             return _stream(layer, state)
-        start = _attend(layer).detach().requires_grad_()
+        start = _attend(layer).detach()
         if not self.again:
-            state.bottom, state.start = layer, start
-        return start
+            state.starts.append((_constant_layer(layer), start))
+        if state.request.gradient == "none":
+            return self._start_of_head(start, index)
+        return start.requires_grad_()
 
-    def found(self) -> tuple[AttentionLayer, Tensor]:
-        """The lowest explained layer and its attention output, where the graph starts.
+    def _start_of_head(self, output: Tensor, index: int) -> Tensor:
+        """Where no gradient is needed, a graph that says of what the scores are made."""
+        state = self.state
+        starts = state.request.gradient == "none" and index == state.layers - 1
+        return output.detach().requires_grad_() if starts else output
+
+    def check_calls(self) -> None:
+        """Check that each layer made one attention call.
 
         Raises:
-            ModelOutputError: not every layer made one attention call.
+            ModelOutputError: one made none, or several.
         """
         state = self.state
-        if self.calls != state.layers or state.bottom is None or state.start is None:
+        if self.calls != state.layers:
             raise ModelOutputError(
                 f"{state.layers} layers made {self.calls} calls of PyTorch's "
                 "scaled_dot_product_attention, but one for each layer is needed; use "
                 'engine="dense" for this model'
             )
-        return state.bottom, state.start
 
 
 def _part_of_weight(found: Any, source: Any = None, *_: Any) -> Any:
@@ -266,6 +282,19 @@ def _attend(layer: AttentionLayer) -> Tensor:
     return functional.scaled_dot_product_attention(
         layer.query, layer.key, layer.value, attn_mask=layer.mask, scale=layer.scale
     )
+
+
+def _constant_layer(layer: AttentionLayer) -> AttentionLayer:
+    """The layer without the graph below it, which would be kept as long as the layer is."""
+    query, key, value = layer.query.detach(), layer.key.detach(), layer.value.detach()
+    return replace(layer, query=query, key=key, value=value)
+
+
+def _gradient(score: Tensor, start: Tensor, again: bool) -> Tensor | None:
+    if not score.requires_grad:
+        return None
+    (found,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
+    return found
 
 
 def _stream(layer: AttentionLayer, state: _Pass) -> Tensor:
@@ -368,7 +397,7 @@ def _kept_small(
     mode: _Mode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
 ) -> Any:
     state, first = mode.state, mode.calls
-    if not state.request.start_layer <= first < state.layers - 1:
+    if first not in state.explained[:-1]:
         return forward(*args, **kwargs)
     again = _Again(state, first, this_thread())
     return checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -14,6 +15,67 @@ from hf_gmar.errors import TargetError
 
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 """What Captum documents: an int, a tuple, a tensor of one or B, a list of B, or ``None``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which score of each image is explained.
+
+    Attributes:
+        target: the class, in any form of Captum's.
+        contrast: another class, in the same forms: the target's score minus this one's is
+            explained then. ``None`` for the target's score alone.
+
+    Example:
+        >>> scores = torch.tensor([[0.25, 1.0], [0.75, 0.5]])
+        >>> Question(1).among(scores).of(scores)
+        tensor(1.5000)
+        >>> Question(1, contrast=0).among(scores).of(scores)
+        tensor(0.5000)
+    """
+
+    target: Target = None
+    contrast: Target = None
+
+    def among(self, scores: Tensor) -> Explained:
+        """The question in numbers, for these images.
+
+        Raises:
+            TargetError: a class that does not fit the scores, or a target that is its contrast.
+        """
+        target = resolve_targets(self.target, scores)
+        if self.contrast is None:
+            return Explained(target, None)
+        against = resolve_targets(self.contrast, scores)
+        same = (target == against).nonzero().flatten().tolist()
+        if same:
+            raise TargetError(
+                f"target and contrast of images {same} are the same class, and its score minus "
+                "itself is zero; name two classes"
+            )
+        return Explained(target, against)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The explained score of each image, by its place.
+
+    Attributes:
+        target: flat index of the score of each image, (B,).
+        against: flat index of the score that is taken off, (B,), or ``None``.
+    """
+
+    target: Tensor
+    against: Tensor | None
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Sum over the images of what is explained, a scalar; images are independent."""
+        total = _sum_at(scores, self.target)
+        return total if self.against is None else total - _sum_at(scores, self.against)
+
+
+def _sum_at(scores: Tensor, places: Tensor) -> Tensor:
+    return scores.flatten(1).gather(1, places[:, None]).sum()
 
 
 def resolve_targets(target: Target, scores: Tensor) -> Tensor:

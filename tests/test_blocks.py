@@ -159,7 +159,7 @@ def test_the_rule_sees_the_layer(
     for image in range(len(attention)):
         weights = oracles.head_weights(gradient[image].numpy(), norm)
         matrix = oracles.rollout(attention[image : image + 1].numpy(), [weights], alpha)
-        assert close(descent.head_weights[0][image], weights, limit)
+        assert close(descent.heads[0][image], weights, limit)
         assert close(descent.relevance[image], case.relevance[image].numpy() @ matrix, limit)
 
 

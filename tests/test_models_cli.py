@@ -20,7 +20,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_gmar import cli
+from hf_gmar.commands import models as models_command
 from hf_gmar.families import FAMILIES, REFUSED, UNPROVEN
 from hf_gmar.hub import bundled_folder, sample_image
 from tests import folders
@@ -32,7 +32,7 @@ from tests.hub_server import serve_hub
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Columns of the terminal."""
     columns: int = request.param
-    monkeypatch.setattr(cli, "_out", Console(width=columns))
+    monkeypatch.setattr(models_command, "out", Console(width=columns))
     return columns
 
 

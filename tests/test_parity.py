@@ -15,6 +15,7 @@ from hf_gmar.capture import ENGINES, capture
 from hf_gmar.engine import Request
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.subject import Subject, scores_of
+from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -129,7 +130,7 @@ def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
     subject, rule = Subject.of(model), Gradients()
     subject = replace(subject, layout=replace(subject.layout, readout=(0.5,)))  # on every token
     with oracles.unrounded_softmax():
-        capture(subject, Request(images), [TARGETS], rule, engine)
+        capture(subject, Request(images), [Question(TARGETS)], rule, engine)
     gradient = rule.seen[::-1]
     tokens = gradient[0].shape[-1]
     draw = np.random.default_rng(3)

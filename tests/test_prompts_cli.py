@@ -362,7 +362,7 @@ def test_an_option_without_a_prompt(clip: Path, photo: Path, tmp_path: Path) -> 
         done, _ = explain(tmp_path / "out", photo, "--model", clip, *words)
         assert done.code == 2
         assert "--prompts" in done.err
-        assert "one or more texts are needed after it" in " ".join(done.err.split())
+        assert "one or more values are needed after it" in " ".join(done.err.split())
 
 
 def test_a_photo_after_the_prompts_is_taken_for_one(

@@ -16,6 +16,7 @@ from hf_gmar.engine import Request
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.subject import Subject
+from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -260,7 +261,7 @@ def test_registers_get_no_heat_on_the_image() -> None:
     assert torch.allclose(readout, torch.full_like(readout, 0.5 / 16), rtol=1e-6)
     # A rule that says which token it saw: the map holds the patches, and they alone.
     subject, rule = Subject.of(model), Numbered()
-    (found,) = capture(subject, Request(images), [TARGETS], rule, "streaming")
+    (found,) = capture(subject, Request(images), [Question(TARGETS)], rule, "streaming")
     wanted = torch.arange(case.prefix, case.prefix + 16.0).reshape(4, 4)
     assert torch.equal(found.patches, wanted.expand(BATCH, 4, 4))
 

@@ -20,6 +20,7 @@ from hf_gmar.engine import Request
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.subject import Subject
+from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -184,7 +185,7 @@ def test_the_top_layer_is_its_readout(case: ModelCase) -> None:
     rule = Rows()
     request = Request(case.images(batch=1), kwargs=case.forward_kwargs)
     model, images = case.build(), case.images(batch=1)
-    capture(Subject.of(model), request, [3], rule, "streaming")
+    capture(Subject.of(model), request, [Question(3)], rule, "streaming")
     whole = case.prefix + case.grid[0] * case.grid[1]
     # One image: its own gradient decides.
     read = oracles.trace(model, images, [3], case.forward_kwargs).readout[0] > 0

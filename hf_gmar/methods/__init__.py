@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.base import AttentionMethod
+from hf_gmar.methods.attention import AttentionMethod
+from hf_gmar.methods.base import Method
 from hf_gmar.methods.gmar import GMAR
 
-METHODS: dict[str, type[AttentionMethod]] = {
+METHODS: dict[str, type[Method]] = {
     "gmar": GMAR,
 }
 """Methods by the name that the command line and the pipeline take."""
@@ -31,7 +32,7 @@ def option_names(name: str) -> list[str]:
     return list(inspect.signature(METHODS[name]).parameters)[1:]
 
 
-def build_method(name: str, model: Callable[..., Any], **options: Any) -> AttentionMethod:
+def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method:
     """The method of that name on a model.
 
     Raises:
@@ -52,4 +53,4 @@ def build_method(name: str, model: Callable[..., Any], **options: Any) -> Attent
     return METHODS[name](model, **options)
 
 
-__all__ = ["GMAR", "METHODS", "AttentionMethod", "build_method", "option_names"]
+__all__ = ["GMAR", "METHODS", "AttentionMethod", "Method", "build_method", "option_names"]

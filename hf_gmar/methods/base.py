@@ -1,56 +1,42 @@
-"""What all methods share: Captum's contract around a layer rule."""
+"""What all methods share: Captum's contract around a map of patches."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import numbers
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from hf_gmar.capture import ENGINES, Capture, capture, predict
+from hf_gmar.capture import predict
 from hf_gmar.engine import Request
-from hf_gmar.errors import (
-    HfGmarError,
-    InputError,
-    OptionError,
-    TargetError,
-    UnsupportedModelError,
-)
-from hf_gmar.propagation import LayerRule
+from hf_gmar.errors import OptionError
+from hf_gmar.methods.checks import check_keywords, several, single_tensor, size_errors
 from hf_gmar.subject import Subject, check_inputs
-from hf_gmar.targets import Target
-from hf_gmar.tokens import Reads, engines_of
+from hf_gmar.targets import Question, Target
+from hf_gmar.tokens import Reads
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
+Cost: TypeAlias = Literal["forward", "forward + backward", "forward + backward + heads"]
+"""What a map costs: ``heads`` is the model's head once more for each layer."""
 
-class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
-    """Base of the methods that roll attention down to a patch map.
 
-    A subclass sets ``rule``, a :class:`~hf_gmar.propagation.LayerRule`. One call is one forward
-    and one backward of the model, whatever the batch. The model may be in any mode and under any
-    attention implementation; dropout is off while it is explained, no weight gets a gradient, and
-    it comes back as it was. Threads that explain one model take turns; threads that only run it
-    are not disturbed.
+class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
+    """Base of all methods: one map of patches for each image and explained class.
+
+    The model may be in any mode and under any attention implementation; dropout is off while it
+    is explained, no weight gets a gradient, and it comes back as it was. Threads that explain one
+    model take turns; threads that only run it are not disturbed.
+
+    A subclass says what it is in four class variables and gives its maps in ``_explain``.
 
     Args:
         model: a Transformers vision model with a class head, or any module or callable that
             returns class scores (B, C) and holds exactly one such model.
-        start_layer: the lowest layer that takes part, 0 for all of them.
-        engine: ``"streaming"`` recomputes attention in blocks and keeps none of it; ``"dense"``,
-            the plain reference, keeps all attention maps and their gradients. Both give the same
-            numbers.
-        chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
-        checkpoint: let the streaming engine keep only each layer's input and run the layers again
-            in the backward: one more forward, a fraction of the memory. For the largest images.
         readout: which tokens a class head of your own reads: ``"cls"``, ``"patches"`` (their
             mean), ``"cls+patches"`` (half each), ``"tokens"`` (the mean of all), ``"pooling"`` (an
             attention-pooling head) or a share for each prefix token; ``None`` is for the class
@@ -62,30 +48,20 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         OptionError: an option that does not exist or is outside its range.
     """
 
-    rule: LayerRule
-    """What the method does at each layer; each subclass sets its own."""
+    source: ClassVar[str]
+    """The paper."""
+    cost: ClassVar[Cost]
+    """What a map costs, in passes through the model."""
+    class_specific: ClassVar[bool] = True
+    """Whether the map depends on the target."""
+    signed: ClassVar[bool] = False
+    """Whether values may be negative: evidence against the class."""
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        start_layer: int = 0,
-        engine: str = "streaming",
-        chunk_size: int | None = None,
-        checkpoint: bool = False,
-        readout: Reads = None,
-    ) -> None:
-        """Find the Transformers model in the model and check the options."""
+    def __init__(self, model: Callable[..., Any], readout: Reads = None) -> None:
+        """Find the Transformers model in the model."""
         self.subject = Subject.of(model, readout)
         super().__init__(self.subject)  # Captum calls the scores its forward function
-        check_option("start_layer", start_layer, range(self.subject.layers))
-        check_option("engine", engine, ENGINES)
-        _check_engine(engine, self.subject)
-        _check_streaming(engine, chunk_size, checkpoint)
         self.model = model
-        self.start_layer = start_layer
-        self.engine = engine
-        self.chunk_size = None if chunk_size is None else int(chunk_size)
-        self.checkpoint = checkpoint
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(
@@ -93,6 +69,7 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         inputs: Inputs,
         target: Target = None,
         additional_forward_args: Any = None,
+        contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Inputs:
         """Relevance of each pixel: the value of its patch.
@@ -104,22 +81,28 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
                 one dimension, or ``None`` for the top class of each image.
             additional_forward_args: further positional arguments of the model: one value or a
                 tuple, as in Captum. ``(None, True)`` interpolates a ViT's positions.
+            contrast: a second class, in the forms of the target: why the target rather than this
+                one? The target's score minus this one's is explained then.
             **forward_kwargs: further keyword arguments that the model's forward names, such as
                 ``interpolate_pos_encoding=True``.
 
         Returns:
             Tensor of the inputs' shape, dtype and device, contiguous and detached: each pixel in
-            each channel has the relevance of its patch, >= 0; over the patches they sum to at
-            most 1. A tuple if the inputs are one.
+            each channel has the relevance of its patch, as :meth:`attribute_patches` gives it. A
+            tuple if the inputs are one.
 
         Raises:
             InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
-            TargetError: a class index out of range, or not one for each image.
+            TargetError: a class index out of range, not one for each image, or a target that is
+                its own contrast.
             ModelOutputError: no scores, no attention maps or no finite gradient.
-            OptionError: a keyword that the model's forward does not name.
+            OptionError: a keyword that the model's forward does not name, or a contrast for a
+                method whose map is the same for all classes.
         """
         pixels = single_tensor(inputs)
-        patches = self.attribute_patches(pixels, target, additional_forward_args, **forward_kwargs)
+        patches = self.attribute_patches(
+            pixels, target, additional_forward_args, contrast, **forward_kwargs
+        )
         rows, columns = patches.shape[1:]
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
         spread = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
@@ -131,20 +114,24 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         inputs: Tensor | tuple[Tensor, ...],
         target: Target = None,
         additional_forward_args: Any = None,
+        contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """Relevance of each patch, (B, rows, columns): >= 0, sums to at most 1.
+        """Relevance of each patch, (B, rows, columns), in the range that the method says.
 
-        What is missing to 1 stayed on prefix tokens such as CLS. Takes and raises what
-        :meth:`attribute` does. The dtype is float32, or float64 for a float64 model.
+        Takes and raises what :meth:`attribute` does. The dtype is float32, or float64 for a
+        float64 model.
         """
-        return self._capture(inputs, [target], additional_forward_args, forward_kwargs)[0].patches
+        question = self._question(target, contrast)
+        (patches,) = self._maps(inputs, [question], additional_forward_args, forward_kwargs)
+        return patches
 
     def attribute_targets(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         targets: Iterable[Target],
         additional_forward_args: Any = None,
+        contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
         """Relevance of each patch for several targets, with one forward for all of them.
@@ -157,14 +144,14 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
                 explains two classes of every image. A tensor has its targets along the first
                 dimension.
             additional_forward_args: see :meth:`attribute`.
+            contrast: see :meth:`attribute`; one for all targets.
             **forward_kwargs: see :meth:`attribute`.
 
         Returns:
             Tensor (T, B, rows, columns); row t is ``attribute_patches(inputs, targets[t])``.
         """
-        wanted = _several(targets)
-        found = self._capture(inputs, wanted, additional_forward_args, forward_kwargs)
-        return torch.stack([one.patches for one in found])
+        questions = [self._question(target, contrast) for target in several(targets)]
+        return torch.stack(self._maps(inputs, questions, additional_forward_args, forward_kwargs))
 
     def scores(
         self,
@@ -177,19 +164,31 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         Takes and raises what :meth:`attribute` does, but for the target.
         """
         request = self._request(inputs, additional_forward_args, forward_kwargs)
-        with self._size_errors(request.inputs):
+        with size_errors(self.subject, request.inputs):
             return predict(self.subject, request)
 
-    def _capture(
+    @abstractmethod
+    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
+        """A map (B, rows, columns) for each question, with one forward for all of them."""
+
+    def _maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        targets: Sequence[Target],
+        questions: Sequence[Question],
         args: Any,
         kwargs: dict[str, Any],
-    ) -> list[Capture]:
+    ) -> list[Tensor]:
         request = self._request(inputs, args, kwargs)
-        with self._size_errors(request.inputs):
-            return capture(self.subject, request, targets, self.rule, self.engine)
+        with size_errors(self.subject, request.inputs):
+            return self._explain(request, questions)
+
+    def _question(self, target: Target, contrast: Target) -> Question:
+        if contrast is not None and not self.class_specific:
+            raise OptionError(
+                f"{type(self).__name__} gives the same map for every class, so there is no "
+                f"contrast; got contrast={contrast!r}. Leave it out, or use a method with gradients"
+            )
+        return Question(target, contrast)
 
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
@@ -199,139 +198,4 @@ class AttentionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's ba
         check_keywords(self.subject, kwargs)
         self.subject.layout.grid(*pixels.shape[-2:])
         extra = args if isinstance(args, tuple) else () if args is None else (args,)
-        return Request(pixels, extra, kwargs, self.start_layer, self.chunk_size, self.checkpoint)
-
-    @contextmanager
-    def _size_errors(self, pixels: Tensor) -> Iterator[None]:
-        """Models refuse sizes other than their own with plain errors: say what to do."""
-        try:
-            yield
-        except HfGmarError:
-            raise
-        except (ValueError, AssertionError, RuntimeError) as error:
-            if _is_own_size(self.subject, pixels) or not _is_of_size(error):
-                raise
-            raise InputError(_size_advice(error, pixels, _all_keywords(self.subject))) from error
-
-
-def _is_of_size(error: Exception) -> bool:
-    # Some models add their positions without a look at the size.
-    words = "must match the size" if isinstance(error, RuntimeError) else r"\bsizes?\b|height|width"
-    return re.search(words, str(error), re.IGNORECASE) is not None
-
-
-def single_tensor(inputs: Any) -> Any:
-    """The image tensor of Captum's tensor-or-tuple form.
-
-    Raises:
-        InputError: a tuple with other than one tensor.
-    """
-    if not isinstance(inputs, tuple):
-        return inputs
-    if len(inputs) != 1:
-        raise InputError(
-            f"one tensor of pixel values is needed, got a tuple of {len(inputs)}; pass what else "
-            "the model takes as additional_forward_args"
-        )
-    return inputs[0]
-
-
-def check_option(name: str, value: Any, allowed: Any) -> None:
-    """Raise an OptionError unless the value is among the allowed ones."""
-    kind = numbers.Integral if isinstance(allowed, range) else str
-    if isinstance(value, kind) and not isinstance(value, bool) and value in allowed:
-        return
-    shown = (
-        f"a whole number from {allowed.start} to {allowed.stop - 1}"
-        if isinstance(allowed, range)
-        else "one of " + ", ".join(repr(choice) for choice in allowed)
-    )
-    raise OptionError(f"{name} must be {shown}, got {value!r}")
-
-
-def _check_engine(engine: str, subject: Subject) -> None:
-    engines = engines_of(subject.tower)
-    if engine not in engines:
-        raise UnsupportedModelError(
-            f"{type(subject.tower).__name__} gives no attention maps, which engine={engine!r} "
-            f"needs; use engine={engines[0]!r}"
-        )
-
-
-def _check_streaming(engine: str, chunk_size: Any, checkpoint: Any) -> None:
-    if not isinstance(checkpoint, bool):
-        raise OptionError(f"checkpoint must be True or False, got {checkpoint!r}")
-    if chunk_size is not None and not _is_count(chunk_size):
-        raise OptionError(f"chunk_size must be a whole number >= 1 or None, got {chunk_size!r}")
-    if engine != "streaming" and (checkpoint or chunk_size is not None):
-        raise OptionError(
-            f'chunk_size and checkpoint belong to engine="streaming", got engine={engine!r}'
-        )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _several(targets: Any) -> list[Target]:
-    try:
-        found = list(targets)
-    except TypeError:
-        found = []
-    if not found:
-        raise TargetError(
-            f"a list of one or more targets is needed, got {targets!r}; one target goes to "
-            "attribute_patches"
-        )
-    return found
-
-
-def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:
-    """Raise an OptionError for keywords that the model's forward does not name.
-
-    Transformers' models swallow unknown keywords, which would hide a misspelt option. What takes
-    any keyword is held to those of the Transformers model in it, and of its vision tower.
-    """
-    named = _all_keywords(subject)
-    unknown = sorted(set(kwargs) - set(named))
-    if unknown:
-        raise OptionError(
-            f"unknown keyword {', '.join(unknown)}; the model's forward takes "
-            f"{', '.join(named) or 'none'}"
-        )
-
-
-def _all_keywords(subject: Subject) -> list[str]:
-    named, takes_any = _keywords(subject.model)
-    for inner in (subject.backbone, subject.tower):
-        if takes_any:
-            more, takes_any = _keywords(inner)
-            named += [name for name in more if name not in named]
-    return named
-
-
-def _keywords(model: Any) -> tuple[list[str], bool]:
-    """What a model takes by name after the inputs, and whether it takes other keywords as well."""
-    while isinstance(model, functools.partial):
-        model = model.func
-    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    named = [p.name for p in list(parameters)[1:] if p.kind in by_name]
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _is_own_size(subject: Subject, pixels: Tensor) -> bool:
-    size = getattr(subject.tower.config, "image_size", None)
-    own = (size, size) if isinstance(size, int) else tuple(size or ())
-    return own == tuple(pixels.shape[-2:])
-
-
-def _size_advice(error: Exception, pixels: Tensor, keywords: list[str]) -> str:
-    height, width = pixels.shape[2:]
-    reason = str(error).rstrip(". ")
-    advice = (
-        "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
-        if "interpolate_pos_encoding" in keywords
-        else "resize the images to the model's own size"
-    )
-    return f"the model refused images of {height} x {width} pixels: {reason}; {advice}"
+        return Request(pixels, extra, kwargs)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from hf_gmar.errors import OptionError
-from hf_gmar.methods.base import AttentionMethod, check_option
+from hf_gmar.methods.attention import AttentionMethod
+from hf_gmar.methods.checks import check_number, check_option, size_errors
 from hf_gmar.propagation import NORMS, GmarRule, Norm
 from hf_gmar.targets import Target
 from hf_gmar.tokens import Reads
@@ -19,12 +17,15 @@ from hf_gmar.tokens import Reads
 class GMAR(AttentionMethod):
     """Weight each attention head by the gradient of the explained class, then roll out.
 
+    A map is >= 0 and sums to at most 1 over the patches: the share of the readout's relevance that
+    lands on each. What is missing to 1 stayed on prefix tokens such as CLS.
+
     Source: Jo, Jang and Park, "GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision
     Transformer Interpretability", ICIP 2025 (arXiv 2504.19414). The exact definition, with the
     choices where the paper is silent, is in ``docs/gmar.md``.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttentionMethod`.
+        model: see :class:`~hf_gmar.methods.base.Method`.
         norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm.
         alpha: weight of the residual connection in each layer, >= 0; at 0 attention alone moves
             relevance.
@@ -55,6 +56,9 @@ class GMAR(AttentionMethod):
         torch.Size([2, 2, 4])
     """
 
+    source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
+    cost = "forward + backward"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -69,13 +73,14 @@ class GMAR(AttentionMethod):
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, start_layer, engine, chunk_size, checkpoint, readout)
         check_option("norm", norm, NORMS)
-        self.rule = GmarRule(norm, _checked_alpha(alpha))
+        self.rule = GmarRule(norm, check_number("alpha", alpha, 0))
 
     def head_importance(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: Target = None,
         additional_forward_args: Any = None,
+        contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
         """Share of each head in its layer's gradient, w in the paper.
@@ -86,13 +91,9 @@ class GMAR(AttentionMethod):
             Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer
             that the score does not depend on has 1/H everywhere.
         """
-        found = self._capture(inputs, [target], additional_forward_args, forward_kwargs)
-        return found[0].head_weights
-
-
-def _checked_alpha(alpha: Any) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
-        raise OptionError(f"alpha must be a number >= 0, got {alpha!r}")
-    if not math.isfinite(alpha) or alpha < 0:
-        raise OptionError(f"alpha must be a finite number >= 0, got {alpha}")
-    return float(alpha)
+        question = self._question(target, contrast)
+        request = self._request(inputs, additional_forward_args, forward_kwargs)
+        with size_errors(self.subject, request.inputs):
+            (found,) = self._captured(request, [question])
+        assert found.heads is not None  # noqa: S101  # GMAR's rule says it
+        return found.heads

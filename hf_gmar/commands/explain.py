@@ -1,0 +1,125 @@
+"""``hf-gmar explain``: heatmaps for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from hf_gmar.commands.common import (
+    Attn,
+    CacheDir,
+    Device,
+    Dtype,
+    Images,
+    ModelName,
+    PickleWeights,
+    Prompts,
+    Revision,
+    Token,
+    TrustRemoteCode,
+    check_prompts,
+    err,
+    expand,
+    make_folder,
+    model_name,
+    out,
+    quiet,
+    said_errors,
+    say,
+)
+from hf_gmar.errors import OptionError
+from hf_gmar.explain import Explainer, Explanation
+from hf_gmar.hub import load_model, sample_image
+from hf_gmar.images import open_image, unique_stems
+from hf_gmar.labels import find_class
+
+
+def explain(
+    images: Images = None,
+    model: ModelName = None,
+    prompts: Prompts = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to explain, as label (or prompt) or index.")
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Explain this many of the most probable classes.")
+    ] = 1,
+    method: Annotated[str, typer.Option(help="The explanation method.")] = "gmar",
+    norm: Annotated[str, typer.Option(help="Head score: l1 or l2.")] = "l1",
+    alpha: Annotated[float, typer.Option(help="Weight of the residual connection, >= 0.")] = 1.0,
+    engine: Annotated[str, typer.Option(help="streaming or dense.")] = "streaming",
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    attn: Attn = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+    pickle_weights: PickleWeights = False,
+) -> None:
+    """Write a heatmap (PNG) and its numbers (NPZ) for each image."""
+    with said_errors():
+        if target is not None and top_k > 1:
+            raise OptionError("give either --target (one class) or --top-k (several), not both")
+        check_prompts(prompts, images, model)
+        make_folder(output)
+        # Before the model: a misspelt file name should not cost a download.
+        paths, missing = expand(images or [sample_image()], output)
+        if not paths:
+            raise typer.Exit(1)
+        name = model_name(model, bool(images))
+        quiet()
+        loaded = load_model(
+            name,
+            device,
+            prompts=prompts,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            dtype=dtype,
+            attention=attn,
+            trust_remote_code=trust_remote_code,
+            pickle_weights=pickle_weights,
+        )
+        explainer = Explainer.build(loaded, method, norm=norm, alpha=alpha, engine=engine)
+        chosen = None if target is None else find_class(loaded.model.config, target)
+    failed = _run(explainer, paths, chosen, top_k, output)
+    raise typer.Exit(1 if failed or missing else 0)
+
+
+def _run(
+    explainer: Explainer, paths: list[Path], target: int | None, top_k: int, output: Path
+) -> int:
+    """Explain every image, print the table, return how many failed."""
+    failed = 0
+    table = Table(title="Explanations")
+    for heading in ("image", "class", "probability", "files"):
+        table.add_column(heading, overflow="fold")
+    stems = unique_stems(paths)
+    for path, stem in track(
+        list(zip(paths, stems, strict=True)), "Explaining", console=err, disable=len(paths) < 2
+    ):
+        try:
+            for result in explainer.explain(open_image(path), path.name, target, top_k):
+                _add_row(table, path, result, result.save(output, stem))
+        except Exception as error:  # noqa: BLE001  # whatever one image provokes, the others go on
+            failed += 1
+            say(error, path)
+    if table.row_count:
+        out.print(table)
+    return failed
+
+
+def _add_row(table: Table, path: Path, result: Explanation, files: tuple[Path, ...]) -> None:
+    table.add_row(
+        "bundled scene" if path == sample_image() else escape(str(path)),
+        escape(result.label),
+        f"{result.probability:.1%}",
+        "\n".join(escape(str(file)) for file in files),
+    )
