@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d
 
 from hf_gmar import GMAR, load_model
 from hf_gmar.hub import LoadedModel
-from hf_gmar.propagation import NORMS
+from hf_gmar.rules import NORMS
 from hf_gmar.scenes import Scene, draw_scene
 
 Shares = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Layer rules: the tensor maths of the methods, without models.
+"""How relevance descends through the layers, whatever the method: rules, and what feeds them.
 
 A rule turns the attention of one layer, its gradient and the relevance that arrived from above
 into the relevance below. It sees the query rows of a layer in blocks, in any order, so that an
@@ -14,14 +14,10 @@ Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-
-Norm: TypeAlias = Literal["l1", "l2"]
-NORMS: tuple[Norm, ...] = ("l1", "l2")
 
 Sums: TypeAlias = tuple[Tensor, ...]
 
@@ -76,67 +72,6 @@ class LayerRule(Protocol):
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Turn a layer's totals and the relevance (B, N) from above into its result."""
         ...
-
-
-@dataclass(frozen=True)
-class GmarRule:
-    """Gradient-weighted multi-head attention rollout for one layer.
-
-    Jo, Jang and Park, "GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision Transformer
-    Interpretability", ICIP 2025 (arXiv 2504.19414); the rollout of Abnar and Zuidema, ACL 2020
-    (arXiv 2005.00928). With attention A, its gradient G and relevance row r from above::
-
-        g_h = sum |G_h|  (l1)   or   sqrt(sum G_h^2)  (l2)
-        w_h = g_h / sum_h g_h
-        r  <- (r (sum_h w_h A_h) + alpha r) / (1 + alpha)
-
-    The row is propagated instead of the matrix product, which gives the same readout at
-    O(N^2) for each layer.
-
-    Attributes:
-        norm: how a head's gradient matrix becomes one number.
-        alpha: weight of the residual connection, >= 0.
-
-    Example:
-        >>> attention = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])   # B = H = 1, N = 2
-        >>> relevance = torch.tensor([[0.0, 1.0]])
-        >>> rule = GmarRule("l1", alpha=1.0)
-        >>> sums = rule.accumulate(Block(attention, torch.ones_like(attention), relevance))
-        >>> rule.finish(sums, relevance).relevance
-        tensor([[0.2500, 0.7500]])
-    """
-
-    norm: Norm
-    alpha: float
-
-    def accumulate(self, block: Block) -> Sums:
-        """Head scores (B, H), squared for l2, and each head's rolled-out row (B, H, N)."""
-        gradient = block.gradient
-        scores = (gradient.abs() if self.norm == "l1" else gradient.square()).sum(dim=(-2, -1))
-        rows = block.relevance[:, None, None] @ block.attention
-        return scores, rows.squeeze(2)
-
-    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """Weight the heads, fuse their rows and add the residual."""
-        scores, rows = sums
-        weights = normalise_heads(scores if self.norm == "l1" else scores.sqrt())
-        fused = torch.einsum("bh,bhk->bk", weights, rows)
-        kept = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
-        return LayerResult(fused / (1 + self.alpha) + kept * relevance, weights)
-
-
-def normalise_heads(scores: Tensor) -> Tensor:
-    """Divide scores (B, H) >= 0 by their sum; a layer whose scores are all zero gives 1/H.
-
-    Example:
-        >>> normalise_heads(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
-        tensor([[0.7500, 0.2500],
-                [0.5000, 0.5000]])
-    """
-    largest = scores.amax(dim=-1, keepdim=True)
-    shares = scores / largest  # the sum of large scores would overflow
-    # Scores that are not finite stay NaN: as 1/H they would pass for a result.
-    return torch.where(largest == 0, 1 / scores.shape[-1], shares / shares.sum(-1, keepdim=True))
 
 
 def sums_of(rule: LayerRule, blocks: Iterable[Block]) -> Sums:

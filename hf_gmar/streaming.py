@@ -64,7 +64,7 @@ def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
         walker = BlockWalker(request.chunk_size)
         state = _Pass(subject.layers, request.layers(subject), request, runs, walker)
         mode = _Mode(state)
-        if request.checkpoint:
+        if request.checkpoint and request.gradient != "none":
             stack.enter_context(_recomputed_layers(subject.tower, mode))
         with mode:
             scores = request.call(subject)

@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -60,7 +60,16 @@ from transformers import (
     ViTMSNForImageClassification,
 )
 
-from hf_gmar.methods import GMAR
+from hf_gmar.methods import (
+    GMAR,
+    AttentionRollout,
+    GradientRollout,
+    GradSAM,
+    LeGrad,
+    Method,
+    RandomAttribution,
+    RawAttention,
+)
 from tests import oracles
 from tests.models import HEADS, LABELS, LAYERS, PROMPTS, Around, build, of_two, own_head, prompted
 
@@ -121,22 +130,53 @@ class MethodCase:
 
     Attributes:
         name: shown in the names of tests.
-        build: makes the method for a model; takes ``engine`` too.
-        reference: what the method should give, from a dense trace.
+        build: makes the method for a model; takes ``engine`` too, if the method has engines.
+        reference: what the method should give, from a dense trace; ``None`` if the tests of that
+            method alone say it.
+        trace: makes that trace.
         has_heads: it has ``head_importance``.
-        class_specific: its map depends on the target.
+        shares: its map sums to at most 1.
+        engines: names in ``ENGINE_OPTIONS``; one that stands for none if it has no engine.
     """
 
     name: str
-    build: Callable[..., Any]
-    reference: Callable[[oracles.Trace], oracles.Reference]
-    has_heads: bool = True
-    class_specific: bool = True
+    build: functools.partial[Any]
+    reference: Callable[[oracles.Trace], oracles.Reference] | None
+    trace: Callable[..., oracles.Trace] = oracles.trace
+    has_heads: bool = False
+    shares: bool = False
+    engines: Sequence[str] = tuple(ENGINE_NAMES)
+
+    @property
+    def about(self) -> type[Method]:
+        """The class, which says whether maps are signed and depend on the class."""
+        return cast("type[Method]", self.build.func)
+
+    def made(self, model: Any, engine: str | None = None, **options: Any) -> Any:
+        """The method on a model, fed by an engine if it has any."""
+        chosen = ENGINE_OPTIONS[engine or self.engines[0]] if len(self.engines) > 1 else {}
+        return self.build(model, **chosen, **options)
 
 
 def _gmar(name: str, **options: Any) -> MethodCase:
     return MethodCase(
-        name, functools.partial(GMAR, **options), functools.partial(oracles.gmar, **options)
+        name,
+        functools.partial(GMAR, **options),
+        functools.partial(oracles.gmar, **options),
+        has_heads=True,
+        shares=True,
+    )
+
+
+def _rival(
+    name: str, method: type[Method], reference: Callable[..., Any], **options: Any
+) -> MethodCase:
+    return MethodCase(
+        name,
+        functools.partial(method, **options),
+        functools.partial(reference, **options),
+        trace=oracles.trace_of_cut_models if method is LeGrad else oracles.trace,
+        shares=method in (AttentionRollout, RawAttention),
     )
 
 
@@ -378,12 +418,38 @@ MORE_MODELS = (
 
 METHODS = (
     _gmar("gmar-l1"),
+    _gmar("gmar-l2-alpha0.3-start1", norm="l2", alpha=0.3, start_layer=1),
+    _rival("rollout", AttentionRollout, oracles.attention_rollout),
+    _rival("raw-attention", RawAttention, oracles.raw_attention),
+    _rival("gradient-rollout", GradientRollout, oracles.gradient_rollout),
+    _rival("grad-sam", GradSAM, oracles.grad_sam),
+    _rival("legrad", LeGrad, oracles.legrad),
+    MethodCase("random", functools.partial(RandomAttribution), None, engines=("any",)),
+)
+"""What every generic test runs."""
+
+MORE_METHODS = (
     _gmar("gmar-l2", norm="l2"),
     _gmar("gmar-l1-alpha0.3", alpha=0.3),
     _gmar("gmar-l1-alpha0", alpha=0.0),
     _gmar("gmar-l1-start1", start_layer=1),
-    _gmar("gmar-l2-alpha0.3-start1", norm="l2", alpha=0.3, start_layer=1),
+    _rival("rollout-max", AttentionRollout, oracles.attention_rollout, head_fusion="max"),
+    _rival(
+        "rollout-min-discard",
+        AttentionRollout,
+        oracles.attention_rollout,
+        head_fusion="min",
+        discard_ratio=0.4,
+        alpha=0.3,
+        start_layer=1,
+    ),
+    _rival("raw-attention-1", RawAttention, oracles.raw_attention, layer=1),
+    _rival("gradient-rollout-start1", GradientRollout, oracles.gradient_rollout, start_layer=1),
+    _rival("grad-sam-start1", GradSAM, oracles.grad_sam, start_layer=1),
+    MethodCase("legrad-final", functools.partial(LeGrad, layer_scores="final"), oracles.legrad),
+    _rival("legrad-start1", LeGrad, oracles.legrad, start_layer=1),
 )
+"""Other options, for the tests of parity alone."""
 
 VIT = MODELS[0]
 
@@ -391,3 +457,11 @@ VIT = MODELS[0]
 every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
+every_method_and_engine = pytest.mark.parametrize(
+    ("method", "engine"),
+    [
+        pytest.param(method, engine, id=f"{method.name}-{engine}")
+        for method in METHODS
+        for engine in method.engines
+    ],
+)

@@ -1,4 +1,4 @@
-"""What GMAR is, a second time: plain loops and whole matrices, without the package.
+"""What GMAR and its rivals are, a second time: plain loops and whole matrices, without the package.
 
 Nothing here imports hf_gmar, takes a short cut or handles more than one image at a time, so that
 an error in the package and the same error here would be two independent mistakes.
@@ -56,11 +56,8 @@ def trace(
 
     ``reads`` says what a head of the tests' own reads.
     """
-    dense = copy.deepcopy(model).eval()
+    dense = _eager_copy(model)
     tower = vision_part(dense)
-    if tower.config._attn_implementation != "eager":
-        tower.set_attn_implementation("eager")
-    dense.requires_grad_(True)
     attention, gradient, readouts = [], [], []
     for index, image in enumerate(images):
         output, seen = _seen(tower, dense, image[None], forward_kwargs or {})
@@ -76,6 +73,49 @@ def trace(
         prefix, readout = read_out(dense, seen, grid[0] * grid[1], reads)
         readouts.append(readout)
     return Trace(np.stack(attention), np.stack(gradient), np.stack(readouts), prefix, grid)
+
+
+def trace_of_cut_models(
+    model: Any,
+    images: Tensor,
+    targets: Sequence[int] | None = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+    reads: str | None = None,
+) -> Trace:
+    """As ``trace``, but a layer's gradient is of the score of the model cut off above that layer.
+
+    The explained class is that of the whole model.
+    """
+    whole = trace(model, images, targets, forward_kwargs, reads)
+    if targets is None:
+        output = _eager_copy(model)(images, **(forward_kwargs or {}))
+        scores = output if isinstance(output, Tensor) else output.logits
+        targets = scores.argmax(dim=1).tolist()
+    layers = whole.attention.shape[1]
+    gradients = []
+    for kept in range(1, layers + 1):
+        cut = copy.deepcopy(model)
+        tower = vision_part(cut)
+        (stack,) = [
+            part
+            for part in tower.modules()
+            if isinstance(part, nn.ModuleList) and len(part) == layers and _are_layers(part)
+        ]
+        del stack[kept:]
+        gradients.append(trace(cut, images, targets, forward_kwargs, reads).gradient[:, -1])
+    return whole._replace(gradient=np.stack(gradients, axis=1))
+
+
+def _are_layers(parts: nn.ModuleList) -> bool:
+    return all("attention" in str(part).lower() for part in parts)
+
+
+def _eager_copy(model: Any) -> Any:
+    dense = copy.deepcopy(model).eval()
+    tower = vision_part(dense)
+    if tower.config._attn_implementation != "eager":
+        tower.set_attn_implementation("eager")
+    return dense.requires_grad_(True)
 
 
 def vision_part(model: Any) -> Any:
@@ -160,6 +200,70 @@ def gmar(found: Trace, norm: str = "l1", alpha: float = 1.0, start_layer: int = 
         maps.append(relevance[found.prefix :].reshape(found.grid))
         importance.append(np.stack(weights))
     return Reference(np.stack(maps), np.stack(importance))
+
+
+def attention_rollout(
+    found: Trace,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+    alpha: float = 1.0,
+    start_layer: int = 0,
+) -> Reference:
+    """Rollout by whole matrices, each row of the fused attention with its largest entries alone."""
+    fuse: Any = {"mean": np.mean, "max": np.max, "min": np.min}[head_fusion]
+    maps = []
+    for attention, readout in zip(found.attention, found.readout, strict=True):
+        identity = np.eye(attention.shape[-1])
+        product = identity
+        for layer in attention[start_layer:]:
+            fused = np.array(fuse(layer, axis=0))
+            for query in range(len(fused)):
+                smallest = sorted(range(len(fused)), key=list(fused[query]).__getitem__)
+                fused[query, smallest[: int(discard_ratio * len(fused))]] = 0
+                fused[query] /= fused[query].sum()
+            product = (fused + alpha * identity) / (1 + alpha) @ product
+        maps.append((readout @ product)[found.prefix :].reshape(found.grid))
+    return Reference(np.stack(maps), None)
+
+
+def raw_attention(found: Trace, layer: int = -1) -> Reference:
+    """The readout's rows of one layer's attention, averaged over the heads."""
+    maps = []
+    for attention, readout in zip(found.attention, found.readout, strict=True):
+        row = readout @ attention[layer].mean(axis=0)
+        maps.append(row[found.prefix :].reshape(found.grid))
+    return Reference(np.stack(maps), None)
+
+
+def gradient_rollout(found: Trace, start_layer: int = 0) -> Reference:
+    """R <- R + mean_h relu(A * G) R by whole matrices, from R = I; the readout's row of R - I."""
+    maps = []
+    for attention, gradient, readout in zip(*found[:3], strict=True):
+        identity = np.eye(attention.shape[-1])
+        relevance = identity
+        for layer, slopes in zip(attention[start_layer:], gradient[start_layer:], strict=True):
+            helpful = np.maximum(layer * slopes, 0).mean(axis=0)
+            relevance = relevance + helpful @ relevance
+        row = readout @ (relevance - identity)
+        maps.append(row[found.prefix :].reshape(found.grid))
+    return Reference(np.stack(maps), None)
+
+
+def grad_sam(found: Trace, start_layer: int = 0) -> Reference:
+    """The mean over layers and heads of A * relu(G), and over the queries of each token."""
+    whole = found.attention[:, start_layer:] * np.maximum(found.gradient[:, start_layer:], 0)
+    return _columns(found, whole)
+
+
+def legrad(found: Trace, start_layer: int = 0) -> Reference:
+    """The mean over layers, heads and queries of relu(G)."""
+    return _columns(found, np.maximum(found.gradient[:, start_layer:], 0))
+
+
+def _columns(found: Trace, whole: Array) -> Reference:
+    """What (B, L, H, N, N) gives to each token, as a mean over all else."""
+    maps = whole.mean(axis=(1, 2, 3))[:, found.prefix :]
+    return Reference(maps.reshape(len(maps), *found.grid), None)
 
 
 def head_weights(gradient: Array, norm: str) -> Array:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from hf_gmar import blocks
 from hf_gmar.blocks import AttentionLayer, BlockSize, BlockWalker, sums_like
-from hf_gmar.propagation import Block, Descent, GmarRule, LayerResult, Sums
+from hf_gmar.propagation import Block, Descent, LayerResult, Sums
+from hf_gmar.rules import GmarRule
 from tests import oracles
 
 often = settings(max_examples=80, deadline=None)

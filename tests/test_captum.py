@@ -54,7 +54,7 @@ def explain(model: Any = None, engine: str = ENGINE_NAMES[0]) -> GMAR:
 
 @every_method
 def test_it_is_a_gradient_attribution(method: MethodCase) -> None:
-    gmar = method.build(VIT.build())
+    gmar = method.made(VIT.build())
     assert isinstance(gmar, GradientAttribution)
     assert not gmar.has_convergence_delta()
     assert gmar.forward_func(VIT.images()).shape == (BATCH, 7)
@@ -67,7 +67,7 @@ def test_it_is_a_gradient_attribution(method: MethodCase) -> None:
 def test_output_is_like_the_inputs(case: ModelCase, method: MethodCase, dtype: torch.dtype) -> None:
     images = case.images(dtype)
     model = case.build() if case.casts else case.build().to(dtype)
-    attribution = method.build(model).attribute(images, TARGETS, **case.forward_kwargs)
+    attribution = method.made(model).attribute(images, TARGETS, **case.forward_kwargs)
     assert (attribution.shape, attribution.dtype) == (images.shape, dtype)
     assert attribution.device == images.device
     assert attribution.is_contiguous()

@@ -18,7 +18,7 @@ ORDER = (
     {"errors", "scenes", "files"},
     {"families"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
-    {"subject", "blocks"},
+    {"subject", "blocks", "rules"},
     {"engine", "recording"},
     {"layers"},
     {"dense", "streaming"},
@@ -45,6 +45,7 @@ ONLY: dict[str, set[str]] = {
     "attention": {"errors"},
     "threads": set(),
     "blocks": {"propagation"},
+    "rules": {"propagation"},
 }
 
 # How Transformers computes attention is the business of attention.py alone.

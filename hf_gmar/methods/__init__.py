@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.attention import AttentionMethod
+from hf_gmar.methods.attention_rollout import AttentionRollout
 from hf_gmar.methods.base import Method
 from hf_gmar.methods.gmar import GMAR
+from hf_gmar.methods.grad_sam import GradSAM
+from hf_gmar.methods.gradient_rollout import GradientRollout
+from hf_gmar.methods.legrad import LeGrad
+from hf_gmar.methods.random_attribution import RandomAttribution
+from hf_gmar.methods.raw_attention import RawAttention
 
 METHODS: dict[str, type[Method]] = {
     "gmar": GMAR,
+    "attention-rollout": AttentionRollout,
+    "raw-attention": RawAttention,
+    "gradient-rollout": GradientRollout,
+    "legrad": LeGrad,
+    "grad-sam": GradSAM,
+    "random": RandomAttribution,
 }
 """Methods by the name that the command line and the pipeline take."""
 
@@ -29,7 +41,15 @@ def option_names(name: str) -> list[str]:
     """
     if name not in METHODS:
         raise OptionError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
-    return list(inspect.signature(METHODS[name]).parameters)[1:]
+    return list(dict.fromkeys(_options_of(METHODS[name])))
+
+
+def _options_of(method: type) -> Iterator[str]:
+    """Those that its constructor names after the model, then those that it passes on."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    yield from (one.name for one in parameters if one.kind is not one.VAR_KEYWORD)
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        yield from _options_of(method.__mro__[1])
 
 
 def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method:
@@ -53,4 +73,17 @@ def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method
     return METHODS[name](model, **options)
 
 
-__all__ = ["GMAR", "METHODS", "AttentionMethod", "Method", "build_method", "option_names"]
+__all__ = [
+    "GMAR",
+    "METHODS",
+    "AttentionMethod",
+    "AttentionRollout",
+    "GradSAM",
+    "GradientRollout",
+    "LeGrad",
+    "Method",
+    "RandomAttribution",
+    "RawAttention",
+    "build_method",
+    "option_names",
+]

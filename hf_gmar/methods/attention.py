@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -18,6 +18,16 @@ from hf_gmar.propagation import LayerRule
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Question
 from hf_gmar.tokens import Reads, engines_of
+
+
+class AttentionOptions(TypedDict, total=False):
+    """The options of :class:`AttentionMethod`, for a subclass that passes them on."""
+
+    start_layer: int
+    engine: str
+    chunk_size: int | None
+    checkpoint: bool
+    readout: Reads
 
 
 class AttentionMethod(Method):
@@ -34,7 +44,8 @@ class AttentionMethod(Method):
             numbers.
         chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
         checkpoint: let the streaming engine keep only each layer's input and run the layers again
-            in the backward: one more forward, a fraction of the memory. For the largest images.
+            in the backward: one more forward, a fraction of the memory. For the largest images;
+            it changes nothing where no gradient is needed.
         readout: see :class:`~hf_gmar.methods.base.Method`.
 
     Raises:
@@ -43,7 +54,7 @@ class AttentionMethod(Method):
         OptionError: an option that does not exist or is outside its range.
     """
 
-    gradient: ClassVar[GradientOf] = "score"
+    gradient: GradientOf = "score"
     """Whose gradient the rule needs."""
 
     rule: LayerRule

@@ -47,13 +47,13 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
     raise OptionError(f"{name} must be {shown}, got {value!r}")
 
 
-def check_number(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """The value as a float; an OptionError unless it is a finite number from low to high."""
-    needed = f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+def check_number(name: str, value: Any, low: float, below: float = math.inf) -> float:
+    """The value as a float; an OptionError unless it is a finite number, low <= value < below."""
+    needed = f">= {low:g}" + ("" if math.isinf(below) else f" and < {below:g}")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise OptionError(f"{name} must be a number {needed}, got {value!r}")
     number = float(value)
-    if not math.isfinite(number) or not low <= number <= high:
+    if not math.isfinite(number) or not low <= number < below:
         raise OptionError(f"{name} must be a finite number {needed}, got {value}")
     return number
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_gmar.methods.attention import AttentionMethod
 from hf_gmar.methods.checks import check_number, check_option, size_errors
-from hf_gmar.propagation import NORMS, GmarRule, Norm
+from hf_gmar.rules import NORMS, GmarRule, Norm
 from hf_gmar.targets import Target
 from hf_gmar.tokens import Reads
 

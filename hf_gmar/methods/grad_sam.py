@@ -1,0 +1,42 @@
+"""Grad-SAM: gradient self-attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
+from hf_gmar.rules import PositiveGradientRule
+
+
+class GradSAM(AttentionMethod):
+    """Attention times its positive gradient, averaged over layers, heads and queries.
+
+    Source: Barkan et al., "Grad-SAM: Explaining Transformers via Gradient Self-Attention Maps",
+    CIKM 2021 (arXiv 2204.11073): the mean over the layers and heads of A * relu(dscore/dA). The
+    relevance of a token is the mean of its column, over all queries that look at it.
+
+    A map is >= 0 and has no upper bound: it grows with the score.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        OptionError: an option outside its range.
+
+    Example:
+        >>> import torch
+        >>> from hf_gmar import load_model
+        >>> GradSAM(load_model("bundled").model).attribute(torch.rand(2, 3, 96, 96), 3).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    source = "Barkan et al., CIKM 2021, arXiv 2204.11073"
+    cost = "forward + backward"
+
+    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+        """Check the options and find the Transformers model in the model."""
+        super().__init__(model, **options)
+        self.rule = PositiveGradientRule(self.subject.layers - self.start_layer, weighted=True)

@@ -1,0 +1,69 @@
+"""LeGrad: sensitivity of feature formation, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, Unpack
+
+from hf_gmar.layers import layer_modules
+from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
+from hf_gmar.methods.checks import check_option
+from hf_gmar.rules import PositiveGradientRule
+
+LayerScores: TypeAlias = Literal["own", "final"]
+LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
+
+
+class LeGrad(AttentionMethod):
+    """The positive gradient of each layer's own score by its attention, averaged over layers.
+
+    Source: Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via
+    Feature Formation Sensitivity", ICCV 2025 (arXiv 2404.03214). The score of a layer is what the
+    model says of that layer's tokens as if they were its last ones: they go through all that is
+    above the layers, its norm, pooling and class head. A layer's map is the mean over heads and
+    queries of relu(dscore/dA), and the map the mean of the layers'. The paper scales it to 0 .. 1
+    afterwards; here it keeps its scale.
+
+    Differs from the authors' code, which pools the mean of all tokens whatever the head reads,
+    takes the two top layers unless told otherwise, and under SigLIP the attention of the pooling
+    head: here the head reads what it was trained to read, so that under a head of CLS only the
+    query of CLS has a gradient.
+
+    A map is >= 0 and has no upper bound: it grows with the score.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`. Its layers must be those of Transformers,
+            each called once; where they can't be told (timm), only ``layer_scores="final"`` works.
+        layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
+            every layer, which is not LeGrad but needs no layer by itself.
+        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several, or layers that
+            can't be told from other modules.
+        OptionError: an option outside its range.
+
+    Example:
+        >>> import torch
+        >>> from hf_gmar import load_model
+        >>> LeGrad(load_model("bundled").model).attribute(torch.rand(2, 3, 96, 96), 3).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    source = "Bousselham et al., ICCV 2025, arXiv 2404.03214"
+    cost = "forward + backward + heads"
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        layer_scores: LayerScores = "own",
+        **options: Unpack[AttentionOptions],
+    ) -> None:
+        """Check the options and find the Transformers model in the model."""
+        super().__init__(model, **options)
+        check_option("layer_scores", layer_scores, LAYER_SCORES)
+        self.layer_scores = layer_scores
+        if layer_scores == "own":
+            layer_modules(self.subject)  # now, and not only at the first image
+        self.gradient = "layers" if layer_scores == "own" else "score"
+        self.rule = PositiveGradientRule(self.subject.layers - self.start_layer, weighted=False)

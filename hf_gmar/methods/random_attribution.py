@@ -1,0 +1,71 @@
+"""Random maps: the floor that a method must be above."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gmar.blocks import accumulation_dtype
+from hf_gmar.capture import predict
+from hf_gmar.engine import Request
+from hf_gmar.methods.base import Method
+from hf_gmar.methods.checks import check_option
+from hf_gmar.targets import Question
+from hf_gmar.tokens import Reads
+
+_SEEDS = range(2**32)
+
+
+class RandomAttribution(Method):
+    """A map of uniform random numbers from 0 to 1: what a method must beat to say anything.
+
+    The numbers are drawn anew for each image, from the seed and the image's pixels: they are the
+    same in any batch and on every run, and the same for every class. The caller's random state is
+    not touched.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        seed: another seed gives other maps.
+        readout: see :class:`~hf_gmar.methods.base.Method`.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        OptionError: a seed that is no whole number from 0 to 2^32 - 1.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> floor = RandomAttribution(load_model("bundled").model, seed=1)
+        >>> floor.attribute_patches(torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2, 8, 8])
+    """
+
+    source = "none: the floor"
+    cost = "forward"
+    class_specific = False
+
+    def __init__(self, model: Callable[..., Any], seed: int = 0, readout: Reads = None) -> None:
+        """Check the seed and find the Transformers model in the model."""
+        super().__init__(model, readout)
+        check_option("seed", seed, _SEEDS)
+        self.seed = int(seed)
+
+    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
+        scores = predict(self.subject, request)
+        for question in questions:
+            question.among(scores)  # what is wrong for other methods is wrong here
+        images = request.inputs.detach()
+        grid = self.subject.layout.grid(*images.shape[-2:])
+        maps = torch.stack([_numbers(image, self.seed, grid) for image in images])
+        return [maps.to(scores.device, accumulation_dtype(scores), copy=True) for _ in questions]
+
+
+def _numbers(image: Tensor, seed: int, grid: tuple[int, int]) -> Tensor:
+    """Uniform numbers (rows, columns) that this image always gets."""
+    pixels = image.float().cpu().contiguous().numpy().tobytes()
+    digest = hashlib.sha256(seed.to_bytes(4, "little") + pixels).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.rand(grid, generator=generator, dtype=torch.float64)
