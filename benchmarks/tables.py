@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_gmar.catalogue import markdown, markdown_refusals
+from hf_gmar.catalogue import markdown, markdown_methods, markdown_refusals
 from hf_gmar.files import whole_file
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +25,15 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "benchmark": summary,
     "families": markdown,
+    "methods": markdown_methods,
     "refusals": markdown_refusals,
 }
 """What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
 
 PAGES: dict[Path, tuple[str, ...]] = {
-    ROOT / "README.md": ("families", "benchmark"),
+    ROOT / "README.md": ("families", "methods", "benchmark"),
     ROOT / "docs" / "engines.md": ("benchmark",),
+    ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "models.md": ("families", "refusals"),
 }
 """Which page has which tables."""

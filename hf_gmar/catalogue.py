@@ -1,4 +1,4 @@
-"""Which models can be explained, as tables and sentences made from the tables of families."""
+"""Which models can be explained and how, as tables and sentences made from the registries."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import (
 from hf_gmar.attention import loading
 from hf_gmar.errors import HfGmarError, UnsupportedModelError
 from hf_gmar.families import FAMILIES, READOUTS, REFUSED, UNPROVEN, Family, unlisted
+from hf_gmar.methods import METHODS, Method
 from hf_gmar.subject import Subject
 from hf_gmar.tokens import (
     counted,
@@ -30,7 +31,38 @@ from hf_gmar.tokens import (
     prompted_readout,
 )
 
+METHOD_COLUMNS = ("method", "class", "cost", "of one class", "values", "source")
+
 COLUMNS = ("family", "model class", "tokens before the patches", "the head reads", "explained by")
+
+
+def methods_of_registry() -> list[tuple[str, ...]]:
+    """One row for each method, with the columns of ``METHOD_COLUMNS``.
+
+    Example:
+        >>> methods_of_registry()[0][:4]
+        ('gmar', 'GMAR', 'forward + backward', 'yes')
+    """
+    return [
+        (
+            name,
+            method.__name__,
+            method.cost,
+            "yes" if method.class_specific else "no",
+            _values(method),
+            method.source,
+        )
+        for name, method in METHODS.items()
+    ]
+
+
+def _values(method: type[Method]) -> str:
+    return "of both signs" if method.signed else ">= 0"
+
+
+def markdown_methods() -> str:
+    """The methods as a Markdown table, for README and docs."""
+    return _table(METHOD_COLUMNS, methods_of_registry())
 
 
 def families() -> list[tuple[str, ...]]:

@@ -19,9 +19,12 @@ from hf_gmar.files import whole_file
 from hf_gmar.geometry import View, view_of
 from hf_gmar.hub import LoadedModel
 from hf_gmar.labels import label_of, probabilities
-from hf_gmar.methods import Method, build_method
+from hf_gmar.methods import Method, build_method, default_options
 from hf_gmar.visualize import overlay_figure, save_figure
 from hf_gmar.wrappers import ZeroShotModel
+
+_UNSAID = ("prompts", "contrast")  # the title says what matters of them
+_USUAL = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Explanation:
         label: its name.
         probability: softmax, or sigmoid where the config says multi-label.
         settings: model, method and options.
+        contrast: name of the class that it was compared with, if with any.
     """
 
     source: str
@@ -47,15 +51,18 @@ class Explanation:
     label: str
     probability: float
     settings: dict[str, Any]
+    contrast: str | None = None
 
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
         """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
+
+        A contrast is named after the label, as in ``STEM.6-heart-not-cross.png``.
 
         The archive has ``patches``, where they lie on the image (``size``, ``box``: see
         :class:`~hf_gmar.geometry.View`), ``target``, ``label``, ``probability``, ``source``,
         ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
-        words = re.sub(r"[^\w-]+", "-", self.label).strip("-")[:60]
+        words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
         name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
         self._save_archive(archive)
@@ -64,9 +71,12 @@ class Explanation:
 
     def _figure(self) -> Figure:
         options = ", ".join(
-            f"{key} {value}" for key, value in self.settings.items() if key != "prompts"
+            f"{key} {value}"
+            for key, value in self.settings.items()
+            if key not in _UNSAID and (key, value) not in _USUAL.items()
         )
-        title = f"{self.label}  {self.probability:.1%}"
+        rather = f" rather than {self.contrast}" if self.contrast else ""
+        title = f"{self.label}{rather}  {self.probability:.1%}"
         caption = f"{self.source}   ({options})"
         return overlay_figure(self.image, self.patches, title, caption, self.view)
 
@@ -108,13 +118,20 @@ class Explainer:
             OptionError: there is no such method, or an option is outside its range.
             UnsupportedModelError: the model is of a family that can't be explained.
         """
-        settings = {"model": loaded.name, "method": method, **options}
+        chosen = {**default_options(method), **options}
+        said = {name: value for name, value in chosen.items() if value is not None}
+        settings = {"model": loaded.name, "method": method, **said}
         if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
             settings["prompts"] = loaded.model.prompts
         return cls(loaded, build_method(method, loaded.model, **options), settings)
 
     def explain(
-        self, image: Image.Image, source: str, target: int | None = None, top_k: int = 1
+        self,
+        image: Image.Image,
+        source: str,
+        target: int | None = None,
+        top_k: int = 1,
+        contrast: int | None = None,
     ) -> Iterator[Explanation]:
         """Explain one class of an image, or its top classes, most probable first.
 
@@ -125,9 +142,12 @@ class Explainer:
             source: its name, for the results.
             target: the class; ``None`` takes the ``top_k`` most probable ones.
             top_k: how many classes.
+            contrast: a class that each of them is compared with: why it rather than this one?
 
         Raises:
             InputError: the processor's pixels do not fit the model.
+            TargetError: a class is its own contrast.
+            OptionError: a contrast for a method whose map is the same for all classes.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self._pixels(image)
@@ -135,11 +155,14 @@ class Explainer:
         shares = self._probabilities(pixels)
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
         targets = best if target is None else [target]
-        maps = self.method.attribute_targets(pixels, targets)[:, 0].float().cpu()
-        for index, patches in zip(targets, maps, strict=True):
-            label = label_of(self.loaded.model.config, index)
-            share = float(shares[index])
-            yield Explanation(source, image, view, patches, index, label, share, self.settings)
+        found = self.method.attribute_targets(pixels, targets, contrast=contrast)
+        config, settings = self.loaded.model.config, self.settings
+        other = None if contrast is None else label_of(config, contrast)
+        if other is not None:
+            settings = {**settings, "contrast": other}
+        for index, patches in zip(targets, found[:, 0].float().cpu(), strict=True):
+            label, share = label_of(config, index), float(shares[index])
+            yield Explanation(source, image, view, patches, index, label, share, settings, other)
 
     def _pixels(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self.loaded.processor(images=image, return_tensors="pt").pixel_values
@@ -147,3 +170,8 @@ class Explainer:
 
     def _probabilities(self, pixels: Tensor) -> Tensor:
         return probabilities(self.loaded.model.config, self.method.scores(pixels))[0].cpu()
+
+
+def _words(label: str) -> str:
+    """A label as a part of a file name."""
+    return re.sub(r"[^\w-]+", "-", label).strip("-")[:60]

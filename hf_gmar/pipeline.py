@@ -29,7 +29,7 @@ from hf_gmar.families import PROMPTED
 from hf_gmar.geometry import view_of
 from hf_gmar.hub import DEFAULT_MODEL
 from hf_gmar.labels import find_class, label_of, probabilities
-from hf_gmar.methods import Method, build_method, option_names
+from hf_gmar.methods import METHODS, Method, build_method, option_names
 from hf_gmar.visualize import overlay_image
 
 TASK = "image-attribution"
@@ -52,10 +52,12 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     Batches give the same as single images. The model comes back as it was.
 
     Args, when it is made or called; what a call says goes first:
-        method: name of the explanation method, ``"gmar"``.
+        method: name of the explanation method, ``"gmar"`` unless it is said; ``hf-gmar methods``
+            lists them.
         target: the class to explain, as its label or index, or a list of several.
         top_k: without a target, explain so many of the most probable classes of each image, 1
             unless it is said.
+        contrast: another class, as its label or index: why the explained one rather than it?
         overlay: add a picture of the heat on the original image.
         timeout: seconds to wait for an image from the web.
         **options: of the method, such as ``norm="l2"``.
@@ -64,8 +66,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         For each image a list with one dict for each explained class, most probable first: its
         ``label``; its ``score``, a float, as image classification gives it; ``attribution``, a
         float32 tensor (height, width) on the original image's grid: each pixel has the relevance
-        of its patch, from 0 to 1, and NaN where the model did not see the image (outside its
-        processor's crop); on request ``overlay``, a PIL image of the same size.
+        of its patch, in the range of the method (GMAR: from 0 to 1), and NaN where the model did
+        not see the image (outside its processor's crop); on request ``overlay``, a PIL image of
+        the same size.
 
     Raises:
         OptionError: no such method or option, a value out of range, or target and top_k together.
@@ -146,13 +149,15 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         method: str = _METHOD,
         target: Any = None,
         top_k: int | None = None,
+        contrast: Any = None,
         **options: Any,
     ) -> dict[str, Any]:
         """The explained classes (B, K), their scores (B, K), and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
         classes = _most_probable(scores, self._wanted(target, top_k))
-        maps = explain.attribute_targets(pixels, list(classes.T))
+        against = self._contrast(method, contrast)
+        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)
         return {
             "classes": classes,
             "scores": scores.gather(1, classes),
@@ -161,17 +166,33 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         }
 
     def _check(
-        self, method: str = _METHOD, target: Any = None, top_k: Any = None, **options: Any
+        self,
+        method: str = _METHOD,
+        target: Any = None,
+        top_k: Any = None,
+        contrast: Any = None,
+        **options: Any,
     ) -> None:
         self._method(method, options)
         self._wanted(target, top_k)
+        self._contrast(method, contrast)
+
+    def _contrast(self, method: str, contrast: Any) -> int | None:
+        if contrast is None:
+            return None
+        if not METHODS[method].class_specific:
+            raise OptionError(
+                f"the method {method!r} gives the same map for every class, so there is no "
+                f"contrast; got contrast={contrast!r}. Leave it out, or use a method with gradients"
+            )
+        return find_class(self.model.config, str(contrast))
 
     def _method(self, name: str, options: dict[str, Any]) -> Method:
         known = option_names(name)
         if unknown := sorted(options.keys() - known):
             raise OptionError(
                 f"the pipeline has no option {', '.join(unknown)}; it has method, target, top_k, "
-                f"overlay, timeout and, for the method {name!r}, {', '.join(known)}"
+                f"contrast, overlay, timeout and, for the method {name!r}, {', '.join(known)}"
             )
         return build_method(name, self.model, **options)
 

@@ -24,12 +24,13 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from hf_gmar import GMAR, __version__
+from hf_gmar import GMAR, AttentionRollout, GradSAM, __version__
 from hf_gmar.cli import app
 from hf_gmar.explain import Explainer
 from hf_gmar.hub import LoadedModel, bundled_folder, load_model, sample_image
 from hf_gmar.labels import label_of
-from tests import folders
+from hf_gmar.methods import METHODS
+from tests import command, folders
 from tests.command import Done, run_elsewhere
 from tests.hub_server import commit_of, serve_hub
 from tests.models import build
@@ -120,8 +121,43 @@ def test_the_archive_holds_what_python_gives(
         assert float(stored["probability"]) == pytest.approx(score.sigmoid().item(), abs=1e-6)
         assert str(stored["version"]) == __version__
     assert settings == {
-        "model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5, "engine": "streaming",
+        "model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5, "start_layer": 0,
+        "engine": "streaming", "checkpoint": False,
     }  # fmt: skip
+
+
+def test_a_method_with_its_options(run: Run, bundled: LoadedModel, scene: Image.Image) -> None:
+    options = "--option", "head_fusion=max", "--option", "discard_ratio=0.5", "--alpha", "0.5"
+    done = run("--method", "attention-rollout", *options, "--target", "3")
+    assert done.code == 0
+    (archive,) = done.folder.glob("*.npz")
+    pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
+    rollout = AttentionRollout(bundled.model, "max", 0.5, 0.5)
+    with np.load(archive) as stored:
+        assert np.allclose(stored["patches"], rollout.attribute_patches(pixels)[0], atol=1e-7)
+        settings = json.loads(str(stored["settings"]))
+    assert (settings["method"], settings["head_fusion"]) == ("attention-rollout", "max")
+
+
+def test_a_contrast(run: Run, bundled: LoadedModel, scene: Image.Image) -> None:
+    done = run("--method", "grad-sam", "--target", "heart", "--contrast", "cross")
+    assert done.code == 0
+    (archive,) = done.folder.glob("*.npz")
+    assert archive.name.endswith(".6-heart-not-cross.npz")
+    assert archive.with_suffix(".png").is_file()
+    pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
+    wanted = GradSAM(bundled.model).attribute_patches(pixels, 6, contrast=4)[0]
+    with np.load(archive) as stored:
+        assert np.allclose(stored["patches"], wanted, atol=1e-7)
+        assert json.loads(str(stored["settings"]))["contrast"] == "cross"
+
+
+def test_the_methods_are_listed() -> None:
+    done = command.run("methods")
+    assert done.code == 0
+    for name, method in METHODS.items():
+        assert name in done.out
+        assert method.source.split()[0] in done.out
 
 
 def test_engines_give_the_same(run: Run, tmp_path: Path) -> None:
@@ -337,7 +373,16 @@ def test_results_are_written_one_by_one(
         (["--norm", "l3"], "'l1', 'l2'"),
         (["--alpha", "-1"], "alpha must be"),
         (["--alpha", "nan"], "alpha must be"),
-        (["--method", "magic"], "there are gmar"),
+        (["--method", "magic"], "there are gmar, attention-rollout"),
+        (["--method", "random", "--norm", "l1"], "'random' has no option norm; it has seed"),
+        (["--option", "alpha"], "--option takes NAME=VALUE"),
+        (["--option", "=1"], "--option takes NAME=VALUE"),
+        (["--option", "alpha=1", "--alpha", "2"], "the option alpha is given twice"),
+        (["--option", "norm=7"], "'l1', 'l2'"),
+        (["--method", "raw-attention", "--option", "layer=9"], "from -6 to 5, got 9"),
+        (["--method", "random", "--contrast", "heart"], "same map for every class"),
+        (["--target", "6", "--contrast", "heart"], "are the same class"),
+        (["--contrast", "zebra"], "no class is called 'zebra'"),
         (["--engine", "steam"], "engine must be one of 'streaming', 'dense'"),
         (["--dtype", "fp16"], "dtype must be one of 'auto', 'float32'"),
         (["--attn", "sdp"], "attention must be one of 'eager'"),

@@ -14,6 +14,8 @@ RUNS = {
     "measure_bundled_model.py": ["--scenes", "30"],
     "train_bundled_model.py": ["{output}", "--share", "0.002"],
     "draw_scenes.py": ["{output}"],
+    "own_method.py": ["--output", "{output}"],
+    "own_family.py": [],
 }
 
 
@@ -56,3 +58,15 @@ def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
     )  # fmt: skip
     assert json.loads(said.stdout)["scenes"] == 2
     assert (tmp_path / "training_log.jsonl").read_text()
+
+
+def test_a_method_of_ones_own(tmp_path: Path) -> None:
+    lines = _run("own_method.py", tmp_path).splitlines()
+    assert float(lines[0].split()[-1]) > 0 > float(lines[1].split()[-1])
+    assert Path(lines[2]).stat().st_size > 10_000
+
+
+def test_a_family_of_ones_own(tmp_path: Path) -> None:
+    before, after = _run("own_family.py", tmp_path).splitlines()
+    assert "not a known family" in before
+    assert "a map of (2, 4, 4)" in after

@@ -43,7 +43,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging as transformers_logging
 
-from hf_gmar import GMAR, ImageAttributionPipeline
+from hf_gmar import GMAR, GradSAM, ImageAttributionPipeline
 from hf_gmar import pipeline as module
 from hf_gmar.errors import (
     HfGmarError,
@@ -162,6 +162,19 @@ def test_maps_are_those_of_the_method(
             assert one["attribution"].dtype == torch.float32
             assert one["attribution"].shape == (image.height, image.width)
             assert (one["attribution"] - view.onto_image(patches)).abs().max() < 1e-6
+
+
+def test_a_contrast(explain: Any, bundled: Any) -> None:
+    (found,) = explain(PICTURES[0], target="heart", contrast="cross", method="grad-sam")
+    pixels = bundled.processor(images=PICTURES[0], return_tensors="pt").pixel_values
+    wanted = GradSAM(bundled.model).attribute_patches(pixels, 6, contrast=4)[0]
+    assert torch.equal(found["attribution"][::12, ::12], wanted)
+    with pytest.raises(OptionError, match="same map for every class"):
+        explain(PICTURES[0], contrast="cross", method="random")
+    with pytest.raises(TargetError, match="no class is called 'zebra'"):
+        explain(PICTURES[0], contrast="zebra")
+    with pytest.raises(TargetError, match="are the same class"):
+        explain(PICTURES[0], target="heart", contrast=6)
 
 
 @pytest.mark.parametrize("options", [{"norm": "l2"}, {"alpha": 0.0}, {"start_layer": 2}], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,16 @@ Prompts = Annotated[
         help='Texts as classes, for CLIP and SigLIP: --prompts "a photo of a dog" "... cat". '
         "All values up to the next option; put images before it.",
         metavar="TEXT...",
+    ),
+]
+MethodName = Annotated[
+    str, typer.Option(help="The explanation method; 'hf-gmar methods' lists them.")
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An option of the method, such as --option head_fusion=max; may be repeated.",
+        metavar="NAME=VALUE",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -88,6 +99,31 @@ def _each_named(option: str, words: list[str]) -> Iterator[str]:
             yield option
         if not (named and word == option):
             yield word
+
+
+def method_options(given: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
+    """``NAME=VALUE`` and the options that have a name of their own, as Python values.
+
+    Raises:
+        OptionError: no NAME=VALUE, or an option that is given twice.
+    """
+    found = {name: value for name, value in shortcuts.items() if value is not None}
+    for one in given or ():
+        name, equals, value = one.partition("=")
+        if not (name and equals):
+            raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {one!r}")
+        if name in found:
+            raise OptionError(f"the option {name} is given twice; give it once")
+        found[name] = _python_value(value)
+    return found
+
+
+def _python_value(text: str) -> Any:
+    """A number, true, false or null as JSON has them; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,8 @@ from hf_gmar.commands.common import (
     Device,
     Dtype,
     Images,
+    MethodName,
+    MethodOptions,
     ModelName,
     PickleWeights,
     Prompts,
@@ -26,17 +28,19 @@ from hf_gmar.commands.common import (
     err,
     expand,
     make_folder,
+    method_options,
     model_name,
     out,
     quiet,
     said_errors,
     say,
 )
-from hf_gmar.errors import OptionError
+from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explain import Explainer, Explanation
 from hf_gmar.hub import load_model, sample_image
 from hf_gmar.images import open_image, unique_stems
 from hf_gmar.labels import find_class
+from hf_gmar.methods import METHODS, check_options
 
 
 def explain(
@@ -49,10 +53,17 @@ def explain(
     top_k: Annotated[
         int, typer.Option(min=1, help="Explain this many of the most probable classes.")
     ] = 1,
-    method: Annotated[str, typer.Option(help="The explanation method.")] = "gmar",
-    norm: Annotated[str, typer.Option(help="Head score: l1 or l2.")] = "l1",
-    alpha: Annotated[float, typer.Option(help="Weight of the residual connection, >= 0.")] = 1.0,
-    engine: Annotated[str, typer.Option(help="streaming or dense.")] = "streaming",
+    contrast: Annotated[
+        str | None,
+        typer.Option(help="Another class, as label or index: why not this one?"),
+    ] = None,
+    method: MethodName = "gmar",
+    option: MethodOptions = None,
+    norm: Annotated[str | None, typer.Option(help="GMAR's head score: l1 or l2.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the residual connection, >= 0.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="streaming or dense.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -68,6 +79,8 @@ def explain(
         if target is not None and top_k > 1:
             raise OptionError("give either --target (one class) or --top-k (several), not both")
         check_prompts(prompts, images, model)
+        options = method_options(option, norm=norm, alpha=alpha, engine=engine)
+        check_options(method, options)
         make_folder(output)
         # Before the model: a misspelt file name should not cost a download.
         paths, missing = expand(images or [sample_image()], output)
@@ -87,15 +100,29 @@ def explain(
             trust_remote_code=trust_remote_code,
             pickle_weights=pickle_weights,
         )
-        explainer = Explainer.build(loaded, method, norm=norm, alpha=alpha, engine=engine)
-        chosen = None if target is None else find_class(loaded.model.config, target)
-    failed = _run(explainer, paths, chosen, top_k, output)
+        explainer = Explainer.build(loaded, method, **options)
+        chosen, other = (
+            None if label is None else find_class(loaded.model.config, label)
+            for label in (target, contrast)
+        )
+        _check_contrast(method, chosen, other)
+    failed = _run(explainer, paths, output, target=chosen, top_k=top_k, contrast=other)
     raise typer.Exit(1 if failed or missing else 0)
 
 
-def _run(
-    explainer: Explainer, paths: list[Path], target: int | None, top_k: int, output: Path
-) -> int:
+def _check_contrast(method: str, target: int | None, contrast: int | None) -> None:
+    if contrast is None:
+        return
+    if not METHODS[method].class_specific:
+        raise OptionError(
+            f"the method {method!r} gives the same map for every class; leave out "
+            "--contrast, or take a method with gradients ('hf-gmar methods')"
+        )
+    if target == contrast:
+        raise TargetError("--target and --contrast are the same class; name two")
+
+
+def _run(explainer: Explainer, paths: list[Path], output: Path, **classes: Any) -> int:
     """Explain every image, print the table, return how many failed."""
     failed = 0
     table = Table(title="Explanations")
@@ -106,7 +133,7 @@ def _run(
         list(zip(paths, stems, strict=True)), "Explaining", console=err, disable=len(paths) < 2
     ):
         try:
-            for result in explainer.explain(open_image(path), path.name, target, top_k):
+            for result in explainer.explain(open_image(path), path.name, **classes):
                 _add_row(table, path, result, result.save(output, stem))
         except Exception as error:  # noqa: BLE001  # whatever one image provokes, the others go on
             failed += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from hf_gmar.errors import OptionError
@@ -39,17 +39,44 @@ def option_names(name: str) -> list[str]:
         >>> option_names("gmar")[:2]
         ['norm', 'alpha']
     """
+    return list(default_options(name))
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of the method of that name, with their values when nothing is said.
+
+    Raises:
+        OptionError: there is no such method.
+
+    Example:
+        >>> default_options("random")
+        {'seed': 0, 'readout': None}
+    """
     if name not in METHODS:
         raise OptionError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
-    return list(dict.fromkeys(_options_of(METHODS[name])))
+    return {one.name: one.default for one in _options_of(METHODS[name])}
 
 
-def _options_of(method: type) -> Iterator[str]:
+def _options_of(method: type) -> Iterator[inspect.Parameter]:
     """Those that its constructor names after the model, then those that it passes on."""
     parameters = list(inspect.signature(method).parameters.values())[1:]
-    yield from (one.name for one in parameters if one.kind is not one.VAR_KEYWORD)
+    yield from (one for one in parameters if one.kind is not one.VAR_KEYWORD)
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         yield from _options_of(method.__mro__[1])
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Check the names before a model is there.
+
+    Raises:
+        OptionError: there is no such method, or it has no such option.
+    """
+    known = option_names(name)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise OptionError(
+            f"the method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
 
 
 def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method:
@@ -64,12 +91,7 @@ def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method
         >>> build_method("gmar", load_model("bundled").model, norm="l2").engine
         'streaming'
     """
-    known = option_names(name)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise OptionError(
-            f"the method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
-        )
+    check_options(name, options)
     return METHODS[name](model, **options)
 
 
@@ -85,5 +107,7 @@ __all__ = [
     "RandomAttribution",
     "RawAttention",
     "build_method",
+    "check_options",
+    "default_options",
     "option_names",
 ]

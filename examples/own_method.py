@@ -1,0 +1,61 @@
+"""A method of your own in 20 lines: gradient times attention, where its sign is kept.
+
+python examples/own_method.py [--output FOLDER]
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hf_gmar import load_model
+from hf_gmar.methods import AttentionMethod
+from hf_gmar.propagation import Block, LayerResult, Sums
+from hf_gmar.scenes import draw_scene
+from hf_gmar.visualize import overlay_figure, save_figure
+
+
+class SignedRule:
+    """Sum A * dscore/dA over the heads and queries of a layer, (images, tokens)."""
+
+    def accumulate(self, block: Block) -> Sums:
+        """Reduce some query rows: (images, heads, rows, tokens) to (images, tokens)."""
+        return ((block.attention * block.gradient).sum(dim=(1, 2)),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """Add to the map, and roll nothing out."""
+        return LayerResult(relevance, addition=sums[0])
+
+
+class SignedAttention(AttentionMethod):
+    """Evidence for and against a class that attention carries."""
+
+    source = "this example"
+    cost = "forward + backward"
+    signed = True
+
+    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
+        """Take the options that all methods on attention have."""
+        super().__init__(model, **options)
+        self.rule = SignedRule()
+
+
+def main() -> None:
+    """Explain a scene with it, and draw the evidence for the class."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path())
+    folder = parser.parse_args().output
+    loaded, scene = load_model("bundled"), draw_scene(18)
+    pixels = loaded.processor(images=scene.image, return_tensors="pt").pixel_values
+    found = SignedAttention(loaded.model).attribute_patches(pixels, target=6)[0]
+    print(f"evidence for the heart: {found.clamp(min=0).sum():.3f}")
+    print(f"evidence against it: {found.clamp(max=0).sum():.3f}")
+    picture = folder / "own_method.png"
+    save_figure(overlay_figure(scene.image, found.clamp(min=0), "heart, evidence for it"), picture)
+    print(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""``hf-gmar methods``: how images can be explained."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from hf_gmar.catalogue import METHOD_COLUMNS, methods_of_registry
+from hf_gmar.commands.common import out
+
+
+def methods() -> None:
+    """List the methods: what they cost, whether they depend on the class, and their papers."""
+    table = Table(title="Methods")
+    name, _, *others = METHOD_COLUMNS  # the class is for Python
+    table.add_column(name, no_wrap=True)  # it is there to be copied
+    for heading in others:
+        table.add_column(heading, overflow="fold")
+    for method, _, *facts in methods_of_registry():
+        table.add_row(*map(escape, (method, *facts)))
+    out.print(table)
+    out.print(
+        "'hf-gmar explain --method NAME' takes one of them. Cost: passes through the model for "
+        "each map; heads: what is above the layers, once more for each layer.",
+        highlight=False,
+    )
