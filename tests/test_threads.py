@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.threads import busy_threads
-from hf_gmar import GMAR
+from hf_gmar import GMAR, AttentionRollout, LeGrad
 from hf_gmar.engine import Request
 from hf_gmar.subject import scores_of
 from tests.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
@@ -68,11 +69,12 @@ def test_two_threads_explain_one_model(training: bool, engine: str) -> None:
 
 
 @every_engine
+@pytest.mark.parametrize("method", [GMAR, LeGrad, AttentionRollout])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_plain_forward_goes_on_meanwhile(attention: str, engine: str) -> None:
+def test_a_plain_forward_goes_on_meanwhile(attention: str, method: Any, engine: str) -> None:
     """It gets its own attention function and its own masks, to the last bit."""
     model = VIT.build(attention=attention)
-    halfway, gmar = Halfway(), GMAR(model, **ENGINE_OPTIONS[engine])
+    halfway, gmar = Halfway(), method(model, **ENGINE_OPTIONS[engine])
     mask = torch.ones(BATCH, 17)
     mask[:, 5:] = 0
     wanted = gmar.attribute(VIT.images(), TARGETS)
@@ -89,6 +91,23 @@ def test_a_plain_forward_goes_on_meanwhile(attention: str, engine: str) -> None:
     assert set(output) == {"logits"}
     assert torch.equal(output.logits, logits)
     assert torch.equal(also_masked, masked)
+
+
+@every_engine
+def test_a_plain_forward_while_the_head_reads_lower_layers(engine: str) -> None:
+    """Layers hand their tokens on in one thread alone."""
+    model, runs = VIT.build(), itertools.count()
+    halfway, legrad = Halfway(), LeGrad(model, **ENGINE_OPTIONS[engine])
+    wanted, logits = legrad.attribute(VIT.images(), TARGETS), model(VIT.images()).logits
+    model.classifier.register_forward_hook(lambda *_: halfway() if next(runs) == 2 else None)
+    with ThreadPoolExecutor(1) as pool:
+        explained = halfway.during(lambda: legrad.attribute(VIT.images(), TARGETS), pool)
+        assert all("forward" in layer.__dict__ for layer in model.vit.layers)
+        output = model(VIT.images()).logits
+        halfway.go_on.set()
+        assert torch.equal(explained.result(PATIENCE), wanted)
+    assert torch.equal(output, logits)
+    assert not any("forward" in layer.__dict__ for layer in model.vit.layers)
 
 
 @every_engine
