@@ -87,24 +87,17 @@ def kept_outputs(subject: Subject, wanted: bool) -> Iterator[LayerOutputs]:
 def scores_of_layers(subject: Subject, request: Request, outputs: list[Any]) -> Iterator[Tensor]:
     """What the model's own head says of the tokens of each layer but the top, (B, C) each.
 
-    The model runs once for each of them, with layers that hand their tokens on, and a top layer
-    that gives the tokens in question: what is above the layers (norm, pooling, class head) sees
-    them as if they were its last ones.
+    The model runs once for each of them, with layers that give what they gave before, and a top
+    layer that gives the tokens in question: what is above the layers (norm, pooling, class head)
+    sees them as if they were its last ones.
     """
     *below, top = layer_modules(subject)
     for output in outputs[:-1]:
         with ExitStack() as stack:
             for layer, own in zip(below, outputs, strict=False):
-                stack.enter_context(replaced_here(layer, "forward", _passes_on(own)))
+                stack.enter_context(replaced_here(layer, "forward", _gives(own)))
             stack.enter_context(replaced_here(top, "forward", _gives(output)))
             yield request.call(subject)
-
-
-def _passes_on(like: Any) -> Any:
-    def forward(tokens: Tensor, *_: Any, **__: Any) -> Any:
-        return (tokens, *like[1:]) if isinstance(like, tuple) else tokens
-
-    return forward
 
 
 def _gives(output: Any) -> Any:

@@ -105,10 +105,10 @@ class _Pass:
             for layer, _ in reversed(self.starts):
                 self.walker.walk(layer, None, descent)
             return
-        # One backward for each start; on its way to the lowest layer it feeds those above.
-        last = len(self.starts) - 1
-        for number, (layer, start) in enumerate(reversed(self.starts)):
-            gradient = _gradient(scores[-1 - number], start, again or number < last)
+        # One backward for each start; on its way to the lowest layer it feeds those above. Where
+        # each layer is a start, no two backwards run through the same part of the graph.
+        for score, (layer, start) in zip(reversed(scores), reversed(self.starts), strict=True):
+            gradient = _gradient(score, start, again)
             if gradient is not None:
                 self.walker.walk(layer, gradient, descent)
         check_reached(descent.layers, len(self.explained))

@@ -19,6 +19,8 @@ from hf_gmar import (
     RandomAttribution,
     RawAttention,
 )
+from hf_gmar.capture import ENGINES, capture
+from hf_gmar.engine import Request
 from hf_gmar.errors import (
     InputError,
     ModelOutputError,
@@ -27,8 +29,10 @@ from hf_gmar.errors import (
     UnsupportedModelError,
 )
 from hf_gmar.methods import METHODS, build_method, option_names
-from hf_gmar.propagation import Block
+from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.rules import RolloutRule
+from hf_gmar.subject import Subject
+from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -164,14 +168,43 @@ def test_rollout_takes_no_gradient(method: Any, engine: str) -> None:
         GMAR(model, **ENGINE_OPTIONS[engine]).attribute_patches(VIT.images(), 3)
 
 
-def test_rollout_keeps_no_graph_of_the_layers_below() -> None:
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_rollout_keeps_no_graph_of_the_layers_below(checkpoint: bool) -> None:
     """Only the top layer's tokens have a graph, which says of what the scores are made."""
     model = VIT.build()
-    with_graph = []
+    with_graph, replaced = [], []
+
+    def look(layer: nn.Module, _: Any, tokens: Tensor) -> None:
+        with_graph.append(tokens.requires_grad)
+        replaced.append("forward" in layer.__dict__)
+
     for layer in model.vit.layers:
-        layer.register_forward_hook(lambda *called: with_graph.append(called[-1].requires_grad))
-    AttentionRollout(model).attribute(VIT.images(), 3)
+        layer.register_forward_hook(look)
+    AttentionRollout(model, checkpoint=checkpoint).attribute(VIT.images(), 3)
     assert with_graph == [False] * (LAYERS - 1) + [True]
+    assert not any(replaced)  # there is nothing to run again
+
+
+class SumOfGradient:
+    """A rule that adds up the gradient, (B, N)."""
+
+    def accumulate(self, block: Block) -> Sums:
+        """Over heads and queries."""
+        return (block.gradient.abs().sum((1, 2)),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """As it is."""
+        return LayerResult(relevance, addition=sums[0])
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_a_rule_that_needs_no_gradient_gets_zeros(engine: str) -> None:
+    subject = Subject.of(VIT.build())
+    for gradient, is_zero in (("none", True), ("score", False)):
+        request = Request(VIT.images(), gradient=gradient)  # type: ignore[arg-type]
+        (found,) = capture(subject, request, [Question(3)], SumOfGradient(), engine)
+        assert (found.patches == 0).all() == is_zero
+        assert found.heads is None
 
 
 def test_discarding_nothing_and_fusions_differ() -> None:

@@ -95,7 +95,7 @@ def test_a_plain_forward_goes_on_meanwhile(attention: str, method: Any, engine: 
 
 @every_engine
 def test_a_plain_forward_while_the_head_reads_lower_layers(engine: str) -> None:
-    """Layers hand their tokens on in one thread alone."""
+    """Layers give what they gave before in one thread alone."""
     model, runs = VIT.build(), itertools.count()
     halfway, legrad = Halfway(), LeGrad(model, **ENGINE_OPTIONS[engine])
     wanted, logits = legrad.attribute(VIT.images(), TARGETS), model(VIT.images()).logits
