@@ -9,6 +9,8 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
 from importlib.metadata import version
 
+from hf_gmar.compare import compare
+from hf_gmar.comparison import Comparison
 from hf_gmar.hub import load_model
 from hf_gmar.methods import GMAR
 from hf_gmar.pipeline import ImageAttributionPipeline
@@ -19,11 +21,13 @@ __version__ = version("hf-gmar")
 
 __all__ = [
     "GMAR",
+    "Comparison",
     "ImageAttributionPipeline",
     "LogitsModel",
     "TokenLayout",
     "ZeroShotModel",
     "__version__",
+    "compare",
     "load_model",
     "register_layout",
 ]
