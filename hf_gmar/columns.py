@@ -67,6 +67,11 @@ class Column:
             return f"{self.method} ({said})" if said else self.method
         return _own_name(self.method)
 
+    @property
+    def is_captum(self) -> bool:
+        """Whether the method attributes to pixels rather than to patches."""
+        return not isinstance(self.method, str | Method)
+
 
 Entry: TypeAlias = str | tuple[str, Mapping[str, Any]] | Attribution | Column
 Entries: TypeAlias = Sequence[Entry] | Mapping[str, Entry]
@@ -102,7 +107,8 @@ class Task:
             UnsupportedModelError: the model can't be explained by it.
         """
         method, options = self._built(column)
-        pixels = self.pixels.detach().clone()  # whatever it does, the caller's stay as they are
+        # Whatever it does, the caller's stay as they are; and some of Captum's need this format.
+        pixels = self.pixels.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(method, Method):
             asked = {**self.kwargs, **options}
             return lambda: self._checked(
@@ -117,7 +123,7 @@ class Task:
         pixels.requires_grad_()  # or Captum warns that it does it
 
         def run() -> Tensor:
-            with _said_elsewhere():
+            with _notices_hidden():
                 heat = method.attribute(pixels, target=self.target, **asked)
             return self._checked(pooled(heat, pixels, self.grid))
 
@@ -143,10 +149,15 @@ class Task:
 
 
 @contextmanager
-def _said_elsewhere() -> Iterator[None]:
-    """Without Captum's notice that it sets hooks: they are taken out, whatever happens."""
+def _notices_hidden() -> Iterator[None]:
+    """Without what Captum says of every call that is as it should be."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")
+        # They are taken out, whatever happens; and a model for each image is what is asked for.
+        for notice in (
+            r"\s*Setting (forward, )?backward hooks",
+            "You are providing multiple inputs",
+        ):
+            warnings.filterwarnings("ignore", message=notice)
         yield
 
 
@@ -227,7 +238,8 @@ def pooled(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     summed: Tensor = attributions.detach().sum(1)
     cut = summed.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
-    return cut.sum((2, 4))
+    patches: Tensor = cut.sum((2, 4))
+    return patches
 
 
 def defaults_of(method: Attribution, pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
@@ -263,7 +275,7 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
     numbers = torch.arange(grid[0] * grid[1], device=pixels.device).view(1, 1, *grid)
     height, width = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
     mask = numbers.repeat_interleave(height, 2).repeat_interleave(width, 3)
-    return {"feature_mask": mask.expand(1, *pixels.shape[1:])}
+    return {"feature_mask": mask.expand(1, *pixels.shape[1:]).contiguous()}
 
 
 _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str, Any]]] = {

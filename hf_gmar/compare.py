@@ -101,34 +101,47 @@ def compare(  # noqa: PLR0913  # a keyword each
     count = len(pixels)
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
     images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
-    with _left_alone(subject, columns):
+    modules = [*subject.modules(), *_modules_of(columns)]
+    with _left_alone(modules):
         scores, forward = _forward(subject, pixels, forward_kwargs, measure)
         answer = _Answers.of(subject, scores, Question(target, contrast))
-        grid = subject.layout.grid(*pixels.shape[-2:])
-        task = Task(
-            model, readout, pixels, answer.target(target), answer.contrast(contrast), grid,
-            forward_kwargs,
-        )  # fmt: skip
-        cells = _Cells()
-        for column in columns:
-            if progress is not None:
-                progress(column.name)
+    grid = subject.layout.grid(*pixels.shape[-2:])
+    asked = answer.target(target), answer.contrast(contrast)
+    task = Task(model, readout, pixels, *asked, grid, forward_kwargs)
+    cells = _Cells()
+    for column in columns:
+        if progress is not None:
+            progress(column.name)
+        with _left_alone(modules):  # one for each: no method meets what another left
             cells.fill(column, task, measure, seed)
     return Comparison(
-        cells.maps, cells.failures, cells.spent, forward,
+        cells.maps,
+        cells.failures,
+        cells.spent,
+        forward,
         order=tuple(column.name for column in columns),
         names=tuple(names),
         targets=tuple(answer.targets.tolist()),
-        labels=tuple(answer.labels(answer.targets)),
-        probabilities=tuple(answer.shares),
-        contrasts=None if answer.against is None else tuple(answer.labels(answer.against)),
+        labels=answer.labels(answer.targets),
+        probabilities=answer.shares,
+        contrasts=None if answer.against is None else answer.labels(answer.against),
         pictures=tuple(images),
-        settings={
-            "model": type(subject.backbone).__name__, "device": str(pixels.device),
-            "dtype": str(pixels.dtype).removeprefix("torch."), "measured": measure, "seed": seed,
-            **forward_kwargs,
-        },
-    )  # fmt: skip
+        settings=_settings(task, columns, type(subject.backbone).__name__, measure, seed),
+    )
+
+
+def _settings(
+    task: Task, columns: Sequence[Column], model: str, measure: bool, seed: int
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "captum": [column.name for column in columns if column.is_captum],
+        "device": str(task.pixels.device),
+        "dtype": str(task.pixels.dtype).removeprefix("torch."),
+        "measured": measure,
+        "seed": seed,
+        "keywords": dict(task.kwargs),
+    }
 
 
 @dataclass
@@ -172,7 +185,7 @@ class _Answers:
     config: PreTrainedConfig
     targets: Tensor
     against: Tensor | None
-    shares: list[float]
+    shares: tuple[float, ...]
     classes: bool
 
     @classmethod
@@ -181,7 +194,9 @@ class _Answers:
         own = getattr(subject.model, "config", None)  # of prompts, where these are the classes
         config = own if isinstance(own, PreTrainedConfig) else subject.backbone.config
         shares = probabilities(config, scores).flatten(1).gather(1, found.target[:, None])
-        return cls(config, found.target, found.against, shares[:, 0].tolist(), scores.dim() == 2)
+        return cls(
+            config, found.target, found.against, tuple(shares[:, 0].tolist()), scores.dim() == 2
+        )
 
     def target(self, asked: Target) -> Target:
         """One class for each image, in a form that ours and Captum's methods take."""
@@ -190,14 +205,13 @@ class _Answers:
     def contrast(self, asked: Target) -> Target:
         return self.against if self.classes else asked
 
-    def labels(self, places: Tensor) -> list[str]:
-        return [label_of(self.config, index) for index in places.tolist()]
+    def labels(self, places: Tensor) -> tuple[str, ...]:
+        return tuple(label_of(self.config, index) for index in places.tolist())
 
 
 @contextmanager
-def _left_alone(subject: Subject, columns: Sequence[Column]) -> Iterator[None]:
+def _left_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
     """The model in evaluation mode, with gradients on; everything is put back."""
-    modules = [*subject.modules(), *_modules_of(columns)]
     with (
         as_they_were(modules),
         evaluation_mode(modules),

@@ -259,14 +259,17 @@ class Comparison:
         """What the numbers and colours mean, one paragraph."""
         said = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
         if self.contrasts is not None:
-            said.append(f"Explained is the class less {_either(self.contrasts)}.")
+            said.append(
+                f"Explained is the score of the class less that of {_either(self.contrasts)}."
+            )
         said.append(
             "Each map is divided by its own largest absolute value: compare where the colours are, "
             "not how strong they are."
         )
-        said.append(
-            "Captum's attributions are summed over channels and over the pixels of each patch."
-        )
+        if self.settings.get("captum"):
+            said.append(
+                "Captum's attributions are summed over channels and over the pixels of each patch."
+            )
         if self.forward is not None:
             said.append(
                 f"Times are by that of one plain forward of these images "
