@@ -253,7 +253,8 @@ def test_scores_of_more_dimensions() -> None:
 
         def forward(self, pixels: Tensor) -> Tensor:
             scores: Tensor = self.model(pixels).logits[:, :6]
-            return scores.unflatten(1, (2, 3))
+            folded: Tensor = scores.unflatten(1, (2, 3))
+            return folded
 
     folded = Folded()
     found = quick(folded, VIT.images(), ["gmar", InputXGradient(folded)], (1, 2))
@@ -465,7 +466,9 @@ def test_random_methods_repeat() -> None:
         return torch.rand_like(inputs) + np.random.rand() + random.random()  # noqa: NPY002, S311
 
     methods = [GradientShap(logits), NoiseTunnel(Saliency(logits)), Calling(drawn)]
-    first, again = (compare(model, images, methods, 1, measure=measure) for measure in (1, 0))
+    first, again = (
+        compare(model, images, methods, 1, measure=measure) for measure in (True, False)
+    )
     other = quick(model, images, methods, 1, seed=1)
     for label, patches in first.maps.items():
         assert torch.equal(patches, again.maps[label])
@@ -493,7 +496,7 @@ class _InBackward(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         torch.ones(10_000_000)
         return gradient
 
@@ -503,6 +506,7 @@ def test_memory_of_known_allocations() -> None:
 
     def backward(inputs: Tensor, _: Any) -> Tensor:
         through: Any = _InBackward
+        gradient: Tensor
         (gradient,) = torch.autograd.grad(through.apply(inputs).sum(), inputs)
         return gradient
 
