@@ -18,7 +18,6 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from hf_gmar import Comparison, LogitsModel, compare, load_model
 from hf_gmar.columns import CAPTUM, Column, Entry, captum_columns
@@ -48,15 +47,8 @@ def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) 
     columns: list[Entry] = [Column(name) for name in METHODS]
     columns += captum_columns(captum, LogitsModel(loaded.model))
     batch = torch.cat(pixels).to(loaded.model.device)
-    steps = iter(track(range(len(columns)), "Comparing", console=Console(stderr=True)))
-    found = compare(
-        loaded.model,
-        batch,
-        columns,
-        names=list(images),
-        progress=lambda _label: next(steps, None) and None,
-    )
-    list(steps)  # to the end of the bar
+    console = Console(stderr=True)
+    found = compare(loaded.model, batch, columns, names=list(images), progress=console.print)
     settings = {
         **found.settings,
         "model": Path(loaded.name).name,

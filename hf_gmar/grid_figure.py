@@ -180,7 +180,7 @@ def _draw_head(axes: Axes, plan: _Plan, column: GridColumn) -> None:
     middle, above = 0.5, 1 + 0.06 / plan.cell
     words: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
     axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **words)
-    above += 0.15 / plan.cell
+    above += 0.15 / plan.cell if column.subtitle else 0
     axes.text(middle, above, _title(column), fontsize=10, **words)
 
 
@@ -222,7 +222,7 @@ def _draw_scale(figure: Figure, plan: _Plan, signed: bool) -> None:
     bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
     bar.set_ticks([low, 0, 1] if signed else [0, 1])
     axes.tick_params(labelsize=8)
-    meaning = "blue: against the class, red: for it" if signed else "relevance"
+    meaning = "red: relevance, blue: against the class" if signed else "relevance"
     words = f"{meaning}; 1 is the largest absolute value of each map"
     words = wrapped(words, int((plan.width - 3.3) * 13))
     axes.text(1.06, 0.5, words, fontsize=8.5, va="center", transform=axes.transAxes)

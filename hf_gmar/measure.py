@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ Result = TypeVar("Result")
 
 _LOG_LEVEL = "KINETO_LOG_LEVEL"
 _SILENT = "99"
+_ENOUGH = 0.5  # seconds after which one more call would tell little
+_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Spent:
     """What one call cost.
 
     Attributes:
-        seconds: of the call, until the device has done it.
+        seconds: of the call, until the device has done it; the median, if it was repeated.
         peak: bytes that PyTorch gave out at the worst moment, beyond those it had given out before
             the call; ``None`` where that is not known.
     """
@@ -36,13 +39,15 @@ class Spent:
 
 
 def measured(run: Callable[[], Result], device: torch.device) -> tuple[Result, Spent]:
-    """The result of a call, and what it cost; it is called twice.
+    """The result of a call, and what it cost; it is called twice or more.
 
-    The first call warms up what a first call loads or chooses, and does not count as time. Memory
-    is that of tensors and of what operations need meanwhile, not that of the process: on CUDA the
-    peak of PyTorch's allocator in the second call; on the CPU the sum of all allocations and
-    releases, in order, that PyTorch's profiler sees in the first call, backward passes included.
-    On other devices, or while the caller profiles, it is not known.
+    The first call warms up what a first call loads or chooses, and does not count as time. Calls
+    that are over at once are repeated, up to five times, and their median counts.
+
+    Memory is that of tensors and of what operations need meanwhile, not that of the process. On
+    CUDA it is the peak of PyTorch's allocator in the calls that are timed; on the CPU the sum of
+    all allocations and releases, in order, that PyTorch's profiler sees in the first call, backward
+    passes included. On other devices, or while the caller profiles, it is not known.
 
     Example:
         >>> ones, cost = measured(lambda: torch.ones(1000), torch.device("cpu"))
@@ -55,14 +60,21 @@ def measured(run: Callable[[], Result], device: torch.device) -> tuple[Result, S
     before = torch.cuda.memory_allocated(device) if on_cuda else 0
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
+    times: list[float] = []
+    while not times or (sum(times) < _ENOUGH and len(times) < _REPEATS):
+        result, seconds = _timed(run, device)
+        times.append(seconds)
+    if on_cuda:
+        peak = torch.cuda.max_memory_allocated(device) - before
+    return result, Spent(median(times), peak)
+
+
+def _timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
     _wait(device)
     start = time.perf_counter()
     result = run()
     _wait(device)
-    seconds = time.perf_counter() - start
-    if on_cuda:
-        peak = torch.cuda.max_memory_allocated(device) - before
-    return result, Spent(seconds, peak)
+    return result, time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

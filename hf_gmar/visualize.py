@@ -71,7 +71,7 @@ def overlay_figure(
     _show(heated, image)
     heat = patches.detach().float().cpu().numpy()
     drawn = _draw_heat(heated, view, heat)
-    meaning = "relevance, per patch (below 0: against the class)"
+    meaning = "relevance, per patch\n(below 0: against the class)"
     meaning = meaning if is_signed(heat) else "share of relevance, per patch"
     figure.colorbar(drawn, cax=bar).set_label(meaning)
     if view.unexplained:

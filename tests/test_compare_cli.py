@@ -81,9 +81,7 @@ def test_a_contrast(output: Path, bundled: LoadedModel, scene: Image.Image) -> N
     heart, cross = (find_class(bundled.model.config, name) for name in ("heart", "cross"))
     with np.load(output / "maps.npz") as stored:
         assert stored["methods"].tolist() == ["gmar"]
-        alone = GMAR(bundled.model).attribute_patches(
-            pixels, heart, contrast=cross
-        )
+        alone = GMAR(bundled.model).attribute_patches(pixels, heart, contrast=cross)
         assert np.allclose(stored["maps"][0], alone, atol=1e-6)
     assert "Saliency failed: Captum's methods explain one score" in done.out
     assert json.loads((output / "comparison.json").read_text())["forward"] is None
