@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +103,9 @@ def compare(  # noqa: PLR0913  # a keyword each
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
     images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
     modules = [*subject.modules(), *_modules_of(columns)]
-    with _left_alone(modules):
-        scores, forward = _forward(subject, pixels, forward_kwargs, measure)
+    plain = functools.partial(predict, subject, Request(pixels, (), forward_kwargs))
+    with _left_alone(modules), size_errors(subject, pixels):
+        scores, forward = measured(plain, pixels.device) if measure else (plain(), None)
         answer = _Answers.of(subject, scores, Question(target, contrast))
     grid = subject.layout.grid(*pixels.shape[-2:])
     asked = answer.target(target), answer.contrast(contrast)
@@ -113,7 +115,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         if progress is not None:
             progress(column.name)
         with _left_alone(modules):  # one for each: no method meets what another left
-            cells.fill(column, task, measure, seed)
+            cells.fill(column, task, plain, measure, seed)
     return Comparison(
         cells.maps,
         cells.failures,
@@ -152,7 +154,9 @@ class _Cells:
     failures: dict[str, str] = field(default_factory=dict)
     spent: dict[str, Spent] = field(default_factory=dict)
 
-    def fill(self, column: Column, task: Task, measure: bool, seed: int) -> None:
+    def fill(
+        self, column: Column, task: Task, forward: Callable[[], Tensor], measure: bool, seed: int
+    ) -> None:
         """Run one method; whatever it raises is what its cell says."""
         label, device = column.name, task.pixels.device
 
@@ -163,7 +167,7 @@ class _Cells:
         try:
             call = task.runner(column)
             if measure:
-                self.maps[label], self.spent[label] = measured(run, device)
+                self.maps[label], self.spent[label] = measured(run, device, forward)
             else:
                 self.maps[label] = run()
         except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
@@ -231,17 +235,6 @@ def _modules_of(columns: Sequence[Column]) -> Iterator[nn.Module]:
                 if isinstance(owner, nn.Module):
                     yield from owner.modules()
             method = getattr(method, "attribution_method", None)
-
-
-def _forward(
-    subject: Subject, pixels: Tensor, kwargs: dict[str, Any], measure: bool
-) -> tuple[Tensor, Spent | None]:
-    """The scores, and what they cost."""
-    request = Request(pixels, (), kwargs)
-    with size_errors(subject, pixels):
-        if measure:
-            return measured(lambda: predict(subject, request), pixels.device)
-        return predict(subject, request), None
 
 
 def _checked_pixels(

@@ -84,10 +84,8 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Seconds of each method by those of the plain forward."""
-        if self.forward is None:
-            return {}
-        return {label: one.seconds / self.forward.seconds for label, one in self.spent.items()}
+        """Seconds of each method by those of a plain forward that ran just before it."""
+        return {label: one.ratio for label, one in self.spent.items()}
 
     def figure(self) -> Figure:
         """Images down, methods across, on one scale of colours that its caption explains.
@@ -272,8 +270,8 @@ class Comparison:
             )
         if self.forward is not None:
             said.append(
-                f"Times are by that of one plain forward of these images "
-                f"({self.forward.seconds:.3g} s in this run); MB are the peak of what PyTorch gave "
+                f"Times are by that of one plain forward of these images just before "
+                f"({self.forward.seconds:.2g} s); MB are the peak of what PyTorch gave "
                 "out beyond what it held before."
             )
         return " ".join(said)

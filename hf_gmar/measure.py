@@ -32,17 +32,22 @@ class Spent:
         seconds: of the call, until the device has done it; the median, if it was repeated.
         peak: bytes that PyTorch gave out at the worst moment, beyond those it had given out before
             the call; ``None`` where that is not known.
+        ratio: seconds by those of a reference that ran just before; the median, if repeated.
     """
 
     seconds: float
     peak: int | None
+    ratio: float = 1.0
 
 
-def measured(run: Callable[[], Result], device: torch.device) -> tuple[Result, Spent]:
+def measured(
+    run: Callable[[], Result], device: torch.device, reference: Callable[[], Any] | None = None
+) -> tuple[Result, Spent]:
     """The result of a call, and what it cost; it is called twice or more.
 
     The first call warms up what a first call loads or chooses, and does not count as time. Calls
-    that are over at once are repeated, up to five times, and their median counts.
+    that are over at once are repeated, up to five times, and their median counts. A reference runs
+    just before each, so that what else the machine does is in both times of a ratio.
 
     Memory is that of tensors and of what operations need meanwhile, not that of the process. On
     CUDA it is the peak of PyTorch's allocator in the calls that are timed; on the CPU the sum of
@@ -61,12 +66,15 @@ def measured(run: Callable[[], Result], device: torch.device) -> tuple[Result, S
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
     times: list[float] = []
+    ratios: list[float] = []
     while not times or (sum(times) < _ENOUGH and len(times) < _REPEATS):
+        beside = None if reference is None else _timed(reference, device)[1]
         result, seconds = _timed(run, device)
         times.append(seconds)
+        ratios.append(1.0 if beside is None else seconds / beside)
     if on_cuda:
         peak = torch.cuda.max_memory_allocated(device) - before
-    return result, Spent(median(times), peak)
+    return result, Spent(median(times), peak, median(ratios))
 
 
 def _timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
