@@ -589,15 +589,15 @@ def test_the_first_call_does_not_count_and_the_median_does(monkeypatch: pytest.M
 
 
 def test_a_ratio_is_to_the_reference_just_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rounds of reference and call: 0.5 and 0.25, 0.25 and 0.25, 0.125 and 0.25."""
-    steps = [(0.5, 0.25), (0.25, 0.25), (0.125, 0.25)]
+    """Three rounds of reference and call: 0.5 and 0.25 twice, then 0.125 and 0.25."""
+    steps = [(0.5, 0.25), (0.5, 0.25), (0.125, 0.25)]
     clock = iter([t for pair in steps for step in pair for t in (0.0, step)])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("hf_gmar.measure._REPEATS", 3)
     monkeypatch.setattr("hf_gmar.measure._ENOUGH", 9)
     calls: list[str] = []
     _, spent = measured(lambda: calls.append("call"), CPU, lambda: calls.append("reference"))
-    assert spent.ratio == 1
+    assert spent.ratio == 0.5
     assert spent.seconds == 0.25
     assert calls == ["call", *["reference", "call"] * 3]
 
@@ -687,7 +687,7 @@ def example(measure: bool = False) -> Comparison:
     model = vit()
     torch.manual_seed(5)
     methods: dict[str, Any] = {
-        "up": Fixed(model, torch.randn(4, 4)), "bad | one": raising(ValueError("no $ here")),
+        "up": Fixed(model, torch.randn(4, 4) - 1), "bad | one": raising(ValueError("no $ here")),
         "flat": Fixed(model, torch.zeros(4, 4)), "gmar": "gmar",
     }  # fmt: skip
     return compare(model, VIT.images(), methods, [5, 0, 3], names=["a.png", "b", "c"],

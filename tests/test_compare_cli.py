@@ -163,6 +163,16 @@ def test_an_image_that_fails_does_not_harm_the_others(photos: Path, output: Path
         assert stored["names"].tolist() == ["grey.png", "scene.webp", "scene-2.png", "wide.jpg"]
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_each_image_that_fails_counts(photos: Path, output: Path, broken: bool) -> None:
+    bad = photos / "bad.png"
+    if broken:
+        bad.write_bytes(b"no image")
+    done = compared(output, photos / "scene.png", bad, "--methods", "gmar", "--no-measure")
+    assert done.code == 1
+    assert (output / "maps.npz").exists()
+
+
 def test_only_bad_images(tmp_path: Path, output: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert compared(output, tmp_path / "broken.png").code == 1
