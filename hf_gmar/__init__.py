@@ -9,6 +9,8 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
 from importlib.metadata import version
 
+from hf_gmar.compare import compare
+from hf_gmar.comparison import Comparison
 from hf_gmar.hub import load_model
 from hf_gmar.methods import (
     GMAR,
@@ -28,6 +30,7 @@ __version__ = version("hf-gmar")
 __all__ = [
     "GMAR",
     "AttentionRollout",
+    "Comparison",
     "GradSAM",
     "GradientRollout",
     "ImageAttributionPipeline",
@@ -38,6 +41,7 @@ __all__ = [
     "TokenLayout",
     "ZeroShotModel",
     "__version__",
+    "compare",
     "load_model",
     "register_layout",
 ]

@@ -8,6 +8,7 @@ import typer
 
 from hf_gmar import __version__
 from hf_gmar.commands.common import ManyValues
+from hf_gmar.commands.compare import compare
 from hf_gmar.commands.explain import explain
 from hf_gmar.commands.methods import methods
 from hf_gmar.commands.models import models
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ManyValues)(explain)
+app.command(cls=ManyValues)(compare)
 app.command()(methods)
 app.command()(models)
 

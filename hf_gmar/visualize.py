@@ -23,7 +23,14 @@ from hf_gmar.files import whole_file
 from hf_gmar.geometry import View
 
 COLOUR_MAP = "inferno"
-_OPACITY = 0.6
+"""Colours from zero to the greatest value."""
+
+SIGNED_COLOUR_MAP = "RdBu_r"
+"""Colours of maps with negative values: blue below zero, white at zero, red above."""
+
+OPACITY = 0.6
+"""Of a heatmap over its image."""
+
 _DIMMED = 0.4  # how bright the grey is where nothing is explained
 _DOTS = 150  # per inch
 
@@ -37,7 +44,9 @@ def overlay_figure(
 
     Args:
         image: the original image, of any size.
-        patches: relevance of each patch, (rows, columns), >= 0; the colours start at zero.
+        patches: relevance of each patch, (rows, columns). The colours start at zero; where a value
+            is negative, they run as far below zero as above it, with blue for what speaks against
+            the class.
         title: the explained class, for example with its probability.
         caption: one line below the picture.
         view: the part of the image that the patches cover, as ``view_of`` measures it; the rest is
@@ -60,8 +69,11 @@ def overlay_figure(
     figure, (plain, heated, bar) = _laid_out(image, title, caption, view.unexplained)
     _show(plain, image)
     _show(heated, image)
-    drawn = _draw_heat(heated, view, patches.detach().float().cpu().numpy())
-    figure.colorbar(drawn, cax=bar).set_label("share of relevance, per patch")
+    heat = patches.detach().float().cpu().numpy()
+    drawn = _draw_heat(heated, view, heat)
+    meaning = "relevance, per patch\n(below 0: against the class)"
+    meaning = meaning if is_signed(heat) else "share of relevance, per patch"
+    figure.colorbar(drawn, cax=bar).set_label(meaning)
     if view.unexplained:
         _hatch_unseen(heated, view)
     return figure
@@ -72,8 +84,9 @@ def overlay_image(image: Image.Image, heat: Tensor) -> Image.Image:
 
     Args:
         image: the original image.
-        heat: relevance on the image's own pixels, (height, width), >= 0 and NaN where nothing is
-            explained, as ``View.onto_image`` gives it; the colours run from zero to its maximum.
+        heat: relevance on the image's own pixels, (height, width), NaN where nothing is explained,
+            as ``View.onto_image`` gives it. The colours run from zero to its maximum; where a value
+            is negative, from minus to plus its largest absolute value.
 
     Returns:
         An RGB image of the same size; dark grey where nothing is explained.
@@ -95,7 +108,7 @@ def overlay_image(image: Image.Image, heat: Tensor) -> Image.Image:
     plain = image.convert("RGB")
     dimmed = plain.convert("L").point(lambda grey: grey * _DIMMED).convert("RGB")
     return Image.composite(
-        Image.blend(plain, colours, _OPACITY), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
+        Image.blend(plain, colours, OPACITY), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
     )
 
 
@@ -115,9 +128,9 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
         )
 
 
-def _text(text: str, width: int) -> str:
-    """At most three lines; a label is text, and "$" no start of a formula."""
-    return textwrap.fill(text, width, max_lines=3).replace("$", r"\$")
+def wrapped(text: str, width: int, lines: int = 3) -> str:
+    """At most so many lines; a label is text, and "$" no start of a formula."""
+    return textwrap.fill(text, width, max_lines=lines).replace("$", r"\$")
 
 
 def _laid_out(
@@ -126,7 +139,7 @@ def _laid_out(
     """A figure with its texts, and empty axes for the image, the overlay and the colour bar."""
     width, height = _inches(image)
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
-    title, caption = _text(title, int(9.5 * column)), _text(caption, int(30 * column))
+    title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
     above, below = 0.2 + 0.22 * _lines(title), 0.15 + 0.17 * _lines(caption) + 0.3 * legend
     figure = Figure(figsize=(2 * column + 1.6, below + row + above))
     centre, left = below + row / 2, 0.15 + (column - width) / 2
@@ -170,14 +183,28 @@ def _extent(top: float, left: float, bottom: float, right: float) -> _Edges:
     return left - 0.5, right - 0.5, bottom - 0.5, top - 0.5
 
 
+def is_signed(values: NDArray[np.float32]) -> bool:
+    """Whether any value is negative, so that zero needs a colour of its own."""
+    return bool((values < 0).any())
+
+
+def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
+    """The colour map of these values, and the values at its two ends."""
+    top = float(np.abs(values).max(initial=0)) or 1  # zeros must look like zeros
+    if is_signed(values):
+        return SIGNED_COLOUR_MAP, -top, top
+    return COLOUR_MAP, 0, top  # from zero, for a flat map must look flat
+
+
 def _draw_heat(axes: Axes, view: View, heat: NDArray[np.float32]) -> AxesImage:
     limits = axes.get_xlim(), axes.get_ylim()
+    colours, low, high = _scale(heat)
     drawn = axes.imshow(
         heat,
-        cmap=COLOUR_MAP,
-        vmin=0,  # a flat map must look flat
-        vmax=heat.max() or 1,  # and zeros like zeros
-        alpha=_OPACITY,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        alpha=OPACITY,
         interpolation="bilinear",
         extent=_extent(*view.box),
     )
@@ -212,9 +239,10 @@ def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
 
 
 def _coloured(values: NDArray[np.float32]) -> Image.Image:
-    """The colour map from zero to the greatest value, as 256 colours."""
-    scaled = np.clip(values / (values.max(initial=0) or 1), 0, 1)
+    """The values in their colour map, as 256 colours."""
+    colours, low, high = _scale(values)
+    scaled = np.clip((values - low) / (high - low), 0, 1)
     picture = Image.fromarray((scaled * 255).round().astype(np.uint8))
-    palette = np.asarray(mpl.colormaps[COLOUR_MAP](np.arange(256), bytes=True))
+    palette = np.asarray(mpl.colormaps[colours](np.arange(256), bytes=True))
     picture.putpalette(palette.tobytes(), "RGBA")
     return picture.convert("RGB")

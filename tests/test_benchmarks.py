@@ -29,6 +29,7 @@ from benchmarks.growth import GROWING, exponent
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
+from hf_gmar.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -53,6 +54,20 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     assert "the limit is 5e-06 GB" in done.stdout
     _check_numbers(json.loads((tmp_path / "engine.json").read_text(encoding="utf-8")))
     assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1",
+         "--output", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in [*METHODS, "Saliency"]:
+        assert f"| {name} |" in done.stdout
+    stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert [image["name"] for image in stored["images"]] == ["scene 18", "scene 3", "scene 7"]
+    assert stored["settings"]["threads"] == 1
 
 
 def _check_numbers(found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(hf_gmar.__file__).parent
 
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
-    {"errors", "scenes", "files"},
+    {"errors", "scenes", "files", "measure", "restored", "ranks"},
     {"families"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
     {"subject", "blocks", "rules"},
@@ -24,9 +24,11 @@ ORDER = (
     {"dense", "streaming"},
     {"capture"},
     {"methods"},
-    {"geometry", "wrappers", "hub_errors"},
+    {"geometry", "wrappers", "hub_errors", "columns"},
     {"visualize", "hub"},
-    {"pipeline"},
+    {"pipeline", "grid_figure"},
+    {"comparison"},
+    {"compare"},
     {"hf_gmar"},  # the names that users import
     {"explain", "catalogue"},
     {"commands"},
@@ -38,6 +40,9 @@ ORDER = (
 ONLY: dict[str, set[str]] = {
     "errors": set(),
     "scenes": set(),
+    "measure": set(),
+    "restored": set(),
+    "ranks": set(),
     "propagation": set(),
     "targets": {"errors"},
     "families": {"errors"},

@@ -17,7 +17,13 @@ from PIL import Image
 
 from hf_gmar.errors import InputError
 from hf_gmar.geometry import View
-from hf_gmar.visualize import COLOUR_MAP, overlay_figure, overlay_image, save_figure
+from hf_gmar.visualize import (
+    COLOUR_MAP,
+    SIGNED_COLOUR_MAP,
+    overlay_figure,
+    overlay_image,
+    save_figure,
+)
 
 
 def test_the_heatmap_covers_the_image_and_keeps_its_values() -> None:
@@ -234,3 +240,56 @@ def test_heat_of_any_kind_of_float(kind: torch.dtype) -> None:
     heat = torch.tensor([[0.0, 1.0]], dtype=kind, requires_grad=True)
     drawn = overlay_image(Image.new("RGB", (2, 1)), heat)
     assert drawn.getpixel((0, 0)) != drawn.getpixel((1, 0))
+
+
+@pytest.mark.parametrize("values", [[[0.25, -1.0], [0.0, 0.5]], [[0.5, -0.25], [1.0, 0.0]]])
+def test_negative_values_have_a_scale_about_zero(values: list[list[float]]) -> None:
+    figure = overlay_figure(Image.new("RGB", (50, 30)), torch.tensor(values), "cat")
+    heat = figure.axes[1].images[1]
+    assert np.allclose(np.asarray(heat.get_array()), values)
+    assert heat.get_clim() == (-1, 1)
+    assert heat.get_cmap().name == SIGNED_COLOUR_MAP
+    assert "below 0: against the class" in figure.axes[2].get_ylabel()
+
+
+def test_values_without_a_negative_one_look_as_ever() -> None:
+    figure = overlay_figure(Image.new("RGB", (50, 30)), torch.tensor([[0.0, 0.5]]), "cat")
+    heat = figure.axes[1].images[1]
+    assert heat.get_clim() == (0, 0.5)
+    assert heat.get_cmap().name == COLOUR_MAP
+    assert figure.axes[2].get_ylabel() == "share of relevance, per patch"
+
+
+def test_the_meaning_of_negative_values_is_not_cut_off() -> None:
+    for size in ((300, 300), (900, 300), (200, 700), (3000, 100)):
+        figure = overlay_figure(Image.new("RGB", size), -torch.rand(2, 2), "cat", "caption")
+        _, renderer = rendered(figure)
+        bar: Any = figure.axes[2]
+        box = bar.get_tightbbox(renderer)
+        assert box.x1 <= figure.bbox.x1, size
+        assert box.y0 >= 0, size
+        assert box.y1 <= figure.bbox.y1, size
+        assert not box.overlaps(figure.texts[0].get_window_extent()), size
+
+
+def test_every_pixel_of_a_signed_overlay() -> None:
+    image, heat = random_photo(7, 11), torch.randn(7, 11)
+    heat[2, 3] = float("nan")
+    drawn = np.asarray(overlay_image(image, heat)).astype(float)
+    top = heat[~heat.isnan()].abs().max().item()
+    for y in range(7):
+        for x in range(11):
+            if heat[y, x].isnan():
+                continue
+            colour = mpl.colormaps[SIGNED_COLOUR_MAP]((heat[y, x].item() / top + 1) / 2)[:3]
+            expected = 0.4 * np.array(image.getpixel((x, y))) + 0.6 * np.array(colour) * 255
+            assert np.abs(drawn[y, x] - expected).max() < 8  # 256 colours
+
+
+def test_blue_is_against_and_red_is_for() -> None:
+    heat = torch.tensor([[-1.0, 0.0, 1.0]])
+    drawn = overlay_image(Image.new("RGB", (3, 1), "white"), heat)
+    against, nothing, favour = (np.array(drawn.getpixel((x, 0))).astype(int) for x in range(3))
+    assert against[2] > against[0] + 30
+    assert favour[0] > favour[2] + 30
+    assert np.ptp(nothing) <= 3

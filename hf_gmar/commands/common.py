@@ -77,7 +77,7 @@ TrustRemoteCode = Annotated[
 class ManyValues(TyperCommand):
     """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each."""
 
-    many: ClassVar[tuple[str, ...]] = ("--prompts",)
+    many: ClassVar[tuple[str, ...]] = ("--prompts", "--methods", "--captum")
     """Options that take many values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

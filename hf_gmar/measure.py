@@ -1,0 +1,130 @@
+"""What a call costs: seconds, and the memory that PyTorch gives out for it."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import autograd
+from torch.profiler import ProfilerActivity, profile
+
+Result = TypeVar("Result")
+
+_LOG_LEVEL = "KINETO_LOG_LEVEL"
+_SILENT = "99"
+_ENOUGH = 0.5  # seconds after which one more call would tell little
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one call cost.
+
+    Attributes:
+        seconds: of the call, until the device has done it; the median, if it was repeated.
+        peak: bytes that PyTorch gave out at the worst moment, beyond those it had given out before
+            the call; ``None`` where that is not known.
+        ratio: seconds by those of a reference that ran just before; the median, if repeated.
+    """
+
+    seconds: float
+    peak: int | None
+    ratio: float = 1.0
+
+
+def measured(
+    run: Callable[[], Result], device: torch.device, reference: Callable[[], Any] | None = None
+) -> tuple[Result, Spent]:
+    """The result of a call, and what it cost; it is called twice or more.
+
+    The first call warms up what a first call loads or chooses, and does not count as time. Calls
+    that are over at once are repeated, up to five times, and their median counts. A reference runs
+    just before each, so that what else the machine does is in both times of a ratio.
+
+    Memory is that of tensors and of what operations need meanwhile, not that of the process. On
+    CUDA it is the peak of PyTorch's allocator in the calls that are timed; on the CPU the sum of
+    all allocations and releases, in order, that PyTorch's profiler sees in the first call, backward
+    passes included. On other devices, or while the caller profiles, it is not known.
+
+    Example:
+        >>> ones, cost = measured(lambda: torch.ones(1000), torch.device("cpu"))
+        >>> cost.peak
+        4000
+    """
+    peak = _first_run(run, device)
+    on_cuda = device.type == "cuda"
+    gc.collect()  # nobody pays for what others left
+    before = torch.cuda.memory_allocated(device) if on_cuda else 0
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    times: list[float] = []
+    ratios: list[float] = []
+    while not times or (sum(times) < _ENOUGH and len(times) < _REPEATS):
+        beside = None if reference is None else _timed(reference, device)[1]
+        result, seconds = _timed(run, device)
+        times.append(seconds)
+        ratios.append(1.0 if beside is None else seconds / beside)
+    if on_cuda:
+        peak = torch.cuda.max_memory_allocated(device) - before
+    return result, Spent(median(times), peak, median(ratios))
+
+
+def _timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    _wait(device)
+    start = time.perf_counter()
+    result = run()
+    _wait(device)
+    return result, time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _first_run(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Warm up; on the CPU, the peak."""
+    if device.type != "cpu" or _profiled_already():
+        run()
+        return None
+    with (
+        _silent_profiler(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
+    ):
+        run()
+    return _highest(seen)
+
+
+def _profiled_already() -> bool:
+    """There can be only one profiler in a thread."""
+    found: bool = autograd._profiler_enabled()  # type: ignore[attr-defined]
+    return found
+
+
+def _highest(seen: Any) -> int:
+    """The highest running sum of what was given out and taken back."""
+    events = (one for one in seen.profiler.kineto_results.events() if one.name() == "[memory]")
+    changes = (one.nbytes() for one in sorted(events, key=lambda one: one.start_ns()))
+    highest: int = max(itertools.accumulate(changes, initial=0))
+    return highest
+
+
+@contextmanager
+def _silent_profiler() -> Iterator[None]:
+    """It prints a line at its start and end, unless its level of logging is set beforehand."""
+    if _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = _SILENT
+    try:
+        yield
+    finally:
+        os.environ.pop(_LOG_LEVEL, None)
