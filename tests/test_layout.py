@@ -17,12 +17,13 @@ PACKAGE = Path(hf_gmar.__file__).parent
 ORDER = (
     {"errors", "scenes", "files"},
     {"families"},
-    {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
-    {"subject", "blocks"},
+    {"propagation", "targets", "tokens", "attention", "threads", "modes", "images", "labels"},
+    {"subject", "blocks", "relevance"},
     {"engine", "recording"},
     {"layers"},
     {"dense", "streaming"},
     {"capture"},
+    {"hidden"},
     {"methods"},
     {"geometry", "wrappers", "hub_errors"},
     {"visualize", "hub"},
@@ -44,7 +45,9 @@ ONLY: dict[str, set[str]] = {
     "tokens": {"errors", "families"},
     "attention": {"errors"},
     "threads": set(),
+    "modes": set(),
     "blocks": {"propagation"},
+    "relevance": {"errors", "modes"},
 }
 
 # How Transformers computes attention is the business of attention.py alone.
