@@ -10,7 +10,7 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 from importlib.metadata import version
 
 from hf_gmar.hub import load_model
-from hf_gmar.methods import GMAR
+from hf_gmar.methods import GMAR, AttnLRP, InputXGradient, TokenGradCAM
 from hf_gmar.pipeline import ImageAttributionPipeline
 from hf_gmar.tokens import TokenLayout, register_layout
 from hf_gmar.wrappers import LogitsModel, ZeroShotModel
@@ -19,8 +19,11 @@ __version__ = version("hf-gmar")
 
 __all__ = [
     "GMAR",
+    "AttnLRP",
     "ImageAttributionPipeline",
+    "InputXGradient",
     "LogitsModel",
+    "TokenGradCAM",
     "TokenLayout",
     "ZeroShotModel",
     "__version__",

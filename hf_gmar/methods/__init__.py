@@ -8,11 +8,17 @@ from typing import Any
 
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.attention import AttentionMethod
+from hf_gmar.methods.attn_lrp import AttnLRP
 from hf_gmar.methods.base import Method
 from hf_gmar.methods.gmar import GMAR
+from hf_gmar.methods.input_x_gradient import InputXGradient
+from hf_gmar.methods.token_grad_cam import TokenGradCAM
 
 METHODS: dict[str, type[Method]] = {
     "gmar": GMAR,
+    "token-grad-cam": TokenGradCAM,
+    "input-x-gradient": InputXGradient,
+    "attn-lrp": AttnLRP,
 }
 """Methods by the name that the command line and the pipeline take."""
 
@@ -53,4 +59,14 @@ def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method
     return METHODS[name](model, **options)
 
 
-__all__ = ["GMAR", "METHODS", "AttentionMethod", "Method", "build_method", "option_names"]
+__all__ = [
+    "GMAR",
+    "METHODS",
+    "AttentionMethod",
+    "AttnLRP",
+    "InputXGradient",
+    "Method",
+    "TokenGradCAM",
+    "build_method",
+    "option_names",
+]
