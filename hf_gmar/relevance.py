@@ -319,11 +319,17 @@ def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Two products, each by the uniform rule: query and key are in the first and the second."""
+    """Two products: the weights with the values, and in the weights queries with keys.
+
+    What is no activation, as the query that a pooling head learns, makes its product linear.
+    """
     if len(args) < 3 or _live(args[3:], kwargs):
         return NotImplemented
-    shares = zip(args, (0.25, 0.25, 0.5), strict=False)
-    return func(*(_share(part, share) for part, share in shares), *args[3:], **kwargs)
+    query, key, value = args[:3]
+    of_weights = 0.5 if _live(value) and _live(query, key) else 1.0
+    of_query = of_weights / max(len(_live(query, key)), 1)
+    parts = _share(query, of_query), _share(key, of_query), _share(value, of_weights)
+    return func(*parts, *args[3:], **kwargs)
 
 
 def _rules(rule: Rule, names: Iterable[str]) -> dict[str, Rule]:

@@ -27,7 +27,8 @@ class AttnLRP(Method):
     - activations (GELU, SiLU, ReLU, ...): relevance passes as it is. Where one is written out, as
       x * sigmoid(1.702 x), the second factor is a constant.
     - products of two activations (attention and values, queries and keys, gates as in DINOv2
-      giant): half to each.
+      giant): half to each. A factor that is learned, as the query of SigLIP's pooling head, makes
+      it a linear layer: all to the other.
     - softmax: R_in[i] = x[i] (R_out[i] - softmax[i] sum over j of R_out[j]), the linear part of
       its Taylor expansion at x.
 
