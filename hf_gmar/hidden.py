@@ -41,8 +41,7 @@ def token_maps(
     questions: Sequence[Question],
     layer: int,
     token_map: TokenMap,
-    *,
-    relevance: bool = False,
+    rules: RelevanceRules | None = None,
 ) -> list[Tensor]:
     """A map (B, rows, columns) for each question, of the tokens that enter a layer.
 
@@ -54,7 +53,7 @@ def token_maps(
         questions: what is explained, with one forward for all of them.
         layer: whose input is explained, counted from 0.
         token_map: makes the map, see ``TokenMap``.
-        relevance: propagate by the rules of AttnLRP instead of the plain gradient.
+        rules: propagate relevance by these; the plain gradient without them.
 
     Raises:
         UnsupportedModelError: the layers can't be found, or a function has no rule.
@@ -62,10 +61,9 @@ def token_maps(
         ModelOutputError: no scores, no gradient, or values that are not finite.
     """
     with alone(subject), graph_enabled(), ExitStack() as stack:
-        if relevance:  # the rules are for one form of attention
+        if rules is not None:  # one form of attention, however the model was loaded
             stack.enter_context(attention_here(subject.tower, "sdpa"))
-        mode = RelevanceRules() if relevance else ConstantWeights()
-        scores, tokens = _forward(subject, request, layer, mode)
+        scores, tokens = _forward(subject, request, layer, rules or ConstantWeights())
         explained = [question.among(scores) for question in questions]
         grid = check_tokens(subject, request, tokens.shape[1])
         prefix, last = subject.layout.prefix, len(questions) - 1

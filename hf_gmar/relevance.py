@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_gmar.errors import UnsupportedModelError
+from hf_gmar.gamma import gamma_linear
 from hf_gmar.modes import ConstantWeights
 
 Rule: TypeAlias = Callable[..., Any]
@@ -90,12 +91,16 @@ class RelevanceRules(ConstantWeights):
     What has no rule, or is a constant that must become a factor, leaves its name on all that is
     made of it, and ``check`` looks whether a name came to the scores. So what a hook of the model
     computes for itself does no harm.
+
+    Args:
+        gamma: of the gamma rule for linear layers; 0 is the epsilon rule.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gamma: float = 0.0) -> None:
         """No name is on anything."""
         super().__init__()
         self._names: Any = WeakTensorKeyDictionary()
+        self._rules = {**_RULES, "linear": functools.partial(_linear, gamma)} if gamma else _RULES
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -107,7 +112,8 @@ class RelevanceRules(ConstantWeights):
                 found = func(*args, **kwargs)
             return self._noted(found, {name})
         names = self._names_on(name, live or list(_tensors(args, kwargs)), args, kwargs)
-        found = _RULES[name](func, *args, **kwargs) if name in _RULES else NotImplemented
+        rule = self._rules.get(name)
+        found = rule(func, *args, **kwargs) if rule else NotImplemented
         if found is NotImplemented:
             found = func(*args, **kwargs)
             if name not in _LINEAR and _live(found):
@@ -185,6 +191,13 @@ def _product(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if _is_in_place(func) or _live(args[2:], kwargs):
         return NotImplemented
     return func(*(_share(value, 0.5) for value in args[:2]), *args[2:], **kwargs)
+
+
+def _linear(gamma: float, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if kwargs or not _live(args[:1]) or _live(args[1:]):
+        return _product(func, *args, **kwargs)
+    value, weight, bias = (*args, None)[:3]
+    return gamma_linear(value, weight, bias, gamma)
 
 
 def _einsum(func: Callable[..., Any], equation: str, *operands: Any) -> Any:

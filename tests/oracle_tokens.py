@@ -85,8 +85,9 @@ class Relevance(NamedTuple):
 class VitRelevance:
     """AttnLRP of a ``ViTForImageClassification``, step by step from its weights."""
 
-    def __init__(self, model: Any) -> None:
-        """Take the weights."""
+    def __init__(self, model: Any, gamma: float = 0.0) -> None:
+        """Take the weights; gamma is of the gamma rule for linear layers."""
+        self.gamma = gamma
         self.weights = {name: _array(value) for name, value in model.state_dict().items()}
         self.heads = model.config.num_attention_heads
         self.depth = model.config.num_hidden_layers
@@ -132,10 +133,20 @@ class VitRelevance:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     def _linear_down(self, name: str, x: Array, relevance: Array) -> Array:
-        """The share of x[i] w[o, i] in the sum over i and the bias."""
-        output = self._linear(name, x)
-        self.biases += float((self.weights[f"{name}.bias"] / output * relevance).sum())
-        return _linear_shares(x, self.weights[f"{name}.weight"], output, relevance)
+        """The share of x[i] w[o, i] in the sum over i and the bias.
+
+        What has the sign of the sum counts 1 + gamma times.
+        """
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        found = np.zeros_like(x)
+        for token, output in enumerate(self._linear(name, x)):
+            terms = np.column_stack([weight * x[token], bias])  # (out, in + 1)
+            agrees = np.sign(terms) == np.sign(output)[:, None]
+            terms = np.where(agrees, (1 + self.gamma) * terms, terms)
+            shares = terms / terms.sum(1)[:, None] * relevance[token][:, None]
+            found[token] = shares[:, :-1].sum(0)
+            self.biases += float(shares[:, -1].sum())
+        return found
 
     def _norm(self, name: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)

@@ -17,7 +17,17 @@ PACKAGE = Path(hf_gmar.__file__).parent
 ORDER = (
     {"errors", "scenes", "files"},
     {"families"},
-    {"propagation", "targets", "tokens", "attention", "threads", "modes", "images", "labels"},
+    {
+        "propagation",
+        "targets",
+        "tokens",
+        "attention",
+        "threads",
+        "modes",
+        "gamma",
+        "images",
+        "labels",
+    },
     {"subject", "blocks", "relevance"},
     {"engine", "recording"},
     {"layers"},
@@ -46,8 +56,9 @@ ONLY: dict[str, set[str]] = {
     "attention": {"errors"},
     "threads": set(),
     "modes": set(),
+    "gamma": set(),
     "blocks": {"propagation"},
-    "relevance": {"errors", "modes"},
+    "relevance": {"errors", "gamma", "modes"},
 }
 
 # How Transformers computes attention is the business of attention.py alone.

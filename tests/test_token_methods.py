@@ -98,33 +98,35 @@ RELEVANCE_CASES = [
 ]
 
 
-def relevance(case: ModelCase, model: Any) -> list[oracle_tokens.Relevance]:
+def relevance(case: ModelCase, model: Any, gamma: float = 0.0) -> list[oracle_tokens.Relevance]:
     """What the oracle says of each image, from the weights."""
-    propagate, found = oracle_tokens.VitRelevance(model), []
+    propagate, found = oracle_tokens.VitRelevance(model, gamma), []
     for image, target in zip(case.images(torch.float64), TARGETS, strict=True):
         tokens, _ = oracle_tokens.entering(model, image, target, 0, dict(case.forward_kwargs))
         found.append(propagate.of(tokens, target))
     return found
 
 
+@pytest.mark.parametrize("gamma", [0, 0.25, 10])
 @pytest.mark.parametrize("case", RELEVANCE_CASES, ids=lambda case: case.name)
-def test_relevance_equals_the_oracle(case: ModelCase) -> None:
+def test_relevance_equals_the_oracle(case: ModelCase, gamma: float) -> None:
     model = case.build().double()
-    patches = [one.tokens[1:].reshape(case.grid) for one in relevance(case, model)]
-    got = AttnLRP(model).attribute_patches(
+    patches = [one.tokens[1:].reshape(case.grid) for one in relevance(case, model, gamma)]
+    got = AttnLRP(model, gamma=gamma).attribute_patches(
         case.images(torch.float64), TARGETS, **case.forward_kwargs
     )
     assert relative_error(got, np.stack(patches)) < 1e-10
 
 
+@pytest.mark.parametrize("gamma", [0, 0.25])
 @pytest.mark.parametrize("biases", [False, True])
-def test_relevance_is_conserved(biases: bool) -> None:
+def test_relevance_is_conserved(biases: bool, gamma: float) -> None:
     """Map, prefix tokens, biases and the constant parts of the softmaxes are the whole logit."""
     model = VIT.build().double()
     if not biases:
         _without_biases(model)
-    got = AttnLRP(model).attribute_patches(VIT.images(torch.float64), TARGETS)
-    for patches, one in zip(got, relevance(VIT, model), strict=True):
+    got = AttnLRP(model, gamma).attribute_patches(VIT.images(torch.float64), TARGETS)
+    for patches, one in zip(got, relevance(VIT, model, gamma), strict=True):
         assert (one.biases != 0) == biases
         assert one.softmax != 0
         spent = float(patches.sum()) + one.tokens[0] + one.biases + one.softmax
@@ -197,8 +199,9 @@ def test_every_model(case: ModelCase, method: Callable[..., Method]) -> None:
 
 
 @pytest.mark.parametrize("case", MORE_MODELS, ids=lambda case: case.name)
-def test_relevance_for_other_sizes_and_readouts(case: ModelCase) -> None:
-    found = maps(AttnLRP, case)
+@pytest.mark.parametrize("gamma", [0, 0.1])
+def test_relevance_for_other_sizes_and_readouts(case: ModelCase, gamma: float) -> None:
+    found = maps(AttnLRP, case, gamma=gamma)
     assert torch.isfinite(found).all()
     assert found.flatten(1).any(1).all()
 
@@ -261,6 +264,12 @@ def test_a_layer_that_does_not_exist(layer: Any) -> None:
     for method in (TokenGradCAM, InputXGradient):
         with pytest.raises(OptionError, match="layer must be a whole number from -3 to 2"):
             method(VIT.build(), layer=layer)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_a_gamma_out_of_range(gamma: Any) -> None:
+    with pytest.raises(OptionError, match="gamma must be"):
+        AttnLRP(VIT.build(), gamma=gamma)
 
 
 # Modes, precision and threads

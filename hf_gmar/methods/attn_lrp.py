@@ -10,6 +10,8 @@ from torch import Tensor
 from hf_gmar.engine import Request
 from hf_gmar.hidden import product, token_maps
 from hf_gmar.methods.base import Method
+from hf_gmar.methods.checks import check_number
+from hf_gmar.relevance import RelevanceRules
 from hf_gmar.targets import Question
 from hf_gmar.tokens import Reads
 
@@ -21,7 +23,8 @@ class AttnLRP(Method):
     in which each function hands down relevance by its rule:
 
     - linear layers, residual connections and means: the epsilon rule with an epsilon of zero, each
-      part by its share in the sum. Biases take their share, and it goes no further.
+      part by its share in the sum. Biases take their share, and it goes no further. With a gamma,
+      what has the sign of a linear layer's output counts 1 + gamma times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): what is
       divided by is a constant.
     - activations (GELU, SiLU, ReLU, ...): relevance passes as it is. Where one is written out, as
@@ -42,16 +45,19 @@ class AttnLRP(Method):
     keeps the gradient that it defines.
 
     Source: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
-    Transformers", ICML 2024 (arXiv 2402.05602). The paper adds a gamma rule for the linear layers
-    of Vision Transformers, which is not in here: the rule is epsilon's in all of them.
+    Transformers", ICML 2024 (arXiv 2402.05602). For Vision Transformers the paper finds less noise
+    with a gamma rule in the linear layers; here it is not for the layers inside PyTorch's
+    ``nn.MultiheadAttention`` (SigLIP's pooling head).
 
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`.
+        gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
         readout: which tokens a class head of your own reads.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several, a model that
             can't run SDPA, or (while it runs) a function without a rule.
+        OptionError: a gamma outside its range.
 
     Example:
         >>> import torch
@@ -66,9 +72,13 @@ class AttnLRP(Method):
     cost = "forward + backward"
     signed = True
 
-    def __init__(self, model: Callable[..., Any], readout: Reads = None) -> None:
-        """Find the Transformers model in the model."""
+    def __init__(
+        self, model: Callable[..., Any], gamma: float = 0.0, readout: Reads = None
+    ) -> None:
+        """Find the Transformers model in the model and check gamma."""
         super().__init__(model, readout)
+        self.gamma = check_number("gamma", gamma, 0)
 
     def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        return token_maps(self.subject, request, questions, 0, product, relevance=True)
+        rules = RelevanceRules(self.gamma)
+        return token_maps(self.subject, request, questions, 0, product, rules)
