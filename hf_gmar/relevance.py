@@ -100,7 +100,9 @@ class RelevanceRules(ConstantWeights):
         """No name is on anything."""
         super().__init__()
         self._names: Any = WeakTensorKeyDictionary()
-        self._rules = {**_RULES, "linear": functools.partial(_linear, gamma)} if gamma else _RULES
+        self._rules: dict[str, Rule] = dict(_RULES)
+        if gamma:
+            self._rules["linear"] = functools.partial(_linear, gamma)
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -116,7 +118,7 @@ class RelevanceRules(ConstantWeights):
         found = rule(func, *args, **kwargs) if rule else NotImplemented
         if found is NotImplemented:
             found = func(*args, **kwargs)
-            if name not in _LINEAR and _live(found):
+            if live and name not in _LINEAR and _live(found):
                 names.add(name)
         return self._noted(found, names, *args[: _is_in_place(func)])
 

@@ -15,19 +15,9 @@ PACKAGE = Path(hf_gmar.__file__).parent
 
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
-    {"errors", "scenes", "files"},
+    {"errors", "scenes", "files", "modes", "gamma"},
     {"families"},
-    {
-        "propagation",
-        "targets",
-        "tokens",
-        "attention",
-        "threads",
-        "modes",
-        "gamma",
-        "images",
-        "labels",
-    },
+    {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
     {"subject", "blocks", "relevance"},
     {"engine", "recording"},
     {"layers"},

@@ -238,8 +238,8 @@ GATED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", GATED)
 def test_relevance_through_gates(name: str) -> None:
-    readout = {"readout": "cls"} if name == "dinov3" else {}
-    found = AttnLRP(GATED[name](), **readout).attribute_patches(VIT.images(), TARGETS)
+    readout = "cls" if name == "dinov3" else None
+    found = AttnLRP(GATED[name](), readout=readout).attribute_patches(VIT.images(), TARGETS)
     assert found.flatten(1).any(1).all()
 
 
