@@ -24,7 +24,6 @@ from hf_gmar.recording import watched_runs
 from hf_gmar.relevance import RelevanceRules
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Question
-from hf_gmar.threads import this_thread
 
 TokenMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """What a method makes of the patch tokens (B, P, C) and their gradient: one value each, (B, P)."""
@@ -139,12 +138,12 @@ class _Entry:
 @contextmanager
 def _entry(layer: nn.Module, mode: ConstantWeights) -> Iterator[_Entry]:
     """Inside, a graph starts at the tokens that enter the layer, in this thread alone."""
-    thread, entry = this_thread(), _Entry()
+    entry = _Entry()
 
     # Another thread that is calling while a hook goes away may leave out the keywords.
     def start(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        # The mode does not act while a hook of the model explains something else.
-        if this_thread() != thread or not mode.acts:
+        # It does not in other threads, nor while a hook of the model explains something else.
+        if not mode.acts:
             return None
         name = None if args else next(iter(kwargs))
         tokens = (args[0] if args else kwargs[name]).detach().requires_grad_()

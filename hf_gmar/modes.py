@@ -58,7 +58,7 @@ class ConstantWeights(TorchFunctionMode):
 
     @property
     def acts(self) -> bool:
-        """It is not an explanation inside this one, by a hook, that is running."""
+        """This thread is in it, and in no explanation inside this one, by a hook."""
         return bool(_ACTIVE.modes) and _ACTIVE.modes[-1] is self
 
     def __enter__(self) -> Self:
