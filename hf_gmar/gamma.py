@@ -33,7 +33,7 @@ class _GammaLinear(torch.autograd.Function):
         favoured = output + gamma * _agreeing(value, weight, bias, output)
         factor = torch.where(favoured == 0, 0, output / favoured)
         ctx.save_for_backward(factor, output > 0, value > 0)
-        ctx.weight, ctx.gamma, ctx.dtype = weight, gamma, value.dtype
+        ctx.weight, ctx.gamma = weight, gamma
         return output
 
     @staticmethod
@@ -47,7 +47,7 @@ class _GammaLinear(torch.autograd.Function):
         # Weights by which a value above zero agrees with the output; one below does by the others.
         agrees = above @ weight.clamp(min=0) + (gradient - above) @ weight.clamp(max=0)
         more = torch.where(value_above, agrees, whole - agrees)
-        return (whole + ctx.gamma * more).to(ctx.dtype), None, None, None
+        return whole + ctx.gamma * more, None, None, None
 
 
 def _agreeing(value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> Tensor:

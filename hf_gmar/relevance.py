@@ -302,7 +302,7 @@ class _Norm(torch.autograd.Function):
         function: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(factor)
-        ctx.weight, ctx.mean_over, ctx.dtype = weight, mean_over, value.dtype
+        ctx.weight, ctx.mean_over = weight, mean_over
         return function(value)
 
     @staticmethod
@@ -312,7 +312,7 @@ class _Norm(torch.autograd.Function):
         below = gradient * factor if ctx.weight is None else gradient * ctx.weight * factor
         if ctx.mean_over is not None:
             below = below - below.mean(ctx.mean_over, keepdim=True)
-        return below.to(ctx.dtype), None, None, None, None
+        return below, None, None, None, None
 
 
 def _normalize(

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.models.clip.modeling_clip import _get_vector_norm
 
 from hf_gmar.errors import UnsupportedModelError
+from hf_gmar.gamma import gamma_linear
 from hf_gmar.relevance import RelevanceRules
 
 SHAPE = (2, 5, 6)
@@ -23,11 +24,11 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def propagated(
-    function: Callable[..., Tensor], *inputs: Tensor
+    function: Callable[..., Tensor], *inputs: Tensor, gamma: float = 0.0
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Value, relevance of the value, and what each input gets of it."""
     parts = [value.clone().requires_grad_() for value in inputs]
-    with RelevanceRules() as rules:
+    with RelevanceRules(gamma) as rules:
         found = function(*parts)
     rules.check(found)
     slopes = numbers(*found.shape, seed=9)
@@ -122,9 +123,11 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_give_half_to_each(name: str) -> None:
-    _, relevance, below = propagated(PRODUCTS[name], numbers(*SHAPE), numbers(*SHAPE, seed=1))
+def test_products_give_half_to_each(name: str, gamma: float) -> None:
+    inputs = numbers(*SHAPE), numbers(*SHAPE, seed=1)
+    _, relevance, below = propagated(PRODUCTS[name], *inputs, gamma=gamma)
     for part in below:
         assert close(part.sum(), relevance.sum() / 2)
 
@@ -256,6 +259,36 @@ def test_an_explanation_inside_another_has_its_own_rules() -> None:
     with RelevanceRules(), RelevanceRules():
         inner = functional.gelu(x)
     assert close(torch.autograd.grad(inner.sum(), x)[0] * x.detach(), inner.detach())
+
+
+def test_gamma_by_hand() -> None:
+    """Contributions 6, -2 and a bias of 1 make 5; those above zero count twice with a gamma of 1.
+
+    The second output is -3, of -4 and 1 without a bias: there the one below zero counts twice.
+    """
+    x = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[3.0, 2.0], [-2.0, -1.0]], dtype=torch.float64)
+    bias = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    found = gamma_linear(x, weight, bias, 1.0)
+    assert found.tolist() == [[5.0, -3.0]]
+    for output, wanted in enumerate([[12 / 12 * 5, -2 / 12 * 5], [-8 / -7 * -3, 1 / -7 * -3]]):
+        (gradient,) = torch.autograd.grad(found[0, output], x, retain_graph=True)
+        assert (x * gradient)[0].tolist() == pytest.approx(wanted)
+
+
+def test_gamma_without_a_bias_and_at_zero() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gamma_linear(x, torch.ones(4, 3), None, 0.5).sum(), x)
+    assert torch.equal(gradient, torch.zeros(2, 3))
+
+
+def test_gamma_in_low_precision() -> None:
+    layer, x = nn.Linear(6, 4), numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
+    with RelevanceRules(0.5), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    (below,) = torch.autograd.grad(found.sum(), x)
+    assert below.dtype == torch.bfloat16
+    assert below.any()
 
 
 @pytest.fixture(autouse=True)
