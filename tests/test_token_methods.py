@@ -307,6 +307,21 @@ def test_low_precision(method: Callable[..., Method], dtype: torch.dtype) -> Non
 
 
 @every_token_method
+def test_mixed_precision_is_for_the_forward_alone(method: Callable[..., Method]) -> None:
+    seen = []
+
+    def watched(vit: Any, pixels: Tensor) -> Tensor:
+        logits: Tensor = vit(pixels).logits
+        seen.append(torch.is_autocast_enabled("cpu"))
+        logits.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+        return logits
+
+    with torch.autocast("cpu", torch.bfloat16):
+        maps(method, VIT, Around(VIT.build(), watched))
+    assert seen == [True, False]
+
+
+@every_token_method
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_other_threads_go_on_meanwhile(method: Callable[..., Method], attention: str) -> None:
     model, halfway = VIT.build(attention=attention), Halfway()
@@ -411,6 +426,13 @@ DETACHED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_scores_that_no_gradient_reaches(method: Callable[..., Method], name: str) -> None:
     with pytest.raises(ModelOutputError, match="does not reach the tokens that enter layer"):
         maps(method, VIT, Around(VIT.build(), DETACHED[name]))
+
+
+@every_token_method
+def test_scores_of_other_images(method: Callable[..., Method]) -> None:
+    model = Around(VIT.build(), lambda vit, pixels: vit(pixels[:2]).logits.repeat(2, 1)[:3])
+    with unchanged(model), pytest.raises(ModelOutputError, match="must keep number, order"):
+        maps(method, VIT, model)
 
 
 @every_token_method
