@@ -54,7 +54,7 @@ PASSED_ON: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: ACT2FN[name] for name in ("quick_gelu", "gelu_accurate", "gelu_python", "silu")},
     **{name: ACT2FN[name] for name in ("relu", "mish", "leaky_relu", "swish")},
     "relu6": functional.relu6,
-    "overwriting": nn.SiLU(inplace=True),
+    "overwriting": lambda x: functional.silu(x * 1, inplace=True),
     "relu by place": lambda x: functional.relu(x * 1, True),
     "hardswish by hand": lambda x: x * functional.hardsigmoid(x),
     "rms norm": lambda x: functional.rms_norm(x, (6,)),
