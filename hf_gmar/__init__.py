@@ -15,11 +15,14 @@ from hf_gmar.hub import load_model
 from hf_gmar.methods import (
     GMAR,
     AttentionRollout,
+    AttnLRP,
     GradientRollout,
     GradSAM,
+    InputXGradient,
     LeGrad,
     RandomAttribution,
     RawAttention,
+    TokenGradCAM,
 )
 from hf_gmar.pipeline import ImageAttributionPipeline
 from hf_gmar.tokens import TokenLayout, register_layout
@@ -30,14 +33,17 @@ __version__ = version("hf-gmar")
 __all__ = [
     "GMAR",
     "AttentionRollout",
+    "AttnLRP",
     "Comparison",
     "GradSAM",
     "GradientRollout",
     "ImageAttributionPipeline",
+    "InputXGradient",
     "LeGrad",
     "LogitsModel",
     "RandomAttribution",
     "RawAttention",
+    "TokenGradCAM",
     "TokenLayout",
     "ZeroShotModel",
     "__version__",

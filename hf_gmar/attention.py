@@ -68,7 +68,9 @@ def attention_here(model: PreTrainedModel, wanted: Implementation) -> Iterator[N
 
 
 def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
-    dense = ' or use engine="dense"' if wanted == "sdpa" else ""
+    dense = (
+        ' or use engine="dense" (of the methods that read attention)' if wanted == "sdpa" else ""
+    )
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} fixes its attention implementation when it is built; load it "
@@ -78,8 +80,8 @@ def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if wanted == "sdpa" and not all(part._supports_sdpa for part in parts):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no SDPA attention, which streaming needs; use "
-            'engine="dense"'
+            f"{type(model).__name__} has no SDPA attention, which is needed; use "
+            'engine="dense" (of the methods that read attention)'
         )
 
 

@@ -55,8 +55,8 @@ def capture(
         ModelOutputError: no scores, no attention, no gradient, or values that are not finite.
     """
     with (
-        _alone(subject),
-        _graph_enabled(),
+        alone(subject),
+        graph_enabled(),
         pooled_attention(subject) as pooling,
         kept_outputs(subject, request.gradient == "layers") as outputs,
         ENGINES[engine](subject, request) as run,
@@ -75,7 +75,7 @@ def capture(
 
 def predict(subject: Subject, request: Request) -> Tensor:
     """The scores (B, C) that an explanation of this request is about, without gradients."""
-    with torch.no_grad(), _alone(subject):
+    with torch.no_grad(), alone(subject):
         return subject(request.inputs, *request.args, **request.kwargs)
 
 
@@ -92,17 +92,27 @@ def _scores_to_explain(
 
 def _readout(subject: Subject, request: Request, run: Run, pooled: Tensor | None) -> Tensor:
     """The relevance above the top layer, (B, N)."""
-    grid = subject.layout.grid(*request.inputs.shape[-2:])
-    patches, layout = grid[0] * grid[1], subject.layout
-    if run.tokens != layout.prefix + patches:
+    layout = subject.layout
+    rows, columns = check_tokens(subject, request, run.tokens)
+    dtype = torch.float64 if run.scores.dtype == torch.float64 else torch.float32
+    row = layout.readout_row(rows * columns, dtype, pooled)
+    return row.to(run.scores.device).expand(len(run.scores), -1)
+
+
+def check_tokens(subject: Subject, request: Request, tokens: int) -> tuple[int, int]:
+    """The rows and columns of patches; an error if the layers have other tokens than the layout.
+
+    Raises:
+        ModelOutputError: they have.
+    """
+    grid, layout = subject.layout.grid(*request.inputs.shape[-2:]), subject.layout
+    if tokens != layout.prefix + grid[0] * grid[1]:
         raise ModelOutputError(
-            f"{type(subject.tower).__name__} has {run.tokens} tokens, but its layout says "
+            f"{type(subject.tower).__name__} has {tokens} tokens, but its layout says "
             f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
             "hf_gmar.register_layout"
         )
-    dtype = torch.float64 if run.scores.dtype == torch.float64 else torch.float32
-    row = layout.readout_row(patches, dtype, pooled)
-    return row.to(run.scores.device).expand(len(run.scores), -1)
+    return grid
 
 
 def _captured(subject: Subject, request: Request, run: Run, descent: Descent) -> Capture:
@@ -110,27 +120,36 @@ def _captured(subject: Subject, request: Request, run: Run, descent: Descent) ->
     relevance, heads = descent.map.to(device), None
     if descent.heads:
         heads = torch.stack([layer.to(device) for layer in reversed(descent.heads)], dim=1)
-    _check_finite(run, relevance, heads)
+    check_finite(run.scores, (relevance, heads), "attention")
     grid = subject.layout.grid(*request.inputs.shape[-2:])
     return Capture(relevance[:, subject.layout.prefix :].reshape(-1, *grid), heads)
 
 
-def _check_finite(run: Run, relevance: Tensor, heads: Tensor | None) -> None:
-    if not torch.isfinite(run.scores).all():
+def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> None:
+    """Check an explanation, and the scores that it is of.
+
+    Args:
+        scores: the model's.
+        parts: the explanation.
+        what: that of which the gradient was taken.
+
+    Raises:
+        ModelOutputError: they hold NaN or infinity.
+    """
+    if not torch.isfinite(scores).all():
         raise ModelOutputError(
             "the model's scores are not finite: its weights or the pixels are out of bounds, or "
-            f"it overflows in {run.scores.dtype} (then try model.float())"
+            f"it overflows in {scores.dtype} (then try model.float())"
         )
-    parts = [part for part in (relevance, heads) if part is not None]
-    if not all(torch.isfinite(part).all() for part in parts):
+    if not all(torch.isfinite(part).all() for part in parts if part is not None):
         raise ModelOutputError(
-            "the attention or its gradient is not finite; the model overflows in this precision: "
+            f"the {what} or its gradient is not finite; the model overflows in this precision: "
             "try model.float()"
         )
 
 
 @contextmanager
-def _alone(subject: Subject) -> Iterator[None]:
+def alone(subject: Subject) -> Iterator[None]:
     """The model to this thread's explanation, in evaluation mode and as it was written."""
     with (
         turn([*configs_of(subject.tower), *subject.modules()]),
@@ -141,7 +160,7 @@ def _alone(subject: Subject) -> Iterator[None]:
 
 
 @contextmanager
-def _graph_enabled() -> Iterator[None]:
+def graph_enabled() -> Iterator[None]:
     """Gradients on, also inside a caller's ``no_grad`` or ``inference_mode``."""
     with torch.inference_mode(False), torch.enable_grad():
         yield

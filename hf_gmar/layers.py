@@ -24,18 +24,26 @@ from hf_gmar.threads import replaced_here, this_thread
 def layer_modules(subject: Subject) -> list[nn.Module]:
     """The attention layers of the tower, lowest first.
 
+    They are Transformers' own layers, or else (in timm's models) the one list of modules of one
+    class that has as many of them as the tower has layers.
+
     Raises:
         UnsupportedModelError: they can't be told from other modules.
     """
-    parts = subject.tower.modules()
+    parts = list(subject.tower.modules())
     found: list[nn.Module] = [
         part for part in parts if isinstance(part, GradientCheckpointingLayer)
     ]
+    lists = [list(part) for part in parts if isinstance(part, (nn.ModuleList, nn.Sequential))]
+    alike = [one for one in lists if len(one) == subject.layers and len(set(map(type, one))) == 1]
+    if not found and len(alike) == 1:
+        return alike[0]
     if len(found) != subject.layers:
         raise UnsupportedModelError(
             f"the tokens between the {subject.layers} layers of {type(subject.tower).__name__} are "
-            f"needed, and {len(found)} modules of it are known as layers of Transformers; use a "
-            "method that reads attention alone, such as GMAR"
+            f"needed, and {len(found)} modules of it are known as layers of Transformers, and "
+            f"{len(alike)} lists of modules are as long; use a method that reads attention alone, "
+            "such as GMAR"
         )
     return found
 

@@ -9,24 +9,22 @@ Only the graph that is needed is built. Weights take part as constants, so nothi
 gradients of theirs; the graph starts at the attention output of the lowest explained layer; and
 linear layers above the top layer's attention skip the tokens that no gradient reaches.
 
-A :class:`torch.overrides.TorchFunctionMode` does all this in the calling thread. The model itself
-is not changed; only with checkpointing its layers get a forward that asks which thread is calling.
+A mode (:mod:`hf_gmar.modes`) does all this in the calling thread. The model itself is not changed;
+only with checkpointing its layers get a forward that asks which thread is calling.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,24 +33,11 @@ from hf_gmar.attention import attention_here, routed_here
 from hf_gmar.blocks import AttentionLayer, BlockWalker, sums_like
 from hf_gmar.engine import Request, Run, check_reached
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+from hf_gmar.modes import ConstantWeights
 from hf_gmar.propagation import Descent
 from hf_gmar.recording import Runs, watched_runs
 from hf_gmar.subject import Subject
 from hf_gmar.threads import replaced_here, this_thread, working_for
-
-# Whoever moves a weight or asks for an attribute of it may mean the weight itself, as accelerate
-# does where weights come from another device or from disk.
-_MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
-
-
-class _Active(threading.local):
-    """The modes that this thread is in; the last one acts."""
-
-    def __init__(self) -> None:
-        self.modes: list[_Mode] = []
-
-
-_ACTIVE = _Active()
 
 
 @contextmanager
@@ -118,7 +103,7 @@ class _Pass:
         return self.request.gradient != "score" or index == self.explained.start
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(ConstantWeights):
     """Inside, this thread's attention calls stream, and weights are constants.
 
     Args:
@@ -133,50 +118,21 @@ class _Mode(TorchFunctionMode):
         self.calls = calls
         self.again = again
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # the signature is PyTorch's
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Pass a call on with constant weights, or stream it if it is attention."""
-        kwargs = kwargs or {}
-        if _ACTIVE.modes[-1] is not self:  # an explanation inside this one, by a hook
-            return func(*args, **kwargs)
-        if func in _MOVES or getattr(func, "__name__", None) in ("__get__", "__set__"):
-            return _part_of_weight(func(*args, **kwargs), *args)
+        """Stream a call if it is attention."""
         if self.state.request.checkpoint and func is functional.dropout:
             _check_not_random(*args, **kwargs)
-        args = tuple(map(self._constant, args))
-        kwargs = {name: self._constant(value) for name, value in kwargs.items()}
         if func is functional.scaled_dot_product_attention and self._inside:
             return self._attention(*args, **kwargs)
         if func is functional.linear and self.calls == self.state.layers:
             return _linear(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def __enter__(self) -> Self:
-        """Take over from the mode of an explanation outside, if there is one."""
-        _ACTIVE.modes.append(self)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:  # noqa: PYI036  # passed on as they are
-        """Hand back."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _ACTIVE.modes.pop()
-
     @property
     def _inside(self) -> bool:
         return self.again or self.state.runs.inside
-
-    def _constant(self, value: Any) -> Any:
-        """A weight without its gradient; nothing is kept for it then."""
-        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-            return type(value)(map(self._constant, value))
-        is_weight = isinstance(value, nn.Parameter) and value.requires_grad
-        return value.detach() if is_weight else value
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
@@ -216,12 +172,6 @@ class _Mode(TorchFunctionMode):
                 "scaled_dot_product_attention, but one for each layer is needed; use "
                 'engine="dense" for this model'
             )
-
-
-def _part_of_weight(found: Any, source: Any = None, *_: Any) -> Any:
-    """What was made of a weight, such as its transpose, as a constant; else what was found."""
-    is_made = isinstance(found, Tensor) and found is not source and found.requires_grad
-    return found.detach() if is_made and isinstance(source, nn.Parameter) else found
 
 
 def _check_not_random(_: Tensor, p: float = 0.5, training: bool = True, **__: Any) -> None:

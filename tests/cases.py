@@ -63,12 +63,15 @@ from transformers import (
 from hf_gmar.methods import (
     GMAR,
     AttentionRollout,
+    AttnLRP,
     GradientRollout,
     GradSAM,
+    InputXGradient,
     LeGrad,
     Method,
     RandomAttribution,
     RawAttention,
+    TokenGradCAM,
 )
 from tests import oracles
 from tests.models import HEADS, LABELS, LAYERS, PROMPTS, Around, build, of_two, own_head, prompted
@@ -424,6 +427,10 @@ METHODS = (
     _rival("gradient-rollout", GradientRollout, oracles.gradient_rollout),
     _rival("grad-sam", GradSAM, oracles.grad_sam),
     _rival("legrad", LeGrad, oracles.legrad),
+    *(
+        MethodCase(method.__name__, functools.partial(method), None, engines=("any",))
+        for method in (TokenGradCAM, InputXGradient, AttnLRP)
+    ),
     MethodCase("random", functools.partial(RandomAttribution), None, engines=("any",)),
 )
 """What every generic test runs."""

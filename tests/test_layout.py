@@ -15,14 +15,15 @@ PACKAGE = Path(hf_gmar.__file__).parent
 
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
-    {"errors", "scenes", "files", "measure", "restored", "ranks"},
+    {"errors", "scenes", "files", "modes", "gamma", "measure", "restored", "ranks"},
     {"families"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
-    {"subject", "blocks", "rules"},
+    {"subject", "blocks", "rules", "relevance"},
     {"engine", "recording"},
     {"layers"},
     {"dense", "streaming"},
     {"capture"},
+    {"hidden"},
     {"methods"},
     {"geometry", "wrappers", "hub_errors", "columns"},
     {"visualize", "hub"},
@@ -49,8 +50,11 @@ ONLY: dict[str, set[str]] = {
     "tokens": {"errors", "families"},
     "attention": {"errors"},
     "threads": set(),
+    "modes": set(),
+    "gamma": set(),
     "blocks": {"propagation"},
     "rules": {"propagation"},
+    "relevance": {"errors", "gamma", "modes"},
 }
 
 # How Transformers computes attention is the business of attention.py alone.

@@ -9,13 +9,16 @@ from typing import Any
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.attention import AttentionMethod
 from hf_gmar.methods.attention_rollout import AttentionRollout
+from hf_gmar.methods.attn_lrp import AttnLRP
 from hf_gmar.methods.base import Method
 from hf_gmar.methods.gmar import GMAR
 from hf_gmar.methods.grad_sam import GradSAM
 from hf_gmar.methods.gradient_rollout import GradientRollout
+from hf_gmar.methods.input_x_gradient import InputXGradient
 from hf_gmar.methods.legrad import LeGrad
 from hf_gmar.methods.random_attribution import RandomAttribution
 from hf_gmar.methods.raw_attention import RawAttention
+from hf_gmar.methods.token_grad_cam import TokenGradCAM
 
 METHODS: dict[str, type[Method]] = {
     "gmar": GMAR,
@@ -24,6 +27,9 @@ METHODS: dict[str, type[Method]] = {
     "gradient-rollout": GradientRollout,
     "legrad": LeGrad,
     "grad-sam": GradSAM,
+    "token-grad-cam": TokenGradCAM,
+    "input-x-gradient": InputXGradient,
+    "attn-lrp": AttnLRP,
     "random": RandomAttribution,
 }
 """Methods by the name that the command line and the pipeline take."""
@@ -100,12 +106,15 @@ __all__ = [
     "METHODS",
     "AttentionMethod",
     "AttentionRollout",
+    "AttnLRP",
     "GradSAM",
     "GradientRollout",
+    "InputXGradient",
     "LeGrad",
     "Method",
     "RandomAttribution",
     "RawAttention",
+    "TokenGradCAM",
     "build_method",
     "check_options",
     "default_options",

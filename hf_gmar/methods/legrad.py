@@ -33,7 +33,8 @@ class LeGrad(AttentionMethod):
 
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`. Its layers must be those of Transformers,
-            each called once; where they can't be told (timm), only ``layer_scores="final"`` works.
+            or the one list of modules that can only be them, each called once; where they can't be
+            told, only ``layer_scores="final"`` works.
         layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
             every layer, which is not LeGrad but needs no layer by itself.
         **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.

@@ -1,0 +1,59 @@
+"""Gradient x input on the tokens of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hf_gmar.engine import Request
+from hf_gmar.hidden import product, token_maps
+from hf_gmar.methods.base import Method
+from hf_gmar.methods.checks import check_layer
+from hf_gmar.targets import Question
+from hf_gmar.tokens import Reads
+
+
+class InputXGradient(Method):
+    """How much each patch token adds to the score, to first order.
+
+    With the tokens T[p, c] that enter the layer and the score s of the explained class:
+    map[p] = sum over c of T[p, c] ds / dT[p, c]. At layer 0 these are the embedded patches, with
+    their positions.
+
+    Values are signed and without bounds: those below zero speak against the class. They are in the
+    units of the score, but do not sum to it, as a Vision Transformer is not linear.
+
+    Source: Shrikumar et al., "Not Just a Black Box: Learning Important Features Through
+    Propagating Activation Differences", 2016 (arXiv 1605.01713), there on the input itself.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
+        readout: which tokens a class head of your own reads.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        OptionError: there is no such layer.
+
+    Example:
+        >>> import torch
+        >>> from hf_gmar import load_model
+        >>> explain = InputXGradient(load_model("bundled").model)
+        >>> images = torch.zeros(2, 3, 96, 96)
+        >>> explain.attribute_patches(images, target=3).shape
+        torch.Size([2, 8, 8])
+    """
+
+    source = "Shrikumar et al., 2016, arXiv 1605.01713"
+    cost = "forward + backward"
+    signed = True
+
+    def __init__(self, model: Callable[..., Any], layer: int = 0, readout: Reads = None) -> None:
+        """Find the Transformers model in the model and check the layer."""
+        super().__init__(model, readout)
+        self.layer = check_layer("layer", layer, self.subject.layers)
+
+    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
+        return token_maps(self.subject, request, questions, self.layer, product)

@@ -1,0 +1,69 @@
+"""Grad-CAM on the tokens of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hf_gmar.engine import Request
+from hf_gmar.hidden import token_maps
+from hf_gmar.methods.base import Method
+from hf_gmar.methods.checks import check_layer
+from hf_gmar.targets import Question
+from hf_gmar.tokens import Reads
+
+
+class TokenGradCAM(Method):
+    """Weight each channel of a layer's patch tokens by its mean gradient, and keep what is > 0.
+
+    With the tokens T[p, c] that enter the layer and the score s of the explained class:
+    alpha[c] is the mean over the patches of ds / dT[p, c], and map[p] = relu(sum over c of
+    alpha[c] T[p, c]). Prefix tokens such as CLS take no part.
+
+    Values are >= 0 and without an upper bound. A map of zeros says that no patch speaks for the
+    class.
+
+    The tokens are those that *enter* the layer. Under a class head that reads CLS alone, patches
+    that leave the top layer have no influence on any score, and their map would be zero.
+
+    Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization", ICCV 2017 (arXiv 1610.02391), for convolutional networks; here a patch takes the
+    place of a position in a feature map.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
+        readout: which tokens a class head of your own reads.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        OptionError: there is no such layer.
+
+    Example:
+        >>> import torch
+        >>> from hf_gmar import load_model
+        >>> loaded = load_model("bundled")
+        >>> cam = TokenGradCAM(loaded.model, layer=-2)
+        >>> images = torch.zeros(2, 3, 96, 96)
+        >>> maps = cam.attribute_patches(images, target=3)
+        >>> maps.shape, bool((maps >= 0).all())
+        (torch.Size([2, 8, 8]), True)
+    """
+
+    source = "Selvaraju et al., ICCV 2017, arXiv 1610.02391"
+    cost = "forward + backward"
+
+    def __init__(self, model: Callable[..., Any], layer: int = -1, readout: Reads = None) -> None:
+        """Find the Transformers model in the model and check the layer."""
+        super().__init__(model, readout)
+        self.layer = check_layer("layer", layer, self.subject.layers)
+
+    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
+        return token_maps(self.subject, request, questions, self.layer, _weighted)
+
+
+def _weighted(tokens: Tensor, gradient: Tensor) -> Tensor:
+    weights = gradient.mean(1, keepdim=True)
+    return (tokens * weights).sum(-1).relu()

@@ -1,0 +1,297 @@
+"""The rules of relevance, function by function: what goes down against what should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import ACT2FN
+from transformers.models.clip.modeling_clip import _get_vector_norm
+
+from hf_gmar.errors import UnsupportedModelError
+from hf_gmar.gamma import gamma_linear
+from hf_gmar.relevance import RelevanceRules
+
+SHAPE = (2, 5, 6)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def propagated(
+    function: Callable[..., Tensor], *inputs: Tensor, gamma: float = 0.0
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Value, relevance of the value, and what each input gets of it."""
+    parts = [value.clone().requires_grad_() for value in inputs]
+    with RelevanceRules(gamma) as rules:
+        found = function(*parts)
+    rules.check(found)
+    slopes = numbers(*found.shape, seed=9)
+    gradients = torch.autograd.grad(found, parts, slopes, allow_unused=True)
+    below = [
+        part.detach() * (torch.zeros(()) if gradient is None else gradient)
+        for part, gradient in zip(parts, gradients, strict=True)
+    ]
+    return found.detach(), found.detach() * slopes, below
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def _rms_by_hand(x: Tensor) -> Tensor:
+    scaled: Tensor = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return scaled
+
+
+PASSED_ON: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: ACT2FN[name] for name in ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")},
+    **{name: ACT2FN[name] for name in ("quick_gelu", "gelu_accurate", "gelu_python", "silu")},
+    **{name: ACT2FN[name] for name in ("relu", "mish", "leaky_relu", "swish")},
+    "relu6": functional.relu6,
+    "overwriting": lambda x: functional.silu(x * 1, inplace=True),
+    "relu by place": lambda x: functional.relu(x * 1, True),
+    "hardswish by hand": lambda x: x * functional.hardsigmoid(x),
+    "rms norm": lambda x: functional.rms_norm(x, (6,)),
+    "rms norm by hand": _rms_by_hand,
+    "norm": lambda x: x / x.norm(p=2, dim=-1, keepdim=True),
+    "linalg norm": lambda x: x / torch.linalg.norm(x, dim=-1, keepdim=True),
+    "linalg vector norm": lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
+    "CLIP's norm": lambda x: x / _get_vector_norm(x),
+    "normalize": lambda x: functional.normalize(x, dim=-1),
+    "normalize by 1": lambda x: functional.normalize(x, 1.0, 1),
+    "std": lambda x: x / (x.std(-1, keepdim=True) + 1),
+    "square": lambda x: x * x,
+    "scaled": lambda x: 3 * x / 2,
+}
+
+
+@pytest.mark.parametrize("name", PASSED_ON)
+def test_relevance_passes_as_it_is(name: str) -> None:
+    value, relevance, (below,) = propagated(PASSED_ON[name], numbers(*SHAPE))
+    assert close(value, PASSED_ON[name](numbers(*SHAPE)))
+    assert relevance.any()
+    assert close(below, relevance)
+
+
+def test_an_activation_of_zero_gets_nothing() -> None:
+    with RelevanceRules():
+        zero = torch.zeros(3, requires_grad=True)
+        found = functional.gelu(zero)
+    assert torch.equal(torch.autograd.grad(found.sum(), zero)[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_layer_norm(affine: bool) -> None:
+    """Length and weight pass it on, the bias keeps its share, centring is a linear layer."""
+    norm = nn.LayerNorm(6, elementwise_affine=affine).double()
+    if affine:
+        norm.weight.data, norm.bias.data = numbers(6, seed=3), numbers(6, seed=4)
+    x = numbers(*SHAPE)
+    value, relevance, (below,) = propagated(norm, x)
+    assert close(value, norm(x).detach())
+    kept = relevance * (value - norm.bias.detach()) / value if affine else relevance
+    centring = torch.eye(6, dtype=torch.float64) - 1 / 6
+    centred = x @ centring
+    terms = x[..., None] * centring / centred[..., None, :] * kept[..., None, :]
+    assert close(below, terms.sum(-1))
+
+
+def test_linear_layers_and_their_bias() -> None:
+    layer = nn.Linear(6, 4).double()
+    x = numbers(*SHAPE)
+    value, relevance, (below,) = propagated(layer, x)
+    shares = x[..., None, :] * layer.weight.detach() / value[..., None]
+    assert close(below, (shares * relevance[..., None]).sum(-2))
+    bias = (layer.bias.detach() / value * relevance).sum()
+    assert close(below.sum() + bias, relevance.sum())
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gate": lambda x, y: functional.silu(x) * y,
+    "multiply": torch.multiply,
+    "einsum": lambda x, y: torch.einsum("bnc,bmc->bnm", x, y),
+    "einsum of a list": lambda x, y: torch.einsum("bnc,bmc->bnm", [x, y]),
+    "matmul": lambda x, y: x @ y.mT,
+    "bmm": lambda x, y: torch.bmm(x, y.transpose(1, 2)),
+    "weights of the image": lambda x, y: functional.linear(x, y[0]),
+}
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_give_half_to_each(name: str, gamma: float) -> None:
+    inputs = numbers(*SHAPE), numbers(*SHAPE, seed=1)
+    _, relevance, below = propagated(PRODUCTS[name], *inputs, gamma=gamma)
+    for part in below:
+        assert close(part.sum(), relevance.sum() / 2)
+
+
+def test_a_softmax_follows_its_formula() -> None:
+    x = numbers(*SHAPE)
+    shares, relevance, (below,) = propagated(lambda x: x.softmax(-1), x)
+    assert close(below, x * (relevance - shares * relevance.sum(-1, keepdim=True)))
+
+
+def _written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    weights = (query @ key.mT / key.shape[-1] ** 0.5).softmax(-1)
+    mixed: Tensor = weights @ value
+    return mixed
+
+
+def test_attention_is_two_products_and_a_softmax() -> None:
+    inputs = [numbers(2, 3, 5, 4, seed=seed) for seed in range(3)]
+    _, whole, wanted = propagated(_written_out, *inputs)
+    _, relevance, below = propagated(functional.scaled_dot_product_attention, *inputs)
+    assert close(whole, relevance)
+    assert all(close(one, other) for one, other in zip(below, wanted, strict=True))
+    assert close(below[2].sum(), relevance.sum() / 2)
+
+
+def test_pooling_attention() -> None:
+    head = nn.MultiheadAttention(6, 1, batch_first=True).double()
+    nn.init.normal_(head.in_proj_bias)
+    probe, tokens = numbers(2, 1, 6, seed=1), numbers(*SHAPE)
+
+    def by_hand(x: Tensor) -> Tensor:
+        parts = head.in_proj_weight.chunk(3), head.in_proj_bias.chunk(3)
+        inputs = (probe, x, x)
+        query, key, value = map(functional.linear, inputs, *parts)
+        out: Tensor = head.out_proj(_written_out(query, key, value))
+        return out
+
+    for weights in (True, False):
+        value, _, (below,) = propagated(
+            lambda x, weights=weights: head(probe, x, x, need_weights=weights)[0], tokens
+        )
+        wanted, _, (by_parts,) = propagated(by_hand, tokens)
+        assert close(value, wanted)
+        assert close(below, by_parts)
+
+
+LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch norm": lambda x: functional.batch_norm(
+        x, numbers(5), numbers(5, seed=1).square(), None, numbers(5, seed=2)
+    ),
+    "in place": lambda x: (x * 2).mul_(3).add_(1).sub_(x),
+    "by item": lambda x: _set(x * 2, x),
+    "others": lambda x: torch.cat([x.flip(1).mean(1), -x[:, 0], x.amax(1)], dim=1),
+}
+
+
+def _set(x: Tensor, y: Tensor) -> Tensor:
+    x[:, 0] = y[:, 1]
+    return x
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_functions_keep_their_gradient(name: str) -> None:
+    x = numbers(*SHAPE).requires_grad_()
+    found = LINEAR[name](x)
+    (wanted,) = torch.autograd.grad(found, x, numbers(*found.shape, seed=9))
+    _, _, (below,) = propagated(LINEAR[name], x.detach())
+    assert close(below, x.detach() * wanted)
+
+
+NO_RULE: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "abs": lambda x: 1 + 2 * x.abs().mean(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "cumprod": lambda x: torch.stack([x.cumprod(1), x]),
+    "rdiv": lambda x: 1 / x,
+    "div": lambda x: x / x.sum(-1, keepdim=True),
+    "divide": lambda x: torch.divide(x, 2, rounding_mode="floor") + x,
+    "sigmoid": torch.sigmoid,
+    "tanh": lambda x: x + x.tanh(),
+    "norm": lambda x: x.norm(dim=-1),
+    "pow": lambda x: x**2,
+    "square": lambda x: x - x.square().mean(),
+    "relu": lambda x: (x * 1).relu_(),
+    "mul": lambda x: (x * 1).mul_(x),
+    "std": lambda x: _set(x * 1, x.std(-1, keepdim=True).expand_as(x)),
+    "batch_norm": lambda x: functional.batch_norm(x, None, None, training=True),
+    "linear": lambda x: functional.linear(x, x[0], x[0, :, 0]),
+    "layer_norm": lambda x: functional.layer_norm(x, (6,), weight=x[0, 0]),
+    "rms_norm": lambda x: functional.rms_norm(x, (6,), weight=x[0, 0]),
+    "scaled_dot_product_attention": lambda x: functional.scaled_dot_product_attention(
+        x, x, x, attn_mask=x @ x.mT
+    ),
+    "sigmoid_": lambda x: (x * 1).sigmoid_(),
+}
+
+
+@pytest.mark.parametrize("name", NO_RULE)
+def test_a_function_without_a_rule_does_not_pass_silently(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"through {name.strip('_')} as the model"):
+        propagated(NO_RULE[name], numbers(*SHAPE))
+
+
+def test_what_the_result_does_not_depend_on_needs_no_rule() -> None:
+    def watches(x: Tensor) -> Tensor:
+        assert x.exp().sum() > x.detach().abs().min()
+        return x * 2
+
+    assert propagated(watches, numbers(*SHAPE))[2][0].any()
+
+
+def test_weights_are_constants() -> None:
+    weight = nn.Parameter(numbers(6))
+    _, relevance, (below,) = propagated(lambda x: x * weight.exp() * weight, numbers(*SHAPE))
+    assert close(below, relevance)
+
+
+def test_low_precision_keeps_its_type() -> None:
+    x = numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
+    with RelevanceRules(), torch.autocast("cpu", torch.bfloat16):
+        found = functional.gelu(functional.layer_norm(x, (6,)))
+    (below,) = torch.autograd.grad(found.sum(), x)
+    assert below.dtype == torch.bfloat16
+    assert below.any()
+
+
+def test_an_explanation_inside_another_has_its_own_rules() -> None:
+    x = numbers(*SHAPE).requires_grad_()
+    with RelevanceRules(), RelevanceRules():
+        inner = functional.gelu(x)
+    assert close(torch.autograd.grad(inner.sum(), x)[0] * x.detach(), inner.detach())
+
+
+def test_gamma_by_hand() -> None:
+    """Contributions 6, -2 and a bias of 1 make 5; those above zero count twice with a gamma of 1.
+
+    The second output is -3, of -4 and 1 without a bias: there the one below zero counts twice.
+    """
+    x = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[3.0, 2.0], [-2.0, -1.0]], dtype=torch.float64)
+    bias = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    found = gamma_linear(x, weight, bias, 1.0)
+    assert found.tolist() == [[5.0, -3.0]]
+    for output, wanted in enumerate([[12 / 12 * 5, -2 / 12 * 5], [-8 / -7 * -3, 1 / -7 * -3]]):
+        (gradient,) = torch.autograd.grad(found[0, output], x, retain_graph=True)
+        assert (x * gradient)[0].tolist() == pytest.approx(wanted)
+
+
+def test_gamma_without_a_bias_and_at_zero() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gamma_linear(x, torch.ones(4, 3), None, 0.5).sum(), x)
+    assert torch.equal(gradient, torch.zeros(2, 3))
+
+
+def test_gamma_in_low_precision() -> None:
+    layer, x = nn.Linear(6, 4), numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
+    with RelevanceRules(0.5), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    (below,) = torch.autograd.grad(found.sum(), x)
+    assert below.dtype == torch.bfloat16
+    assert below.any()
+
+
+@pytest.fixture(autouse=True)
+def _no_mode_is_left() -> Iterator[None]:
+    yield
+    assert torch.overrides._get_current_function_mode_stack() == []
