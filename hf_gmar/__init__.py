@@ -9,8 +9,11 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
 from importlib.metadata import version
 
+from hf_gmar.ablation import HeadAblation, ablate_heads
+from hf_gmar.heads import HeadImportance, head_importance
 from hf_gmar.hub import load_model
 from hf_gmar.methods import GMAR
+from hf_gmar.per_head import head_maps
 from hf_gmar.pipeline import ImageAttributionPipeline
 from hf_gmar.tokens import TokenLayout, register_layout
 from hf_gmar.wrappers import LogitsModel, ZeroShotModel
@@ -19,11 +22,16 @@ __version__ = version("hf-gmar")
 
 __all__ = [
     "GMAR",
+    "HeadAblation",
+    "HeadImportance",
     "ImageAttributionPipeline",
     "LogitsModel",
     "TokenLayout",
     "ZeroShotModel",
     "__version__",
+    "ablate_heads",
+    "head_importance",
+    "head_maps",
     "load_model",
     "register_layout",
 ]

@@ -25,7 +25,11 @@ ORDER = (
     {"capture"},
     {"methods"},
     {"geometry", "wrappers", "hub_errors"},
+    {"intervals", "masking"},
     {"visualize", "hub"},
+    {"head_figures", "per_head"},
+    {"heads"},
+    {"ablation"},
     {"pipeline"},
     {"hf_gmar"},  # the names that users import
     {"explain", "catalogue"},
