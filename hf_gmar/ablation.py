@@ -102,7 +102,9 @@ class HeadAblation:
 
     def table(self) -> Table:
         """Areas and differences to the random order, for the terminal."""
-        table = Table(title=f"Masking heads: area under the score, {len(self.targets)} images")
+        count = len(self.targets)
+        images = f"{count} image{'s' if count > 1 else ''}"
+        table = Table(title=f"Masking heads: area under the score, {images}")
         for heading in ("order", "area", "minus random order"):
             table.add_column(heading)
         areas, differences = self.areas(), self.differences()

@@ -9,6 +9,7 @@ import typer
 from hf_gmar import __version__
 from hf_gmar.commands.common import ManyValues
 from hf_gmar.commands.explain import explain
+from hf_gmar.commands.heads import heads
 from hf_gmar.commands.models import models
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ManyValues)(explain)
+app.command(cls=ManyValues)(heads)
 app.command()(models)
 
 

@@ -97,7 +97,7 @@ class HeadImportance:
     def figure(self) -> Figure:
         """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
         spread = self.spread().numpy() if len(self.values) > 1 else None
-        return importance_figure(self.mean().numpy(), spread, self._title(), self._caption())
+        return importance_figure(self.mean().numpy(), spread, self._title(), self.caption)
 
     def save(self, folder: Path, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
@@ -105,13 +105,20 @@ class HeadImportance:
         The archive has ``values``, ``targets`` and ``norm``; the JSON has the means over all
         images and for each class, the spread, and the heads in order.
         """
-        archive, summary, picture = (folder / f"{stem}.{end}" for end in ("npz", "json", "png"))
-        with whole_file(archive) as part, part.open("wb") as file:
-            np.savez(file, values=self.values.numpy(), targets=self.targets.numpy(), norm=self.norm)
+        archive = self.save_numbers(folder, stem)
+        summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"
         with whole_file(summary) as part:
             part.write_text(json.dumps(self._summary(), indent=1) + "\n", encoding="utf-8")
         save_figure(self.figure(), picture)
         return archive, summary, picture
+
+    def save_numbers(self, folder: Path, stem: str = "heads") -> Path:
+        """Write ``STEM.npz`` alone: ``values``, ``targets`` and ``norm``."""
+        archive = folder / f"{stem}.npz"
+        values, targets = self.values.numpy(), self.targets.numpy()
+        with whole_file(archive) as part, part.open("wb") as file:
+            np.savez(file, values=values, targets=targets, norm=self.norm)
+        return archive
 
     def _summary(self) -> dict[str, Any]:
         classes = [
@@ -134,7 +141,9 @@ class HeadImportance:
         found = sorted(set(self.targets.tolist()))
         return self._name(found[0]) if len(found) == 1 else f"{len(found)} classes"
 
-    def _caption(self) -> str:
+    @property
+    def caption(self) -> str:
+        """How many images, and the norm."""
         count = len(self.values)
         return f"{count} image{'s' if count > 1 else ''}, norm {self.norm}"
 
