@@ -210,6 +210,8 @@ def ablate_heads(
         scores = importance.of_images(start, len(plain))
         found.append(_curves(masking, request, classes, plain, plan.orders(scores, start), plan))
         targets.append(classes.cpu())
+    if not found:
+        raise InputError("there are no images; give one batch or more")
     importance.check_count(sum(map(len, targets)))
     settings = {"masked": "within layers" if within_layers else "over all layers"}
     settings["order"] = "the mean over images" if mean_order else "each image's own"

@@ -196,8 +196,12 @@ def _route(wanted: str | None, original: str | None) -> str:
         return wanted if getattr(_HERE, "active", False) else original
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        found = _attention_function(module, chosen())(module, *args, **kwargs)
-        heads = getattr(_HERE, "heads", None)
+        # A function of this kind may be inside this one: heads are masked once.
+        heads, _HERE.heads = getattr(_HERE, "heads", None), None
+        try:
+            found = _attention_function(module, chosen())(module, *args, **kwargs)
+        finally:
+            _HERE.heads = heads
         return found if heads is None else (heads.applied(module, found[0]), *found[1:])
 
     def mask(*args: Any, **kwargs: Any) -> Any:
