@@ -26,6 +26,7 @@ from hf_gmar.head_figures import ablation_figure
 from hf_gmar.heads import Batches, HeadImportance, batches
 from hf_gmar.intervals import Array, Interval, bootstrap
 from hf_gmar.masking import Masking
+from hf_gmar.methods.checks import check_option
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Target
 from hf_gmar.tokens import Reads
@@ -176,7 +177,7 @@ def ablate_heads(
             importance, else the top class of the unmasked model.
         steps: how many steps from no head to all heads, or the fractions, from 0 to 1. The number
             of masked heads is rounded.
-        random_orders: random orders for each image, 0 for none.
+        random_orders: random orders for each image, 0 for none, at most 1000.
         seed: of the random orders; those of an image do not depend on the size of batches.
         mean_order: the mean importance over all images gives one order for all of them.
         within_layers: mask the same share of each layer, by the order within the layer.
@@ -247,8 +248,7 @@ class _Plan:
         within: bool,
     ) -> _Plan:
         size = shape[1] if within else shape[0] * shape[1]
-        if draws < 0:
-            raise OptionError(f"random_orders must be a whole number >= 0, got {draws!r}")
+        check_option("random_orders", draws, range(1001))
         counts = {round(fraction * size) for fraction in _fractions(steps)}
         return cls(sorted(counts), size, draws, seed, within)
 

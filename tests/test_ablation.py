@@ -217,6 +217,12 @@ def test_a_mask_that_does_not_fit(name: str) -> None:
         masked_scores(model, masked)
 
 
+def test_images_of_another_size() -> None:
+    case = next(case for case in MODELS if case.name == "vit-interpolated")
+    with pytest.raises(InputError, match="interpolate_pos_encoding"):
+        masked_heads_scores(case.build(), case.images(), MASKED)
+
+
 def test_one_head_alone() -> None:
     model, images = VIT.build(), VIT.images()
     drops = head_drops(model, images, TARGETS)
@@ -235,6 +241,7 @@ def test_places_of_heads() -> None:
     scores = np.array([[[0.3, 0.1], [0.3, 0.9]], [[0.0, 0.0], [0.0, 0.0]]])
     assert ranks(scores).tolist() == [[[1, 3], [2, 0]], [[0, 1], [2, 3]]]
     assert ranks(scores, within_layers=True).tolist() == [[[0, 1], [1, 0]], [[0, 1], [0, 1]]]
+    assert ranks(np.ones((1, 12, 6))).ravel().tolist() == list(range(72))
 
 
 def by_hand(model: Any, masked: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -330,6 +337,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
     "no end": ({"steps": [0, 0.5]}, OptionError, "steps must be"),
     "outside": ({"steps": [0, 0.5, 2]}, OptionError, "steps must be"),
     "random": ({"random_orders": -1}, OptionError, "random_orders must be"),
+    "half a random order": ({"random_orders": 1.5}, OptionError, "random_orders must be"),
     "target": ({"target": 99}, TargetError, "out of range"),
     "no images": ({"inputs": []}, InputError, "no images"),
     "keyword": ({"interpolate": True}, OptionError, "unknown keyword"),

@@ -51,6 +51,8 @@ def test_the_order_of_heads_and_of_ties() -> None:
     values = torch.tensor([[[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]])
     found = HeadImportance(values, torch.tensor([0]))
     assert found.rank() == [(0, 1), (1, 0), (0, 0), (0, 2), (1, 1), (1, 2)]
+    even = HeadImportance(torch.full((1, 12, 6), 1 / 6), torch.tensor([0]))
+    assert even.rank() == [divmod(place, 6) for place in range(72)]
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
