@@ -122,6 +122,7 @@ def head_maps_figure(
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, across))
     plain.imshow(np.asarray(_small(image, 600)))
     plain.set_axis_off()
+    plain.set_anchor("N")  # at the top of a grid that may be much taller
     plain.set_title("the image", fontsize=11)
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
