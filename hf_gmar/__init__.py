@@ -9,8 +9,10 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
 from importlib.metadata import version
 
+from hf_gmar.ablation import HeadAblation, ablate_heads
 from hf_gmar.compare import compare
 from hf_gmar.comparison import Comparison
+from hf_gmar.heads import HeadImportance, head_importance
 from hf_gmar.hub import load_model
 from hf_gmar.methods import (
     GMAR,
@@ -24,6 +26,7 @@ from hf_gmar.methods import (
     RawAttention,
     TokenGradCAM,
 )
+from hf_gmar.per_head import head_maps
 from hf_gmar.pipeline import ImageAttributionPipeline
 from hf_gmar.tokens import TokenLayout, register_layout
 from hf_gmar.wrappers import LogitsModel, ZeroShotModel
@@ -37,6 +40,8 @@ __all__ = [
     "Comparison",
     "GradSAM",
     "GradientRollout",
+    "HeadAblation",
+    "HeadImportance",
     "ImageAttributionPipeline",
     "InputXGradient",
     "LeGrad",
@@ -47,7 +52,10 @@ __all__ = [
     "TokenLayout",
     "ZeroShotModel",
     "__version__",
+    "ablate_heads",
     "compare",
+    "head_importance",
+    "head_maps",
     "load_model",
     "register_layout",
 ]

@@ -10,9 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_gmar.errors import OptionError, UnsupportedModelError
+from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
 
 Implementation: TypeAlias = Literal["eager", "sdpa"]
 
@@ -52,18 +53,97 @@ def attention_here(model: PreTrainedModel, wanted: Implementation) -> Iterator[N
     Raises:
         UnsupportedModelError: the model can't switch and was loaded with another implementation.
     """
-    before = [(config, config._attn_implementation) for config in configs_of(model)]
-    others = [(config, original) for config, original in before if original != wanted]
+    others = [one for one in configs_of(model) if one._attn_implementation != wanted]
     if others:
         _check_can_switch(model, wanted)
+    with _switched(others, wanted), routed_here():
+        yield
+
+
+@contextmanager
+def masked_heads(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
+    """Inside, one forward of the model in this thread runs with some heads' output set to zero.
+
+    The model keeps the attention implementation that it was loaded with; what that gives for a
+    masked head is replaced before the output projection sees it. Attention calls are counted: the
+    first is that of the lowest layer.
+
+    Args:
+        model: the vision tower.
+        masked: bool, (images, layers, H), or (1, layers, H) for all images; True masks a head.
+
+    Raises:
+        UnsupportedModelError: the model fixes its attention when it is built.
+        ModelOutputError: not one call for each layer, or of other heads or images.
+    """
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} fixes its attention implementation when it is built, so its "
+            "heads can't be masked; use a model of another family"
+        )
+    heads = _MaskedHeads(masked, {id(module) for module in model.modules()})
+    with _switched(configs_of(model), None), routed_here(heads):
+        yield
+    heads.check()
+
+
+@dataclass
+class _MaskedHeads:
+    """Which heads are masked in a forward, and how far it is.
+
+    Attributes:
+        masked: (images or 1, layers, H).
+        modules: ids of the modules whose attention is meant.
+        calls: attention calls so far.
+    """
+
+    masked: Tensor
+    modules: set[int]
+    calls: int = 0
+
+    def applied(self, module: nn.Module, output: Tensor) -> Tensor:
+        """An attention call's output, (images, tokens, H, numbers), with zeros for masked heads."""
+        images, layers, heads = self.masked.shape
+        index = self.calls
+        if id(module) not in self.modules:  # another model, called by a hook
+            return output
+        self.calls += 1
+        if index >= layers:  # the check says it
+            return output
+        if output.dim() != 4 or output.shape[2] != heads or images not in (1, len(output)):
+            raise ModelOutputError(
+                f"the mask is for {images} images with {heads} heads in each layer, but attention "
+                f"gave (images, tokens, heads, numbers) = {tuple(output.shape)}; give one flag for "
+                "each head of the model"
+            )
+        return output.masked_fill(self.masked[:, index, None, :, None].to(output.device), 0)
+
+    def check(self) -> None:
+        """Check that each layer made one call.
+
+        Raises:
+            ModelOutputError: one made none, or several.
+        """
+        layers = self.masked.shape[1]
+        if self.calls != layers:
+            raise ModelOutputError(
+                f"{layers} layers made {self.calls} calls of Transformers' attention, but one for "
+                "each layer is needed to tell whose heads are masked; call the model once, and "
+                "use one whose attention is that of Transformers"
+            )
+
+
+@contextmanager
+def _switched(configs: list[PreTrainedConfig], wanted: Implementation | None) -> Iterator[None]:
+    """Inside, the configs name functions that ask for the thread; ``None`` keeps each one's own."""
+    before = [(config, config._attn_implementation) for config in configs]
     try:
-        for config, original in others:
+        for config, original in before:
             # The property's setter would also write into sub-configs; each is in the list itself.
-            config._attn_implementation_internal = _route(wanted, original)
-        with routed_here():
-            yield
+            config._attn_implementation_internal = _route(wanted or original, original)
+        yield
     finally:
-        for config, original in others:
+        for config, original in before:
             config._attn_implementation_internal = original
 
 
@@ -86,14 +166,14 @@ def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
 
 
 @contextmanager
-def routed_here() -> Iterator[None]:
+def routed_here(heads: _MaskedHeads | None = None) -> Iterator[None]:
     """Inside, this thread is one that gets what is wanted; autograd may need it in its own."""
-    before = getattr(_HERE, "active", False)
-    _HERE.active = True
+    before = getattr(_HERE, "active", False), getattr(_HERE, "heads", None)
+    _HERE.active, _HERE.heads = True, heads
     try:
         yield
     finally:
-        _HERE.active = before
+        _HERE.active, _HERE.heads = before
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -109,7 +189,7 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
-def _route(wanted: Implementation, original: str | None) -> str:
+def _route(wanted: str | None, original: str | None) -> str:
     """The name of an attention function, and of its mask function, that asks for the thread."""
     # The original is part of the name, as some models look for "flash" in it.
     name = f"hf_gmar:{wanted}:{original}"
@@ -118,7 +198,13 @@ def _route(wanted: Implementation, original: str | None) -> str:
         return wanted if getattr(_HERE, "active", False) else original
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return _attention_function(module, chosen())(module, *args, **kwargs)
+        # A function of this kind may be inside this one: heads are masked once.
+        heads, _HERE.heads = getattr(_HERE, "heads", None), None
+        try:
+            found = _attention_function(module, chosen())(module, *args, **kwargs)
+        finally:
+            _HERE.heads = heads
+        return found if heads is None else (heads.applied(module, found[0]), *found[1:])
 
     def mask(*args: Any, **kwargs: Any) -> Any:
         # Without a function of its own an implementation gets no mask.

@@ -6,13 +6,13 @@ A method knows only its rule; which engine feeds it makes no difference to the r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hf_gmar.attention import configs_of
+from hf_gmar.attention import configs_of, masked_heads
 from hf_gmar.dense import dense_engine
 from hf_gmar.engine import Engine, Request, Run
 from hf_gmar.errors import ModelOutputError
@@ -73,9 +73,13 @@ def capture(
     return [_captured(subject, request, run, descent) for descent in descents]
 
 
-def predict(subject: Subject, request: Request) -> Tensor:
-    """The scores (B, C) that an explanation of this request is about, without gradients."""
-    with torch.no_grad(), alone(subject):
+def predict(subject: Subject, request: Request, masked: Tensor | None = None) -> Tensor:
+    """The scores (B, C) that an explanation of this request is about, without gradients.
+
+    ``masked`` heads, (B or 1, layers, H), give zeros: :func:`hf_gmar.attention.masked_heads`.
+    """
+    heads = nullcontext() if masked is None else masked_heads(subject.tower, masked)
+    with torch.no_grad(), alone(subject), heads:
         return subject(request.inputs, *request.args, **request.kwargs)
 
 

@@ -10,6 +10,7 @@ from hf_gmar import __version__
 from hf_gmar.commands.common import ManyValues
 from hf_gmar.commands.compare import compare
 from hf_gmar.commands.explain import explain
+from hf_gmar.commands.heads import heads
 from hf_gmar.commands.methods import methods
 from hf_gmar.commands.models import models
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command(cls=ManyValues)(explain)
 app.command(cls=ManyValues)(compare)
+app.command(cls=ManyValues)(heads)
 app.command()(methods)
 app.command()(models)
 

@@ -7,6 +7,7 @@ an error in the package and the same error here would be two independent mistake
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -386,3 +387,57 @@ def finite_difference(
 
 def _array(tensor: Tensor) -> Array:
     return tensor.detach().to(torch.float64).numpy()
+
+
+def head_maps(found: Trace) -> Array:
+    """The readout's row of each head's attention without the prefix, (B, L, H, rows, columns)."""
+    maps = []
+    for attention, readout in zip(found.attention, found.readout, strict=True):
+        rows = [[readout @ head for head in layer] for layer in attention]
+        maps.append(np.array(rows)[..., found.prefix :].reshape(*attention.shape[:2], *found.grid))
+    return np.stack(maps)
+
+
+def scores_without_heads(
+    model: Any,
+    images: Tensor,
+    masked: Sequence[Sequence[Sequence[bool]]],
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> Array:
+    """Scores (B, C) when hooks zero the part of each masked head before the output projection.
+
+    ``masked`` is (B, layers, H) as lists; the images run one by one.
+    """
+    scores = []
+    for image, layers in zip(images, masked, strict=True):
+        changed = copy.deepcopy(model).eval()
+        projections = [
+            module
+            for name, module in vision_part(changed).named_modules()
+            if name.endswith(("o_proj", "out_proj")) and type(module) is nn.Linear
+        ]
+        for module, heads in zip(projections, layers, strict=True):
+            module.register_forward_pre_hook(functools.partial(_without, heads))
+        with torch.no_grad():
+            output = changed(image[None], **(forward_kwargs or {}))
+        scores.append(_array(output if isinstance(output, Tensor) else output.logits)[0])
+    return np.stack(scores)
+
+
+def _without(heads: Sequence[bool], _module: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    tokens = inputs[0].clone()
+    size = tokens.shape[-1] // len(heads)
+    for head, masked in enumerate(heads):
+        if masked:
+            tokens[..., head * size : (head + 1) * size] = 0
+    return (tokens,)
+
+
+def vit_logits_without_heads(model: Any, image: Tensor, masked: Sequence[Sequence[bool]]) -> Tensor:
+    """Logits (C,) of a ViT from its weights alone, with an attention of zeros in masked heads."""
+    override: dict[int, Tensor] = {}
+    for layer, heads in enumerate(masked):  # what a layer sees depends on those below it
+        attention = vit_logits(model, image, override)[1][layer].clone()
+        attention[torch.tensor(heads)] = 0
+        override[layer] = attention
+    return vit_logits(model, image, override)[0]

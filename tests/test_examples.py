@@ -10,6 +10,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "captum_side_by_side.py": ["{output}"],
+    "heads_of_a_class.py": ["{output}", "--scenes", "3"],
     "heat_in_masks.py": ["--scenes", "4"],
     "measure_bundled_model.py": ["--scenes", "30"],
     "train_bundled_model.py": ["{output}", "--share", "0.002"],
@@ -41,6 +42,14 @@ def test_side_by_side_says_where_its_figure_is(tmp_path: Path) -> None:
 def test_heat_in_masks_prints_a_table(tmp_path: Path) -> None:
     lines = _run("heat_in_masks.py", tmp_path).splitlines()
     assert sum(line.startswith("| l") for line in lines) == 4
+
+
+def test_heads_of_a_class_says_which_and_where(tmp_path: Path) -> None:
+    said = _run("heads_of_a_class.py", tmp_path).splitlines()
+    assert sum(line.startswith("layer ") for line in said) == 3
+    files = [Path(line) for line in said[3:]]
+    assert {file.name for file in files} == {"heads.npz", "heads.json", "heads.png", "maps.png"}
+    assert all(file.stat().st_size for file in files)
 
 
 def test_measurement_prints_its_figures(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_gmar import GMAR
-from hf_gmar.errors import InputError, UnsupportedModelError
+from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
+from hf_gmar.masking import masked_heads_scores
 from tests import oracles
 from tests.cases import LABELS, TARGETS, VIT
 from tests.parity import relative_error
@@ -104,3 +105,10 @@ def test_other_poolings_and_models() -> None:
     config = TimmWrapperConfig(architecture="resnet18", **labels)
     with pytest.raises(UnsupportedModelError, match=r"resnet18 is a ResNet; .*VisionTransformer"):
         GMAR(TimmWrapperForImageClassification(config))
+
+
+def test_heads_of_timm_models_are_not_masked() -> None:
+    """They compute attention past Transformers."""
+    masked = torch.ones(3, 4, dtype=torch.bool)
+    with pytest.raises(ModelOutputError, match="made 0 calls"):
+        masked_heads_scores(build("vit_tiny_patch16_224"), VIT.images(), masked)

@@ -14,8 +14,8 @@ from torch import Tensor
 from hf_gmar.capture import predict
 from hf_gmar.engine import Request
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.checks import check_keywords, several, single_tensor, size_errors
-from hf_gmar.subject import Subject, check_inputs
+from hf_gmar.methods.checks import checked_request, several, single_tensor, size_errors
+from hf_gmar.subject import Subject
 from hf_gmar.targets import Question, Target
 from hf_gmar.tokens import Reads
 
@@ -193,9 +193,4 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
     ) -> Request:
-        pixels = single_tensor(inputs)
-        check_inputs(pixels, self.subject)
-        check_keywords(self.subject, kwargs)
-        self.subject.layout.grid(*pixels.shape[-2:])
-        extra = args if isinstance(args, tuple) else () if args is None else (args,)
-        return Request(pixels, extra, kwargs)
+        return checked_request(self.subject, inputs, args, kwargs)

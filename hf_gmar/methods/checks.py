@@ -13,9 +13,25 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_gmar.engine import Request
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
-from hf_gmar.subject import Subject
+from hf_gmar.subject import Subject, check_inputs
 from hf_gmar.targets import Target
+
+
+def checked_request(subject: Subject, inputs: Any, args: Any, kwargs: dict[str, Any]) -> Request:
+    """One call to the model, in Captum's form, once its inputs and keywords can be right.
+
+    Raises:
+        InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
+        OptionError: a keyword that the model's forward does not name.
+    """
+    pixels = single_tensor(inputs)
+    check_inputs(pixels, subject)
+    check_keywords(subject, kwargs)
+    subject.layout.grid(*pixels.shape[-2:])
+    extra = args if isinstance(args, tuple) else () if args is None else (args,)
+    return Request(pixels, extra, kwargs)
 
 
 def single_tensor(inputs: Any) -> Any:

@@ -1,0 +1,310 @@
+"""Does a head's importance tell what the score of a class loses without that head?
+
+    python -m benchmarks.heads --model bundled --scenes 100
+    python -m benchmarks.heads --model PATH --images FOLDER --labels labels.csv
+
+Two tests of GMAR's head importance, beside obvious alternatives and chance:
+
+1. Heads are masked in its order, most important first and least important first. Areas under the
+   target's score, minus that of random orders on the same image.
+2. Each head is masked alone: Spearman's rank correlation between importance and what the target's
+   score loses, over all heads of an image and within its layers; and the same with the size of the
+   change, as an importance without a sign can't tell a loss from a gain.
+
+The images of a CSV file are named in its column ``path``, relative to the folder. Means over
+images with 95 % intervals, by bootstrap over images.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from hf_gmar import GMAR, ablate_heads, load_model
+from hf_gmar.ablation import LEAST, MOST, RANDOM, HeadAblation
+from hf_gmar.files import whole_file
+from hf_gmar.hub import LoadedModel
+from hf_gmar.images import open_image
+from hf_gmar.intervals import Interval, bootstrap
+from hf_gmar.labels import find_class
+from hf_gmar.masking import head_drops
+from hf_gmar.methods import AttentionMethod
+from hf_gmar.propagation import Block, LayerResult, Sums
+from hf_gmar.rules import NORMS
+from hf_gmar.scenes import draw_scene
+
+Array = NDArray[np.float64]
+
+L1, L2 = "GMAR, l1", "GMAR, l2"
+UNSHARED = "gradient l1, not shared out by layer"
+MICHEL = "absolute sum of A x G (Michel et al.)"
+SIGNED = "sum of A x G, signed"
+CHANCE = "chance"
+SIDES = ("loss, all heads", "loss, in layers", "change, all heads", "change, in layers")
+"""What an importance is compared with, and over which heads."""
+
+
+class SumsOfHeads(AttentionMethod):
+    """Sums over each head's attention A and gradient G; ``heads`` is (B, layers, H, 2)."""
+
+    source = "Michel, Levy and Neubig, NeurIPS 2019, arXiv 1905.10650"
+    cost = "forward + backward"
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Find the Transformers model in the model."""
+        super().__init__(model)
+        self.rule = _SumsRule()
+
+    def sums(self, inputs: Tensor, target: list[int]) -> tuple[Array, Array]:
+        """The sums of |G| and of A x G, (B, layers, H) each."""
+        question, request = self._question(target, None), self._request(inputs, None, {})
+        (found,) = self._captured(request, [question])
+        assert found.heads is not None  # noqa: S101  # the rule says it
+        first, second = found.heads.double().cpu().numpy().transpose(3, 0, 1, 2)
+        return first, second
+
+
+class _SumsRule:
+    def accumulate(self, block: Block) -> Sums:
+        products = block.attention * block.gradient
+        return (torch.stack([block.gradient.abs().sum((2, 3)), products.sum((2, 3))], -1),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        return LayerResult(relevance, sums[0])
+
+
+@dataclass
+class Found:
+    """What was measured, image by image; keys are the kinds of importance.
+
+    Attributes:
+        ablations: of each batch.
+        correlations: rank correlations of each image, (4,), in the order of ``SIDES``.
+    """
+
+    ablations: dict[str, list[HeadAblation]] = field(default_factory=dict)
+    correlations: dict[str, list[Array]] = field(default_factory=dict)
+
+    def joined(self) -> dict[str, HeadAblation]:
+        """The curves of all images; areas are by the range of all of them."""
+        return {name: _joined(parts) for name, parts in self.ablations.items()}
+
+
+def importances(loaded: LoadedModel, pixels: Tensor, targets: list[int]) -> dict[str, Array]:
+    """Each kind of importance, (images, layers, H)."""
+    model = loaded.model
+    gmar = {
+        name: GMAR(model, norm=norm).head_importance(pixels, targets).double().cpu().numpy()
+        for name, norm in zip((L1, L2), NORMS, strict=True)
+    }
+    norms, products = SumsOfHeads(model).sums(pixels, targets)
+    return {**gmar, UNSHARED: norms, MICHEL: np.abs(products), SIGNED: products}
+
+
+def measure_batch(
+    found: Found,
+    loaded: LoadedModel,
+    pixels: Tensor,
+    targets: list[int],
+    plan: Plan,
+    start: int,
+) -> None:
+    """Add what a batch shows; ``start`` images came before it."""
+    kinds = importances(loaded, pixels, targets)
+    random_orders = plan.random_orders  # once: they are the same for every kind
+    for name, scores in kinds.items():
+        ablation = ablate_heads(
+            loaded.model, pixels, torch.from_numpy(scores), targets, steps=plan.steps,
+            random_orders=random_orders, seed=plan.seed + start, within_layers=plan.within_layers,
+        )  # fmt: skip
+        found.ablations.setdefault(name, []).append(ablation)
+        random_orders = 0
+    few = max(0, min(len(pixels), plan.singles - start))
+    if few:
+        drops = head_drops(loaded.model, pixels[:few], targets[:few]).double().cpu().numpy()
+        chance = np.random.default_rng([plan.seed, start]).random(drops.shape)
+        _correlate(found, {**kinds, CHANCE: chance}, drops)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How everything is measured."""
+
+    steps: int
+    random_orders: int
+    singles: int
+    seed: int
+    within_layers: bool
+
+
+def _correlate(found: Found, kinds: dict[str, Array], drops: Array) -> None:
+    for name, scores in kinds.items():
+        rows = [_sides(one, drop) for one, drop in zip(scores, drops, strict=False)]
+        found.correlations.setdefault(name, []).extend(rows)
+
+
+def _sides(scores: Array, drops: Array) -> Array:
+    """Rank correlations of one image's scores and drops, (layers, H), as ``SIDES`` has them."""
+    sides = []
+    for effect in (drops, np.abs(drops)):
+        layers = [spearman(*pair) for pair in zip(scores, effect, strict=True)]
+        sides += [spearman(scores.ravel(), effect.ravel()), float(np.mean(layers))]
+    return np.array(sides)
+
+
+def spearman(one: Array, other: Array) -> float:
+    """Spearman's rank correlation; equal values share a rank, and all equal gives 0.
+
+    Example:
+        >>> round(spearman(np.array([0.1, 0.2, 0.3]), np.array([1.0, 5.0, 9.0])), 6)
+        1.0
+        >>> spearman(np.array([1.0, 1.0]), np.array([1.0, 5.0]))
+        0.0
+    """
+    first, second = (_ranks(values) - _ranks(values).mean() for values in (one, other))
+    scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float(first @ second) / scale if scale else 0.0
+
+
+def _ranks(values: Array) -> Array:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank: Array = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return mean_rank
+
+
+def _joined(parts: list[HeadAblation]) -> HeadAblation:
+    curves = {
+        name: np.concatenate([part.curves[name] for part in parts]) for name in parts[0].curves
+    }
+    targets = np.concatenate([part.targets for part in parts])
+    return HeadAblation(parts[0].fractions, curves, targets, parts[0].settings)
+
+
+def area_rows(found: Found) -> dict[str, dict[str, Interval]]:
+    """For each kind, area minus that of the random order, most and least important first."""
+    joined = found.joined()
+    random = joined[L1].areas()[RANDOM]
+    rows = {}
+    for name, ablation in joined.items():
+        areas = ablation.areas()
+        rows[name] = {order: bootstrap(areas[order] - random) for order in (MOST, LEAST)}
+        rows[name]["mean of both ways"] = bootstrap((areas[LEAST] - areas[MOST]) / 2)
+    return rows
+
+
+def correlation_rows(found: Found) -> dict[str, dict[str, Interval]]:
+    """For each kind, the mean rank correlation over images."""
+    means = {name: bootstrap(np.stack(values)) for name, values in found.correlations.items()}
+    return {
+        name: {side: Interval(*(part[n] for part in mean)) for n, side in enumerate(SIDES)}
+        for name, mean in means.items()
+    }
+
+
+def table(title: str, rows: dict[str, dict[str, Interval]]) -> Table:
+    """Rows as Markdown."""
+    columns = list(next(iter(rows.values())))
+    shown = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for heading in ("importance", *columns):
+        shown.add_column(heading)
+    for name, cells in rows.items():
+        shown.add_row(name, *(str(cells[column]) for column in columns))
+    return shown
+
+
+def scene_batches(loaded: LoadedModel, count: int, size: int) -> Iterator[tuple[Tensor, list[int]]]:
+    """Drawn scenes; the target is the first object of each."""
+    for start in range(0, count, size):
+        scenes = [draw_scene(seed) for seed in range(start, min(start + size, count))]
+        images = [scene.image for scene in scenes]
+        pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
+        yield pixels, [scene.classes[0] for scene in scenes]
+
+
+def photo_batches(
+    loaded: LoadedModel, rows: list[tuple[Path, int]], size: int
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Photos with their labels."""
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        images = [open_image(path) for path, _ in some]
+        pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
+        yield pixels, [label for _, label in some]
+
+
+def labelled(
+    loaded: LoadedModel, images: Path, labels: Path, column: str, count: int, seed: int
+) -> list[tuple[Path, int]]:
+    """Some rows of the CSV file, drawn at random: image file and class."""
+    with labels.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    picked = np.random.default_rng(seed).permutation(len(rows))[:count]
+    config = loaded.model.config
+    return [(images / rows[n]["path"], find_class(config, rows[n][column])) for n in picked]
+
+
+def main(  # noqa: PLR0913, PLR0917  # an option is a parameter
+    model: Annotated[
+        str, typer.Option(help="bundled, a folder, or a model on the Hub.")
+    ] = "bundled",
+    scenes: Annotated[int, typer.Option(min=2, help="Scenes, where no images are given.")] = 100,
+    images: Annotated[Path | None, typer.Option(help="Folder that the paths start from.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV file with path and label.")] = None,
+    column: Annotated[str, typer.Option(help="Its column with the label or index.")] = "label",
+    photos: Annotated[int, typer.Option(min=2, help="How many of its images.")] = 50,
+    singles: Annotated[int, typer.Option(help="Images for the test of single heads.")] = 1000,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each curve.")] = 6,
+    random_orders: Annotated[int, typer.Option(min=1, help="Random orders an image.")] = 3,
+    within_layers: Annotated[
+        bool, typer.Option("--within-layers", help="Mask the same share of each layer.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of photos and random orders.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON file for all numbers.")] = None,
+) -> None:
+    """Print two tables in Markdown."""
+    loaded, size = load_model(model), 8
+    if images is not None and labels is not None:
+        rows = labelled(loaded, images, labels, column, photos, seed)
+        data, count = photo_batches(loaded, rows, size), len(rows)
+    else:
+        data, count = scene_batches(loaded, scenes, size), scenes
+    found, start = Found(), 0
+    plan = Plan(steps, random_orders, singles, seed, within_layers)
+    progress = Console(stderr=True)
+    for pixels, targets in track(data, "Masking", total=-(-count // size), console=progress):
+        measure_batch(found, loaded, pixels, targets, plan, start)
+        start += len(pixels)
+    areas, correlations = area_rows(found), correlation_rows(found)
+    out = Console(width=160)
+    out.print(table(f"Area minus random order, {start} images", areas))
+    out.print(table(f"Rank correlation, {len(found.correlations[CHANCE])} images", correlations))
+    if output is not None:
+        with whole_file(output) as part:
+            part.write_text(
+                json.dumps({"areas": _plain(areas), "correlations": _plain(correlations)})
+            )
+
+
+def _plain(rows: dict[str, dict[str, Interval]]) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {key: [float(number) for number in one] for key, one in cells.items()}
+        for name, cells in rows.items()
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

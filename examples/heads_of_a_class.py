@@ -1,0 +1,46 @@
+"""Which attention heads does the bundled model need to see a heart?
+
+    python examples/heads_of_a_class.py heads
+
+Draws scenes with a heart, measures the importance of each head for that class, and writes a figure,
+a table of numbers and the maps of all heads on the first scene into the folder.
+"""
+
+from __future__ import annotations
+
+from itertools import count, islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_gmar import head_importance, head_maps, load_model
+from hf_gmar.head_figures import head_maps_figure
+from hf_gmar.scenes import CLASSES, draw_scene
+from hf_gmar.visualize import save_figure
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("heads"),
+    name: Annotated[str, typer.Option(help="The class.")] = "heart",
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 20,
+) -> None:
+    """Write heads.png, heads.json, heads.npz and maps.png."""
+    loaded, target = load_model("bundled"), CLASSES.index(name)
+    with_it = (scene for scene in map(draw_scene, count()) if target in scene.classes)
+    images = [scene.image for scene in islice(with_it, scenes)]
+    pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
+    folder.mkdir(parents=True, exist_ok=True)
+    importance = head_importance(loaded.model, pixels.split(8), target)
+    files = importance.save(folder)
+    maps = head_maps(loaded.model, pixels[:1])[0]
+    save_figure(head_maps_figure(images[0], maps), folder / "maps.png")
+    for layer, head in importance.rank()[:3]:
+        share = float(importance.mean()[layer, head])
+        typer.echo(f"layer {layer}, head {head}: {share:.0%} of its layer's gradient")
+    for file in (*files, folder / "maps.png"):
+        typer.echo(str(file))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,53 @@
+"""Means with intervals: how far a mean over images could be off."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its 95 % interval, each of the shape of one image's values."""
+
+    mean: Array
+    low: Array
+    high: Array
+
+    def __str__(self) -> str:
+        """One number with its interval; without one where a single image gave none."""
+        if np.isnan(self.low):
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def bootstrap(values: Array, seed: int = 0, draws: int = 2000) -> Interval:
+    """Mean over images with its 95 % percentile interval, by drawing images anew.
+
+    Args:
+        values: (images, ...), at least one image.
+        seed: of the draws.
+        draws: how many.
+
+    Returns:
+        Mean, 2.5 % and 97.5 % quantile; the quantiles of a single image are NaN, as one image
+        says nothing of others.
+
+    Example:
+        >>> print(bootstrap(np.array([1.0, 2.0, 3.0, 4.0])))
+        2.500 (1.500 to 3.500)
+        >>> print(bootstrap(np.array([2.0])))
+        2.000
+    """
+    count = len(values)
+    mean = values.mean(axis=0)
+    if count < 2:
+        return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+    # How often each image is drawn: as a product it needs no copy of the values for each draw.
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=draws)
+    means = np.tensordot(drawn / count, values, axes=1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return Interval(mean, low, high)
