@@ -43,6 +43,7 @@ from hf_gmar.intervals import Interval, bootstrap
 from hf_gmar.labels import find_class
 from hf_gmar.masking import head_drops
 from hf_gmar.methods import AttentionMethod
+from hf_gmar.per_head import HeadEffects
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.rules import NORMS
 from hf_gmar.scenes import draw_scene
@@ -58,30 +59,29 @@ SIDES = ("loss, all heads", "loss, in layers", "change, all heads", "change, in 
 """What an importance is compared with, and over which heads."""
 
 
-class SumsOfHeads(AttentionMethod):
-    """Sums over each head's attention A and gradient G; ``heads`` is (B, layers, H, 2)."""
+class GradientOfHeads(AttentionMethod):
+    """The sum of each head's |G|, (B, layers, H): GMAR's l1 before it is a share of the layer."""
 
-    source = "Michel, Levy and Neubig, NeurIPS 2019, arXiv 1905.10650"
+    source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
     cost = "forward + backward"
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Find the Transformers model in the model."""
         super().__init__(model)
-        self.rule = _SumsRule()
+        self.rule = _GradientRule()
 
-    def sums(self, inputs: Tensor, target: list[int]) -> tuple[Array, Array]:
-        """The sums of |G| and of A x G, (B, layers, H) each."""
+    def sums(self, inputs: Tensor, target: list[int]) -> Array:
+        """For each image, layer and head."""
         question, request = self._question(target, None), self._request(inputs, None, {})
         (found,) = self._captured(request, [question])
         assert found.heads is not None  # noqa: S101  # the rule says it
-        first, second = found.heads.double().cpu().numpy().transpose(3, 0, 1, 2)
-        return first, second
+        sums: Array = found.heads.double().cpu().numpy()
+        return sums
 
 
-class _SumsRule:
+class _GradientRule:
     def accumulate(self, block: Block) -> Sums:
-        products = block.attention * block.gradient
-        return (torch.stack([block.gradient.abs().sum((2, 3)), products.sum((2, 3))], -1),)
+        return (block.gradient.abs().sum((2, 3)),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         return LayerResult(relevance, sums[0])
@@ -111,7 +111,8 @@ def importances(loaded: LoadedModel, pixels: Tensor, targets: list[int]) -> dict
         name: GMAR(model, norm=norm).head_importance(pixels, targets).double().cpu().numpy()
         for name, norm in zip((L1, L2), NORMS, strict=True)
     }
-    norms, products = SumsOfHeads(model).sums(pixels, targets)
+    products = HeadEffects(model).head_importance(pixels, targets).double().cpu().numpy()
+    norms = GradientOfHeads(model).sums(pixels, targets)
     return {**gmar, UNSHARED: norms, MICHEL: np.abs(products), SIGNED: products}
 
 

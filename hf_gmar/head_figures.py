@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_gmar.geometry import View
 from hf_gmar.intervals import Array, Interval
-from hf_gmar.visualize import COLOUR_MAP, overlay_image
+from hf_gmar.visualize import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image
 
 _TILE = 120  # pixels of the longer side of a head's map
 _GAP = 6  # pixels between maps
@@ -24,18 +24,25 @@ _MOST_NUMBERS = 300  # cells above which numbers in them can't be read
 
 
 def importance_figure(
-    mean: NDArray[np.float32], spread: NDArray[np.float32] | None, title: str, caption: str = ""
+    mean: NDArray[np.float32],
+    spread: NDArray[np.float32] | None,
+    title: str,
+    caption: str = "",
+    shares: bool = True,
 ) -> Figure:
-    """Layers by heads as a heatmap, top layer at the top; the colours start at zero.
+    """Layers by heads as a heatmap, top layer at the top.
+
+    The colours start at zero; those of effects are symmetric about it.
 
     Args:
-        mean: importance, (layers, H), each layer sums to 1.
+        mean: importance, (layers, H).
         spread: its standard deviation over images, of the same shape; ``None`` for one image.
         title: the explained class.
         caption: one line below.
+        shares: whether the numbers are shares of their layer; else effects on the score, signed.
 
     Returns:
-        A matplotlib figure without a window; the colour bar marks 1/H, the even share.
+        A matplotlib figure without a window; with shares the colour bar marks 1/H, the even share.
 
     Example:
         >>> figure = importance_figure(np.full((3, 4), 0.25), None, "heart")
@@ -47,27 +54,40 @@ def importance_figure(
     width, height = max(0.55 * heads, 2.4) + 1.5, max(0.36 * layers, 1.8) + 1.3
     figure = Figure(figsize=(width * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
-    axes[0].set_title(f"head importance: {_plain(title)}", fontsize=11)
+    if shares:
+        _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
+    else:
+        _heatmap(figure, axes[0], mean, "score lost without it, estimated", signed=True)
+    kind = "head importance" if shares else "effect of each head"
+    axes[0].set_title(f"{kind}: {_plain(title)}", fontsize=11)
     if spread is not None:
-        _heatmap(figure, axes[1], spread, "standard deviation", None)
+        _heatmap(figure, axes[1], spread, "standard deviation")
         axes[1].set_title("spread over images", fontsize=11)
     figure.supxlabel(_plain(caption), fontsize=9, color="0.35")
     return figure
 
 
 def _heatmap(
-    figure: Figure, axes: Axes, values: NDArray[np.float32], label: str, even: float | None
+    figure: Figure,
+    axes: Axes,
+    values: NDArray[np.float32],
+    label: str,
+    even: float | None = None,
+    signed: bool = False,
 ) -> None:
-    top = max(float(values.max()), even or 0) or 1.0
-    drawn = axes.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=top, origin="lower", aspect="auto")
+    top = max(float(np.abs(values).max()), even or 0) or 1.0
+    colours = SIGNED_COLOUR_MAP if signed else COLOUR_MAP
+    drawn = axes.imshow(
+        values, cmap=colours, vmin=-top * signed, vmax=top, origin="lower", aspect="auto"
+    )
     axes.set(xlabel="head", ylabel="layer")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(12, integer=True))
     if values.size <= _MOST_NUMBERS:
         for (layer, head), value in np.ndenumerate(values):
-            colour = "black" if value > 0.65 * top else "white"
-            text = f"{value:.2f}".removeprefix("0")
+            # Great values are bright where colours start at zero, and dark at both ends of signed.
+            colour = "black" if (abs(value) > 0.65 * top) != signed else "white"
+            text = f"{value:.2f}".replace("0.", ".", 1)
             axes.text(head, layer, text, ha="center", va="center", fontsize=7, color=colour)
     bar = figure.colorbar(drawn, ax=axes)
     bar.set_label(label)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,10 +19,16 @@ from hf_gmar.files import whole_file
 from hf_gmar.head_figures import importance_figure
 from hf_gmar.labels import label_of
 from hf_gmar.methods import GMAR
+from hf_gmar.methods.attention import AttentionOptions
+from hf_gmar.methods.checks import check_option
+from hf_gmar.per_head import HeadEffects
 from hf_gmar.rules import Norm
 from hf_gmar.targets import Target, resolve_targets
 from hf_gmar.tokens import Reads
 from hf_gmar.visualize import save_figure
+
+HeadScore: TypeAlias = Literal["gmar", "effect"]
+HEAD_SCORES: tuple[HeadScore, ...] = ("gmar", "effect")
 
 Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
 """A batch (B, channels, height, width), or an iterable of batches or of (batch, targets) pairs."""
@@ -30,13 +36,17 @@ Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
 
 @dataclass(frozen=True, eq=False)
 class HeadImportance:
-    """How much of each layer's gradient is in each head, image by image.
+    """How much a class depends on each head, image by image.
 
     Attributes:
-        values: GMAR's w, (images, layers, H), lowest layer first; >= 0, each layer sums to 1.
+        values: (images, layers, H), lowest layer first. Of the score ``"gmar"``: w, the head's
+            share of its layer's gradient, >= 0, each layer sums to 1. Of ``"effect"``: what the
+            class's score loses without the head, to first order, in units of that score; below
+            zero the head speaks against the class.
         targets: the class that each image was explained for, (images,).
         names: names of these classes.
-        norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``.
+        norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
+        score: what the values are, ``"gmar"`` or ``"effect"``.
 
     Example:
         >>> found = HeadImportance(
@@ -54,6 +64,7 @@ class HeadImportance:
     targets: Tensor
     names: Mapping[int, str] = field(default_factory=dict)
     norm: str = "l1"
+    score: str = "gmar"
 
     @classmethod
     def joined(cls, parts: Sequence[HeadImportance]) -> HeadImportance:
@@ -65,11 +76,13 @@ class HeadImportance:
         if not parts:
             raise InputError("there are no images; give one batch or more")
         names = {index: name for part in parts for index, name in part.names.items()}
-        values = torch.cat([part.values for part in parts])
-        return cls(values, torch.cat([part.targets for part in parts]), names, parts[0].norm)
+        values, targets = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "targets")
+        )
+        return cls(values, targets, names, parts[0].norm, parts[0].score)
 
     def mean(self) -> Tensor:
-        """Mean over the images, (layers, H); each layer sums to 1."""
+        """Mean over the images, (layers, H)."""
         return self.values.mean(0)
 
     def spread(self) -> Tensor:
@@ -86,9 +99,9 @@ class HeadImportance:
     def rank(self) -> list[tuple[int, int]]:
         """All (layer, head), the highest mean first; ties go to the lower layer, then head.
 
-        w is a share within its layer, so heads of different layers are compared by their shares:
-        a head with most of a layer that hardly matters comes before one of four equal heads in a
-        layer on which all depends.
+        GMAR's w is a share within its layer, so heads of different layers are compared by their
+        shares: a head with most of a layer that hardly matters comes before one of four equal
+        heads in a layer on which all depends.
         """
         mean = self.mean()
         order = torch.argsort(mean.flatten(), descending=True, stable=True)
@@ -97,13 +110,14 @@ class HeadImportance:
     def figure(self) -> Figure:
         """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
         spread = self.spread().numpy() if len(self.values) > 1 else None
-        return importance_figure(self.mean().numpy(), spread, self._title(), self.caption)
+        mean, shares = self.mean().numpy(), self.score == "gmar"
+        return importance_figure(mean, spread, self._title(), self.caption, shares)
 
     def save(self, folder: Path, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
 
-        The archive has ``values``, ``targets`` and ``norm``; the JSON has the means over all
-        images and for each class, the spread, and the heads in order.
+        The archive has ``values``, ``targets``, ``norm`` and ``score``; the JSON has the means over
+        all images and for each class, the spread, and the heads in order.
         """
         archive = self.save_numbers(folder, stem)
         summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"
@@ -113,11 +127,11 @@ class HeadImportance:
         return archive, summary, picture
 
     def save_numbers(self, folder: Path, stem: str = "heads") -> Path:
-        """Write ``STEM.npz`` alone: ``values``, ``targets`` and ``norm``."""
+        """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``score``."""
         archive = folder / f"{stem}.npz"
         values, targets = self.values.numpy(), self.targets.numpy()
         with whole_file(archive) as part, part.open("wb") as file:
-            np.savez(file, values=values, targets=targets, norm=self.norm)
+            np.savez(file, values=values, targets=targets, norm=self.norm, score=self.score)
         return archive
 
     def _summary(self) -> dict[str, Any]:
@@ -128,6 +142,7 @@ class HeadImportance:
         return {
             "images": len(self.values),
             "norm": self.norm,
+            "score": self.score,
             "mean": self.mean().tolist(),
             "spread": self.spread().tolist(),
             "most important first": self.rank(),
@@ -143,9 +158,10 @@ class HeadImportance:
 
     @property
     def caption(self) -> str:
-        """How many images, and the norm."""
+        """How many images, and what is measured."""
         count = len(self.values)
-        return f"{count} image{'s' if count > 1 else ''}, norm {self.norm}"
+        what = f"GMAR, norm {self.norm}" if self.score == "gmar" else "first-order effect"
+        return f"{count} image{'s' if count > 1 else ''}, {what}"
 
 
 def head_importance(
@@ -153,6 +169,7 @@ def head_importance(
     inputs: Batches,
     target: Target = None,
     *,
+    score: HeadScore = "gmar",
     norm: Norm = "l1",
     contrast: Target = None,
     engine: str = "streaming",
@@ -160,11 +177,13 @@ def head_importance(
     readout: Reads = None,
     **forward_kwargs: Any,
 ) -> HeadImportance:
-    """Which heads a class depends on, by GMAR's head importance, over one image or a data set.
+    """Which heads a class depends on, over one image or a data set.
 
-    w[l,h] is the norm of the gradient of the class's logit by the attention of head h in layer l,
-    as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). Whether it tells
-    which heads the model can do without is measured in ``docs/heads.md``.
+    GMAR's w[l,h] is the norm of the gradient of the class's logit by the attention of head h in
+    layer l, as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). The effect of
+    a head is the sum of its attention times that gradient, the first-order estimate of what the
+    logit loses without the head (after Michel et al., NeurIPS 2019, arXiv 1905.10650). Which of
+    them tells what heads the model can do without is measured in ``docs/heads.md``.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`.
@@ -173,7 +192,9 @@ def head_importance(
         target: the class of each image: an int, or a list or 1-D tensor for one batch; ``None``
             takes the targets of the pairs, else the top class of each image, which costs one more
             forward.
-        norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm.
+        score: ``"gmar"`` or ``"effect"``, as above.
+        norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm;
+            for ``"gmar"`` alone.
         contrast: a second class: the target's score minus this one's is explained then.
         engine: ``"streaming"``, or ``"dense"``, the plain reference.
         checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
@@ -197,15 +218,19 @@ def head_importance(
         >>> found.values.shape, found.names
         (torch.Size([2, 6, 4]), {6: 'heart'})
     """
-    gmar = GMAR(model, norm=norm, engine=engine, checkpoint=checkpoint, readout=readout)
+    check_option("score", score, HEAD_SCORES)
+    options: AttentionOptions = {"engine": engine, "checkpoint": checkpoint, "readout": readout}
+    method: GMAR | HeadEffects = (
+        GMAR(model, norm=norm, **options) if score == "gmar" else HeadEffects(model, **options)
+    )
     parts = []
     for pixels, wanted in batches(inputs, target):
         chosen = wanted
         if wanted is None:
-            chosen = resolve_targets(None, gmar.scores(pixels, **forward_kwargs))
-        values = gmar.head_importance(pixels, chosen, None, contrast, **forward_kwargs).cpu()
+            chosen = resolve_targets(None, method.scores(pixels, **forward_kwargs))
+        values = method.head_importance(pixels, chosen, None, contrast, **forward_kwargs).cpu()
         targets = torch.as_tensor(chosen).cpu().reshape(-1).expand(len(values)).clone()
-        parts.append(HeadImportance(values, targets, _names(model, targets), norm))
+        parts.append(HeadImportance(values, targets, _names(model, targets), norm, score))
     return HeadImportance.joined(parts)
 
 

@@ -1,17 +1,19 @@
-"""Where each attention head looks: a map for each, instead of one for all."""
+"""What each attention head does by itself: where it looks, and what the score loses without it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from hf_gmar.methods import AttentionMethod
+from hf_gmar.methods.attention import AttentionOptions
 from hf_gmar.methods.checks import size_errors
 from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.targets import Question
+from hf_gmar.rules import HeadEffectRule
+from hf_gmar.targets import Question, Target
 from hf_gmar.tokens import Reads
 
 
@@ -93,6 +95,52 @@ class HeadMaps(AttentionMethod):
         assert found.heads is not None  # noqa: S101  # the rule says it
         rows = found.heads[..., self.subject.layout.prefix :]
         return rows.reshape(*rows.shape[:3], *found.patches.shape[1:])
+
+
+class HeadEffects(AttentionMethod):
+    """What the score loses without each head, to first order: the sum of A * dscore/dA.
+
+    Signed: a head below zero speaks against the class. As a map of patches it has nothing to say;
+    :meth:`head_importance` gives its numbers.
+
+    Source: Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019
+    (arXiv 1905.10650), who take the absolute value, of a loss over a data set.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+
+    Raises:
+        UnsupportedModelError: unknown or hierarchical family, no model or several.
+        OptionError: an option outside its range.
+    """
+
+    source = "Michel, Levy and Neubig, NeurIPS 2019, arXiv 1905.10650"
+    cost = "forward + backward"
+    signed = True
+
+    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+        """Check the options and find the Transformers model in the model."""
+        super().__init__(model, **options)
+        self.rule = HeadEffectRule()
+
+    def head_importance(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        contrast: Target = None,
+        **forward_kwargs: Any,
+    ) -> Tensor:
+        """The effect of each head, (B, layers, H), lowest layer first, in units of the score.
+
+        Takes and raises what :meth:`attribute` does.
+        """
+        request = self._request(inputs, additional_forward_args, forward_kwargs)
+        with size_errors(self.subject, request.inputs):
+            (found,) = self._captured(request, [self._question(target, contrast)])
+        assert found.heads is not None  # noqa: S101  # the rule says it
+        return found.heads
 
 
 def head_maps(

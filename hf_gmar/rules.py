@@ -186,3 +186,20 @@ class PositiveGradientRule:
         """The layer's part of the mean."""
         (total,) = sums
         return LayerResult(relevance, addition=total / (relevance.shape[1] * self.layers))
+
+
+class HeadEffectRule:
+    """The sum of A * G over each head's matrix; nothing is rolled out.
+
+    It is the first-order estimate of what the score loses when the head's attention is set to
+    zero: Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019 (arXiv
+    1905.10650), who take its absolute value.
+    """
+
+    def accumulate(self, block: Block) -> Sums:
+        """The sum of each head over these queries, (B, H)."""
+        return (torch.einsum("bhqk,bhqk->bh", block.attention, block.gradient),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """The heads alone; the map stays that of the readout."""
+        return LayerResult(relevance, heads=sums[0])

@@ -267,6 +267,15 @@ def _columns(found: Trace, whole: Array) -> Reference:
     return Reference(maps.reshape(len(maps), *found.grid), None)
 
 
+def head_effects(found: Trace) -> Array:
+    """The sum of A * G of each head, (B, L, H)."""
+    batch, layers, heads = found.attention.shape[:3]
+    effects = np.zeros((batch, layers, heads))
+    for place in np.ndindex(batch, layers, heads):
+        effects[place] = np.trace(found.attention[place].T @ found.gradient[place])
+    return effects
+
+
 def head_weights(gradient: Array, norm: str) -> Array:
     """Importance of each head of one layer, from its gradient (H, N, N)."""
     scores = []

@@ -162,6 +162,50 @@ def test_an_unknown_norm() -> None:
         head_importance(VIT.build(), VIT.images(), norm="l3")  # type: ignore[arg-type]
 
 
+def test_an_unknown_score() -> None:
+    with pytest.raises(OptionError, match="score must be one of 'gmar', 'effect', got 'impact'"):
+        head_importance(VIT.build(), VIT.images(), score="impact")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["streaming", "dense"])
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_effects_equal_the_dense_trace(case: ModelCase, engine: str) -> None:
+    model, images = case.build(), case.images()
+    found = head_importance(
+        model, images, TARGETS, score="effect", engine=engine, **case.forward_kwargs
+    )
+    trace = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    assert relative_error(found.values, oracles.head_effects(trace)) < 1e-5
+    assert (found.score, found.caption) == ("effect", "3 images, first-order effect")
+
+
+def test_effects_of_several_batches_and_a_contrast() -> None:
+    model, images = VIT.build(), VIT.images()
+    pairs = [(images[:2], TARGETS[:2]), (images[2:], TARGETS[2:])]
+    found = head_importance(model, pairs, score="effect")
+    each = [
+        head_importance(model, images, target, score="effect").values for target in (TARGETS, 1)
+    ]
+    assert same(found.values, each[0])
+    difference = head_importance(model, images, TARGETS, score="effect", contrast=1)
+    assert torch.allclose(difference.values, each[0] - each[1], atol=1e-6)
+    assert found.score == "effect"  # of the whole, as of its parts
+
+
+def test_the_heatmap_of_effects(tmp_path: Path) -> None:
+    effects = HeadImportance(TOY.values - 0.5, TOY.targets, TOY.names, score="effect")
+    heat, _, bar, _ = effects.figure().axes
+    assert heat.images[0].get_clim() == pytest.approx((-0.1, 0.1))
+    assert heat.images[0].get_cmap().name == "RdBu_r"
+    assert heat.get_title() == "effect of each head: 2 classes"
+    assert "estimated" in bar.get_ylabel()
+    assert not bar.texts  # there is no even share
+    colours = {text.get_text(): text.get_color() for text in heat.texts}
+    assert colours == {"-.10": "white", ".10": "white"}
+    with np.load(effects.save_numbers(tmp_path)) as stored:
+        assert str(stored["score"]) == "effect"
+
+
 def test_the_heatmap() -> None:
     heat, spread, bar, _ = TOY.figure().axes
     drawn = heat.images[0]
@@ -190,7 +234,7 @@ def test_files(tmp_path: Path) -> None:
     with np.load(files[0]) as stored:
         assert np.array_equal(stored["values"], TOY.values)
         assert stored["targets"].tolist() == [4, 2, 4]
-        assert str(stored["norm"]) == "l1"
+        assert (str(stored["norm"]), str(stored["score"])) == ("l1", "gmar")
     summary = json.loads(files[1].read_text())
     assert summary["images"] == 3
     assert np.allclose(summary["mean"], TOY.mean())

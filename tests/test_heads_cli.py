@@ -151,3 +151,16 @@ def test_text_prompts(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "out" / "importance.json").read_text())
     assert summary["classes"][0]["label"] == PROMPTS[1]
     assert set(ABLATION) <= set(names(tmp_path / "out"))
+
+
+def test_effects(tmp_path: Path, bundled: LoadedModel, scene: Image.Image) -> None:
+    done = run("heads", "--score", "effect", "--target", "heart", "--output", tmp_path)
+    assert done.code == 0
+    assert "loss of score without it" in done.out
+    assert "even share" not in done.out
+    pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
+    wanted = head_importance(bundled.model, pixels, 6, score="effect")
+    with np.load(tmp_path / "importance.npz") as stored:
+        assert np.allclose(stored["values"], wanted.values, atol=1e-6)
+    layer, head = wanted.rank()[0]
+    assert f"{wanted.values[0, layer, head]:+.3f}" in done.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
@@ -39,13 +39,13 @@ from hf_gmar.commands.common import (
 )
 from hf_gmar.geometry import view_of
 from hf_gmar.head_figures import head_maps_figure
-from hf_gmar.heads import HeadImportance, head_importance
+from hf_gmar.heads import HEAD_SCORES, HeadImportance, head_importance
 from hf_gmar.hub import LoadedModel, load_model, sample_image
 from hf_gmar.images import open_image, unique_stems
 from hf_gmar.labels import find_class
 from hf_gmar.methods.checks import check_option
 from hf_gmar.per_head import head_maps
-from hf_gmar.rules import NORMS, Norm
+from hf_gmar.rules import NORMS
 from hf_gmar.visualize import save_figure
 
 _SHOWN = 5  # heads from each end of the ranking
@@ -59,7 +59,13 @@ def heads(
         str | None,
         typer.Option(help="The class, as label (or prompt) or index. Default: each image's top."),
     ] = None,
-    norm: Annotated[str, typer.Option(help="Head score: l1 or l2.")] = "l1",
+    score: Annotated[
+        str,
+        typer.Option(
+            help="gmar: share of the gradient; effect: estimated loss of score without the head."
+        ),
+    ] = "gmar",
+    norm: Annotated[str, typer.Option(help="Norm of the gradient, for gmar: l1 or l2.")] = "l1",
     maps: Annotated[
         bool, typer.Option("--maps", help="Draw where each head looks, for each image.")
     ] = False,
@@ -79,6 +85,7 @@ def heads(
     """Say which attention heads a class depends on, over all images."""
     with said_errors():
         check_option("norm", norm, NORMS)
+        check_option("score", score, HEAD_SCORES)
         check_prompts(prompts, images, model)
         make_folder(output)
         paths, failed = expand(images or [sample_image()], output)
@@ -99,7 +106,8 @@ def heads(
             pickle_weights=pickle_weights,
         )
         chosen = None if target is None else find_class(loaded.model.config, target)
-        job = _Job(loaded, chosen, "l2" if norm == "l2" else "l1", output, maps)
+        measured = {"score": score, "norm": norm}
+        job = _Job(loaded, chosen, measured, output, maps)
         found, broken = job.measure(paths)
         if found:
             files = job.save(found)
@@ -116,7 +124,7 @@ class _Job:
 
     loaded: LoadedModel
     target: int | None
-    norm: Norm
+    measured: dict[str, Any]
     output: Path
     maps: bool
 
@@ -134,7 +142,7 @@ class _Job:
     def _measure_one(self, path: Path, stem: str) -> HeadImportance:
         image = open_image(path)
         pixels = self._pixels(image)
-        found = head_importance(self.loaded.model, pixels, self.target, norm=self.norm)
+        found = head_importance(self.loaded.model, pixels, self.target, **self.measured)
         found.save_numbers(self.output, f"{stem}.heads")
         if self.maps:
             view = view_of(self.loaded.processor, (image.height, image.width))
@@ -175,19 +183,21 @@ def _tell(found: dict[Path, HeadImportance]) -> None:
     """The most and the least important heads."""
     importance = HeadImportance.joined(list(found.values()))
     mean, spread, order = importance.mean(), importance.spread(), importance.rank()
-    columns = 5 if len(found) > 1 else 4
+    columns, shares = (5 if len(found) > 1 else 4), importance.score == "gmar"
+    what, form = ("share of its layer", ".1%") if shares else ("loss of score without it", "+.3f")
     table = Table(title=f"Head importance: {escape(importance.caption)}")
-    for heading in ("rank", "layer", "head", "share of its layer", "spread over images")[:columns]:
+    for heading in ("rank", "layer", "head", what, "spread over images")[:columns]:
         table.add_column(heading, justify="right")
     places = range(1, len(order) + 1)
     for place, (layer, head) in zip(places, order, strict=True):
         if place <= _SHOWN or place > len(order) - _SHOWN:
-            shares = f"{mean[layer, head]:.1%}", f"{spread[layer, head]:.1%}"
-            cells = (str(place), str(layer), str(head), *shares)[:columns]
+            numbers = format(mean[layer, head], form), format(spread[layer, head], form.strip("+"))
+            cells = (str(place), str(layer), str(head), *numbers)[:columns]
             last = place == _SHOWN and len(order) > 2 * _SHOWN
             table.add_row(*cells, end_section=last)
     out.print(table)
-    out.print(f"An even share is {1 / mean.shape[1]:.1%}.")
+    if shares:
+        out.print(f"An even share is {1 / mean.shape[1]:.1%}.")
 
 
 def _list(*files: Path) -> None:
