@@ -14,7 +14,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from hf_gmar.errors import ModelOutputError, OptionError
-from hf_gmar.methods import METHODS, Method, build_method, option_names
+from hf_gmar.methods import METHODS, Method, build_method, check_options, option_names
 from hf_gmar.targets import Target
 from hf_gmar.tokens import Reads
 
@@ -304,17 +304,8 @@ def _as_column(entry: Any) -> Column:
             f"hf_gmar, one of Captum's attribution methods or a Column; got {entry!r}"
         )
     if isinstance(column.method, str):
-        _check_options(column.method, column.options)
+        check_options(column.method, column.options)
     return column
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    unknown = sorted(set(options) - set(option_names(name)))
-    if unknown:
-        raise OptionError(
-            f"the method {name!r} has no option {_listed(unknown)}; it has "
-            f"{_listed(option_names(name))}"
-        )
 
 
 def _own_name(method: Attribution) -> str:
