@@ -72,10 +72,8 @@ class GradientOfHeads(AttentionMethod):
 
     def sums(self, inputs: Tensor, target: list[int]) -> Array:
         """For each image, layer and head."""
-        question, request = self._question(target, None), self._request(inputs, None, {})
-        (found,) = self._captured(request, [question])
-        assert found.heads is not None  # noqa: S101  # the rule says it
-        sums: Array = found.heads.double().cpu().numpy()
+        heads, _ = self._of_heads(inputs, self._question(target, None), None, {})
+        sums: Array = heads.double().cpu().numpy()
         return sums
 
 

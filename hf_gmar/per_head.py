@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hf_gmar.methods import AttentionMethod
 from hf_gmar.methods.attention import AttentionOptions
-from hf_gmar.methods.checks import size_errors
 from hf_gmar.propagation import Block, LayerResult, Sums
 from hf_gmar.rules import HeadEffectRule
 from hf_gmar.targets import Question, Target
@@ -89,12 +88,9 @@ class HeadMaps(AttentionMethod):
             Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at
             most 1 over the patches; what is missing went to tokens such as CLS.
         """
-        request = self._request(inputs, additional_forward_args, forward_kwargs)
-        with size_errors(self.subject, request.inputs):
-            (found,) = self._captured(request, [Question()])
-        assert found.heads is not None  # noqa: S101  # the rule says it
-        rows = found.heads[..., self.subject.layout.prefix :]
-        return rows.reshape(*rows.shape[:3], *found.patches.shape[1:])
+        heads, patches = self._of_heads(inputs, Question(), additional_forward_args, forward_kwargs)
+        rows = heads[..., self.subject.layout.prefix :]
+        return rows.reshape(*rows.shape[:3], *patches.shape[1:])
 
 
 class HeadEffects(AttentionMethod):
@@ -136,11 +132,8 @@ class HeadEffects(AttentionMethod):
 
         Takes and raises what :meth:`attribute` does.
         """
-        request = self._request(inputs, additional_forward_args, forward_kwargs)
-        with size_errors(self.subject, request.inputs):
-            (found,) = self._captured(request, [self._question(target, contrast)])
-        assert found.heads is not None  # noqa: S101  # the rule says it
-        return found.heads
+        question = self._question(target, contrast)
+        return self._of_heads(inputs, question, additional_forward_args, forward_kwargs)[0]
 
 
 def head_maps(

@@ -13,7 +13,7 @@ from hf_gmar.capture import ENGINES, Capture, capture
 from hf_gmar.engine import GradientOf, Request
 from hf_gmar.errors import OptionError, UnsupportedModelError
 from hf_gmar.methods.base import Method
-from hf_gmar.methods.checks import check_option
+from hf_gmar.methods.checks import check_option, size_errors
 from hf_gmar.propagation import LayerRule
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Question
@@ -82,6 +82,17 @@ class AttentionMethod(Method):
 
     def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
         return [found.patches for found in self._captured(request, questions)]
+
+    def _of_heads(
+        self, inputs: Tensor | tuple[Tensor, ...], question: Question, args: Any, kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What the rule says of each head, (B, layers, H, ...), and the map of patches."""
+        request = self._request(inputs, args, kwargs)
+        with size_errors(self.subject, request.inputs):
+            (found,) = self._captured(request, [question])
+        if found.heads is None:
+            raise TypeError(f"{type(self.rule).__name__} says nothing of heads")
+        return found.heads, found.patches
 
     def _captured(self, request: Request, questions: Sequence[Question]) -> list[Capture]:
         return capture(self.subject, request, questions, self.rule, self.engine)

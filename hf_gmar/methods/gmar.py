@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_gmar.methods.attention import AttentionMethod
-from hf_gmar.methods.checks import check_number, check_option, size_errors
+from hf_gmar.methods.checks import check_number, check_option
 from hf_gmar.rules import NORMS, GmarRule, Norm
 from hf_gmar.targets import Target
 from hf_gmar.tokens import Reads
@@ -92,8 +92,4 @@ class GMAR(AttentionMethod):
             that the score does not depend on has 1/H everywhere.
         """
         question = self._question(target, contrast)
-        request = self._request(inputs, additional_forward_args, forward_kwargs)
-        with size_errors(self.subject, request.inputs):
-            (found,) = self._captured(request, [question])
-        assert found.heads is not None  # noqa: S101  # GMAR's rule says it
-        return found.heads
+        return self._of_heads(inputs, question, additional_forward_args, forward_kwargs)[0]
