@@ -37,7 +37,6 @@ Ranks: TypeAlias = NDArray[np.int64]
 MOST = "most important first"
 LEAST = "least important first"
 RANDOM = "random order"
-NAMES = (MOST, LEAST, RANDOM)
 """The orders in which heads are masked."""
 
 

@@ -243,14 +243,20 @@ def _run(
 def _print(found: Comparison, files: Sequence[Path]) -> None:
     """The table, as many of its columns as the terminal has room for, and where the files are."""
     heads, rows = found.cells()
-    shown = len(heads) if 50 + 9 * len(found.maps) <= out.width else min(len(heads), 5)
-    table = Table(title="Comparison")
-    for number, heading in enumerate(heads[:shown]):
-        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row[:shown]))
+    table = _table(heads, rows)
+    if out.measure(table, options=out.options.update(width=10_000)).maximum > out.width:
+        table = _table(heads[:5], rows)
     out.print(table)
     for label, reason in found.failures.items():
         out.print(f"{escape(label)} failed: {escape(reason)}", soft_wrap=True, highlight=False)
     for file in files:
         out.print(escape(str(file)), soft_wrap=True, highlight=False)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title="Comparison")
+    for number, heading in enumerate(heads):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row[: len(heads)]))
+    return table
