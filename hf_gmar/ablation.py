@@ -7,7 +7,8 @@ than One?", NeurIPS 2019 (arXiv 1905.10650).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -248,6 +249,7 @@ class _Plan:
     ) -> _Plan:
         size = shape[1] if within else shape[0] * shape[1]
         check_option("random_orders", draws, range(1001))
+        check_option("seed", seed, range(2**32))
         counts = {round(fraction * size) for fraction in _fractions(steps)}
         return cls(sorted(counts), size, draws, seed, within)
 
@@ -298,7 +300,12 @@ class _Importance:
 
     @classmethod
     def of(cls, given: HeadImportance | Tensor, mean: bool, shape: tuple[int, int]) -> _Importance:
-        values = given.values if isinstance(given, HeadImportance) else torch.as_tensor(given)
+        values = given.values if isinstance(given, HeadImportance) else given
+        if not isinstance(values, Tensor) or not torch.isfinite(values).all():
+            raise InputError(
+                "the importance must be a HeadImportance or a tensor of finite numbers, got "
+                f"{'NaN or infinity' if isinstance(values, Tensor) else repr(given)}"
+            )
         values = values.detach().cpu().double()
         if values.dim() not in (2, 3) or tuple(values.shape[-2:]) != shape:
             raise InputError(
@@ -360,11 +367,20 @@ def _curves(
     return found
 
 
-def _fractions(steps: int | Sequence[float]) -> list[float]:
-    if isinstance(steps, int) and steps >= 1:
-        return [float(one) for one in np.linspace(0, 1, steps + 1)]
-    fractions = [] if isinstance(steps, int) else sorted(float(one) for one in steps)
-    if len(fractions) < 2 or (fractions[0], fractions[-1]) != (0, 1):
+def _fractions(steps: Any) -> list[float]:
+    is_count = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if is_count and steps >= 1:
+        return [float(one) for one in np.linspace(0, 1, int(steps) + 1)]
+    are_numbers = isinstance(steps, Iterable) and not isinstance(steps, str)
+    try:
+        fractions = sorted(map(float, steps)) if are_numbers else []
+    except (TypeError, ValueError):
+        fractions = []
+    if (
+        not np.isfinite(fractions).all()
+        or len(fractions) < 2
+        or (fractions[0], fractions[-1]) != (0, 1)
+    ):
         raise OptionError(
             f"steps must be a whole number >= 1, or fractions from 0 to 1 with both, got {steps!r}"
         )

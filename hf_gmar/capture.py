@@ -22,7 +22,7 @@ from hf_gmar.recording import pooled_attention
 from hf_gmar.streaming import streaming_engine
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Question
-from hf_gmar.threads import turn, uncompiled_here
+from hf_gmar.threads import deeper, turn, uncompiled_here
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def _scores_to_explain(
     """The model's scores, or those of the tokens of each explained layer, lowest first."""
     if request.gradient != "layers":
         return [run.scores]
-    own = scores_of_layers(subject, request, outputs.each())
     layers = request.layers(subject)
-    return [*own, run.scores][layers.start : layers.stop]
+    own = scores_of_layers(subject, request, outputs.each(), layers.start)
+    return [*own, run.scores][: len(layers)]
 
 
 def _readout(subject: Subject, request: Request, run: Run, pooled: Tensor | None) -> Tensor:
@@ -157,6 +157,7 @@ def alone(subject: Subject) -> Iterator[None]:
     """The model to this thread's explanation, in evaluation mode and as it was written."""
     with (
         turn([*configs_of(subject.tower), *subject.modules()]),
+        deeper(),
         evaluation_mode(subject.modules()),
         uncompiled_here(subject.modules()),
     ):

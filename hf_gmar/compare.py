@@ -8,23 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from captum.attr import Attribution
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_gmar.capture import evaluation_mode, predict
+from hf_gmar.attention import configs_of
+from hf_gmar.capture import evaluation_mode, graph_enabled, predict
 from hf_gmar.columns import Column, Entries, Task, as_columns
 from hf_gmar.comparison import Comparison, picture_of
 from hf_gmar.engine import Request
 from hf_gmar.errors import HfGmarError, InputError
 from hf_gmar.labels import label_of, probabilities
 from hf_gmar.measure import Spent, measured
-from hf_gmar.methods.checks import check_keywords, single_tensor, size_errors
+from hf_gmar.methods.checks import checked_request, size_errors
 from hf_gmar.restored import as_they_were, seeded
-from hf_gmar.subject import Subject, check_inputs
+from hf_gmar.subject import Subject
 from hf_gmar.targets import Question, Target
+from hf_gmar.threads import turn
 from hf_gmar.tokens import Reads
 
 __all__ = ["Column", "Comparison", "compare"]
@@ -98,7 +99,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     """
     columns = as_columns(methods)
     subject = Subject.of(model, readout)
-    pixels = _checked_pixels(inputs, subject, forward_kwargs)
+    pixels = checked_request(subject, inputs, None, forward_kwargs).inputs
     count = len(pixels)
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
     images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
@@ -215,12 +216,14 @@ class _Answers:
 
 @contextmanager
 def _left_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model in evaluation mode, with gradients on; everything is put back."""
+    """The model to this thread, in evaluation mode, with gradients on; everything is put back."""
+    models = [part for part in modules if isinstance(part, PreTrainedModel)]
+    configs = [config for model in models for config in configs_of(model)]
     with (
+        turn([*configs, *modules]),  # first: what another thread's explanation did is not ours
         as_they_were(modules),
         evaluation_mode(modules),
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        graph_enabled(),
     ):
         yield
 
@@ -235,16 +238,6 @@ def _modules_of(columns: Sequence[Column]) -> Iterator[nn.Module]:
                 if isinstance(owner, nn.Module):
                     yield from owner.modules()
             method = getattr(method, "attribution_method", None)
-
-
-def _checked_pixels(
-    inputs: Tensor | tuple[Tensor, ...], subject: Subject, kwargs: dict[str, Any]
-) -> Tensor:
-    pixels: Tensor = single_tensor(inputs)
-    check_inputs(pixels, subject)
-    check_keywords(subject, kwargs)
-    subject.layout.grid(*pixels.shape[-2:])
-    return pixels
 
 
 def _one_each(what: str, given: Sequence[Any] | None, count: int) -> list[Any]:

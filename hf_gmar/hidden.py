@@ -148,7 +148,8 @@ def _entry(layer: nn.Module, mode: ConstantWeights) -> Iterator[_Entry]:
         name = None if args else next(iter(kwargs))
         tokens = (args[0] if args else kwargs[name]).detach().requires_grad_()
         entry.found.append(tokens)
-        return ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, name: tokens})
+        given = tokens.clone()  # a layer may overwrite what it is given, but not the graph's start
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, name: given})
 
     # A thread that compiles the model meanwhile could not trace what asks for threads.
     hook = torch.compiler.disable(start)

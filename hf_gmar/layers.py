@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hf_gmar.engine import Request
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from hf_gmar.subject import Subject
-from hf_gmar.threads import replaced_here, this_thread
+from hf_gmar.threads import level, replaced_here, this_thread
 
 
 def layer_modules(subject: Subject) -> list[nn.Module]:
@@ -77,11 +77,11 @@ class LayerOutputs:
 @contextmanager
 def kept_outputs(subject: Subject, wanted: bool) -> Iterator[LayerOutputs]:
     """Inside, the outputs of the layers in this thread are kept, connected to the graph."""
-    thread = this_thread()
+    place = this_thread(), level()
     outputs = LayerOutputs(layer_modules(subject) if wanted else [])
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if this_thread() == thread:
+        if (this_thread(), level()) == place:
             outputs.found.append(output)
 
     with ExitStack() as stack:
@@ -92,20 +92,29 @@ def kept_outputs(subject: Subject, wanted: bool) -> Iterator[LayerOutputs]:
         yield outputs
 
 
-def scores_of_layers(subject: Subject, request: Request, outputs: list[Any]) -> Iterator[Tensor]:
+def scores_of_layers(
+    subject: Subject, request: Request, outputs: list[Any], start: int = 0
+) -> Iterator[Tensor]:
     """What the model's own head says of the tokens of each layer but the top, (B, C) each.
 
     The model runs once for each of them, with layers that give what they gave before, and a top
     layer that gives the tokens in question: what is above the layers (norm, pooling, class head)
-    sees them as if they were its last ones.
+    sees them as if they were its last ones. Layers below ``start`` are left out.
     """
     *below, top = layer_modules(subject)
-    for output in outputs[:-1]:
+    for output in outputs[start:-1]:
         with ExitStack() as stack:
             for layer, own in zip(below, outputs, strict=False):
-                stack.enter_context(replaced_here(layer, "forward", _gives(own)))
+                # A head that reads several layers: only the tokens in question have a gradient.
+                stack.enter_context(replaced_here(layer, "forward", _gives(_detached(own))))
             stack.enter_context(replaced_here(top, "forward", _gives(output)))
             yield request.call(subject)
+
+
+def _detached(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_detached, output))
+    return output.detach() if isinstance(output, Tensor) else output
 
 
 def _gives(output: Any) -> Any:

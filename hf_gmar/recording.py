@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_gmar.errors import ModelOutputError
 from hf_gmar.subject import Subject
-from hf_gmar.threads import this_thread
+from hf_gmar.threads import level, this_thread
 
 _HOOK_FLAG = "_output_capturing_hooks_installed"
 _MAPS = "output_attentions"
@@ -57,6 +57,10 @@ class Runs:
             )
 
 
+def _place() -> tuple[int, int]:
+    return this_thread(), level()
+
+
 @contextmanager
 def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
     """Inside, this thread's forwards of the vision tower are noted."""
@@ -65,17 +69,18 @@ def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
         yield Runs([inputs.shape], depth=1)
         return
     runs = Runs()
-    thread = this_thread()  # forwards of other threads go on as ever
+    # Forwards of other threads, and of explanations inside this one, go on as ever.
+    place = _place()
 
     # Another thread that is calling while a hook goes away may leave out the keywords.
     def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if this_thread() == thread:
+        if _place() == place:
             runs.depth += 1
             if runs.inside:
                 runs.images.append((args[0] if args else kwargs["pixel_values"]).shape)
 
     def leave(*_: Any) -> None:
-        if this_thread() == thread:
+        if _place() == place:
             runs.depth -= 1
 
     handles = [
@@ -132,14 +137,14 @@ class Pooling:
 @contextmanager
 def pooled_attention(subject: Subject) -> Iterator[Pooling]:
     """Inside, this thread's calls of the pooling head are kept, if the readout is made of it."""
-    thread, head = this_thread(), subject.pooling
+    place, head = _place(), subject.pooling
     pooling = Pooling(wanted=head is not None)
     if head is None:
         yield pooling
         return
 
     def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
-        if this_thread() == thread:
+        if _place() == place:
             pooling.found.append((_one_query(output[1]), output[0]))
 
     handle = head.register_forward_hook(torch.compiler.disable(keep))
@@ -167,10 +172,10 @@ def recorded_maps(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
     """
     recorded: list[tuple[Tensor, ...]] = []
     asked: list[tuple[bool, bool] | None] = []
-    thread = this_thread()
+    place = _place()
 
     def ask(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        if this_thread() != thread:
+        if _place() != place:
             return None
         if asked:  # a forward inside this one, by a hook, is not ours
             asked.append(None)
@@ -179,7 +184,7 @@ def recorded_maps(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
         return args, {**kwargs, _MAPS: True, "return_dict": True}
 
     def keep(*called: Any) -> Any:
-        if this_thread() != thread or (before := asked.pop()) is None:
+        if _place() != place or (before := asked.pop()) is None:
             return None
         output = called[-1]
         recorded.append(_attention_maps(model, output))

@@ -11,7 +11,7 @@ Transformers", ICML 2024 (arXiv 2402.05602).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -108,6 +108,8 @@ class RelevanceRules(ConstantWeights):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Call the function by its rule."""
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         name, live = _name(func), _live(args, kwargs)
         if live and name in _FACTORS and not _is_in_place(func):
             with torch.no_grad():
@@ -142,12 +144,20 @@ class RelevanceRules(ConstantWeights):
         """The names on what a call is made of; a factor of an activation has done its duty."""
         scales = name in _PRODUCTS or name in _QUOTIENTS
         made_of = live if scales else _tensors(args, kwargs)
-        return {one for tensor in made_of for one in self._names.get(tensor, ())}
+        return {one for tensor in made_of for one in self._names_of(tensor)}
+
+    def _names_of(self, tensor: Tensor) -> set[str]:
+        """Its own, and those of the tensor of which it is a view."""
+        found = {*self._names.get(tensor, ())}
+        return found if tensor._base is None else found.union(self._names.get(tensor._base, ()))
 
     def _noted(self, found: Any, names: set[str], *changed: Any) -> Any:
         for tensor in _tensors(found, changed) if names else ():
             if tensor.is_floating_point():
                 self._names[tensor] = names
+        for tensor in _tensors(changed) if names else ():
+            if tensor._base is not None:  # what is read through another view has changed as well
+                self._names[tensor._base] = names.union(self._names.get(tensor._base, ()))
         return found
 
 
@@ -195,10 +205,11 @@ def _product(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return func(*(_share(value, 0.5) for value in args[:2]), *args[2:], **kwargs)
 
 
-def _linear(gamma: float, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if kwargs or not _live(args[:1]) or _live(args[1:]):
-        return _product(func, *args, **kwargs)
-    value, weight, bias = (*args, None)[:3]
+def _linear(
+    gamma: float, func: Callable[..., Any], value: Any, weight: Any, bias: Any = None
+) -> Any:
+    if not _live(value) or _live(weight, bias):
+        return _product(func, value, weight, bias)
     return gamma_linear(value, weight, bias, gamma)
 
 
@@ -216,15 +227,23 @@ def _quotient(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _activation(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not _live(args[:1]) or _is_in_place(func):
         return NotImplemented
-    return _Identity.apply(args[0], functools.partial(_applied, func, args[1:], kwargs))  # type: ignore[no-untyped-call]
+    value, *options = args
+    applied = functools.partial(_applied, func, options, kwargs)
+    if not _overwrites(options, kwargs):
+        return _Identity.apply(value, applied)  # type: ignore[no-untyped-call]
+    return value.copy_(_Identity.apply(value.clone(), applied))  # type: ignore[no-untyped-call]
 
 
 def _applied(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], value: Tensor
 ) -> Any:
     # A value that is asked to be overwritten is still needed.
-    overwritten = any(one is True for one in (*args, *kwargs.values()))
-    return func(value.clone() if overwritten else value, *args, **kwargs)
+    return func(value.clone() if _overwrites(args, kwargs) else value, *args, **kwargs)
+
+
+def _overwrites(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``inplace`` is said, the only option of an activation that is true or false."""
+    return any(one is True for one in (*args, *kwargs.values()))
 
 
 class _Identity(torch.autograd.Function):
@@ -246,7 +265,7 @@ class _Identity(torch.autograd.Function):
 def _layer_norm(
     func: Callable[..., Any],
     value: Tensor,
-    shape: tuple[int, ...],
+    normalized_shape: tuple[int, ...],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -254,6 +273,7 @@ def _layer_norm(
 ) -> Any:
     if _live(weight, bias):
         return NotImplemented
+    shape = tuple(normalized_shape)
     found = functools.partial(func, normalized_shape=shape, weight=weight, bias=bias, eps=eps)
     return _normalised(value, len(shape), weight, eps, centred=True, function=found)
 
@@ -261,12 +281,13 @@ def _layer_norm(
 def _rms_norm(
     func: Callable[..., Any],
     value: Tensor,
-    shape: tuple[int, ...],
+    normalized_shape: tuple[int, ...],
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Any:
     if _live(weight):
         return NotImplemented
+    shape = tuple(normalized_shape)
     found = functools.partial(func, normalized_shape=shape, weight=weight, eps=eps)
     small = torch.finfo(value.dtype).eps if eps is None else eps
     return _normalised(value, len(shape), weight, small, centred=False, function=found)
@@ -333,18 +354,19 @@ def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if training else func(*args, **kwargs)
 
 
-def _attention(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _attention(
+    func: Callable[..., Any], query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Two products: the weights with the values, and in the weights queries with keys.
 
     What is no activation, as the query that a pooling head learns, makes its product linear.
     """
-    if len(args) < 3 or _live(args[3:], kwargs):
+    if _live(args, kwargs):
         return NotImplemented
-    query, key, value = args[:3]
     of_weights = 0.5 if _live(value) and _live(query, key) else 1.0
     of_query = of_weights / max(len(_live(query, key)), 1)
     parts = _share(query, of_query), _share(key, of_query), _share(value, of_weights)
-    return func(*parts, *args[3:], **kwargs)
+    return func(*parts, *args, **kwargs)
 
 
 def _rules(rule: Rule, names: Iterable[str]) -> dict[str, Rule]:

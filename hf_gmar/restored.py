@@ -16,9 +16,9 @@ from torch import Tensor, nn
 def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put hooks, attributes, modes and parameters back, also after an error.
 
-    Captum's methods take their hooks out only if they come to their end, and some replace weights
-    for a while. Values that are written into a tensor in place are not seen. Meanwhile parameters
-    have no gradients, so that nothing can be added to them.
+    Captum's methods take their hooks out only if they come to their end, and some put other weights
+    or attributes in place for a while. Values that are written into a tensor in place are not seen.
+    Meanwhile parameters have no gradients, so that nothing can be added to them.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -31,7 +31,7 @@ def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
     tensors = {id(one): one for part in found for one in _own_tensors(part)}
     with ExitStack() as stack:
         for part in found:
-            stack.callback(_put_back_module, part, set(vars(part)), _hooks_of(part), part.training)
+            stack.callback(_put_back_module, part, dict(vars(part)), _contents_of(part))
         for tensor in tensors.values():
             stack.callback(_put_back_tensor, tensor, tensor.data, tensor.requires_grad, tensor.grad)
             tensor.grad = None
@@ -43,27 +43,24 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from (buffer for buffer in module.buffers(recurse=False) if buffer.is_leaf)
 
 
-def _hooks_of(module: nn.Module) -> dict[str, Any]:
-    """The attributes about hooks; dicts of hooks are copied."""
-    kept = {name: value for name, value in vars(module).items() if "hook" in name}
+def _contents_of(module: nn.Module) -> dict[str, Any]:
+    """What is in the module's own dicts: hooks, parameters, buffers and modules."""
     return {
-        name: value.copy() if isinstance(value, dict) else value for name, value in kept.items()
+        name: value.copy()
+        for name, value in vars(module).items()
+        if name.startswith("_") and isinstance(value, dict)
     }
 
 
 def _put_back_module(
-    module: nn.Module, names: set[str], hooks: dict[str, Any], training: bool
+    module: nn.Module, attributes: dict[str, Any], contents: dict[str, Any]
 ) -> None:
-    for name in set(vars(module)) - names:
+    for name in set(vars(module)) - set(attributes):
         del vars(module)[name]
-    for name, value in hooks.items():
-        current = vars(module).get(name)
-        if isinstance(current, dict):  # the dict itself stays: handles of hooks know it
-            current.clear()
-            current.update(value)
-        else:
-            vars(module)[name] = value
-    module.training = training
+    vars(module).update(attributes)
+    for name, content in contents.items():
+        attributes[name].clear()  # the dict itself stays: handles of hooks know it
+        attributes[name].update(content)
 
 
 def _put_back_tensor(

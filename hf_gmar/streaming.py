@@ -151,13 +151,13 @@ class _Mode(ConstantWeights):
             state.starts.append((_constant_layer(layer), start))
         if state.request.gradient == "none":
             return self._start_of_head(start, index)
-        return start.requires_grad_()
+        return start.requires_grad_().clone()  # the model may overwrite it
 
     def _start_of_head(self, output: Tensor, index: int) -> Tensor:
         """Where no gradient is needed, a graph that says of what the scores are made."""
         state = self.state
         starts = state.request.gradient == "none" and index == state.layers - 1
-        return output.detach().requires_grad_() if starts else output
+        return output.detach().requires_grad_().clone() if starts else output
 
     def check_calls(self) -> None:
         """Check that each layer made one attention call.

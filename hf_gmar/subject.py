@@ -47,6 +47,7 @@ class Subject:
         backbone = find_backbone(model)
         tower = _tower(backbone)
         _check_has_prompts(model, backbone)
+        _check_weights(backbone)
         said = _said_inside(model) if readout is None else readout
         return cls(_with_hooks(model), backbone, tower, layout_for(backbone, tower, said))
 
@@ -112,6 +113,14 @@ def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} scores images by text prompts: give them with "
             "ZeroShotModel(model, processor, prompts), on the command line with --prompts"
+        )
+
+
+def _check_weights(backbone: PreTrainedModel) -> None:
+    if any(weight.is_inference() for weight in backbone.parameters()):
+        raise UnsupportedModelError(
+            f"the weights of {type(backbone).__name__} were made inside torch.inference_mode(), "
+            "and PyTorch takes no gradients through them; load the model outside of it"
         )
 
 

@@ -36,6 +36,22 @@ def working_for(thread: int) -> Iterator[None]:
         _here.works_for = before
 
 
+def level() -> int:
+    """How many explanations of this thread go on, one inside another by a hook."""
+    found: int = getattr(_here, "level", 0)
+    return found
+
+
+@contextmanager
+def deeper() -> Iterator[None]:
+    """Inside, one more explanation of this thread goes on."""
+    _here.level = level() + 1
+    try:
+        yield
+    finally:
+        _here.level -= 1
+
+
 @contextmanager
 def turn(things: Iterable[object]) -> Iterator[None]:
     """Wait until no other thread is inside a turn with one of these objects.

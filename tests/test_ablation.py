@@ -425,3 +425,39 @@ def test_an_importance_may_be_of_one_image() -> None:
     importance = HeadImportance(torch.rand(1, LAYERS, HEADS), torch.tensor([3]))
     found = ablate_heads(VIT.build(), VIT.images()[:1], importance, steps=1)
     assert found.curves[MOST].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": True}, "steps must be a whole number >= 1"),
+        ({"steps": 4.0}, "steps must be a whole number >= 1"),
+        ({"steps": None}, "steps must be a whole number >= 1"),
+        ({"steps": "ab"}, "steps must be a whole number >= 1"),
+        ({"steps": [0, "x", 1]}, "steps must be a whole number >= 1"),
+        ({"steps": [0, float("nan"), 1]}, "steps must be a whole number >= 1"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": "a"}, "seed must be a whole number"),
+    ],
+    ids=str,
+)
+def test_more_options_out_of_range(options: dict[str, Any], said: str) -> None:
+    scores = torch.rand(LAYERS, HEADS)
+    with pytest.raises(OptionError, match=said):
+        ablate_heads(VIT.build(), VIT.images(), scores, 3, **options)
+
+
+def test_steps_of_numpy() -> None:
+    scores = torch.rand(LAYERS, HEADS)
+    options = {"target": 3, "random_orders": 1}
+    one = ablate_heads(VIT.build(), VIT.images(), scores, steps=np.int64(3), **options)  # type: ignore[arg-type]
+    other = ablate_heads(VIT.build(), VIT.images(), scores, steps=3, **options)  # type: ignore[arg-type]
+    assert np.array_equal(one.fractions, other.fractions)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["gmar", torch.full((LAYERS, HEADS), float("nan")), None], ids=str
+)
+def test_an_importance_that_is_none(wrong: Any) -> None:
+    with pytest.raises(InputError, match="must be a HeadImportance or a tensor of finite numbers"):
+        ablate_heads(VIT.build(), VIT.images(), wrong, 3)

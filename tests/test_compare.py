@@ -860,3 +860,22 @@ def test_nothing_in_the_figure_overlaps_or_is_cut_off(
 def test_errors_are_of_the_family() -> None:
     assert issubclass(OptionError, HfGmarError)
     assert KernelShap.__name__ in CAPTUM
+
+
+def test_what_a_method_puts_in_place_goes_away() -> None:
+    """Weights, attributes and modules, also where an error stops it half-way."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first, weight = model[0], model[0].weight
+    model.flag = [1]  # type: ignore[assignment]
+    with pytest.raises(ZeroDivisionError), as_they_were([model]):
+        model[0].weight = nn.Parameter(torch.zeros(2, 2))
+        model[0] = nn.Identity()
+        model.flag = [2]  # type: ignore[assignment]
+        model.other = 3  # type: ignore[assignment]
+        model.register_buffer("more", torch.zeros(1))
+        raise ZeroDivisionError
+    assert model[0] is first
+    assert first.weight is weight
+    assert model.flag == [1]
+    assert not hasattr(model, "other")
+    assert dict(model.named_buffers()) == {}

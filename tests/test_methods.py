@@ -10,6 +10,7 @@ import pytest
 import torch
 from captum.attr import NoiseTunnel
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
 from hf_gmar import (
     GMAR,
@@ -37,6 +38,7 @@ from tests import oracles
 from tests.cases import (
     BATCH,
     ENGINE_OPTIONS,
+    LABELS,
     LAYERS,
     TARGETS,
     VIT,
@@ -46,6 +48,7 @@ from tests.cases import (
 from tests.cases import (
     METHODS as CASES,
 )
+from tests.models import HIDDEN, build
 from tests.parity import same
 
 CONTRAST = [1, 4, 0]
@@ -373,3 +376,102 @@ def test_every_method_refuses_bad_inputs(name: str) -> None:
         explain.attribute(VIT.images(), 7)
     with pytest.raises(OptionError, match="unknown keyword sharper"):
         explain.attribute(VIT.images(), 3, sharper=True)
+
+
+class Probe(nn.Module):
+    """A linear head on CLS of the last two layers, as probes of DINOv2 read them."""
+
+    def __init__(self) -> None:
+        """Hold the model."""
+        super().__init__()
+        self.model = build(ViTModel, ViTConfig)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.head = nn.Linear(2 * HIDDEN, LABELS)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, LABELS)."""
+        states = self.model(pixels, output_hidden_states=True).hidden_states
+        scores: Tensor = self.head(torch.cat([states[-1][:, 0], states[-2][:, 0]], -1))
+        return scores
+
+
+@every_engine
+def test_legrad_of_a_head_that_reads_two_layers(engine: str) -> None:
+    """A layer's own score has a gradient through that layer alone."""
+    probe, images = Probe(), VIT.images()
+    found = LeGrad(probe, readout="cls", **ENGINE_OPTIONS[engine]).attribute_patches(images, 3)
+    plain = copy.deepcopy(probe)
+    plain.model.set_attn_implementation("eager")
+    seen = plain.model(images, output_attentions=True, output_hidden_states=True)
+    wanted = torch.zeros(BATCH, 17)
+    for layer in range(LAYERS):
+        top = seen.hidden_states[layer + 1][:, 0]
+        below = seen.hidden_states[-2][:, 0].detach()
+        score = plain.head(torch.cat([top, below], -1))[:, 3].sum()
+        (gradient,) = torch.autograd.grad(score, seen.attentions[layer], retain_graph=True)
+        wanted += gradient.clamp(min=0).mean((1, 2)) / LAYERS
+    assert same(found, wanted[:, 1:].reshape(found.shape))
+
+
+@every_engine
+@pytest.mark.parametrize("inner", [GMAR, LeGrad, AttentionRollout])
+@pytest.mark.parametrize("outer", [GMAR, LeGrad, AttentionRollout])
+@pytest.mark.parametrize("place", ["vit.layers.1", "classifier"])
+def test_an_explanation_inside_an_explanation(
+    outer: Any, inner: Any, place: str, engine: str
+) -> None:
+    """A hook of the model explains the model; neither sees what the other does."""
+    images, options = VIT.images(), ENGINE_OPTIONS[engine]
+    wanted = outer(VIT.build(), **options).attribute_patches(images, 3)
+    model = VIT.build()
+    explain = inner(model)
+    found: list[Tensor] = []
+
+    def hook(*_: Any) -> None:
+        if not found:
+            found.append(torch.zeros(0))  # it explains once, not itself
+            found.append(explain.attribute_patches(images, 3))
+
+    model.get_submodule(place).register_forward_hook(hook)
+    assert same(outer(model, **options).attribute_patches(images, 3), wanted)
+    assert same(found[1], inner(VIT.build()).attribute_patches(images, 3))
+
+
+@every_engine
+def test_attention_that_is_overwritten(engine: str) -> None:
+    """The model may change in place what attention gave."""
+    images = VIT.images()
+    for method in (AttentionRollout, RawAttention, GMAR, LeGrad):
+        maps = []
+        for in_place in (False, True):
+            model = VIT.build()
+            for layer in model.vit.layers:
+                layer.attention.o_proj.register_forward_pre_hook(
+                    (lambda _, args: args[0].mul_(1.5)) if in_place else _larger
+                )
+            explain = method(model, **ENGINE_OPTIONS[engine])
+            maps.append(explain.attribute_patches(images, 3))
+        assert same(maps[1], maps[0])
+
+
+def _larger(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+    return args[0] * 1.5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_made_in_inference_mode(name: str) -> None:
+    with torch.inference_mode():
+        model = VIT.build()
+    with pytest.raises(UnsupportedModelError, match=r"made inside torch.inference_mode\(\)"):
+        build_method(name, model)
+
+
+def test_legrad_runs_the_head_for_explained_layers_alone() -> None:
+    for start in range(LAYERS):
+        model = VIT.build()
+        runs: list[None] = []
+        model.classifier.register_forward_hook(lambda *_, runs=runs: runs.append(None))
+        LeGrad(model, start_layer=start).attribute(VIT.images(), 3)
+        assert len(runs) == LAYERS - start

@@ -261,6 +261,78 @@ def test_an_explanation_inside_another_has_its_own_rules() -> None:
     assert close(torch.autograd.grad(inner.sum(), x)[0] * x.detach(), inner.detach())
 
 
+def _kept(change: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    """Change a tensor, then read it."""
+
+    def function(x: Tensor) -> Tensor:
+        changed = x * 1
+        change(changed)
+        return changed * 2
+
+    return function
+
+
+OVERWRITTEN: dict[str, Callable[[Tensor], object]] = {
+    "a whole": lambda x: functional.relu(x, inplace=True),
+    "a module": nn.ReLU(inplace=True),
+    "a part": lambda x: functional.relu(x[:, :2], inplace=True),
+    "by keyword": lambda x: functional.silu(input=x, inplace=True),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_what_is_overwritten_is_read_as_it_is_then(name: str) -> None:
+    x = numbers(*SHAPE)
+    function = _kept(OVERWRITTEN[name])
+    value, above, (below,) = propagated(function, x)
+    assert close(value, function(x))
+    assert close(below, torch.where(value == 0, 0, above))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :2].exp_(),
+        lambda x: x.view(2, -1).tanh_(),
+        lambda x: torch.sigmoid_(x[:, :2]),
+        lambda x: x[:, 0][:, :2].exp_(),
+    ],
+)
+def test_a_view_changed_without_a_rule_does_not_pass_silently(
+    change: Callable[[Tensor], object],
+) -> None:
+    with pytest.raises(UnsupportedModelError, match="can't be propagated through"):
+        propagated(_kept(change), numbers(*SHAPE))
+
+
+def test_arguments_by_keyword() -> None:
+    x, weight, bias = numbers(*SHAPE), numbers(4, 6, seed=1), numbers(4, seed=2)
+    forms: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+        (lambda x: functional.gelu(input=x), functional.gelu),
+        (
+            lambda x: functional.layer_norm(x, normalized_shape=[6]),
+            lambda x: functional.layer_norm(x, (6,)),
+        ),
+        (
+            lambda x: functional.rms_norm(input=x, normalized_shape=[6]),
+            lambda x: functional.rms_norm(x, (6,)),
+        ),
+        (
+            lambda x: functional.linear(x, weight=weight, bias=bias),
+            lambda x: functional.linear(x, weight, bias),
+        ),
+        (
+            lambda x: functional.scaled_dot_product_attention(query=x, key=x, value=x),
+            lambda x: functional.scaled_dot_product_attention(x, x, x),
+        ),
+    ]
+    for by_keyword, by_place in forms:
+        for one, other in zip(
+            propagated(by_keyword, x, gamma=0.5), propagated(by_place, x, gamma=0.5), strict=True
+        ):
+            assert close(torch.stack(list(one)), torch.stack(list(other)))
+
+
 def test_gamma_by_hand() -> None:
     """Contributions 6, -2 and a bias of 1 make 5; those above zero count twice with a gamma of 1.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.threads import busy_threads
-from hf_gmar import GMAR, AttentionRollout, LeGrad
+from hf_gmar import GMAR, AttentionRollout, LeGrad, TokenGradCAM, compare
 from hf_gmar.engine import Request
 from hf_gmar.subject import scores_of
 from tests.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
@@ -301,3 +301,28 @@ def test_compiled_models_run_in_other_threads(
 def test_four_threads_explain_and_one_predicts() -> None:
     """The same for a minute, on a larger model: benchmarks/threads.py."""
     assert busy_threads(VIT.build(), VIT.images(), seconds=2.0).wrong == 0
+
+
+@every_engine
+@pytest.mark.parametrize("method", [GMAR, LeGrad, TokenGradCAM])
+def test_a_comparison_takes_its_turn(method: Any, engine: str) -> None:
+    """What another thread's explanation has on the model meanwhile is not the model's own."""
+    model = VIT.build().train()
+    options = {} if method is TokenGradCAM else ENGINE_OPTIONS[engine]
+    halfway, explain = Halfway(), method(model, **options)
+    wanted = explain.attribute(VIT.images(), TARGETS)
+    model.classifier.register_forward_hook(halfway)
+    before = {name: len(part._forward_hooks) for name, part in model.named_modules()}
+    with ThreadPoolExecutor(2) as pool:
+        one = halfway.during(lambda: explain.attribute(VIT.images(), TARGETS), pool)
+        other = pool.submit(
+            lambda: compare(model, VIT.images(), ["grad-sam"], 1, measure=False).maps["grad-sam"]
+        )
+        with pytest.raises(TimeoutError):
+            other.result(0.2)
+        halfway.go_on.set()
+        assert torch.equal(one.result(PATIENCE), wanted)
+        other.result(PATIENCE)
+    assert all(module.training for module in model.modules())
+    assert {name: len(part._forward_hooks) for name, part in model.named_modules()} == before
+    assert not any(part._forward_pre_hooks for part in model.modules())

@@ -552,3 +552,20 @@ class ByKeyword(nn.Module):
     def forward(self, tokens: Tensor, *_: Any, **kwargs: Any) -> Any:
         """What the layer gives."""
         return self.layer(hidden_states=tokens, **kwargs)
+
+
+@pytest.mark.parametrize("method", [TokenGradCAM, InputXGradient, AttnLRP])
+def test_a_layer_that_overwrites_its_input(method: Any) -> None:
+    """It may, as it may outside of an explanation."""
+    maps = []
+    for in_place in (False, True):
+        model = VIT.build()
+        for layer in model.vit.layers:
+            plain = layer.forward
+            layer.forward = functools.partial(_shifted, plain, in_place)
+        maps.append(method(model).attribute_patches(VIT.images(), TARGETS))
+    assert torch.equal(maps[0], maps[1])
+
+
+def _shifted(plain: Any, in_place: bool, tokens: Tensor, *args: Any) -> Any:
+    return plain(tokens.add_(0.5) if in_place else tokens + 0.5, *args)
