@@ -39,7 +39,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, Un
 from hf_gmar.measure import measured
 from hf_gmar.methods import METHODS, Method
 from hf_gmar.ranks import average_ranks, rank_correlations
-from hf_gmar.restored import seeded
+from hf_gmar.restored import as_they_were, seeded
 from tests.cases import MODELS, VIT, ModelCase
 from tests.test_state import unchanged, used
 
@@ -867,13 +867,17 @@ def test_what_a_method_puts_in_place_goes_away() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     first, weight = model[0], model[0].weight
     model.flag = [1]  # type: ignore[assignment]
-    with pytest.raises(ZeroDivisionError), as_they_were([model]):
+
+    def change() -> None:
         model[0].weight = nn.Parameter(torch.zeros(2, 2))
         model[0] = nn.Identity()
         model.flag = [2]  # type: ignore[assignment]
         model.other = 3  # type: ignore[assignment]
         model.register_buffer("more", torch.zeros(1))
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), as_they_were([model]):
+        change()
     assert model[0] is first
     assert first.weight is weight
     assert model.flag == [1]
