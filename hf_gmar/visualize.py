@@ -130,7 +130,10 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
 
 def wrapped(text: str, width: int, lines: int = 3) -> str:
     """At most so many lines; a label is text, and "$" no start of a formula."""
-    return textwrap.fill(text, width, max_lines=lines).replace("$", r"\$")
+    room = lines * width - 2  # a word without an end would leave nothing but the mark of the rest
+    words = [one if len(one) <= room else f"{one[: room - 1]}…" for one in text.split()]
+    found = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
+    return found.replace("$", r"\$")
 
 
 def _laid_out(

@@ -23,6 +23,7 @@ from hf_gmar.visualize import (
     overlay_figure,
     overlay_image,
     save_figure,
+    wrapped,
 )
 
 
@@ -293,3 +294,11 @@ def test_blue_is_against_and_red_is_for() -> None:
     assert against[2] > against[0] + 30
     assert favour[0] > favour[2] + 30
     assert np.ptp(nothing) <= 3
+
+
+def test_a_word_that_is_too_long_is_cut_not_left_out() -> None:
+    name = "n01773157_black_and_gold_garden_spider.jpg"
+    assert wrapped(name, 26, 1) == f"{name[:23]}…"
+    assert wrapped(f"a {name} b", 26, 1) == "a …"
+    assert wrapped("word " * 9, 12, 2) == "word word\nword word …"
+    assert wrapped("costs $5", 20) == r"costs \$5"
