@@ -10,6 +10,7 @@ import json
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -115,15 +116,18 @@ class HeadAblation:
 
     def figure(self) -> Figure:
         """Mean curves with 95 % bands."""
-        caption = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        said = {key: value for key, value in self.settings.items() if key != "images"}
+        caption = ", ".join(f"{key} {value}" for key, value in said.items())
         return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
 
-    def save(self, folder: Path, stem: str = "ablation") -> tuple[Path, Path, Path]:
+    def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
 
         The archive has ``fractions``, ``targets`` and a curve for each order
         (``most_important_first``, ...); the JSON has mean areas and differences with intervals.
         """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         archive, summary, picture = (folder / f"{stem}.{end}" for end in ("npz", "json", "png"))
         arrays: dict[str, Any] = {
             name.replace(" ", "_"): curve for name, curve in self.curves.items()
@@ -139,7 +143,9 @@ class HeadAblation:
         areas = {name: bootstrap(area) for name, area in self.areas().items()}
         return {
             "images": len(self.targets),
+            "targets": self.targets.tolist(),
             "settings": dict(self.settings),
+            "version": version("hf-gmar"),
             "fractions": self.fractions.tolist(),
             "areas": {name: _numbers(one) for name, one in areas.items()},
             "minus random order": {n: _numbers(one) for n, one in self.differences().items()},
@@ -338,8 +344,8 @@ class _Importance:
     def _check_enough(images: int, known: int, exact: bool = False) -> None:
         if images > known or (exact and images != known):
             raise InputError(
-                f"the importance is of {known} images, but {images} or more are masked; give the "
-                "same images in the same order, or mean_order=True"
+                f"the importance is of {known} images, but {images}{'' if exact else ' or more'} "
+                "are masked; give the same images in the same order, or mean_order=True"
             )
 
 

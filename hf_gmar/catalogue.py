@@ -168,7 +168,7 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
     Example:
         >>> from transformers import ViTConfig
         >>> found = describe(ViTConfig(architectures=["ViTForImageClassification"]), "my-vit")
-        >>> found.explained, found.facts["grid"]
+        >>> found.explained, found.facts["grid, at the config's size"]
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
     named = next(iter(config.architectures or ()), None)
@@ -227,7 +227,7 @@ def _facts(subject: Subject) -> dict[str, str]:
         "tokens before the patches": (
             counted(prefix_tokens(family, tower)) if family else str(subject.layout.prefix)
         ),
-        "grid": _grid(subject),
+        "grid, at the config's size": _grid(subject),
         "the head reads": READOUTS[reads].text if reads else str(subject.layout.readout),
         "layers": str(subject.layers),
         "heads": str(getattr(config, "num_attention_heads", "as the timm model has")),

@@ -262,6 +262,11 @@ def _window(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
     return {"sliding_window_shapes": patch, "strides": patch}
 
 
+def _few_at_a_time(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
+    """Not all steps of all images at once, which would be 50 times the memory of a gradient."""
+    return {"internal_batch_size": max(len(pixels), 8)}
+
+
 def _zeros(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
     return {"baselines": torch.zeros_like(pixels[:1]).detach()}
 
@@ -279,6 +284,7 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
 
 
 _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str, Any]]] = {
+    captum.attr.IntegratedGradients: _few_at_a_time,
     captum.attr.Occlusion: _window,
     captum.attr.GradientShap: _zeros,
     captum.attr.DeepLiftShap: _two_zeros,  # it takes no single one

@@ -71,8 +71,9 @@ def compare(  # noqa: PLR0913  # a keyword each
         images: the B images to draw; ``None`` draws the pixel values, from darkest to brightest.
         names: of the B images.
         measure: time each method after a run that warms up, and measure its memory. Each method
-            runs twice then, else once.
-        seed: of the random numbers of each method, so that runs repeat.
+            runs two to six times then, else once.
+        seed: of the random numbers that Captum's methods draw, so that runs repeat; a
+            ``RandomAttribution`` has a seed of its own.
         progress: called with the label of each method before it runs.
         **forward_kwargs: further keyword arguments that the model's forward names; Captum's methods
             get them from ``LogitsModel(model, **forward_kwargs)``.
@@ -88,6 +89,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         ModelOutputError: the model returns no scores.
 
     Example:
+        >>> import torch
         >>> from captum.attr import Saliency
         >>> from hf_gmar import LogitsModel, load_model
         >>> model = load_model("bundled").model

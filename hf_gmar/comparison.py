@@ -29,6 +29,9 @@ from hf_gmar.visualize import save_figure
 Format = Literal["markdown", "json", "pandas"]
 
 
+R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Several methods on the same images, the same model and the same classes.
@@ -196,7 +199,8 @@ class Comparison:
         settings = json.dumps(self.settings, default=str)
         return "\n".join(
             [
-                "# Comparison", "", self._markdown(), "", *images, "", self._caption(), "",
+                "# Comparison", "", self._markdown(), "", f"{R_EXPLAINED}.", "",
+                *images, "", self._caption(), "",
                 f"Settings: `{settings}`, hf-gmar {version('hf-gmar')}.", "",
             ]
         )  # fmt: skip
@@ -251,7 +255,7 @@ class Comparison:
             return ""
         peak, ratio = self.spent[label].peak, self.ratios.get(label)
         parts = [] if ratio is None else [f"{ratio:.1f} forwards"]
-        return ", ".join(parts + ([] if peak is None else [f"{peak / 1e6:.0f} MB"]))
+        return ", ".join(parts + ([] if peak is None else [_size(peak)]))
 
     def _caption(self) -> str:
         """What the numbers and colours mean, one paragraph."""
@@ -310,3 +314,7 @@ def picture_of(pixels: Tensor) -> Image.Image:
     scaled = (values - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
     colours = scaled[:3] if len(scaled) >= 3 else scaled[:1].expand(3, -1, -1)
     return Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _size(peak: float) -> str:
+    return f"{peak / 1e9:.1f} GB" if peak >= 1e9 else f"{peak / 1e6:.{int(peak < 1e7)}f} MB"

@@ -56,7 +56,8 @@ class Explanation:
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
         """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
 
-        A contrast is named after the label, as in ``STEM.6-heart-not-cross.png``.
+        A contrast is named after the label, and a method other than GMAR after that, as in
+        ``STEM.6-heart-not-cross.grad-sam.png``.
 
         The archive has ``patches``, where they lie on the image (``size``, ``box``: see
         :class:`~hf_gmar.geometry.View`), ``target``, ``label``, ``probability``, ``source``,
@@ -64,6 +65,8 @@ class Explanation:
         """
         words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
         name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
+        method = self.settings.get("method", "gmar")
+        name += "" if method == "gmar" else f".{method}"
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
         self._save_archive(archive)
         save_figure(self._figure(), picture)
@@ -75,8 +78,8 @@ class Explanation:
             for key, value in self.settings.items()
             if key not in _UNSAID and (key, value) not in _USUAL.items()
         )
-        rather = f" rather than {self.contrast}" if self.contrast else ""
-        title = f"{self.label}{rather}  {self.probability:.1%}"
+        rather = f"  rather than {self.contrast}" if self.contrast else ""
+        title = f"{self.label}  {self.probability:.1%}{rather}"
         caption = f"{self.source}   ({options})"
         return overlay_figure(self.image, self.patches, title, caption, self.view)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_gmar.geometry import View
 from hf_gmar.intervals import Array, Interval
-from hf_gmar.visualize import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image
+from hf_gmar.visualize import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image, wrapped
 
 _TILE = 120  # pixels of the longer side of a head's map
 _GAP = 6  # pixels between maps
@@ -138,8 +138,13 @@ def head_maps_figure(
     layers, heads = maps.shape[:2]
     grid = _grid(image, maps, view)
     across, down = grid.width / _DOTS, grid.height / _DOTS
-    figure = Figure(figsize=(across + 2.9, down + 1.1), layout="constrained")
-    plain, axes = figure.subplots(1, 2, width_ratios=(2.2, across))
+    room = max(across, 2.6)  # the title must fit
+    note = "colours: zero to each map's own maximum"
+    if view is not None and view.unexplained:
+        note += "; dark grey: not seen by the model"
+    words = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
+    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(words)), layout="constrained")
+    plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(_small(image, 600)))
     plain.set_axis_off()
     plain.set_anchor("N")  # at the top of a grid that may be much taller
@@ -147,8 +152,7 @@ def head_maps_figure(
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
     axes.set_title(_plain(title), fontsize=11)
-    note = "colours: zero to each map's own maximum"
-    figure.supxlabel(_plain(f"{caption}   ({note})" if caption else note), fontsize=8, color="0.35")
+    figure.supxlabel(f"{words}\n{note}" if words else note, fontsize=8, color="0.35")
     return figure
 
 
@@ -224,9 +228,11 @@ def ablation_figure(
         axes.fill_between(fractions, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     axes.set(xlabel="share of heads masked", ylabel="score of the target (logit)", xlim=(0, 1))
     axes.set_title(f"masking heads, {images} image{'s' if images > 1 else ''}", fontsize=11)
+    note = "means over the images; bands: 95 %, by bootstrap" if images > 1 else ""
+    caption = "\n".join(wrapped(part, 95) for part in (caption, note) if part)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.supxlabel(_plain(caption), fontsize=9, color="0.35")
+    figure.supxlabel(caption, fontsize=9, color="0.35")
     return figure
 
 

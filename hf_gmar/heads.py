@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -47,6 +49,7 @@ class HeadImportance:
         names: names of these classes.
         norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
         score: what the values are, ``"gmar"`` or ``"effect"``.
+        settings: what else to write beside the numbers, such as the model and the images.
 
     Example:
         >>> found = HeadImportance(
@@ -65,6 +68,7 @@ class HeadImportance:
     names: Mapping[int, str] = field(default_factory=dict)
     norm: str = "l1"
     score: str = "gmar"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence[HeadImportance]) -> HeadImportance:
@@ -111,14 +115,15 @@ class HeadImportance:
         """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
         spread = self.spread().numpy() if len(self.values) > 1 else None
         mean, shares = self.mean().numpy(), self.score == "gmar"
-        return importance_figure(mean, spread, self._title(), self.caption, shares)
+        return importance_figure(mean, spread, self.title, self.caption, shares)
 
-    def save(self, folder: Path, stem: str = "heads") -> tuple[Path, Path, Path]:
+    def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
 
         The archive has ``values``, ``targets``, ``norm`` and ``score``; the JSON has the means over
         all images and for each class, the spread, and the heads in order.
         """
+        folder = Path(folder)
         archive = self.save_numbers(folder, stem)
         summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"
         with whole_file(summary) as part:
@@ -126,9 +131,10 @@ class HeadImportance:
         save_figure(self.figure(), picture)
         return archive, summary, picture
 
-    def save_numbers(self, folder: Path, stem: str = "heads") -> Path:
+    def save_numbers(self, folder: Path | str, stem: str = "heads") -> Path:
         """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``score``."""
-        archive = folder / f"{stem}.npz"
+        archive = Path(folder) / f"{stem}.npz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
         values, targets = self.values.numpy(), self.targets.numpy()
         with whole_file(archive) as part, part.open("wb") as file:
             np.savez(file, values=values, targets=targets, norm=self.norm, score=self.score)
@@ -146,15 +152,23 @@ class HeadImportance:
             "mean": self.mean().tolist(),
             "spread": self.spread().tolist(),
             "most important first": self.rank(),
+            "targets": self.targets.tolist(),
             "classes": classes,
+            "settings": dict(self.settings),
+            "version": version("hf-gmar"),
         }
 
     def _name(self, index: int) -> str:
         return self.names.get(index, f"class {index}")
 
-    def _title(self) -> str:
-        found = sorted(set(self.targets.tolist()))
-        return self._name(found[0]) if len(found) == 1 else f"{len(found)} classes"
+    @property
+    def title(self) -> str:
+        """The class that is explained; of several up to three, and how often each."""
+        counts = Counter(self.targets.tolist()).most_common()
+        if len(counts) > 3:
+            return f"{len(counts)} classes"
+        several = len(counts) > 1
+        return ", ".join(f"{self._name(n)}{f' ({count})' * several}" for n, count in counts)
 
     @property
     def caption(self) -> str:

@@ -144,7 +144,7 @@ def _laid_out(
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
     title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
     above, below = 0.2 + 0.22 * _lines(title), 0.15 + 0.17 * _lines(caption) + 0.3 * legend
-    figure = Figure(figsize=(2 * column + 1.6, below + row + above))
+    figure = Figure(figsize=(2 * column + 1.9, below + row + above))
     centre, left = below + row / 2, 0.15 + (column - width) / 2
     plain = _axes(figure, left, centre, width, height)
     heated = _axes(figure, left + column + 0.25, centre, width, height)

@@ -92,7 +92,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "model type": "vit",
             "family": "ViT",
             "tokens before the patches": "CLS",
-            "grid": "8 x 8 patches of 12 x 12 pixels, in 96 x 96",
+            "grid, at the config's size": "8 x 8 patches of 12 x 12 pixels, in 96 x 96",
             "the head reads": "CLS",
             "layers": "5",
             "heads": "6",

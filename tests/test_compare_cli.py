@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,6 @@ def test_the_figure_shows_what_the_model_saw(output: Path, tmp_path: Path) -> No
         (["--captum", "Salience"], "there are DeepLift, DeepLiftShap, "),
         (["--methods", "gmar", "{photos}/scene.png"], "put images before --methods"),
         (["--captum", "Saliency", "{photos}/scene.png"], "put images before --captum"),
-        (["{photos}", *["{photos}"] * 4], "20 images are too many"),
         (["--prompts", "a cat"], "--prompts need a model"),
     ],
 )
@@ -153,6 +153,25 @@ def test_a_class_that_does_not_exist(words: list[str], said: str, output: Path) 
     assert said in done.error
 
 
+def test_more_images_than_a_figure_has_room_for(photos: Path, output: Path) -> None:
+    for number in range(13):
+        shutil.copy(photos / "scene.png", photos / f"{number}.png")
+    done = compared(output, photos)
+    assert done.code == 2
+    assert "17 images are too many" in done.error
+
+
+def test_images_of_one_name_and_images_given_twice(photos: Path, output: Path) -> None:
+    other = photos / "more" / "scene.png"
+    shutil.copy(photos / "scene.png", other)
+    (photos / "more" / "grey.png").unlink()
+    done = compared(output, photos, other, photos, "--methods", "gmar", "--no-measure")
+    assert done.code == 0
+    with np.load(output / "maps.npz") as stored:
+        names = stored["names"].tolist()
+    assert names == [str(other), "scene.webp", str(photos / "scene.png"), "wide.jpg"]
+
+
 def test_an_image_that_fails_does_not_harm_the_others(photos: Path, output: Path) -> None:
     (photos / "broken.png").write_bytes(b"no image")
     done = compared(output, photos, photos / "missing.png", "--methods", "gmar", "--no-measure")
@@ -160,7 +179,7 @@ def test_an_image_that_fails_does_not_harm_the_others(photos: Path, output: Path
     assert "broken.png" in done.err
     assert "missing.png" in done.err
     with np.load(output / "maps.npz") as stored:
-        assert stored["names"].tolist() == ["grey.png", "scene.webp", "scene-2.png", "wide.jpg"]
+        assert stored["names"].tolist() == ["grey.png", "scene.webp", "scene.png", "wide.jpg"]
 
 
 @pytest.mark.parametrize("broken", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_the_heatmap_of_effects(tmp_path: Path) -> None:
     heat, _, bar, _ = effects.figure().axes
     assert heat.images[0].get_clim() == pytest.approx((-0.1, 0.1))
     assert heat.images[0].get_cmap().name == "RdBu_r"
-    assert heat.get_title() == "effect of each head: 2 classes"
+    assert heat.get_title() == "effect of each head: four (2), two (1)"
     assert "estimated" in bar.get_ylabel()
     assert not bar.texts  # there is no even share
     colours = {text.get_text(): text.get_color() for text in heat.texts}
@@ -216,7 +217,7 @@ def test_the_heatmap() -> None:
     assert low < high  # the top layer is at the top
     assert bar.lines[0].get_ydata()[0] == pytest.approx(0.5)  # type: ignore[index]
     assert "1/2" in bar.texts[0].get_text()
-    assert heat.get_title() == "head importance: 2 classes"
+    assert heat.get_title() == "head importance: four (2), two (1)"
 
 
 def test_one_image_has_no_spread() -> None:
@@ -226,6 +227,20 @@ def test_one_image_has_no_spread() -> None:
     assert len(figure.axes) == 2
     assert figure.axes[0].get_title() == r"head importance: pound \$ sterling \$"
     figure.canvas.draw()
+
+
+def test_many_classes_are_counted() -> None:
+    values = torch.full((4, 1, 2), 0.5)
+    assert HeadImportance(values, torch.arange(4)).title == "4 classes"
+    assert HeadImportance(values, torch.tensor([1, 1, 1, 1])).title == "class 1"
+
+
+def test_a_folder_by_its_name_is_made(tmp_path: Path) -> None:
+    files = replace(TOY, settings={"model": "toy"}).save(str(tmp_path / "new"))
+    summary = json.loads(files[1].read_text())
+    assert summary["settings"] == {"model": "toy"}
+    assert summary["targets"] == [4, 2, 4]
+    assert summary["version"]
 
 
 def test_files(tmp_path: Path) -> None:

@@ -164,3 +164,21 @@ def test_effects(tmp_path: Path, bundled: LoadedModel, scene: Image.Image) -> No
         assert np.allclose(stored["values"], wanted.values, atol=1e-6)
     layer, head = wanted.rank()[0]
     assert f"{wanted.values[0, layer, head]:+.3f}" in done.out
+
+
+def test_images_given_twice_and_what_is_written_beside(tmp_path: Path, photos: Path) -> None:
+    scene = photos / "scene.png"
+    done = run(
+        "heads",
+        "--model",
+        "bundled",
+        scene,
+        photos / ".." / "photos" / "scene.png",
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.code == 0
+    assert "Head importance, heart: 1 image" in " ".join(done.out.split())
+    assert str(tmp_path / "out" / "scene.heads.npz") in done.out
+    summary = json.loads((tmp_path / "out" / "importance.json").read_text())
+    assert summary["settings"] == {"model": "bundled", "images": [str(scene)]}

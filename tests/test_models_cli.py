@@ -86,7 +86,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "model type": "vit",
             "family": "ViT",
             "tokens before the patches": "CLS",
-            "grid": "12 x 8 patches of 8 x 8 pixels, in 96 x 64",
+            "grid, at the config's size": "12 x 8 patches of 8 x 8 pixels, in 96 x 64",
             "the head reads": "CLS",
             "layers": "5",
             "heads": "12",
@@ -165,7 +165,7 @@ def test_a_model_that_can_not_be_explained(tmp_path: Path, name: str) -> None:
 
 def test_the_bundled_model() -> None:
     found = facts(run("models", "bundled"))
-    assert found["grid"] == "8 x 8 patches of 12 x 12 pixels, in 96 x 96"
+    assert found["grid, at the config's size"] == "8 x 8 patches of 12 x 12 pixels, in 96 x 96"
 
 
 def test_one_model_in_a_narrow_terminal(width: int, tmp_path: Path) -> None:

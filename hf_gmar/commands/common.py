@@ -183,15 +183,16 @@ def quiet() -> None:
 
 def expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     """The image files of files and folders, and how many of these can't be read."""
-    paths: list[Path] = []
+    paths: dict[Path, Path] = {}  # one that is given twice is one image
     failed = 0
     for source in sources:
         try:
-            paths.extend(find_images(source, skip=output))
+            for path in find_images(source, skip=output):
+                paths.setdefault(path.resolve(), path)
         except HfGmarError as error:
             failed += 1
             say(error, source)
-    return paths, failed
+    return list(paths.values()), failed
 
 
 def say(error: Exception, path: Path | None = None) -> None:

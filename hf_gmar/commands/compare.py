@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,11 +40,11 @@ from hf_gmar.commands.common import (
     say,
 )
 from hf_gmar.compare import compare as side_by_side
-from hf_gmar.comparison import Comparison
+from hf_gmar.comparison import R_EXPLAINED, Comparison
 from hf_gmar.errors import HfGmarError, InputError, OptionError
 from hf_gmar.geometry import view_of
 from hf_gmar.hub import LoadedModel, load_model, sample_image
-from hf_gmar.images import open_image, unique_stems
+from hf_gmar.images import open_image
 from hf_gmar.labels import find_class
 from hf_gmar.methods import METHODS
 from hf_gmar.wrappers import LogitsModel, ZeroShotModel
@@ -78,9 +79,12 @@ def compare(
         str | None, typer.Option(help="A class whose score is taken off: why not this one?")
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Time each method and measure its memory; it runs twice then.")
+        bool,
+        typer.Option(
+            help="Time each method and measure its memory; it runs two to six times then."
+        ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of random methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -165,7 +169,8 @@ def _check_count(paths: Sequence[Path]) -> None:
 def _read(loaded: LoadedModel, paths: Sequence[Path]) -> tuple[_Batch, int]:
     """The images that can be read, and how many can't; an InputError if they don't fit together."""
     failed, images, pixels, names = 0, [], [], []
-    for path, stem in zip(paths, unique_stems(paths), strict=True):
+    alike = Counter(path.name for path in paths)
+    for path in paths:
         try:
             image = open_image(path)
             pixels.append(loaded.processor(images=image, return_tensors="pt").pixel_values)
@@ -174,7 +179,7 @@ def _read(loaded: LoadedModel, paths: Sequence[Path]) -> tuple[_Batch, int]:
             say(error, path)
         else:
             images.append(image)
-            names.append(stem + path.suffix)
+            names.append(path.name if alike[path.name] == 1 else str(path))
     if not pixels:
         raise typer.Exit(1)
     sizes = sorted({tuple(one.shape[-2:]) for one in pixels})
@@ -247,6 +252,8 @@ def _print(found: Comparison, files: Sequence[Path]) -> None:
     if out.measure(table, options=out.options.update(width=10_000)).maximum > out.width:
         table = _table(heads[:5], rows)
     out.print(table)
+    said = f"{R_EXPLAINED}; time: by that of a plain forward of the same images."
+    out.print(said, highlight=False)
     for label, reason in found.failures.items():
         out.print(f"{escape(label)} failed: {escape(reason)}", soft_wrap=True, highlight=False)
     for file in files:

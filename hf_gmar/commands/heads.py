@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,7 +112,7 @@ def heads(
         if found:
             files = job.save(found)
             _tell(found)
-            _list(*files, *job.each_image)
+            _list(*files, *job.each_image(list(found)))
         if found and ablate:
             job.ablate(found)
     raise typer.Exit(1 if failed or broken else 0)
@@ -127,17 +127,21 @@ class _Job:
     measured: dict[str, Any]
     output: Path
     maps: bool
+    stems: dict[Path, str] = field(default_factory=dict)
 
     def measure(self, paths: list[Path]) -> tuple[dict[Path, HeadImportance], int]:
         """The importance of each image, with its files on disk; and how many failed."""
         found: dict[Path, HeadImportance] = {}
-        pairs = list(zip(paths, unique_stems(paths), strict=True))
+        failed = 0
+        self.stems.update(zip(paths, unique_stems(paths), strict=True))
+        pairs = list(self.stems.items())
         for path, stem in track(pairs, "Measuring", console=err, disable=len(paths) < 2):
             try:
                 found[path] = self._measure_one(path, stem)
             except Exception as error:  # noqa: BLE001  # whatever one image provokes, others go on
+                failed += 1
                 say(error, path)
-        return found, len(paths) - len(found)
+        return found, failed
 
     def _measure_one(self, path: Path, stem: str) -> HeadImportance:
         image = open_image(path)
@@ -153,22 +157,29 @@ class _Job:
 
     def save(self, found: dict[Path, HeadImportance]) -> tuple[Path, ...]:
         """Write what holds for all images."""
-        return HeadImportance.joined(list(found.values())).save(self.output, "importance")
+        whole = HeadImportance.joined(list(found.values()))
+        return replace(whole, settings=self._settings(found)).save(self.output, "importance")
+
+    def _settings(self, found: Iterable[Path]) -> dict[str, Any]:
+        return {"model": self.loaded.name, "images": [str(path) for path in found]}
 
     def ablate(self, found: dict[Path, HeadImportance]) -> None:
         """Mask the heads of each image in its own order; print the areas and the files."""
         importance = HeadImportance.joined(list(found.values()))
         images = track(found, "Masking", console=err, disable=len(found) < 2)
         done = ablate_heads(self.loaded.model, self._batches(images), importance)
+        done = replace(done, settings={**done.settings, **self._settings(found)})
         files = done.save(self.output)
         out.print(done.table())
         _list(*files)
 
-    @property
-    def each_image(self) -> list[Path]:
-        """Where what belongs to one image is."""
+    def each_image(self, paths: list[Path]) -> list[Path]:
+        """Where what belongs to one image is; of many, that of the first and an ellipsis."""
         endings = ["heads.npz", "maps.png"] if self.maps else ["heads.npz"]
-        return [self.output / f"IMAGE.{ending}" for ending in endings]
+        stems = [stem for path, stem in self.stems.items() if path in paths]
+        shown = stems if len(stems) <= _SHOWN else [stems[0]]
+        files = [self.output / f"{stem}.{ending}" for stem in shown for ending in endings]
+        return files if shown == stems else [*files, Path(f"... and of {len(stems) - 1} more")]
 
     def _batches(self, paths: Iterable[Path]) -> Iterator[Tensor]:
         for path in paths:
@@ -185,7 +196,8 @@ def _tell(found: dict[Path, HeadImportance]) -> None:
     mean, spread, order = importance.mean(), importance.spread(), importance.rank()
     columns, shares = (5 if len(found) > 1 else 4), importance.score == "gmar"
     what, form = ("share of its layer", ".1%") if shares else ("loss of score without it", "+.3f")
-    table = Table(title=f"Head importance: {escape(importance.caption)}")
+    title = f"Head importance, {importance.title}: {importance.caption}"
+    table = Table(title=escape(title))
     for heading in ("rank", "layer", "head", what, "spread over images")[:columns]:
         table.add_column(heading, justify="right")
     places = range(1, len(order) + 1)
