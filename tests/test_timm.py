@@ -15,6 +15,7 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from hf_gmar import GMAR
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.masking import masked_heads_scores
+from hf_gmar.methods import METHODS, build_method
 from tests import oracles
 from tests.cases import LABELS, TARGETS, VIT
 from tests.parity import relative_error
@@ -53,15 +54,8 @@ def build(architecture: str, **settings: Any) -> Any:
 
 def wanted(model: Any, image: Tensor, target: int, readout: list[float]) -> Any:
     """GMAR by whole matrices, from attention that timm computes step by step."""
-    model, maps = copy.deepcopy(model), []
-
-    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
-        output.retain_grad()
-        maps.append(output)
-
-    for block in model.timm_model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(keep)
+    model = copy.deepcopy(model)
+    maps = _maps(model)
     model(image[None]).logits[0, target].backward()
     attention, gradient = (
         np.stack([part[0].detach().double().numpy() for part in parts])
@@ -112,3 +106,41 @@ def test_heads_of_timm_models_are_not_masked() -> None:
     masked = torch.ones(3, 4, dtype=torch.bool)
     with pytest.raises(ModelOutputError, match="made 0 calls"):
         masked_heads_scores(build("vit_tiny_patch16_224"), VIT.images(), masked)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("architecture", ["vit", "deit-distilled", "eva"])
+def test_every_method_explains_it(architecture: str, name: str) -> None:
+    """Those that need layers find timm's blocks; what LeGrad gives is that of cut-off models."""
+    model_name, settings, readout = ARCHITECTURES[architecture]
+    model, images = build(model_name, **settings), torch.randn(2, 3, 32, 32)
+    patches = build_method(name, model).attribute_patches(images, 3)
+    assert patches.shape == (2, 4, 4)
+    assert patches.abs().sum() > 0
+    if name != "legrad":
+        return
+    found = torch.zeros_like(patches)
+    for kept in (1, 2, 3):
+        cut = copy.deepcopy(model)
+        cut.timm_model.blocks = cut.timm_model.blocks[:kept]
+        maps = _maps(cut)
+        cut(images).logits[:, 3].sum().backward()
+        gradient = maps[-1].grad
+        assert gradient is not None
+        columns = gradient.clamp(min=0).mean((1, 2))[:, len(readout) :]
+        found += columns.reshape(found.shape) / 3
+    assert torch.allclose(patches, found, rtol=1e-4, atol=1e-7)
+
+
+def _maps(model: Any) -> list[Tensor]:
+    """The attention of each block, once the model has run."""
+    maps: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        maps.append(output)
+
+    for block in model.timm_model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(keep)
+    return maps
