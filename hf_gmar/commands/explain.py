@@ -125,8 +125,9 @@ def _check_contrast(method: str, target: int | None, contrast: int | None) -> No
 def _run(explainer: Explainer, paths: list[Path], output: Path, **classes: Any) -> int:
     """Explain every image, print the table, return how many failed."""
     failed = 0
+    files: list[Path] = []
     table = Table(title="Explanations")
-    for heading in ("image", "class", "probability", "files"):
+    for heading in ("image", "class", "probability"):
         table.add_column(heading, overflow="fold")
     stems = unique_stems(paths)
     for path, stem in track(
@@ -134,19 +135,21 @@ def _run(explainer: Explainer, paths: list[Path], output: Path, **classes: Any) 
     ):
         try:
             for result in explainer.explain(open_image(path), path.name, **classes):
-                _add_row(table, path, result, result.save(output, stem))
+                files += result.save(output, stem)
+                _add_row(table, path, result)
         except Exception as error:  # noqa: BLE001  # whatever one image provokes, the others go on
             failed += 1
             say(error, path)
     if table.row_count:
         out.print(table)
+    for file in files:  # whole lines, to be copied
+        out.print(escape(str(file)), soft_wrap=True, highlight=False)
     return failed
 
 
-def _add_row(table: Table, path: Path, result: Explanation, files: tuple[Path, ...]) -> None:
+def _add_row(table: Table, path: Path, result: Explanation) -> None:
     table.add_row(
         "bundled scene" if path == sample_image() else escape(str(path)),
         escape(result.label),
         f"{result.probability:.1%}",
-        "\n".join(escape(str(file)) for file in files),
     )
