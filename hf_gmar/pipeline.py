@@ -178,14 +178,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         self._contrast(method, contrast)
 
     def _contrast(self, method: str, contrast: Any) -> int | None:
-        if contrast is None:
-            return None
-        if not METHODS[method].class_specific:
-            raise OptionError(
-                f"the method {method!r} gives the same map for every class, so there is no "
-                f"contrast; got contrast={contrast!r}. Leave it out, or use a method with gradients"
-            )
-        return find_class(self.model.config, str(contrast))
+        METHODS[method].check_contrast(contrast)
+        return None if contrast is None else find_class(self.model.config, str(contrast))
 
     def _method(self, name: str, options: dict[str, Any]) -> Method:
         known = option_names(name)

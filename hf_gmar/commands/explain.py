@@ -111,14 +111,8 @@ def explain(
 
 
 def _check_contrast(method: str, target: int | None, contrast: int | None) -> None:
-    if contrast is None:
-        return
-    if not METHODS[method].class_specific:
-        raise OptionError(
-            f"the method {method!r} gives the same map for every class; leave out "
-            "--contrast, or take a method with gradients ('hf-gmar methods')"
-        )
-    if target == contrast:
+    METHODS[method].check_contrast(contrast)
+    if contrast is not None and target == contrast:
         raise TargetError("--target and --contrast are the same class; name two")
 
 

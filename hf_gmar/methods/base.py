@@ -182,12 +182,17 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
         with size_errors(self.subject, request.inputs):
             return self._explain(request, questions)
 
-    def _question(self, target: Target, contrast: Target) -> Question:
-        if contrast is not None and not self.class_specific:
+    @classmethod
+    def check_contrast(cls, contrast: Any) -> None:
+        """Raise an OptionError for a contrast if the map is the same for every class."""
+        if contrast is not None and not cls.class_specific:
             raise OptionError(
-                f"{type(self).__name__} gives the same map for every class, so there is no "
-                f"contrast; got contrast={contrast!r}. Leave it out, or use a method with gradients"
+                f"{cls.__name__} gives the same map for every class, so there is no contrast; got "
+                f"contrast={contrast!r}. Leave it out, or use a method with gradients"
             )
+
+    def _question(self, target: Target, contrast: Target) -> Question:
+        self.check_contrast(contrast)
         return Question(target, contrast)
 
     def _request(
