@@ -23,7 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hf_gmar.propagation import Block, Descent
+from hf_gmar.propagation import Block, Descending
 
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Index: TypeAlias = slice | Tensor
@@ -119,7 +119,7 @@ class BlockWalker:
         self,
         layer: AttentionLayer,
         output_gradient: Tensor | None,
-        descent: Descent,
+        descent: Descending,
         below: Gradients | None = None,
     ) -> None:
         """Feed a layer to the rule, and compute the gradients for the layers below.
@@ -128,15 +128,18 @@ class BlockWalker:
             layer: the layer.
             output_gradient: gradient of the score by the attention's output, in its shape;
                 ``None`` if the rule needs no gradient.
-            descent: the rule on its way down; its relevance moves through this layer.
+            descent: the rule on its way down, or several; their relevance moves through this
+                layer.
             below: where the gradients by query, key and value go, of their shapes and in the
                 dtype of the sums; ``None`` if no layer below takes part.
         """
         size = BlockSize.choose(layer, self.rows)
 
-        def groups(relevance: Tensor) -> Iterator[Iterator[Block]]:
-            live = _live_rows(relevance, output_gradient)
-            for start in range(0, len(relevance), size.images):
+        def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:
+            if not relevance and below is None:  # nobody wants anything of this layer
+                return
+            live = _live_rows(layer, relevance, output_gradient)
+            for start in range(0, len(layer.query), size.images):
                 images = slice(start, start + size.images)
                 group = _Group(self, layer, output_gradient, relevance, images)
                 yield group.blocks(live.split(size.rows), below)
@@ -165,11 +168,12 @@ class _Group:
         walker: BlockWalker,
         layer: AttentionLayer,
         output_gradient: Tensor | None,
-        relevance: Tensor,
+        relevance: Sequence[Tensor],
         images: slice,
     ) -> None:
         self.walker, self.layer, self.images = walker, layer, images
-        self.relevance = relevance[images]
+        self.relevance = [one[images] for one in relevance]
+        self.dtype = relevance[0].dtype if relevance else accumulation_dtype(layer.query)
         self.query, self.key, self.value = map(
             self._of_group, (layer.query, layer.key, layer.value)
         )
@@ -177,10 +181,10 @@ class _Group:
         self.keys, self.values = self.key.mT, self.value.mT
 
     def _of_group(self, tensor: Tensor) -> Tensor:
-        return tensor[self.images].to(self.relevance.dtype).flatten(0, 1)
+        return tensor[self.images].to(self.dtype).flatten(0, 1)
 
-    def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[Block]:
-        """The blocks of these rows; their gradients are added as they come back from the rule."""
+    def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[list[Block]]:
+        """The blocks of these rows; their gradients are added as they come back from the rules."""
         if len(rows) >= _MANY_BLOCKS:  # the products with them are then faster by more than a copy
             self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
         sums = self._empty_sums() if below else None
@@ -189,9 +193,8 @@ class _Group:
             attention = self._attention(index, len(chosen))
             above = None if self.above is None else self.above[:, index]
             gradient = self._gradient(above, attention)
-            yield Block(
-                self._by_image(attention), self._by_image(gradient), self.relevance[:, index]
-            )
+            both = self._by_image(attention), self._by_image(gradient)
+            yield [Block(*both, relevance[:, index]) for relevance in self.relevance]
             if sums and above is not None:
                 self._add(sums, index, attention, gradient, above, more=number > 0)
         for target, part in zip(below or (), sums or (), strict=True):
@@ -253,9 +256,13 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor, more: bool, scale: f
     torch.baddbmm(total, one, other, beta=int(more), alpha=scale, out=total)
 
 
-def _live_rows(relevance: Tensor, output_gradient: Tensor | None) -> Tensor:
+def _live_rows(
+    layer: AttentionLayer, relevance: Sequence[Tensor], output_gradient: Tensor | None
+) -> Tensor:
     """Index of the rows that have relevance or gradient in some image and head."""
-    live = (relevance != 0).any(0)
+    live = torch.zeros(layer.query.shape[2], dtype=torch.bool, device=layer.query.device)
+    for one in relevance:
+        live |= (one != 0).any(0)
     if not live.all():
         if output_gradient is not None:
             live |= (output_gradient != 0).any(3).any(1).any(0)

@@ -17,7 +17,7 @@ from hf_gmar.dense import dense_engine
 from hf_gmar.engine import Engine, Request, Run
 from hf_gmar.errors import ModelOutputError
 from hf_gmar.layers import LayerOutputs, kept_outputs, scores_of_layers
-from hf_gmar.propagation import Descent, LayerRule
+from hf_gmar.propagation import Descent, Descents, LayerRule
 from hf_gmar.recording import pooled_attention
 from hf_gmar.streaming import streaming_engine
 from hf_gmar.subject import Subject
@@ -39,6 +39,19 @@ class Capture:
     heads: Tensor | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """A rule that takes part in a pass.
+
+    Attributes:
+        rule: what the method does at each layer.
+        layers: the layers that it is fed, of those of the request.
+    """
+
+    rule: LayerRule
+    layers: range
+
+
 ENGINES: dict[str, Engine] = {"streaming": streaming_engine, "dense": dense_engine}
 
 
@@ -47,8 +60,33 @@ def capture(
 ) -> list[Capture]:
     """Run the model once and feed its attention to the rule, for each question.
 
+    Takes and raises what :func:`capture_each` does, but for one rule in all layers of the request.
+    """
+    part = Part(rule, request.layers(subject))
+    return [found for (found,) in capture_each(subject, request, questions, [part], engine)]
+
+
+def capture_each(
+    subject: Subject,
+    request: Request,
+    questions: Sequence[Question],
+    parts: Sequence[Part],
+    engine: str,
+) -> list[list[Capture]]:
+    """Run the model once and feed its attention to each rule, for each question.
+
     The model is in evaluation mode meanwhile and comes back as it was. Sums are kept in float32,
     or in float64 for a float64 model.
+
+    Args:
+        subject: the model.
+        request: the call to it, with all the layers and gradients that one of the rules needs.
+        questions: what is explained, with one forward for all of them.
+        parts: the rules.
+        engine: a name in ``ENGINES``.
+
+    Returns:
+        For each question, what each rule made of it.
 
     Raises:
         TargetError: a target does not fit the scores.
@@ -64,13 +102,15 @@ def capture(
         explained = [question.among(run.scores) for question in questions]
         readout = _readout(subject, request, run, pooling.attention(run.scores))
         scores = _scores_to_explain(subject, request, run, outputs)
-        descents = [Descent(rule, readout) for _ in questions]
+        descents = [[Descent(part.rule, readout) for part in parts] for _ in questions]
+        top, own = request.layers(subject)[-1], [part.layers for part in parts]
         last = len(questions) - 1
         # A caller's mixed precision is for the forward alone, as PyTorch says.
         with torch.autocast(run.scores.device.type, enabled=False):
-            for number, (wanted, descent) in enumerate(zip(explained, descents, strict=True)):
-                run.explain([wanted.of(one) for one in scores], descent, number < last)
-    return [_captured(subject, request, run, descent) for descent in descents]
+            for number, (wanted, each) in enumerate(zip(explained, descents, strict=True)):
+                together = Descents(list(zip(each, own, strict=True)), top)
+                run.explain([wanted.of(one) for one in scores], together, number < last)
+    return [[_captured(subject, request, run, descent) for descent in each] for each in descents]
 
 
 def predict(subject: Subject, request: Request, masked: Tensor | None = None) -> Tensor:
@@ -89,7 +129,7 @@ def _scores_to_explain(
     """The model's scores, or those of the tokens of each explained layer, lowest first."""
     if request.gradient != "layers":
         return [run.scores]
-    layers = request.layers(subject)
+    layers = request.gradient_layers(subject)
     own = scores_of_layers(subject, request, outputs.each(), layers.start)
     return [*own, run.scores][: len(layers)]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_gmar.attention import attention_here
 from hf_gmar.engine import GradientOf, Request, Run, check_reached
-from hf_gmar.propagation import Block, Descent, Groups
+from hf_gmar.propagation import Block, Descending, Groups
 from hf_gmar.recording import recorded_maps, watched_runs
 from hf_gmar.subject import Subject
 
@@ -34,9 +34,11 @@ def dense_engine(subject: Subject, request: Request) -> Iterator[Run]:
     runs.check(request.inputs, scores)
     wanted = request.layers(subject)
     maps = recorded[0][wanted.start : wanted.stop]
+    without = len(wanted) - len(request.gradient_layers(subject))
 
-    def explain(scores: Sequence[Tensor], descent: Descent, again: bool) -> None:
-        gradients = _GRADIENTS[request.gradient](scores, maps, again)
+    def explain(scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
+        found = _GRADIENTS[request.gradient](scores, maps[without:], again)
+        gradients = (*map(_zeros, maps[:without]), *found)
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             descent.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
@@ -60,7 +62,11 @@ def _of_each(scores: Sequence[Tensor], maps: Maps, _: bool) -> Maps:
 
 
 def _none(_: Sequence[Tensor], maps: Maps, __: bool) -> Maps:
-    return tuple(layer.new_zeros(()).expand_as(layer) for layer in maps)
+    return tuple(map(_zeros, maps))
+
+
+def _zeros(layer: Tensor) -> Tensor:
+    return layer.new_zeros(()).expand_as(layer)
 
 
 _GRADIENTS: dict[GradientOf, Callable[[Sequence[Tensor], Maps, bool], Maps]] = {
@@ -71,7 +77,7 @@ _GRADIENTS: dict[GradientOf, Callable[[Sequence[Tensor], Maps, bool], Maps]] = {
 
 
 def _whole_layer(attention: Tensor, gradient: Tensor) -> Groups:
-    def groups(relevance: Tensor) -> list[list[Block]]:
-        return [[Block(attention.to(relevance.dtype), gradient.to(relevance.dtype), relevance)]]
+    def groups(relevance: Sequence[Tensor]) -> list[list[list[Block]]]:
+        return [[[Block(attention.to(r.dtype), gradient.to(r.dtype), r) for r in relevance]]]
 
     return groups

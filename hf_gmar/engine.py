@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from hf_gmar.errors import ModelOutputError
-from hf_gmar.propagation import Descent
+from hf_gmar.propagation import Descending
 from hf_gmar.subject import Subject
 
 GradientOf: TypeAlias = Literal["score", "layers", "none"]
@@ -28,6 +28,8 @@ class Request:
         start_layer: the lowest layer that takes part; layers below it are left out.
         stop_layer: the first layer above those that take part, ``None`` for the top.
         gradient: whose gradient by the attention is needed.
+        gradient_start: the lowest layer whose gradient is needed; of the layers below it that take
+            part, attention alone.
         chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
         checkpoint: let the streaming engine recompute activations instead of keeping them.
     """
@@ -38,12 +40,20 @@ class Request:
     start_layer: int = 0
     stop_layer: int | None = None
     gradient: GradientOf = "score"
+    gradient_start: int = 0
     chunk_size: int | None = None
     checkpoint: bool = False
 
     def layers(self, subject: Subject) -> range:
         """The layers that take part."""
         return range(subject.layers)[self.start_layer : self.stop_layer]
+
+    def gradient_layers(self, subject: Subject) -> range:
+        """Those of them whose gradient is needed: the top ones, or none at all."""
+        layers = self.layers(subject)
+        if self.gradient == "none":
+            return layers[:0]
+        return range(max(layers.start, self.gradient_start), layers.stop)
 
     def call(self, subject: Subject, *, graph: bool = False) -> Tensor:
         """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
@@ -67,7 +77,7 @@ class Run:
 
     scores: Tensor
     tokens: int
-    explain: Callable[[Sequence[Tensor], Descent, bool], None]
+    explain: Callable[[Sequence[Tensor], Descending, bool], None]
 
 
 Engine: TypeAlias = Callable[[Subject, Request], AbstractContextManager[Run]]

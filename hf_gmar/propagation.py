@@ -13,7 +13,7 @@ Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -37,8 +37,9 @@ class Block(NamedTuple):
     relevance: Tensor
 
 
-Groups: TypeAlias = Callable[[Tensor], Iterable[Iterable[Block]]]
-"""From the relevance (B, N) that enters a layer to the blocks of its first images, the next, ..."""
+Groups: TypeAlias = Callable[[Sequence[Tensor]], Iterable[Iterable[Sequence[Block]]]]
+"""From the relevance (B, N) that enters a layer, one for each rule, to the blocks of its first
+images, the next, ...: the same rows for each rule, with the relevance of its own."""
 
 
 class LayerResult(NamedTuple):
@@ -82,11 +83,39 @@ def sums_of(rule: LayerRule, blocks: Iterable[Block]) -> Sums:
         blocks: at least one block; together they hold every query row once. Rows without
             relevance and without gradient may be missing.
     """
-    totals: Sums = ()
-    for block in blocks:
-        sums = rule.accumulate(block)
-        totals = tuple(a + b for a, b in zip(totals, sums, strict=True)) if totals else sums
+    (totals,) = _sums_of_each([rule], ([block] for block in blocks))
     return totals
+
+
+def _sums_of_each(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> list[Sums]:
+    """The sums of each rule over the same rows."""
+    totals: list[Sums] = [()] * len(rules)
+    for each in blocks:
+        for number, (rule, block) in enumerate(zip(rules, each, strict=True)):
+            sums, so_far = rule.accumulate(block), totals[number]
+            more = tuple(a + b for a, b in zip(so_far, sums, strict=True)) if so_far else sums
+            totals[number] = more
+    return totals
+
+
+class Descending(Protocol):
+    """What an engine feeds, top layer first.
+
+    Attributes:
+        layers: how many layers were fed.
+    """
+
+    layers: int
+
+    def layer(self, groups: Groups, device: torch.device) -> None:
+        """Move the relevance through one layer.
+
+        Args:
+            groups: given the relevance of each rule, the blocks of one group of images after
+                another; the groups in their order are the batch.
+            device: where the layer's tensors are.
+        """
+        ...
 
 
 class Descent:
@@ -119,21 +148,11 @@ class Descent:
         return self.relevance if self._added is None else self._added
 
     def layer(self, groups: Groups, device: torch.device) -> None:
-        """Move the relevance through one layer.
+        """Move the relevance through one layer: see :class:`Descending`."""
+        _feed([self], groups, device)
 
-        Args:
-            groups: given the relevance, the blocks of one group of images after another; the
-                groups in their order are the batch.
-            device: where the layer's tensors are.
-        """
-        relevance = self.relevance.to(device)
-        with torch.autocast(device.type, enabled=False):  # sums are not for half precision
-            parts = [sums_of(self.rule, blocks) for blocks in groups(relevance)]
-            sums = tuple(torch.cat(part) for part in zip(*parts, strict=True))
-            result = self.rule.finish(sums, relevance)
-            self._take(result)
-
-    def _take(self, result: LayerResult) -> None:
+    def take(self, result: LayerResult) -> None:
+        """Go on from what the rule made of a layer."""
         self.layers += 1
         self.relevance = result.relevance
         if result.heads is not None:
@@ -141,3 +160,37 @@ class Descent:
         if result.addition is not None:
             new = result.addition
             self._added = new if self._added is None else self._added.to(new.device) + new
+
+
+class Descents:
+    """Several descents through one pass: each block is made once, and every rule reads it.
+
+    Args:
+        each: the descents, and the layers that each of them takes part in.
+        top: the highest layer that is fed.
+
+    Attributes:
+        layers: how many layers were fed.
+    """
+
+    def __init__(self, each: Sequence[tuple[Descent, range]], top: int) -> None:
+        """Nothing is fed yet."""
+        self.each = each
+        self.top = top
+        self.layers = 0
+
+    def layer(self, groups: Groups, device: torch.device) -> None:
+        """Move each relevance through a layer that is its own: see :class:`Descending`."""
+        index = self.top - self.layers
+        self.layers += 1
+        _feed([descent for descent, own in self.each if index in own], groups, device)
+
+
+def _feed(descents: Sequence[Descent], groups: Groups, device: torch.device) -> None:
+    rules = [descent.rule for descent in descents]
+    relevance = [descent.relevance.to(device) for descent in descents]
+    with torch.autocast(device.type, enabled=False):  # sums are not for half precision
+        parts = [_sums_of_each(rules, blocks) for blocks in groups(relevance)]
+        for descent, own, before in zip(descents, zip(*parts, strict=True), relevance, strict=True):
+            sums = tuple(torch.cat(part) for part in zip(*own, strict=True))
+            descent.take(descent.rule.finish(sums, before))

@@ -34,7 +34,7 @@ from hf_gmar.blocks import AttentionLayer, BlockWalker, sums_like
 from hf_gmar.engine import Request, Run, check_reached
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from hf_gmar.modes import ConstantWeights
-from hf_gmar.propagation import Descent
+from hf_gmar.propagation import Descending
 from hf_gmar.recording import Runs, watched_runs
 from hf_gmar.subject import Subject
 from hf_gmar.threads import replaced_here, this_thread, working_for
@@ -47,7 +47,8 @@ def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
         stack.enter_context(attention_here(subject.tower, "sdpa"))
         runs = stack.enter_context(watched_runs(subject, request.inputs))
         walker = BlockWalker(request.chunk_size)
-        state = _Pass(subject.layers, request.layers(subject), request, runs, walker)
+        spans = request.layers(subject), request.gradient_layers(subject)
+        state = _Pass(subject.layers, *spans, request, runs, walker)
         mode = _Mode(state)
         if request.checkpoint and request.gradient != "none":
             stack.enter_context(_recomputed_layers(subject.tower, mode))
@@ -65,42 +66,53 @@ class _Pass:
     Attributes:
         layers: how many attention layers the model has.
         explained: those that take part.
+        graded: those of them whose gradient is needed, at their top.
         request: the call to the model.
         runs: tells whether the vision tower is running.
         walker: recomputes the layers.
         tokens: tokens of the layers.
-        starts: layers whose attention output is where a graph starts, lowest first: the lowest
-            explained layer, or each of them if none feeds another.
+        starts: layers whose attention output is where a graph starts, lowest first: those whose
+            gradient is not needed, and the lowest of the others, or each if none feeds another.
         descent: the descent of the present backward.
     """
 
     layers: int
     explained: range
+    graded: range
     request: Request
     runs: Runs
     walker: BlockWalker
     tokens: int = 0
     starts: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
-    descent: Descent | None = None
+    descent: Descending | None = None
 
-    def explain(self, scores: Sequence[Tensor], descent: Descent, again: bool) -> None:
+    def explain(self, scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
         """Feed the explained layers to the descent, from the top down."""
         self.descent = descent
-        if self.request.gradient == "none":
-            for layer, _ in reversed(self.starts):
-                self.walker.walk(layer, None, descent)
-            return
+        below = len(self.explained) - len(self.graded)
+        if self.graded:
+            self._explain_graded(scores, descent, again, self.starts[below:])
+        for layer, _ in reversed(self.starts[:below]):
+            self.walker.walk(layer, None, descent)
+
+    def _explain_graded(
+        self,
+        scores: Sequence[Tensor],
+        descent: Descending,
+        again: bool,
+        starts: Sequence[tuple[AttentionLayer, Tensor]],
+    ) -> None:
         # One backward for each start; on its way to the lowest layer it feeds those above. Where
         # each layer is a start, no two backwards run through the same part of the graph.
-        for score, (layer, start) in zip(reversed(scores), reversed(self.starts), strict=True):
+        for score, (layer, start) in zip(reversed(scores), reversed(starts), strict=True):
             gradient = _gradient(score, start, again)
             if gradient is not None:
                 self.walker.walk(layer, gradient, descent)
-        check_reached(descent.layers, len(self.explained))
+        check_reached(descent.layers, len(self.graded))
 
     def is_start(self, index: int) -> bool:
         """Whether a graph starts at this layer's attention output."""
-        return self.request.gradient != "score" or index == self.explained.start
+        return self.request.gradient != "score" or index <= self.graded.start
 
 
 class _Mode(ConstantWeights):
@@ -149,7 +161,7 @@ class _Mode(ConstantWeights):
         start = _attend(layer).detach()
         if not self.again:
             state.starts.append((_constant_layer(layer), start))
-        if state.request.gradient == "none":
+        if index not in state.graded:
             return self._start_of_head(start, index)
         return start.requires_grad_().clone()  # the model may overwrite it
 
@@ -347,7 +359,7 @@ def _kept_small(
     mode: _Mode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
 ) -> Any:
     state, first = mode.state, mode.calls
-    if first not in state.explained[:-1]:
+    if first not in state.graded[:-1]:
         return forward(*args, **kwargs)
     again = _Again(state, first, this_thread())
     return checkpoint(
