@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -81,56 +83,159 @@ def masked_heads(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
             f"{type(model).__name__} fixes its attention implementation when it is built, so its "
             "heads can't be masked; use a model of another family"
         )
-    heads = _MaskedHeads(masked, {id(module) for module in model.modules()})
+    heads = _MaskedHeads(masked.shape[1], {id(module) for module in model.modules()}, masked=masked)
     with _switched(configs_of(model), None), routed_here(heads):
         yield
-    heads.check()
+    heads.check("whose heads are masked")
+
+
+@contextmanager
+def hidden_keys(model: PreTrainedModel, layers: int, hidden: Tensor) -> Iterator[None]:
+    """Inside, one forward of the model in this thread pays no attention to some tokens.
+
+    Their columns are taken out before the softmax of every layer, beside whatever mask or bias of
+    its own the model has. A model that was loaded with eager or SDPA attention keeps it; others
+    run with SDPA, as not all attention functions honour a mask.
+
+    Args:
+        model: the vision tower.
+        layers: how many attention layers it has.
+        hidden: bool, (images, tokens); True for a token that gets no attention. Some token of each
+            image must get it.
+
+    Raises:
+        UnsupportedModelError: the model fixes its attention when it is built, or can't switch.
+        ModelOutputError: not one call for each layer, or of other tokens or images.
+    """
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} fixes its attention implementation when it is built, so its "
+            "tokens can't be masked; use token-dropping, which gives the same scores"
+        )
+    wanted: Implementation | None = (
+        None if {*implementations_of(model)} <= {"eager", "sdpa"} else "sdpa"
+    )
+    if wanted:
+        _check_can_switch(model, wanted)
+    keys = _HiddenKeys(layers, {id(module) for module in model.modules()}, hidden=hidden)
+    with _switched(configs_of(model), wanted), routed_here(keys):
+        yield
+    keys.check("where tokens are hidden")
 
 
 @dataclass
-class _MaskedHeads:
-    """Which heads are masked in a forward, and how far it is.
+class _Change(ABC):
+    """What is changed in the attention of one forward, and how far that is.
 
     Attributes:
-        masked: (images or 1, layers, H).
+        layers: how many attention layers the model has.
         modules: ids of the modules whose attention is meant.
         calls: attention calls so far.
     """
 
-    masked: Tensor
+    layers: int
     modules: set[int]
     calls: int = 0
 
-    def applied(self, module: nn.Module, output: Tensor) -> Tensor:
-        """An attention call's output, (images, tokens, H, numbers), with zeros for masked heads."""
-        images, layers, heads = self.masked.shape
-        index = self.calls
+    def call(self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any) -> Any:
+        """A call of the model's attention function, with the change."""
         if id(module) not in self.modules:  # another model, called by a hook
-            return output
+            return function(module, *args, **kw)
         self.calls += 1
-        if index >= layers:  # the check says it
-            return output
+        if self.calls > self.layers:  # the check says it
+            return function(module, *args, **kw)
+        return self.changed(function, module, *args, **kw)
+
+    @abstractmethod
+    def changed(
+        self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
+    ) -> Any:
+        """The call of layer ``calls - 1`` with the change."""
+
+    def check(self, done: str) -> None:
+        """Check that each layer made one call.
+
+        Raises:
+            ModelOutputError: one made none, or several.
+        """
+        if self.calls != self.layers:
+            raise ModelOutputError(
+                f"{self.layers} layers made {self.calls} calls of Transformers' attention, but one "
+                f"for each layer is needed to tell {done}; call the model once, and "
+                "use one whose attention is that of Transformers"
+            )
+
+
+@dataclass
+class _MaskedHeads(_Change):
+    """Heads whose output is set to zero.
+
+    Attributes:
+        masked: (images or 1, layers, H).
+    """
+
+    masked: Tensor = field(kw_only=True)
+
+    def changed(
+        self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
+    ) -> Any:
+        """The call, with zeros for masked heads in (images, tokens, H, numbers)."""
+        index = self.calls - 1
+        output, *rest = function(module, *args, **kw)
+        images, _, heads = self.masked.shape
         if output.dim() != 4 or output.shape[2] != heads or images not in (1, len(output)):
             raise ModelOutputError(
                 f"the mask is for {images} images with {heads} heads in each layer, but attention "
                 f"gave (images, tokens, heads, numbers) = {tuple(output.shape)}; give one flag for "
                 "each head of the model"
             )
-        return output.masked_fill(self.masked[:, index, None, :, None].to(output.device), 0)
+        return output.masked_fill(self.masked[:, index, None, :, None].to(output.device), 0), *rest
 
-    def check(self) -> None:
+
+@dataclass
+class _HiddenKeys(_Change):
+    """Tokens to which no token attends.
+
+    Attributes:
+        hidden: (images, tokens).
+    """
+
+    hidden: Tensor = field(kw_only=True)
+
+    def changed(
+        self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
+    ) -> Any:
+        """The call, with a mask in which hidden columns are minus infinity."""
+        query, key, value, *rest = args
+        if (len(key), key.shape[2]) != tuple(self.hidden.shape):
+            raise ModelOutputError(
+                f"{self.hidden.shape[0]} images of {self.hidden.shape[1]} tokens are needed, but "
+                "the keys of attention have (images, heads, tokens, numbers) = "
+                f"{tuple(key.shape)}; correct the layout with hf_gmar.register_layout"
+            )
+        own = rest.pop(0) if rest else kw.pop("attention_mask", None)
+        return function(module, query, key, value, self._beside(own, query), *rest, **kw)
+
+    def _beside(self, own: Tensor | None, query: Tensor) -> Tensor:
+        """The mask or bias of the model's own, with hidden columns."""
+        own = query.new_zeros(1, 1, 1, 1) if own is None else own
+        never = False if own.dtype == torch.bool else -torch.inf
+        mask = torch.where(self.hidden[:, None, None].to(own.device), never, own)
+        return mask.expand(-1, -1, query.shape[2], -1)
+
+    def check(self, done: str) -> None:
         """Check that each layer made one call.
 
         Raises:
+            UnsupportedModelError: none made one.
             ModelOutputError: one made none, or several.
         """
-        layers = self.masked.shape[1]
-        if self.calls != layers:
-            raise ModelOutputError(
-                f"{layers} layers made {self.calls} calls of Transformers' attention, but one for "
-                "each layer is needed to tell whose heads are masked; call the model once, and "
-                "use one whose attention is that of Transformers"
+        if not self.calls:
+            raise UnsupportedModelError(
+                "the model does not call Transformers' attention functions, so its tokens can't be "
+                "hidden from attention; use token-dropping, which gives the same scores"
             )
+        super().check(done)
 
 
 @contextmanager
@@ -166,14 +271,14 @@ def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
 
 
 @contextmanager
-def routed_here(heads: _MaskedHeads | None = None) -> Iterator[None]:
+def routed_here(change: _Change | None = None) -> Iterator[None]:
     """Inside, this thread is one that gets what is wanted; autograd may need it in its own."""
-    before = getattr(_HERE, "active", False), getattr(_HERE, "heads", None)
-    _HERE.active, _HERE.heads = True, heads
+    before = getattr(_HERE, "active", False), getattr(_HERE, "change", None)
+    _HERE.active, _HERE.change = True, change
     try:
         yield
     finally:
-        _HERE.active, _HERE.heads = before
+        _HERE.active, _HERE.change = before
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -189,6 +294,11 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
+def implementations_of(model: PreTrainedModel) -> tuple[str | None, ...]:
+    """The attention implementations that parts of the model use."""
+    return tuple(config._attn_implementation for config in configs_of(model))
+
+
 def _route(wanted: str | None, original: str | None) -> str:
     """The name of an attention function, and of its mask function, that asks for the thread."""
     # The original is part of the name, as some models look for "flash" in it.
@@ -198,13 +308,15 @@ def _route(wanted: str | None, original: str | None) -> str:
         return wanted if getattr(_HERE, "active", False) else original
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # A function of this kind may be inside this one: heads are masked once.
-        heads, _HERE.heads = getattr(_HERE, "heads", None), None
+        function = _attention_function(module, chosen())
+        # A function of this kind may be inside this one: a change is made once.
+        change, _HERE.change = getattr(_HERE, "change", None), None
         try:
-            found = _attention_function(module, chosen())(module, *args, **kwargs)
+            if change is None:
+                return function(module, *args, **kwargs)
+            return change.call(function, module, *args, **kwargs)
         finally:
-            _HERE.heads = heads
-        return found if heads is None else (heads.applied(module, found[0]), *found[1:])
+            _HERE.change = change
 
     def mask(*args: Any, **kwargs: Any) -> Any:
         # Without a function of its own an implementation gets no mask.
