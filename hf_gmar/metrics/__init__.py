@@ -1,0 +1,139 @@
+"""The metrics: how good an explanation is, in one number for each image.
+
+No metric knows a method: it is given what was measured. A new one is a class and a line in
+``METRICS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hf_gmar.errors import OptionError
+from hf_gmar.metrics.asked import Asked, Explain
+from hf_gmar.metrics.base import Better, Metric, Needs, options_of
+from hf_gmar.metrics.cascade import Cascade, randomised
+from hf_gmar.metrics.curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
+from hf_gmar.metrics.examiner import Examiner, Explainer, second_class
+from hf_gmar.metrics.found import Curves, Kept, Located
+from hf_gmar.metrics.head_ablation import HeadAblationArea
+from hf_gmar.metrics.kept import AverageDrop, AverageGain, AverageIncrease, KeptMetric
+from hf_gmar.metrics.located import GridPointing, MaskEnergy, MeanIoU, PatchAP, PointingGame
+from hf_gmar.metrics.order import FORMS, Form, kept_count, kept_patches, patch_order, unit_scaled
+from hf_gmar.metrics.sanity import ClassSensitivity, Randomisation, ssim
+from hf_gmar.metrics.stability import Infidelity, SensitivityMax
+
+_ALL: tuple[type[Metric[Any]], ...] = (
+    Deletion,
+    Insertion,
+    InsertionDeletion,
+    AOPC,
+    SRG,
+    AverageDrop,
+    AverageIncrease,
+    AverageGain,
+    PointingGame,
+    MaskEnergy,
+    PatchAP,
+    MeanIoU,
+    GridPointing,
+    Infidelity,
+    SensitivityMax,
+    ClassSensitivity,
+    Randomisation,
+    HeadAblationArea,
+)
+
+METRICS: dict[str, type[Metric[Any]]] = {metric.name: metric for metric in _ALL}
+"""Metrics by name."""
+
+
+def metric_options(name: str) -> dict[str, Any]:
+    """The options of the metric of that name, with their values when nothing is said.
+
+    Raises:
+        OptionError: there is no such metric.
+
+    Example:
+        >>> metric_options("average-drop")
+        {'keep': 0.5, 'form': 'patches'}
+    """
+    if name not in METRICS:
+        raise OptionError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    return {one.name: one.default for one in options_of(METRICS[name])}
+
+
+def check_metric_options(name: str, options: Iterable[str]) -> None:
+    """Check the names of options.
+
+    Raises:
+        OptionError: there is no such metric, or it has no such option.
+    """
+    known = list(metric_options(name))
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise OptionError(
+            f"the metric {name!r} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+
+
+def build_metric(name: str, **options: Any) -> Metric[Any]:
+    """The metric of that name.
+
+    Raises:
+        OptionError: there is no such metric, or it has no such option, or a value is out of range.
+
+    Example:
+        >>> build_metric("average-drop", keep=0.3).label
+        'average-drop (keep=0.3)'
+    """
+    check_metric_options(name, options)
+    return METRICS[name](**options)
+
+
+__all__ = [
+    "AOPC",
+    "FORMS",
+    "METRICS",
+    "SRG",
+    "Asked",
+    "AverageDrop",
+    "AverageGain",
+    "AverageIncrease",
+    "Better",
+    "Cascade",
+    "ClassSensitivity",
+    "Curves",
+    "Deletion",
+    "Examiner",
+    "Explain",
+    "Explainer",
+    "Form",
+    "GridPointing",
+    "HeadAblationArea",
+    "Infidelity",
+    "Insertion",
+    "InsertionDeletion",
+    "Kept",
+    "KeptMetric",
+    "Located",
+    "MaskEnergy",
+    "MeanIoU",
+    "Metric",
+    "Needs",
+    "PatchAP",
+    "PointingGame",
+    "Randomisation",
+    "SensitivityMax",
+    "build_metric",
+    "check_metric_options",
+    "kept_count",
+    "kept_patches",
+    "metric_options",
+    "patch_order",
+    "randomised",
+    "second_class",
+    "ssim",
+    "unit_scaled",
+]

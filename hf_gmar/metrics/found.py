@@ -1,0 +1,130 @@
+"""What was measured of an explanation, as metrics take it: plain numbers, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gmar.errors import InputError
+
+
+class _Exact:
+    """Fields are float64 on the CPU, whatever was given."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
+            given = getattr(self, one.name)
+            if not isinstance(given, Tensor):
+                raise InputError(
+                    f"{one.name} must be a tensor, got {type(given).__name__}; torch.tensor makes "
+                    "one of numbers"
+                )
+            object.__setattr__(self, one.name, given.detach().cpu().double())
+        self._check()
+
+    def _check(self) -> None:
+        raise NotImplementedError
+
+    def _need(self, fits: bool, needed: str) -> None:
+        """An InputError that says what is needed and what came."""
+        if not fits:
+            values: dict[str, Any] = {
+                one.name: tuple(getattr(self, one.name).shape)
+                for one in fields(self)  # type: ignore[arg-type]
+            }
+            raise InputError(f"{type(self).__name__} needs {needed}; got {values}")
+
+
+@dataclass(frozen=True, eq=False)
+class Curves(_Exact):
+    """The score of the target while more and more patches are removed.
+
+    Attributes:
+        fractions: share of the patches that is removed at each step, (S,), from 0 to 1, or to less
+            where the last patches can't be removed.
+        most: scores with the most relevant patches removed first, (B, S); NaN for an image that
+            could not be measured.
+        least: scores with the least relevant patches removed first, (B, S).
+
+    Raises:
+        InputError: other shapes, infinite scores, or fractions that do not rise from 0 to 1 at
+            most.
+
+    Example:
+        >>> steps = torch.tensor([0.0, 0.5, 1.0])
+        >>> Curves(steps, torch.tensor([[1.0, 0.2, 0.0]]), torch.tensor([[1.0, 0.8, 0.0]])).areas()
+        (tensor([0.3500], dtype=torch.float64), tensor([0.6500], dtype=torch.float64))
+    """
+
+    fractions: Tensor
+    most: Tensor
+    least: Tensor
+
+    def areas(self) -> tuple[Tensor, Tensor]:
+        """Area under either curve, (B,) each, by the trapezoidal rule; by the last fraction."""
+        steps = self.fractions / self.fractions[-1]
+        return torch.trapezoid(self.most, steps), torch.trapezoid(self.least, steps)
+
+    def _check(self) -> None:
+        steps = self.fractions
+        shapes = self.most.dim() == 2 and self.most.shape == self.least.shape
+        self._need(
+            shapes and steps.dim() == 1 and len(steps) == self.most.shape[1] >= 2,
+            "fractions (S,) with S >= 2, and most and least (B, S)",
+        )
+        rising = bool((steps.diff() > 0).all())
+        self._need(
+            rising and float(steps[0]) == 0 and float(steps[-1]) <= 1,
+            f"fractions that rise from 0 to 1 at most, not {steps.tolist()}",
+        )
+        curves = torch.stack([self.most, self.least])
+        self._need(not bool(curves.isinf().any()), "scores that are not infinite")
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(_Exact):
+    """The score of the target for the whole image, and for what an explanation keeps of it.
+
+    Attributes:
+        before: of the image as it is, (B,).
+        after: of what is kept, (B,); NaN for an image that could not be measured.
+
+    Raises:
+        InputError: other shapes, or infinite scores.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    def _check(self) -> None:
+        shapes = self.before.dim() == 1 and self.before.shape == self.after.shape
+        self._need(shapes, "before (B,) and after (B,)")
+        scores = torch.stack([self.before, self.after])
+        self._need(not bool(scores.isinf().any()), "scores that are not infinite")
+
+
+@dataclass(frozen=True, eq=False)
+class Located(_Exact):
+    """Maps, and where the object is that they are about.
+
+    Attributes:
+        maps: relevance of each patch, (B, rows, columns), finite.
+        cover: share of the area of each patch that is inside the object's mask, (B, rows,
+            columns), from 0 to 1. All 0: there is no mask, and nothing is defined.
+
+    Raises:
+        InputError: other shapes or values.
+    """
+
+    maps: Tensor
+    cover: Tensor
+
+    def _check(self) -> None:
+        shapes = self.maps.dim() == 3 and self.maps.shape == self.cover.shape
+        self._need(shapes and self.maps[0:1].numel() > 0, "maps and cover (B, rows, columns)")
+        self._need(bool(self.maps.isfinite().all()), "maps that are finite")
+        inside = (self.cover >= 0) & (self.cover <= 1)
+        self._need(bool(inside.all()), "cover from 0 to 1, the share of each patch's area")
