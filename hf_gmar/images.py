@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_gmar.errors import ImageFileError
+
+Taken = TypeVar("Taken")
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
@@ -30,25 +34,47 @@ def open_image(path: Path) -> Image.Image:
         ImageFileError: missing, not an image, broken, or with more pixels than Pillow's limit
             against decompression bombs.
     """
-    if not path.is_file():
-        raise ImageFileError(f"there is no image file {path}")
+    return read_image(path, path, to_rgb)
+
+
+def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], Taken]) -> Taken:
+    """What is taken from an image that is upright as its EXIF data says.
+
+    Args:
+        file: an image file, or what is in one.
+        name: what errors call it.
+        take: called with the image, in the mode that it was saved in.
+
+    Returns:
+        What ``take`` gives; the file is closed.
+
+    Raises:
+        ImageFileError: as :func:`open_image`.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise ImageFileError(f"there is no image file {name}")
     try:
         with warnings.catch_warnings():
             # Above half its limit Pillow warns; large photos are wanted here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageFileError:
-        raise
+            with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+                return take(ImageOps.exif_transpose(image))
+    except ImageFileError as error:
+        raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise ImageFileError(f"{path} is too large: {error}; make it smaller first") from error
+        raise ImageFileError(f"{name} is too large: {error}; make it smaller first") from error
     except UnidentifiedImageError:
-        raise ImageFileError(f"{path} is not an image in a format that Pillow reads") from None
+        raise ImageFileError(f"{name} is not an image in a format that Pillow reads") from None
     except Exception as error:  # decoders raise whatever a broken file provokes
-        raise ImageFileError(f"{path} is broken or can't be read: {error}") from error
+        raise ImageFileError(f"{name} is broken or can't be read: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The same image in 8 bits a channel; 16 bits keep their brightness.
+
+    Raises:
+        ImageFileError: pixels whose range is not known.
+    """
     # Pillow's own conversion clips all that is over 255 to white.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")

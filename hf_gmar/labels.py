@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from transformers import PreTrainedConfig
 
 from hf_gmar.errors import TargetError
 
+_NUMBER = r"\s*[-+]?\d+\s*"
+
 
 def label_of(config: PreTrainedConfig, index: int) -> str:
     """The name of a class, or ``class 7`` if the config has none for it."""
-    return _labels(config).get(index, f"class {index}")
+    return labels_of(config).get(index, f"class {index}")
 
 
 def find_class(config: PreTrainedConfig, text: str) -> int:
@@ -29,18 +32,31 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
         >>> find_class(config, "egyptian cat"), find_class(config, "tabby"), find_class(config, "1")
         (1, 0, 1)
     """
-    labels = _labels(config)
-    if re.fullmatch(r"\s*[-+]?\d+\s*", text):
+    labels = labels_of(config)
+    if re.fullmatch(_NUMBER, text):
         return _by_number(text.strip(), labels)
-    wanted = text.strip().casefold()
+    found = classes_called(labels, text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(f"{index} ({labels[index]})" for index in found)
+        raise TargetError(f"the label {text!r} fits several classes: {choices}; use the number")
+    raise TargetError(f"no class is called {text!r}{_suggestion(text, labels)}")
+
+
+def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
+    """All classes of which that is the label or, if of none, a comma-separated part of the label.
+
+    Example:
+        >>> classes_called({0: "crane, bird", 1: "crane, machine", 2: "Machine"}, "machine")
+        [2]
+    """
+    wanted = name.strip().casefold()
     for names in (_whole, _parts):  # a full label goes before a part of another
         found = [index for index, label in labels.items() if wanted in names(label)]
-        if len(found) == 1:
-            return found[0]
         if found:
-            choices = ", ".join(f"{index} ({labels[index]})" for index in found)
-            raise TargetError(f"the label {text!r} fits several classes: {choices}; use the number")
-    raise TargetError(f"no class is called {text!r}{_suggestion(text, labels)}")
+            break
+    return found
 
 
 def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
@@ -57,7 +73,8 @@ def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def _labels(config: PreTrainedConfig) -> dict[int, str]:
+def labels_of(config: PreTrainedConfig) -> dict[int, str]:
+    """The name of each class that the config names, by its index."""
     return {int(index): str(label) for index, label in (config.id2label or {}).items()}
 
 

@@ -1,9 +1,10 @@
-"""A local server that answers as the Hub does, for one or more model folders."""
+"""A local server that answers as the Hub does, for one or more folders of models or data sets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._check_token()
             if path.startswith("api/models/"):
-                self._facts(path.removeprefix("api/models/"))
+                self._facts("", path.removeprefix("api/models/"))
+            elif path.startswith("api/datasets/"):
+                self._facts("datasets/", path.removeprefix("api/datasets/"))
             else:
                 self._file(path)
         except _RefusalError as refusal:
@@ -68,9 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return folder, commit_of(name, known)
         raise _RefusalError(404, "RevisionNotFound")
 
-    def _facts(self, path: str) -> None:
+    def _facts(self, kind_of_repository: str, path: str) -> None:
         owner, model, kind, revision = [*path.split("/"), "", "main"][:4]
-        name = f"{owner}/{model}"
+        name = f"{kind_of_repository}{owner}/{model}"
         if kind not in ("", "revision", "tree"):
             raise _RefusalError(404)
         folder, commit = self._folder(name, unquote(revision))
@@ -91,7 +94,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = (folder / file).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         size = str(len(content))
-        self._answer(content, {"ETag": f'"{etag}"', "X-Linked-Size": size, "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{etag}"', "X-Linked-Size": size, "X-Repo-Commit": commit}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if asked is None:
+            self._answer(content, headers)
+            return
+        first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        self._answer(content[first : last + 1], headers, 206)
 
     def _answer(self, content: bytes, headers: dict[str, str], status: int = 200) -> None:
         self.send_response(status)
@@ -126,7 +136,8 @@ def serve_hub(
     """Serve folders under repository names; gives the address and the list of requests.
 
     Args:
-        repositories: the folder of each, or one for each of its branches and tags.
+        repositories: the folder of each, or one for each of its branches and tags. The name of a
+            data set begins with ``datasets/``.
         private: the token without which a repository does not seem to be there.
         gated: the token without which the files of a repository are refused.
     """

@@ -1,0 +1,168 @@
+"""From what a user names to a data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_gmar.data.base import Images, limited
+from hf_gmar.data.classes import Classes, LabelMap
+from hf_gmar.data.drawn import SCENES, Scenes
+from hf_gmar.data.files import folder_of_images
+from hf_gmar.data.rows import Rows, from_disk, from_hub, is_dataset, is_saved, split_of
+from hf_gmar.data.table import table_of_images
+from hf_gmar.errors import DataError, OptionError
+
+_SCENES = re.compile(r"scenes(?::(\d{1,9}))?")
+_HUB = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_COLUMNS = ("image_column", "label_column", "mask_column")
+_FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".zip", ".tar", ".arrow"}
+
+
+def open_data(  # noqa: PLR0913  # a keyword each
+    source: str | Path | Images | Any,
+    labels: Mapping[int, str],
+    *,
+    label_map: LabelMap = None,
+    config: str | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    mask_column: str | None = None,
+    skip: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Images:
+    """A data set by its name, folder or file; no image is read yet.
+
+    Args:
+        source: one of
+
+            - ``"scenes"`` or ``"scenes:100"``: the package's drawn scenes, with masks, 300 unless
+              the number is given; a folder of that name is ``"./scenes"``.
+            - a folder of images, or of one subfolder of images for each class.
+            - a CSV file with a column of paths, and perhaps one of labels and one of masks.
+            - a folder written by ``save_to_disk`` of the package ``datasets``, or the name of a
+              data set on the Hub; ``:SPLIT`` after it chooses a split.
+            - a ``datasets.Dataset`` or ``DatasetDict``, or :class:`Images` of your own.
+        labels: the model's classes by index, ``model.config.id2label``.
+        label_map: the model's class, as index or label, of names of classes in the data, or the
+            path of a CSV file with two columns ``name,class``. Names that it does not have are
+            looked for among the model's labels.
+        config: which configuration of a data set on the Hub.
+        split: which split, where there are several; of a folder, its subfolder.
+        image_column: of a table or of ``datasets``; if not given, found by name and type.
+        label_column: the same for classes.
+        mask_column: the same for masks.
+        skip: a folder whose image files are left out, such as one for results.
+        limit: so many images at most, spread evenly: see :func:`~hf_gmar.data.base.limited`.
+        seed: of that choice.
+
+    Returns:
+        The data set. Images whose class the model does not have are without a label, and a notice
+        says so.
+
+    Raises:
+        DataError: there is no such data set, or it can't be read or understood.
+        ImageFileError: a folder without images.
+        OptionError: an option that the source does not have, a column that is not there or could be
+            several, a name that fits several classes, or a limit under 1.
+
+    Example:
+        >>> from hf_gmar.scenes import CLASSES
+        >>> data = open_data("scenes", dict(enumerate(CLASSES)), limit=20)
+        >>> len(data), data.key(0), CLASSES[data.label(0)]
+        (20, 'scene-5', 'ring')
+    """
+    asked = {"config": config, "split": split, "image_column": image_column,
+             "label_column": label_column, "mask_column": mask_column}  # fmt: skip
+    options = {name: value for name, value in asked.items() if value is not None}
+    classes = Classes.of(labels, label_map)
+    if isinstance(source, Images):
+        given = options if label_map is None else {**options, "label_map": label_map}
+        _no_more(given, "images of your own", ())
+        found = source
+    elif is_dataset(source):
+        _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
+        rows = split_of(source, options.get("split"), "the data set")
+        found = _rows(rows, "the data set", classes, {"kind": "datasets"}, options)
+    elif isinstance(source, str) and (match := _SCENES.fullmatch(source)):
+        _no_more(options, "scenes", ())
+        found = Scenes(int(match[1] or SCENES), classes)
+    elif isinstance(source, (str, Path)):
+        found = _found(*_apart(source, options), str(source), classes, skip)
+    else:
+        raise DataError(
+            f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
+            "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.Images"
+        )
+    return limited(found, limit, seed)
+
+
+def _apart(source: str | Path, options: dict[str, str]) -> tuple[Path | str, dict[str, str]]:
+    """What is named, as a path if it is there, and the options with the split that is named."""
+    if isinstance(source, Path) or Path(source).exists():
+        return Path(source), options
+    name, _, split = source.partition(":")
+    if split:
+        if options.get("split", split) != split:
+            raise OptionError(
+                f"{source!r} names the split {split!r} and split is {options['split']!r}; give one"
+            )
+        options = {**options, "split": split}
+    return (Path(name) if Path(name).exists() else name), options
+
+
+def _found(
+    source: Path | str, options: dict[str, str], name: str, classes: Classes, skip: Path | None
+) -> Images:
+    if isinstance(source, str):
+        return _on_the_hub(source, options, name, classes)
+    if source.is_dir() and is_saved(source):
+        _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
+        rows = from_disk(source, options.get("split"))
+        settings = {"kind": "datasets on disk", "name": source.resolve().name}
+        return _rows(rows, name, classes, settings, options)
+    if source.is_dir():
+        _no_more(options, "a folder of images", ("split",))
+        return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
+    if source.suffix.casefold() == ".csv" and source.is_file():
+        _no_more(options, "a CSV file", _COLUMNS)
+        return table_of_images(source, classes, name=name, **options)
+    if source.exists():
+        raise DataError(
+            f"{source} is no folder and no .csv file; needed is a folder of images, a CSV file of "
+            "their paths, or a data set"
+        )
+    raise DataError(f"there is no folder or file {source}")
+
+
+def _on_the_hub(source: str, options: dict[str, str], name: str, classes: Classes) -> Images:
+    if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
+        raise DataError(f"there is no folder or file {source}")
+    rows = from_hub(source, options.get("config"), options.get("split"))
+    settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
+    return _rows(rows, name, classes, settings, options)
+
+
+def _rows(
+    rows: Any,
+    name: str,
+    classes: Classes,
+    settings: Mapping[str, str | None],
+    options: dict[str, str],
+) -> Rows:
+    """A data set of ``datasets`` with the columns that were asked for."""
+    columns = {key: value for key, value in options.items() if key in _COLUMNS}
+    which = {**settings, "split": options.get("split", rows.split and str(rows.split))}
+    return Rows(name, rows, classes, settings=which, **columns)
+
+
+def _no_more(options: Mapping[str, object], what: str, known: tuple[str, ...]) -> None:
+    """Raise an error for an option that would do nothing."""
+    for name in options:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "has no options of this kind"
+            raise OptionError(f"{name} means nothing for {what}, which {has}; leave it out")
