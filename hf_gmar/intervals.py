@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+_AT_ONCE = 4_000_000  # drawn numbers in memory, 32 MB
+
 
 class Interval(NamedTuple):
     """A mean with the ends of its 95 % interval, each of the shape of one image's values."""
@@ -46,8 +48,23 @@ def bootstrap(values: Array, seed: int = 0, draws: int = 2000) -> Interval:
     mean = values.mean(axis=0)
     if count < 2:
         return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
-    # How often each image is drawn: as a product it needs no copy of the values for each draw.
-    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=draws)
-    means = np.tensordot(drawn / count, values, axes=1)
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [_means(values, generator, rows) for rows in _parts(draws, _AT_ONCE // count)]
+    )
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return Interval(mean, low, high)
+
+
+def _means(values: Array, generator: np.random.Generator, draws: int) -> Array:
+    # How often each image is drawn: as a product it needs no copy of the values for each draw.
+    count = len(values)
+    drawn = generator.multinomial(count, [1 / count] * count, size=draws)
+    means: Array = np.tensordot(drawn / count, values, axes=1)
+    return means
+
+
+def _parts(whole: int, size: int) -> list[int]:
+    """Numbers of at most ``size`` that add up to the whole."""
+    size = max(size, 1)
+    return [min(size, whole - start) for start in range(0, whole, size)]

@@ -1,0 +1,217 @@
+"""What an evaluation found, as plain numbers: measures, means, differences, curves, failures."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+Better: TypeAlias = Literal["higher", "lower"] | None
+Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no difference"]
+Order: TypeAlias = Literal["most", "least"]
+
+ALPHA = 0.05
+"""The level at which a difference counts as one, after Holm's correction."""
+
+LOCALISATION = ("pointing-game", "mask-energy", "patch-ap", "miou", "grid-pointing")
+SANITY = ("infidelity", "sensitivity-max", "class-sensitivity", "randomisation", "head-ablation")
+"""Metrics that share a table, by name."""
+
+
+def faithfulness(perturbation: str) -> str:
+    """The heading of what is measured under a perturbation."""
+    return f"Faithfulness, patches removed by {perturbation}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric under its options, and under one perturbation if it is measured for each.
+
+    Attributes:
+        label: the key of its values in the rows.
+        title: the metric with its options.
+        metric: its name alone.
+        perturbation: the perturbation with its options, if there is one.
+        better: which direction is better, ``None`` if neither is.
+
+    Example:
+        >>> found = Measure.of("average-drop (keep=0.3):blur (radius=8)", {"average-drop": "lower"})
+        >>> found.title, found.metric, found.perturbation, found.better
+        ('average-drop (keep=0.3)', 'average-drop', 'blur (radius=8)', 'lower')
+    """
+
+    label: str
+    title: str
+    metric: str
+    perturbation: str | None
+    better: Better
+
+    @classmethod
+    def of(cls, label: str, better: Mapping[str, str | None]) -> Measure:
+        """The measure of a key in the rows.
+
+        Raises:
+            KeyError: a direction that is neither ``"higher"``, ``"lower"`` nor ``None``.
+        """
+        # A colon within the brackets of an option is none that divides.
+        found = re.match(r"((?:[^:(]|\([^)]*\))+):(.+)", label, re.DOTALL)
+        title, perturbation = found.groups() if found else (label, None)
+        metric = title.split(" (")[0]
+        directions: dict[str | None, Better] = {"higher": "higher", "lower": "lower", None: None}
+        return cls(label, title, metric, perturbation, directions[better.get(metric)])
+
+    @property
+    def group(self) -> str:
+        """The heading under which it is reported."""
+        if self.perturbation is not None:
+            return faithfulness(self.perturbation)
+        if self.metric in LOCALISATION:
+            return "Localisation"
+        return "Robustness and sanity checks" if self.metric in SANITY else "Other measures"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's value minus the baseline's on the same image, over the images that have both.
+
+    Attributes:
+        mean: over these images.
+        low: 2.5 % quantile of the bootstrap, ``None`` for a single image.
+        high: 97.5 % quantile.
+        images: how many have both values.
+        p: of the two-sided sign-flip test.
+        corrected: the same after Holm's correction over the methods of this measure.
+        verdict: what it says, by the direction that is better and the corrected p-value.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    images: int
+    p: float
+    corrected: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method's mean of one measure.
+
+    Attributes:
+        method: its label.
+        measure: label of the measure.
+        mean: over the images with a value, ``None`` if there are none.
+        low: 2.5 % quantile of the bootstrap, ``None`` for fewer than two images.
+        high: 97.5 % quantile.
+        images: how many have a value.
+        difference: to the baseline; ``None`` for the baseline itself and without one.
+    """
+
+    method: str
+    measure: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    images: int
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The target's mean score while patches are removed, with its 95 % band.
+
+    Attributes:
+        method: whose order of patches it is.
+        perturbation: how they are removed.
+        order: most or least relevant first.
+        fractions: share of the patches that is removed, from 0 to 1.
+        mean: over the images, one value for each fraction.
+        low: 2.5 % quantile of the bootstrap, ``None`` for a single image.
+        high: 97.5 % quantile.
+        images: how many have this curve.
+    """
+
+    method: str
+    perturbation: str
+    order: Order
+    fractions: tuple[float, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+    images: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, or a method that failed on one.
+
+    Attributes:
+        index: of the image.
+        key: its name in the data set.
+        method: which failed, with the measure if it was that alone; ``None`` if it was the image.
+        reason: in one line.
+    """
+
+    index: int
+    key: str
+    method: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the rows of an evaluation say, whatever their order.
+
+    Attributes:
+        settings: how it was measured.
+        methods: labels, in the order of the settings.
+        measures: in the order of the report.
+        baseline: the method that the others are compared with.
+        seed: of the bootstrap and the sign flips.
+        images: how many were read and explained by one method at least.
+        cells: one for each measure and method.
+        curves: one for each method, perturbation and order that was measured.
+        failures: broken images, and methods that failed, by image and method.
+    """
+
+    settings: Mapping[str, Any]
+    methods: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    baseline: str | None
+    seed: int
+    images: int
+    cells: tuple[Cell, ...]
+    curves: tuple[Curve, ...]
+    failures: tuple[Failure, ...]
+
+    @functools.cached_property
+    def by_place(self) -> dict[tuple[str, str], Cell]:
+        """Cells by label of the measure and of the method."""
+        return {(cell.measure, cell.method): cell for cell in self.cells}
+
+    @property
+    def groups(self) -> dict[str, list[Measure]]:
+        """Measures by the heading under which they are reported."""
+        found: dict[str, list[Measure]] = {}
+        for measure in self.measures:
+            found.setdefault(measure.group, []).append(measure)
+        return found
+
+    def compared(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Those of the measures in which any method has a difference to the baseline."""
+        found = {cell.measure for cell in self.cells if cell.difference is not None}
+        return [one for one in measures if one.label in found]
+
+    @property
+    def broken(self) -> list[Failure]:
+        """Images that could not be read."""
+        return [one for one in self.failures if one.method is None]
+
+    @property
+    def failed(self) -> dict[str, list[Failure]]:
+        """Images that a method, or one measure of it, failed on, for those with any."""
+        labels = dict.fromkeys([*self.methods, *(one.method or "" for one in self.failures)])
+        found = {label: [one for one in self.failures if one.method == label] for label in labels}
+        return {label: ones for label, ones in found.items() if ones}
