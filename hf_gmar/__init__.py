@@ -12,6 +12,7 @@ from importlib.metadata import version
 from hf_gmar.ablation import HeadAblation, ablate_heads
 from hf_gmar.compare import compare
 from hf_gmar.comparison import Comparison
+from hf_gmar.evaluate import Evaluation, evaluate
 from hf_gmar.heads import HeadImportance, head_importance
 from hf_gmar.hub import load_model
 from hf_gmar.methods import (
@@ -28,6 +29,7 @@ from hf_gmar.methods import (
 )
 from hf_gmar.per_head import head_maps
 from hf_gmar.pipeline import ImageAttributionPipeline
+from hf_gmar.together import explain_together
 from hf_gmar.tokens import TokenLayout, register_layout
 from hf_gmar.wrappers import LogitsModel, ZeroShotModel
 
@@ -38,6 +40,7 @@ __all__ = [
     "AttentionRollout",
     "AttnLRP",
     "Comparison",
+    "Evaluation",
     "GradSAM",
     "GradientRollout",
     "HeadAblation",
@@ -54,6 +57,8 @@ __all__ = [
     "__version__",
     "ablate_heads",
     "compare",
+    "evaluate",
+    "explain_together",
     "head_importance",
     "head_maps",
     "load_model",

@@ -9,6 +9,7 @@ import typer
 from hf_gmar import __version__
 from hf_gmar.commands.common import ManyValues
 from hf_gmar.commands.compare import compare
+from hf_gmar.commands.evaluate import evaluate
 from hf_gmar.commands.explain import explain
 from hf_gmar.commands.heads import heads
 from hf_gmar.commands.methods import methods
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command(cls=ManyValues)(explain)
 app.command(cls=ManyValues)(compare)
 app.command(cls=ManyValues)(heads)
+app.command(cls=ManyValues)(evaluate)
 app.command()(methods)
 app.command()(models)
 

@@ -13,6 +13,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from hf_gmar.chosen import labelled, parsed
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.methods import METHODS, Method, build_method, check_options, option_names
 from hf_gmar.targets import Target
@@ -63,8 +64,7 @@ class Column:
         if self.label is not None:
             return self.label
         if isinstance(self.method, str):
-            said = ", ".join(f"{key}={value}" for key, value in self.options.items())
-            return f"{self.method} ({said})" if said else self.method
+            return labelled(self.method, self.options)
         return _own_name(self.method)
 
     @property
@@ -302,11 +302,15 @@ def _as_column(entry: Any) -> Column:
     column = entry
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
         column = Column(entry[0], options=entry[1])
-    elif isinstance(entry, str | Attribution):
+    elif isinstance(entry, str):
+        name, options = parsed(entry)
+        column = Column(name, options=options)
+    elif isinstance(entry, Attribution):
         column = Column(entry)
     if not isinstance(column, Column) or not isinstance(column.method, str | Attribution):
         raise OptionError(
-            f"a method is a name ({_listed(METHODS)}), a name with its options, a method of "
+            f"a method is a name ({_listed(METHODS)}), a name with its options "
+            "('gmar:norm=l2,alpha=0.5', or a pair), a method of "
             f"hf_gmar, one of Captum's attribution methods or a Column; got {entry!r}"
         )
     if isinstance(column.method, str):

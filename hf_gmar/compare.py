@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from captum.attr import Attribution
 from PIL import Image
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig
 
-from hf_gmar.attention import configs_of
-from hf_gmar.capture import evaluation_mode, graph_enabled, predict
+from hf_gmar.capture import predict
 from hf_gmar.columns import Column, Entries, Task, as_columns
 from hf_gmar.comparison import Comparison, picture_of
 from hf_gmar.engine import Request
-from hf_gmar.errors import HfGmarError, InputError
+from hf_gmar.errors import InputError
+from hf_gmar.guests import left_alone, modules_of, reason_of
 from hf_gmar.labels import label_of, probabilities
 from hf_gmar.measure import Spent, measured
 from hf_gmar.methods.checks import checked_request, size_errors
-from hf_gmar.restored import as_they_were, seeded
+from hf_gmar.restored import seeded
 from hf_gmar.subject import Subject
 from hf_gmar.targets import Question, Target
-from hf_gmar.threads import turn
 from hf_gmar.tokens import Reads
 
 __all__ = ["Column", "Comparison", "compare"]
-
-_LONGEST_REASON = 400
 
 
 def compare(  # noqa: PLR0913  # a keyword each
@@ -105,9 +100,9 @@ def compare(  # noqa: PLR0913  # a keyword each
     count = len(pixels)
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
     images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
-    modules = [*subject.modules(), *_modules_of(columns)]
+    modules = [*subject.modules(), *modules_of(columns)]
     plain = functools.partial(predict, subject, Request(pixels, (), forward_kwargs))
-    with _left_alone(modules), size_errors(subject, pixels):
+    with left_alone(modules), size_errors(subject, pixels):
         scores, forward = measured(plain, pixels.device) if measure else (plain(), None)
         answer = _Answers.of(subject, scores, Question(target, contrast))
     grid = subject.layout.grid(*pixels.shape[-2:])
@@ -117,7 +112,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     for column in columns:
         if progress is not None:
             progress(column.name)
-        with _left_alone(modules):  # one for each: no method meets what another left
+        with left_alone(modules):  # one for each: no method meets what another left
             cells.fill(column, task, plain, measure, seed)
     return Comparison(
         cells.maps,
@@ -174,7 +169,7 @@ class _Cells:
             else:
                 self.maps[label] = run()
         except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
-            self.failures[label] = _reason(error)
+            self.failures[label] = reason_of(error)
 
 
 @dataclass(frozen=True)
@@ -216,40 +211,8 @@ class _Answers:
         return tuple(label_of(self.config, index) for index in places.tolist())
 
 
-@contextmanager
-def _left_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model to this thread, in evaluation mode, with gradients on; everything is put back."""
-    models = [part for part in modules if isinstance(part, PreTrainedModel)]
-    configs = [config for model in models for config in configs_of(model)]
-    with (
-        turn([*configs, *modules]),  # first: what another thread's explanation did is not ours
-        as_they_were(modules),
-        evaluation_mode(modules),
-        graph_enabled(),
-    ):
-        yield
-
-
-def _modules_of(columns: Sequence[Column]) -> Iterator[nn.Module]:
-    """The modules that methods were built on, which need not be the model itself."""
-    for column in columns:
-        method: Any = column.method
-        while isinstance(method, Attribution):
-            for held in (getattr(method, "forward_func", None), getattr(method, "model", None)):
-                owner = held if isinstance(held, nn.Module) else getattr(held, "__self__", None)
-                if isinstance(owner, nn.Module):
-                    yield from owner.modules()
-            method = getattr(method, "attribution_method", None)
-
-
 def _one_each(what: str, given: Sequence[Any] | None, count: int) -> list[Any]:
     if given is not None and (isinstance(given, str) or len(given) != count):
         got = repr(given) if isinstance(given, str) else len(given)
         raise InputError(f"{what} must be a list of {count}, one for each of the inputs; got {got}")
     return list(given or ())
-
-
-def _reason(error: Exception) -> str:
-    kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
-    reason = " ".join(f"{kind}{error}".split())
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."

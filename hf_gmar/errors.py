@@ -35,9 +35,17 @@ class ImageFileError(HfGmarError, ValueError):
     """An image file is missing, broken, of no known format or too large."""
 
 
+class DataError(HfGmarError, ValueError):
+    """A data set could not be found, reached or understood."""
+
+
 class ModelLoadError(HfGmarError, ValueError):
     """A model could not be found, reached or read."""
 
 
 class HubUnreachableError(ModelLoadError):
     """The Hub did not answer and the model is not in the local cache."""
+
+
+class EvaluationError(HfGmarError, ValueError):
+    """A run of an evaluation can't begin or go on: its folder, its data or its processes."""

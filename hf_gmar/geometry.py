@@ -131,6 +131,16 @@ def view_of(processor: BaseImageProcessor, size: tuple[int, int]) -> View:
     return _measured(processor, repr(vars(processor)), (int(size[0]), int(size[1])))
 
 
+def seen_part(processor: BaseImageProcessor, image: Image.Image) -> Image.Image:
+    """The part of an image that the model sees, in the image's own pixels.
+
+    Raises:
+        InputError: see :func:`view_of`.
+    """
+    top, left, bottom, right = view_of(processor, (image.height, image.width)).box
+    return image.crop((round(left), round(top), max(round(right), 1), max(round(bottom), 1)))
+
+
 @functools.lru_cache(maxsize=64)
 def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, int]) -> View:
     try:

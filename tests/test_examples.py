@@ -17,6 +17,7 @@ RUNS = {
     "draw_scenes.py": ["{output}"],
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
+    "own_metric.py": ["--scenes", "4", "--output", "{output}"],
 }
 
 
@@ -73,6 +74,14 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
     lines = _run("own_method.py", tmp_path).splitlines()
     assert float(lines[0].split()[-1]) > 0 > float(lines[1].split()[-1])
     assert Path(lines[2]).stat().st_size > 10_000
+
+
+def test_a_metric_and_a_perturbation_of_ones_own(tmp_path: Path) -> None:
+    lines = [line.split() for line in _run("own_metric.py", tmp_path).splitlines()]
+    found = {(measure, method): float(value) for measure, method, value in lines}
+    assert len(found) == 2 * 2 * 3
+    assert found["half-life:black", "grad-sam"] < found["half-life:black", "random"]
+    assert "half-life" in (tmp_path / "report.md").read_text()
 
 
 def test_a_family_of_ones_own(tmp_path: Path) -> None:

@@ -15,21 +15,25 @@ PACKAGE = Path(hf_gmar.__file__).parent
 
 # From the bottom of the layout to its top: a module imports only from lines before its own.
 ORDER = (
-    {"errors", "scenes", "files", "modes", "gamma", "measure", "restored", "ranks"},
-    {"families"},
+    {"errors", "scenes", "files", "modes", "gamma", "measure", "restored", "ranks", "live_bytes"},
+    {"families", "chosen"},
     {"propagation", "targets", "tokens", "attention", "threads", "images", "labels"},
     {"subject", "blocks", "rules", "relevance"},
     {"engine", "recording"},
     {"layers"},
     {"dense", "streaming"},
     {"capture"},
-    {"hidden"},
+    {"hidden", "hiding"},
     {"methods"},
     {"geometry", "wrappers", "hub_errors", "columns", "intervals", "masking"},
-    {"visualize", "hub"},
-    {"pipeline", "grid_figure", "head_figures", "per_head"},
+    {"together", "perturbed"},
+    {"perturbations"},
+    {"visualize", "hub", "metrics", "data"},
+    {"pipeline", "grid_figure", "head_figures", "per_head", "guests"},
     {"comparison", "heads"},
     {"compare", "ablation"},
+    {"evaluation"},
+    {"evaluate"},
     {"hf_gmar"},  # the names that users import
     {"explain", "catalogue"},
     {"commands"},
@@ -44,6 +48,7 @@ ONLY: dict[str, set[str]] = {
     "measure": set(),
     "restored": set(),
     "ranks": set(),
+    "live_bytes": set(),
     "propagation": set(),
     "targets": {"errors"},
     "families": {"errors"},
@@ -155,6 +160,15 @@ def test_methods_do_not_import_each_other() -> None:
     assert files
     for name in files:
         assert not edges[name] & (files | {"methods"}), name
+
+
+def test_metrics_know_no_method() -> None:
+    edges = graph()
+    files = {name for name in edges if name.split(".")[0] == "metrics"}
+    assert files
+    for name in files:
+        found = {target for target in edges[name] if target.split(".")[0] == "methods"}
+        assert found <= {"methods.checks"}, name
 
 
 def settings_used(source: str) -> set[str]:

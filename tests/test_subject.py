@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import dispatch_model  # type: ignore[import-untyped]
-from accelerate.hooks import (  # type: ignore[import-untyped]
+from accelerate import dispatch_model
+from accelerate.hooks import (
     AlignDevicesHook,
     add_hook_to_module,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 from typer.core import TyperCommand
 
+from hf_gmar.chosen import python_value
 from hf_gmar.errors import HfGmarError, OptionError, TargetError
 from hf_gmar.hub import BUNDLED, DEFAULT_MODEL
 from hf_gmar.images import find_images
@@ -77,7 +77,13 @@ TrustRemoteCode = Annotated[
 class ManyValues(TyperCommand):
     """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each."""
 
-    many: ClassVar[tuple[str, ...]] = ("--prompts", "--methods", "--captum")
+    many: ClassVar[tuple[str, ...]] = (
+        "--prompts",
+        "--methods",
+        "--captum",
+        "--metrics",
+        "--perturbations",
+    )
     """Options that take many values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -114,16 +120,8 @@ def method_options(given: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
             raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {one!r}")
         if name in found:
             raise OptionError(f"the option {name} is given twice; give it once")
-        found[name] = _python_value(value)
+        found[name] = python_value(value)
     return found
-
-
-def _python_value(text: str) -> Any:
-    """A number, true, false or null as JSON has them; anything else is text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from hf_gmar.commands.common import (
 from hf_gmar.compare import compare as side_by_side
 from hf_gmar.comparison import R_EXPLAINED, Comparison
 from hf_gmar.errors import HfGmarError, InputError, OptionError
-from hf_gmar.geometry import view_of
+from hf_gmar.geometry import seen_part
 from hf_gmar.hub import LoadedModel, load_model, sample_image
 from hf_gmar.images import open_image
 from hf_gmar.labels import find_class
@@ -193,15 +193,10 @@ def _read(loaded: LoadedModel, paths: Sequence[Path]) -> tuple[_Batch, int]:
 
 
 def _as_seen(loaded: LoadedModel, images: Sequence[Image.Image]) -> list[Image.Image] | None:
-    found = []
-    for image in images:
-        try:
-            top, left, bottom, right = view_of(loaded.processor, (image.height, image.width)).box
-        except InputError:  # what it does to an image is nothing that can be drawn on it
-            return None
-        box = round(left), round(top), max(round(right), 1), max(round(bottom), 1)
-        found.append(image.crop(box))
-    return found
+    try:
+        return [seen_part(loaded.processor, image) for image in images]
+    except InputError:  # what it does to an image is nothing that can be drawn on it
+        return None
 
 
 def _columns(

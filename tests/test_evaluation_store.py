@@ -1,0 +1,221 @@
+"""The folder of a run: rows that survive, settings that keep runs apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_gmar.chosen import labelled, parsed
+from hf_gmar.errors import EvaluationError, OptionError
+from hf_gmar.evaluation.settings import described, differences, digest, digest_of_weights
+from hf_gmar.evaluation.store import Row, Store, finished, last_of_each
+
+METHODS = ["gmar", "random"]
+SETTINGS = {"steps": 10, "data": {"name": "scenes", "limit": None}}
+
+
+def rows_of(index: int, **more: object) -> list[Row]:
+    """The rows of one image."""
+    return [{"index": index, "key": f"image {index}", "method": one, **more} for one in METHODS]
+
+
+def test_rows_come_back_in_any_number_of_files(tmp_path: Path) -> None:
+    for process in range(3):
+        store = Store(tmp_path, process)
+        store.begin(SETTINGS, resume=True)
+        store.append(rows_of(process))
+    rows = last_of_each(Store(tmp_path).rows(), METHODS)
+    assert rows == rows_of(0) + rows_of(1) + rows_of(2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rows.1.jsonl", "rows.2.jsonl", "rows.jsonl", "settings.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [1, 10, 90])
+def test_a_line_that_was_cut_off_is_not_read_and_does_not_spoil_the_next(
+    tmp_path: Path, cut: int
+) -> None:
+    store = Store(tmp_path)
+    store.begin(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    store.append(rows_of(1))
+    whole = store.file.read_bytes()
+    store.file.write_bytes(whole[:-cut])
+    left = 3 if cut < 60 else 2
+    assert store.rows() == (rows_of(0) + rows_of(1))[:left]
+    assert finished(store.rows(), METHODS) == {0}
+    store.mend()
+    store.append(rows_of(1))
+    assert last_of_each(store.rows(), METHODS) == rows_of(0) + rows_of(1)
+    json.loads(store.file.read_text().splitlines()[left])
+
+
+def test_an_image_that_was_read_in_the_end_has_been_read() -> None:
+    broken: Row = {"index": 1, "key": "image 1", "method": None, "error": "cut short"}
+    assert finished([broken], METHODS) == set()
+    assert last_of_each([*rows_of(0), broken], METHODS) == [*rows_of(0), broken]
+    assert last_of_each([broken, *rows_of(1), *rows_of(0)], METHODS) == rows_of(0) + rows_of(1)
+    assert last_of_each([*rows_of(1), broken], METHODS) == rows_of(1)
+
+
+def test_the_last_of_two_rows_counts() -> None:
+    assert last_of_each(rows_of(0, n=1) + rows_of(0, n=2), METHODS) == rows_of(0, n=2)
+
+
+@given(st.permutations([row for index in range(4) for row in rows_of(index)]))
+def test_the_order_of_writing_makes_no_difference(rows: list[Row]) -> None:
+    assert last_of_each(rows, METHODS) == [row for index in range(4) for row in rows_of(index)]
+    assert finished(rows, METHODS) == {0, 1, 2, 3}
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    store.begin(dict(SETTINGS), resume=True)
+    other = {**SETTINGS, "steps": 20, "data": {"name": "photos", "limit": None}}
+    with pytest.raises(EvaluationError) as caught:
+        store.begin(other, resume=True)
+    for word in ("data.name", '"scenes" there', '"photos" now', "steps: 10 there, 20 now"):
+        assert word in str(caught.value)
+    assert store.rows() == rows_of(0)
+    store.begin(other, resume=False)
+    assert store.rows() == []
+    assert json.loads((tmp_path / "settings.json").read_text())["steps"] == 20
+
+
+def test_settings_without_rows_may_change(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(SETTINGS, resume=True)
+    store.begin({"steps": 20}, resume=True)
+    assert json.loads((tmp_path / "settings.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"steps": 10}', '{"digest": 3}'])
+def test_rows_of_unknown_settings_are_refused(tmp_path: Path, text: str | None) -> None:
+    store = Store(tmp_path)
+    store.begin(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    path = tmp_path / "settings.json"
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(EvaluationError, match=r"settings\.json"):
+        store.begin(SETTINGS, resume=True)
+    assert store.rows() == rows_of(0)
+
+
+def test_rows_of_another_run_are_not_seen(tmp_path: Path) -> None:
+    Store(tmp_path, 0, "one").append(rows_of(0))
+    Store(tmp_path, 1, "other").append(rows_of(1))
+    assert Store(tmp_path, 0, "one").rows() == rows_of(0)
+    assert Store(tmp_path, 0, "other").rows() == rows_of(1)
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"mine": 1}')
+    (tmp_path / "rows.train.jsonl").write_text('{"index": 0}')
+    for resume in (True, False):
+        with pytest.raises(EvaluationError, match="not of a run"):
+            Store(tmp_path).begin(SETTINGS, resume)
+    (tmp_path / "settings.json").unlink()
+    Store(tmp_path).begin(SETTINGS, resume=False)
+    assert Store(tmp_path).rows() == []
+    assert (tmp_path / "rows.train.jsonl").read_text() == '{"index": 0}'
+
+
+def test_starting_again_takes_the_report_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    (tmp_path / "examples").mkdir()
+    for name in ("report.md", "curves-blur.png", "examples/000001.npz", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    store.begin(SETTINGS, resume=False)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["notes.txt", "settings.json"]
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(rows_of(0))
+    store.file.write_text(store.file.read_text() + "no row\n")
+    with pytest.raises(EvaluationError, match="line 3 of"):
+        store.rows()
+
+
+def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    values = {"a": 0.1 + 0.2, "b": 1e-300, "c": None, "d": -0.0}
+    Store(tmp_path).append(rows_of(0, values=values))
+    assert Store(tmp_path).rows()[0]["values"] == values
+    with pytest.raises(ValueError, match="JSON"):  # it would be no JSON
+        Store(tmp_path).append(rows_of(0, values={"a": float("nan")}))
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with Store(tmp_path).alone():
+        other = Store(tmp_path)
+        with pytest.raises(EvaluationError, match="another run"), other.alone():
+            pass
+    with Store(tmp_path).alone():
+        pass
+
+
+def test_digests_tell_settings_and_weights_apart() -> None:
+    assert digest(SETTINGS) == digest(json.loads(json.dumps(SETTINGS)))
+    assert digest(SETTINGS) != digest({**SETTINGS, "steps": 11})
+    model = nn.Linear(3, 3, dtype=torch.bfloat16)
+    before = digest_of_weights(model)
+    assert before == digest_of_weights(model)
+    with torch.no_grad():
+        model.weight[2, 2] += 1
+    assert digest_of_weights(model) != before
+    assert digest_of_weights(nn.Linear(3, 3, dtype=torch.float16)) != before
+
+
+def test_differences_say_what_is_new() -> None:
+    old = {"a": {"x": 1}, "b": [1, 2], "same": 3}
+    new = {"a": {"x": 2, "y": None}, "c": "z" * 200, "same": 3}
+    assert differences(old, new)[:3] == [
+        "a.x: 1 there, 2 now", "b: [1, 2] there, nothing now",
+        f'c: nothing there, "{"z" * 76}... now',
+    ]  # fmt: skip
+    assert len(differences(old, new)) == 3
+
+
+def test_things_are_described_by_their_plain_attributes() -> None:
+    found = described(nn.Linear(2, 3))
+    assert found["class"] == "torch.nn.modules.linear.Linear"
+    assert (found["in_features"], found["out_features"]) == (2, 3)
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("gmar", ("gmar", {})),
+        ("gmar:alpha=0.5", ("gmar", {"alpha": 0.5})),
+        ("gmar:norm=l2, alpha=2", ("gmar", {"norm": "l2", "alpha": 2})),
+        ("dataset-mean:colour=[0.1,0.2,0.3]", ("dataset-mean", {"colour": [0.1, 0.2, 0.3]})),
+        ("x:a=true,b=null,c=one=two", ("x", {"a": True, "b": None, "c": "one=two"})),
+    ],
+)
+def test_names_with_options_are_read(text: str, found: tuple[str, dict[str, object]]) -> None:
+    assert parsed(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ":a=1", "gmar:", "gmar:alpha", "gmar:=1", "gmar:a=1,a=2"])
+def test_other_forms_are_refused(text: str) -> None:
+    with pytest.raises(OptionError):
+        parsed(text)
+
+
+def test_labels_say_the_options() -> None:
+    assert labelled(*parsed("gmar:norm=l2,alpha=0.5")) == "gmar (norm=l2, alpha=0.5)"
