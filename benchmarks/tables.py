@@ -5,12 +5,15 @@ python -m benchmarks.tables
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.evaluation_table import table as evaluation
 from hf_gmar.catalogue import markdown, markdown_methods, markdown_refusals
 from hf_gmar.files import whole_file
+from hf_gmar.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "engine.md"
@@ -22,10 +25,30 @@ def summary() -> str:
     return section.split("\n\n")[0] + "\n"
 
 
+def metrics() -> str:
+    """The metrics of the registry."""
+    rows = [(one.name, one.formula, one.better, one.source) for one in METRICS.values()]
+    return _table(("metric", "value of one image", "better", "source"), rows)
+
+
+def metric_limits() -> str:
+    """What each metric does not tell."""
+    return _table(("metric", "limits"), [(one.name, one.limits) for one in METRICS.values()])
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "benchmark": summary,
+    "evaluation_photos": functools.partial(evaluation, "photos"),
+    "evaluation_scenes": functools.partial(evaluation, "scenes"),
     "families": markdown,
     "methods": markdown_methods,
+    "metric_limits": metric_limits,
+    "metrics": metrics,
     "refusals": markdown_refusals,
 }
 """What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
@@ -33,7 +56,9 @@ TABLES: dict[str, Callable[[], str]] = {
 PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "README.md": ("families", "methods", "benchmark"),
     ROOT / "docs" / "engines.md": ("benchmark",),
+    ROOT / "docs" / "evaluate.md": ("evaluation_scenes", "evaluation_photos"),
     ROOT / "docs" / "methods.md": ("methods",),
+    ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
     ROOT / "docs" / "models.md": ("families", "refusals"),
 }
 """Which page has which tables."""
