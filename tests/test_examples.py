@@ -13,11 +13,11 @@ RUNS = {
     "heads_of_a_class.py": ["{output}", "--scenes", "3"],
     "heat_in_masks.py": ["--scenes", "4"],
     "measure_bundled_model.py": ["--scenes", "30"],
-    "train_bundled_model.py": ["{output}", "--share", "0.002"],
+    "train_bundled_model.py": ["{output}", "--share", "0.001"],
     "draw_scenes.py": ["{output}"],
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
-    "own_metric.py": ["--scenes", "4", "--output", "{output}"],
+    "own_metric.py": ["--scenes", "4"],
 }
 
 
@@ -81,7 +81,6 @@ def test_a_metric_and_a_perturbation_of_ones_own(tmp_path: Path) -> None:
     found = {(measure, method): float(value) for measure, method, value in lines}
     assert len(found) == 2 * 2 * 3
     assert found["half-life:black", "grad-sam"] < found["half-life:black", "random"]
-    assert "half-life" in (tmp_path / "report.md").read_text()
 
 
 def test_a_family_of_ones_own(tmp_path: Path) -> None:
