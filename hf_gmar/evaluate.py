@@ -239,7 +239,8 @@ def _seeded(build: Callable[..., Any], kinds: Mapping[str, Any], seed: int) -> C
 
     def built(name: str, **options: Any) -> Any:
         known = inspect.signature(kinds[name]).parameters if name in kinds else {}
-        return build(name, **({"seed": seed} if seed and "seed" in known else {}), **options)
+        given = {"seed": seed, **options} if seed and "seed" in known else options
+        return build(name, **given)
 
     return built
 

@@ -525,6 +525,10 @@ def test_the_seed_reaches_what_is_random(bundled: LoadedModel) -> None:
     asked = ("scenes:1", ["random"], ["deletion"], ["noise"])
     first, same, other = (evaluate(bundled, *asked, seed=seed, steps=3) for seed in (0, 0, 5))
     assert first.rows == same.rows != other.rows
+    own = evaluate(bundled, "scenes:1", ["random:seed=0"], ["deletion"], ["noise:seed=0"], seed=5,
+                   steps=3)  # fmt: skip
+    (mine,), drawn = own.rows[0]["curves"].values(), first.rows[0]["curves"]["noise"]
+    assert mine == drawn
 
 
 def test_a_label_that_is_no_class_is_named(bundled: LoadedModel) -> None:
@@ -561,7 +565,8 @@ def test_old_examples_are_not_drawn(bundled: LoadedModel, tmp_path: Path) -> Non
     found = evaluate(bundled, "scenes:3", ["random"], ["deletion"], steps=2, output=tmp_path,
                      resume=False, examples=0)  # fmt: skip
     assert "examples.png" not in {path.name for path in found.files}
-    assert not list(tmp_path.glob("examples*")) or not list(tmp_path.glob("examples/*"))
+    assert not (tmp_path / "examples.png").exists()
+    assert not list(tmp_path.glob("examples/*"))
 
 
 def test_records_are_flat(bundled: LoadedModel) -> None:

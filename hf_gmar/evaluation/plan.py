@@ -174,15 +174,14 @@ class Plan:
         return perturbation.begin(self.subject, pixels, batch=batch, autocast=half)
 
 
-def spread(count: int, wanted: int | None) -> set[int]:
-    """So many of ``count`` places, spread evenly; all of them for ``None``.
+def spread(count: int, wanted: int) -> set[int]:
+    """So many of ``count`` places, spread evenly.
 
     Example:
-        >>> sorted(spread(10, 3)), sorted(spread(2, 5)), sorted(spread(2, None))
-        ([0, 3, 6], [0, 1], [0, 1])
+        >>> sorted(spread(10, 3)), sorted(spread(2, 5))
+        ([0, 3, 6], [0, 1])
     """
-    if wanted is None or wanted >= count:
-        return set(range(count))
+    wanted = min(wanted, count)
     return {place * count // wanted for place in range(wanted)}
 
 
