@@ -37,7 +37,8 @@ from hf_gmar.evaluation.plan import spread
 from hf_gmar.hub import LoadedModel
 from hf_gmar.labels import labels_of
 from hf_gmar.methods import Method, build_method
-from hf_gmar.metrics import METRICS, Deletion, Insertion
+from hf_gmar.metrics import METRICS, Deletion, Insertion, build_metric
+from hf_gmar.metrics.examiner import Examiner
 from hf_gmar.perturbations import Blur
 from hf_gmar.scenes import draw_scene
 from hf_gmar.targets import Question
@@ -158,6 +159,13 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
     lost, heads = "randomisation (stages=2, seed=3)", "head-ablation (steps=2)"
     assert first["random"]["class-sensitivity"] == pytest.approx(1)
     assert first["random"][lost] == pytest.approx(1)
+    # What is remembered of one class or one model is not taken for another.
+    assert -1 <= first["Saliency"]["class-sensitivity"] < 0.99
+    assert first["gmar"]["class-sensitivity"] < 1
+    pixels = pixels_of(bundled, draw_scene(0).image)
+    asked = Examiner(bundled.model).asked(GMAR, pixels, found.rows[0]["target"])
+    plain = build_metric("randomisation", stages=2, seed=3).values(asked)
+    assert first["gmar"][lost] == pytest.approx(float(plain), abs=1e-5)
     # Captum's methods are built on one model, and have no heads.
     assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
     assert first["Saliency"]["class-sensitivity"] is not None
