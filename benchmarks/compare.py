@@ -20,11 +20,11 @@ from PIL import Image
 from rich.console import Console
 
 from hf_gmar import Comparison, LogitsModel, compare, load_model
-from hf_gmar.columns import CAPTUM, Column, Entry, captum_columns
-from hf_gmar.hub import LoadedModel
-from hf_gmar.images import open_image
+from hf_gmar.comparison import CAPTUM, Column
+from hf_gmar.comparison.method_specs import Entry, captum_columns
+from hf_gmar.data import draw_scene, open_image
 from hf_gmar.methods import METHODS
-from hf_gmar.scenes import draw_scene
+from hf_gmar.models import LoadedModel
 
 SEEDS = (18, 3, 7)
 SLOW = frozenset({"DeepLiftShap", "FeatureAblation", "KernelShap", "Lime", "ShapleyValueSampling"})

@@ -37,8 +37,8 @@ from benchmarks.growth import GROWING, growth_figure, measure_growth
 from benchmarks.memory import Peak, measure
 from benchmarks.report import CaseResult, Report, machine
 from benchmarks.timing import Times, as_ratios, round_robin, time_long_run
-from hf_gmar.hub import pick_device
-from hf_gmar.visualize import save_figure
+from hf_gmar.models.hub import pick_device
+from hf_gmar.visualization import save_figure
 
 CASES = ("S224", "S224x8", "S512", "S1024", "B224", "B224x8", "B512", "B1024")
 GROWTH = ("S224", "S384", "S512", "S768", "S1024")

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from benchmarks.timing import by_round, round_robin
 from hf_gmar import GMAR, evaluate, load_model
+from hf_gmar._core.model_adapter import Subject
 from hf_gmar.data import Images, open_data
-from hf_gmar.evaluation.processes import Processes
-from hf_gmar.hub import LoadedModel
-from hf_gmar.labels import labels_of
+from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.metrics import patch_order
+from hf_gmar.models import LoadedModel
+from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import build_perturbation, copies_at_once
-from hf_gmar.subject import Subject
 
 PLAIN = "plain way, blur"
 CURVES_HEAD = (

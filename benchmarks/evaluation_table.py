@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_gmar.files import whole_file
+from hf_gmar._utils.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

@@ -35,18 +35,16 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar import GMAR, ablate_heads, load_model
-from hf_gmar.ablation import LEAST, MOST, RANDOM, HeadAblation
-from hf_gmar.files import whole_file
-from hf_gmar.hub import LoadedModel
-from hf_gmar.images import open_image
-from hf_gmar.intervals import Interval, bootstrap
-from hf_gmar.labels import find_class
-from hf_gmar.masking import head_drops
+from hf_gmar._core.head_masking import head_drops
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.stats import Interval, bootstrap
+from hf_gmar.data import draw_scene, open_image
+from hf_gmar.heads import HeadAblation, HeadEffects
+from hf_gmar.heads.ablation import LEAST, MOST, RANDOM
 from hf_gmar.methods import AttentionMethod
-from hf_gmar.per_head import HeadEffects
-from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.rules import NORMS
-from hf_gmar.scenes import draw_scene
+from hf_gmar.methods.layer_rules import NORMS
+from hf_gmar.models import LoadedModel, find_class
 
 Array = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from benchmarks.contest import CONTESTANTS, FORWARD, TARGET_CONTESTANTS
 from benchmarks.growth import Curve, Growth, extra_bytes
 from benchmarks.memory import Peak
 from benchmarks.timing import Ratios, Times
-from hf_gmar.files import whole_file
+from hf_gmar._utils.files import whole_file
 
 PACKAGES = ("hf-gmar", "torch", "transformers", "captum")
 

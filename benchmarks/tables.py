@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.evaluation_table import table as evaluation
-from hf_gmar.catalogue import markdown, markdown_methods, markdown_refusals
-from hf_gmar.files import whole_file
+from hf_gmar._utils.files import whole_file
+from hf_gmar.cli.catalogue import markdown, markdown_methods, markdown_refusals
 from hf_gmar.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]

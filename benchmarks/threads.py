@@ -16,8 +16,8 @@ import typer
 from torch import Tensor
 
 from hf_gmar import GMAR, load_model
-from hf_gmar.hub import sample_image
-from hf_gmar.images import open_image
+from hf_gmar.data import open_image
+from hf_gmar.models import sample_image
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},

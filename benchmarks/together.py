@@ -20,8 +20,7 @@ import typer
 from benchmarks.contest import FORWARD, TARGET, Bench, Case, Run
 from benchmarks.timing import by_round, round_robin
 from hf_gmar import GMAR
-from hf_gmar.methods import METHODS, AttentionMethod, Method
-from hf_gmar.together import explain_together
+from hf_gmar.methods import METHODS, AttentionMethod, Method, explain_together
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0)
 READERS = [name for name, method in METHODS.items() if issubclass(method, AttentionMethod)]

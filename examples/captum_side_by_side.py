@@ -16,9 +16,9 @@ import typer
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Occlusion, Saliency
 
 from hf_gmar import LogitsModel, compare, load_model
-from hf_gmar.compare import Column
-from hf_gmar.scenes import draw_scene
-from hf_gmar.visualize import save_figure
+from hf_gmar import Column
+from hf_gmar.data import draw_scene
+from hf_gmar.visualization import save_figure
 
 
 def main(

@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hf_gmar.scenes import draw_scene
+from hf_gmar.data import draw_scene
 
 
 def main(

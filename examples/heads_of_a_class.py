@@ -15,9 +15,8 @@ from typing import Annotated
 import typer
 
 from hf_gmar import head_importance, head_maps, load_model
-from hf_gmar.head_figures import head_maps_figure
-from hf_gmar.scenes import CLASSES, draw_scene
-from hf_gmar.visualize import save_figure
+from hf_gmar.data import CLASSES, draw_scene
+from hf_gmar.visualization import head_maps_figure, save_figure
 
 
 def main(

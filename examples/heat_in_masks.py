@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import avg_pool2d
 
 from hf_gmar import GMAR, load_model
-from hf_gmar.hub import LoadedModel
-from hf_gmar.rules import NORMS
-from hf_gmar.scenes import Scene, draw_scene
+from hf_gmar.data import Scene, draw_scene
+from hf_gmar.methods.layer_rules import NORMS
+from hf_gmar.models import LoadedModel
 
 Shares = NDArray[np.float64]
 

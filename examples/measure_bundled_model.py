@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from hf_gmar.hub import LoadedModel, load_model
-from hf_gmar.scenes import CLASSES, Scene, draw_scene, grey_out
+from hf_gmar.data import CLASSES, Scene, draw_scene, grey_out
+from hf_gmar.models import LoadedModel, load_model
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_gmar import evaluate, load_model
 from hf_gmar.metrics import Curves, Metric
 from hf_gmar.perturbations import Perturbation
-from hf_gmar.perturbed import Copies, Image
+from hf_gmar.perturbations.base import Copies, Image
 
 
 class HalfLife(Metric[Curves]):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_gmar.scenes import CLASSES, draw_scene
+from hf_gmar.data import CLASSES, draw_scene
 
 SIZE, PATCH, BATCH, LOG_EVERY = 96, 12, 64, 250
 

@@ -49,3 +49,13 @@ class HubUnreachableError(ModelLoadError):
 
 class EvaluationError(HfGmarError, ValueError):
     """A run of an evaluation can't begin or go on: its folder, its data or its processes."""
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line for a cell of a table."""
+    kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
+    reason = " ".join(f"{kind}{error}".split())
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
+
+
+_LONGEST_REASON = 400

@@ -24,13 +24,14 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_gmar._core.families import PROMPTED
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
-from hf_gmar.families import PROMPTED
-from hf_gmar.geometry import view_of
-from hf_gmar.hub import DEFAULT_MODEL
-from hf_gmar.labels import find_class, label_of, probabilities
-from hf_gmar.methods import METHODS, Method, build_method, option_names
-from hf_gmar.visualize import overlay_image
+from hf_gmar.methods.base import Method
+from hf_gmar.methods.registry import METHODS, build_method, option_names
+from hf_gmar.models.hub import DEFAULT_MODEL
+from hf_gmar.models.image_view import view_of
+from hf_gmar.models.labels import find_class, label_of, probabilities
+from hf_gmar.visualization.overlay import overlay_image
 
 TASK = "image-attribution"
 """The name that ``transformers.pipeline`` knows it by."""
@@ -80,7 +81,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     Example:
         >>> from transformers import pipeline
         >>> from hf_gmar import load_model
-        >>> from hf_gmar.scenes import draw_scene
+        >>> from hf_gmar.data import draw_scene
         >>> loaded = load_model("bundled")
         >>> explain = pipeline(
         ...     "image-attribution", model=loaded.model, image_processor=loaded.processor, top_k=2

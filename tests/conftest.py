@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_gmar import tokens
-from hf_gmar.hub import LoadedModel, load_model, sample_image
+from hf_gmar._core import token_layout as tokens
+from hf_gmar.models import LoadedModel, load_model, sample_image
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 

@@ -20,7 +20,7 @@ from transformers import (
     SiglipModel,
 )
 
-from hf_gmar.hub import bundled_folder, load_model
+from hf_gmar.models import bundled_folder, load_model
 from tests.models import prompted, tokenizer
 
 

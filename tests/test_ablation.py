@@ -17,7 +17,9 @@ import torch
 from transformers import Data2VecVisionConfig, Data2VecVisionForImageClassification
 
 from hf_gmar import GMAR, HeadAblation, HeadImportance, ablate_heads, head_importance
-from hf_gmar.ablation import LEAST, MOST, RANDOM, ranks
+from hf_gmar._core.head_masking import head_drops, masked_heads_scores
+from hf_gmar._core.model_adapter import scores_of
+from hf_gmar._utils.stats import bootstrap
 from hf_gmar.errors import (
     HfGmarError,
     InputError,
@@ -26,9 +28,7 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.intervals import bootstrap
-from hf_gmar.masking import head_drops, masked_heads_scores
-from hf_gmar.subject import scores_of
+from hf_gmar.heads.ablation import LEAST, MOST, RANDOM, ranks
 from tests import oracles
 from tests.cases import BATCH, HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase
 from tests.models import build

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from hf_gmar import blocks
-from hf_gmar.blocks import AttentionLayer, BlockSize, BlockWalker, sums_like
-from hf_gmar.propagation import Block, Descent, LayerResult, Sums
-from hf_gmar.rules import GmarRule
+from hf_gmar._engines import blocks
+from hf_gmar._engines.blocks import AttentionLayer, BlockSize, BlockWalker, sums_like
+from hf_gmar._engines.propagation import Block, Descent, LayerResult, Sums
+from hf_gmar.methods.layer_rules import GmarRule
 from tests import oracles
 
 often = settings(max_examples=80, deadline=None)

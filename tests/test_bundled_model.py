@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from hf_gmar import GMAR
-from hf_gmar.hub import LoadedModel, bundled_folder
-from hf_gmar.labels import label_of
-from hf_gmar.scenes import CLASSES, Scene, draw_scene, grey_out
+from hf_gmar.data import CLASSES, Scene, draw_scene, grey_out
+from hf_gmar.models import LoadedModel, bundled_folder, label_of
 
 SEEDS = range(500_000, 500_300)  # not those of the figures in the card
 

@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_natten_available, is_timm_available
 
-from hf_gmar import catalogue
-from hf_gmar.catalogue import COLUMNS, describe, families, markdown, notes, refusals
-from hf_gmar.families import FAMILIES, PROMPTED, REFUSED, UNPROVEN
-from hf_gmar.hub import load_config
+from hf_gmar._core.families import FAMILIES, PROMPTED, REFUSED, UNPROVEN
+from hf_gmar.cli import catalogue
+from hf_gmar.cli.catalogue import COLUMNS, describe, families, markdown, notes, refusals
+from hf_gmar.models import load_config
 from tests import folders
 
 

@@ -26,10 +26,9 @@ from typer.testing import CliRunner
 
 from hf_gmar import GMAR, AttentionRollout, GradSAM, __version__
 from hf_gmar.cli import app
-from hf_gmar.explain import Explainer
-from hf_gmar.hub import LoadedModel, bundled_folder, load_model, sample_image
-from hf_gmar.labels import label_of
+from hf_gmar.explanation import Explainer
 from hf_gmar.methods import METHODS
+from hf_gmar.models import LoadedModel, bundled_folder, label_of, load_model, sample_image
 from tests import command, folders
 from tests.command import Done, run_elsewhere
 from tests.hub_server import commit_of, serve_hub

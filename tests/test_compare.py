@@ -34,12 +34,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from hf_gmar import GMAR, Comparison, LogitsModel, compare
-from hf_gmar.columns import CAPTUM, Column, as_columns, captum_columns
+from hf_gmar._utils.stats import average_ranks, rank_correlations
+from hf_gmar.comparison import CAPTUM, Column
+from hf_gmar.comparison.cost import measured
+from hf_gmar.comparison.isolation import as_they_were, seeded
+from hf_gmar.comparison.method_specs import as_columns, captum_columns
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
-from hf_gmar.measure import measured
 from hf_gmar.methods import METHODS, Method
-from hf_gmar.ranks import average_ranks, rank_correlations
-from hf_gmar.restored import as_they_were, seeded
 from tests.cases import MODELS, VIT, ModelCase
 from tests.test_state import unchanged, used
 
@@ -593,8 +594,8 @@ def test_a_ratio_is_to_the_reference_just_before(monkeypatch: pytest.MonkeyPatch
     steps = [(0.5, 0.25), (0.5, 0.25), (0.125, 0.25)]
     clock = iter([t for pair in steps for step in pair for t in (0.0, step)])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("hf_gmar.measure._REPEATS", 3)
-    monkeypatch.setattr("hf_gmar.measure._ENOUGH", 9)
+    monkeypatch.setattr("hf_gmar.comparison.cost._REPEATS", 3)
+    monkeypatch.setattr("hf_gmar.comparison.cost._ENOUGH", 9)
     calls: list[str] = []
     _, spent = measured(lambda: calls.append("call"), CPU, lambda: calls.append("reference"))
     assert spent.ratio == 0.5

@@ -14,10 +14,9 @@ from PIL import Image
 from transformers import DeiTImageProcessorPil, ViTImageProcessorPil
 
 from hf_gmar import GMAR, LogitsModel
-from hf_gmar.hub import LoadedModel, sample_image
-from hf_gmar.labels import find_class
+from hf_gmar.data import draw_scene
 from hf_gmar.methods import METHODS
-from hf_gmar.scenes import draw_scene
+from hf_gmar.models import LoadedModel, find_class, sample_image
 from tests import folders
 from tests.command import Done, run, run_elsewhere
 from tests.models import PROMPTS

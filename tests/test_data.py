@@ -14,14 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_gmar.data import Example, Images, cover, open_data
+from hf_gmar.data import CLASSES, Example, Images, cover, draw_scene, open_data
 from hf_gmar.data.base import digest, drawn, limited, told_apart
-from hf_gmar.data.classes import Classes, Labels
+from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, InputError, OptionError
-from hf_gmar.geometry import View, view_of
-from hf_gmar.hub import LoadedModel
-from hf_gmar.scenes import CLASSES, draw_scene
+from hf_gmar.models import LoadedModel, View, view_of
 
 LABELS = {0: "tabby, tabby cat", 1: "sea_snake", 2: "crane, bird", 3: "crane, machine", 4: "7"}
 SHAPES = dict(enumerate(CLASSES))

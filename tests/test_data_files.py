@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gmar.data import open_data
+from hf_gmar.data import open_data, open_image
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, OptionError
-from hf_gmar.images import open_image
 
 LABELS = {0: "cat", 1: "dog, hound", 2: "sea_snake"}
 

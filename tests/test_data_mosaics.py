@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gmar.data import Example, Images, Mosaics, cover, open_data
+from hf_gmar.data import CLASSES, Example, Images, Mosaics, cover, open_data
 from hf_gmar.data.mosaics import CELLS
 from hf_gmar.errors import DataError, ImageFileError, OptionError
-from hf_gmar.geometry import view_of
-from hf_gmar.hub import LoadedModel
-from hf_gmar.scenes import CLASSES
+from hf_gmar.models import LoadedModel, view_of
 
 SHAPES = dict(enumerate(CLASSES))
 

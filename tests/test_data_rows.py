@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gmar.data import open_data
+from hf_gmar.data import CLASSES, draw_scene, open_data
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, OptionError
-from hf_gmar.scenes import CLASSES, draw_scene
 from tests.hub_server import serve_hub
 
 SHAPES = dict(enumerate(CLASSES))
@@ -353,7 +352,7 @@ _OPEN = """
 import json, sys
 from hf_gmar.data import open_data
 from hf_gmar.errors import HfGmarError
-from hf_gmar.scenes import CLASSES
+from hf_gmar.data import CLASSES
 
 def outcome(source, options):
     try:

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate, load_model
-from hf_gmar.columns import Column
-from hf_gmar.data import Example, Images, open_data
-from hf_gmar.engine import Request
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar.comparison import Column
+from hf_gmar.data import Example, Images, draw_scene, open_data
 from hf_gmar.errors import (
     DataError,
     EvaluationError,
@@ -32,16 +33,13 @@ from hf_gmar.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from hf_gmar.evaluate import CHEAP
-from hf_gmar.evaluation.plan import spread
-from hf_gmar.hub import LoadedModel
-from hf_gmar.labels import labels_of
+from hf_gmar.evaluation import CHEAP
+from hf_gmar.evaluation.run.plan import spread
 from hf_gmar.methods import Method, build_method
-from hf_gmar.metrics import METRICS, Deletion, Insertion, build_metric
-from hf_gmar.metrics.examiner import Examiner
+from hf_gmar.metrics import METRICS, Deletion, Examiner, Insertion, build_metric
+from hf_gmar.models import LoadedModel
+from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
-from hf_gmar.scenes import draw_scene
-from hf_gmar.targets import Question
 from tests.test_state import unchanged
 
 METHODS = ["gmar", "grad-sam", "random"]

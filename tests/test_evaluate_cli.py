@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_gmar.scenes import draw_scene
+from hf_gmar.data import draw_scene
 from tests.command import run
 
 PYTHON = Path(sys.executable)

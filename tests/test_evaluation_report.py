@@ -23,9 +23,9 @@ from PIL import Image
 from rich.console import Console
 
 from hf_gmar.evaluation import ExampleMaps, Summary, summarise, write_report
-from hf_gmar.evaluation.figures import curves_figure, differences_figure, examples_figure
-from hf_gmar.evaluation.pages import LIMITS, page
-from hf_gmar.evaluation.report import html
+from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
+from hf_gmar.evaluation.report.markdown import LIMITS, page
+from hf_gmar.evaluation.report.writer import html
 
 METHODS = (
     *("gmar", "gmar (alpha=0.25)", "gmar (alpha=0.5)", "gmar (alpha=2.0)"),

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hf_gmar import intervals
-from hf_gmar.evaluation import statistics
-from hf_gmar.evaluation.statistics import FLIPS, estimates, holm, sign_flips
+from hf_gmar._utils import stats as intervals
+from hf_gmar.evaluation.report import statistics
+from hf_gmar.evaluation.report.statistics import FLIPS, estimates, holm, sign_flips
 
 NAN = math.nan
 

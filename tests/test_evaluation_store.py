@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_gmar.chosen import labelled, parsed
+from hf_gmar._utils.option_strings import labelled, parsed
 from hf_gmar.errors import EvaluationError, OptionError
-from hf_gmar.evaluation.settings import described, differences, digest, digest_of_weights
-from hf_gmar.evaluation.store import Row, Store, finished, last_of_each
+from hf_gmar.evaluation.run.fingerprint import described, differences, digest, digest_of_weights
+from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
 METHODS = ["gmar", "random"]
 SETTINGS = {"steps": 10, "data": {"name": "scenes", "limit": None}}

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_gmar._utils.stats import bootstrap
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.evaluation import Summary, summarise
-from hf_gmar.evaluation.results import Cell, Curve, Difference, Failure, Measure
-from hf_gmar.evaluation.statistics import holm
-from hf_gmar.intervals import bootstrap
+from hf_gmar.evaluation.report.results import Cell, Curve, Difference, Failure, Measure
+from hf_gmar.evaluation.report.statistics import holm
 
 BETTER = {"deletion": "lower", "insertion": "higher", "pointing-game": "higher", "spread": None}
 

@@ -25,11 +25,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from hf_gmar import GMAR, TokenLayout, families, register_layout
+from hf_gmar import GMAR, TokenLayout, register_layout
+from hf_gmar._core import families
+from hf_gmar._core.families import FAMILIES, PROMPTED, READOUTS, REFUSED, UNPROVEN, unlisted
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.token_layout import layers_of
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
-from hf_gmar.families import FAMILIES, PROMPTED, READOUTS, REFUSED, UNPROVEN, unlisted
-from hf_gmar.subject import Subject
-from hf_gmar.tokens import layers_of
 from tests import oracles
 from tests.cases import MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, build
 from tests.parity import relative_error, same

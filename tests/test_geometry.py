@@ -32,8 +32,7 @@ from transformers import (
 from transformers.image_utils import make_flat_list_of_images
 
 from hf_gmar.errors import InputError
-from hf_gmar.geometry import View, view_of
-from hf_gmar.hub import bundled_folder
+from hf_gmar.models import View, bundled_folder, view_of
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]

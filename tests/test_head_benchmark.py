@@ -22,9 +22,9 @@ from benchmarks.heads import (
     importances,
     spearman,
 )
-from hf_gmar.ablation import LEAST, MOST
-from hf_gmar.hub import LoadedModel, sample_image
-from hf_gmar.rules import NORMS
+from hf_gmar.heads.ablation import LEAST, MOST
+from hf_gmar.methods.layer_rules import NORMS
+from hf_gmar.models import LoadedModel, sample_image
 from tests import oracles
 from tests.cases import TARGETS, VIT
 

@@ -14,13 +14,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from hf_gmar import GMAR, HeadImportance, head_importance, head_maps
+from hf_gmar.data import CLASSES
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
-from hf_gmar.geometry import View
-from hf_gmar.head_figures import head_maps_figure
-from hf_gmar.hub import LoadedModel
-from hf_gmar.per_head import HeadMaps
-from hf_gmar.scenes import CLASSES
-from hf_gmar.visualize import save_figure
+from hf_gmar.heads import HeadMaps
+from hf_gmar.models import LoadedModel, View
+from hf_gmar.visualization import head_maps_figure, save_figure
 from tests import oracles
 from tests.cases import HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase
 from tests.parity import relative_error, same

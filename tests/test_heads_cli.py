@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from hf_gmar import GMAR, ablate_heads, head_importance
-from hf_gmar.ablation import MOST
-from hf_gmar.hub import LoadedModel, sample_image
-from hf_gmar.images import open_image
+from hf_gmar.data import open_image
+from hf_gmar.heads.ablation import MOST
+from hf_gmar.models import LoadedModel, sample_image
 from tests import folders
 from tests.command import run
 from tests.models import PROMPTS, build

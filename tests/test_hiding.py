@@ -18,11 +18,16 @@ from transformers import AttentionInterface, BeitConfig, BeitForImageClassificat
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar import GMAR, TokenLayout, register_layout
-from hf_gmar.attention import hidden_keys
-from hf_gmar.capture import alone
+from hf_gmar._core.attention import hidden_keys
+from hf_gmar._core.execution import alone
+from hf_gmar._core.model_adapter import Subject
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
-from hf_gmar.hiding import Sites, dropped_tokens, fewest_patches, unattended_tokens
-from hf_gmar.subject import Subject
+from hf_gmar.perturbations.token_removal import (
+    Sites,
+    dropped_tokens,
+    fewest_patches,
+    unattended_tokens,
+)
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
 from tests.models import build
 from tests.test_state import unchanged, used

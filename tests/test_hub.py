@@ -32,7 +32,8 @@ from hf_gmar.errors import (
     OptionError,
     UnsupportedModelError,
 )
-from hf_gmar.hub import LoadedModel, bundled_folder, load_config, load_model, pick_device
+from hf_gmar.models import LoadedModel, bundled_folder, load_config, load_model
+from hf_gmar.models.hub import pick_device
 from tests import folders
 from tests.hub_server import commit_of, serve_hub
 from tests.models import PROMPTS
@@ -41,7 +42,7 @@ from tests.models import PROMPTS
 _LOAD = """
 import json, sys
 from hf_gmar.errors import HfGmarError
-from hf_gmar.hub import load_config, load_model
+from hf_gmar.models import load_config, load_model
 
 def outcome(call):
     load = load_config if call.pop("config", False) else load_model

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_gmar.data import find_images, open_image
+from hf_gmar.data.image_files import unique_stems
 from hf_gmar.errors import ImageFileError
-from hf_gmar.images import find_images, open_image, unique_stems
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])

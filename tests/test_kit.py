@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR, load_model
-from hf_gmar.geometry import view_of
-from hf_gmar.hub import LoadedModel
-from hf_gmar.images import open_image
+from hf_gmar.data import open_image
+from hf_gmar.models import LoadedModel, view_of
 from tests import oracles
 from tests.parity import relative_error, same
 

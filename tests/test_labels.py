@@ -7,7 +7,7 @@ import torch
 from transformers import ViTConfig
 
 from hf_gmar.errors import TargetError
-from hf_gmar.labels import find_class, label_of, probabilities
+from hf_gmar.models import find_class, label_of, probabilities
 
 CONFIG = ViTConfig(
     id2label={0: "tabby, tabby cat", 1: "Egyptian cat", 2: "crane", 3: "crane, bird"}

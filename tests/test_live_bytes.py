@@ -7,7 +7,7 @@ import threading
 import torch
 from torch import nn
 
-from hf_gmar.live_bytes import LiveBytes
+from hf_gmar.perturbations.memory import LiveBytes
 
 
 def test_tensors_count_as_long_as_they_live() -> None:

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, CLIPConfig, CLIPVisionConfig, ViTConfig
 
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
-from hf_gmar.hub import bundled_folder, load_config, load_model
+from hf_gmar.models import bundled_folder, load_config, load_model
 from tests import folders
 from tests.models import PROMPTS
 

@@ -12,16 +12,12 @@ from captum.attr import NoiseTunnel
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from hf_gmar import (
-    GMAR,
-    AttentionRollout,
-    GradSAM,
-    LeGrad,
-    RandomAttribution,
-    RawAttention,
-)
-from hf_gmar.capture import ENGINES, capture
-from hf_gmar.engine import Request
+from hf_gmar import GMAR, AttentionRollout, GradSAM, LeGrad, RandomAttribution, RawAttention
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._engines.run import ENGINES, capture
 from hf_gmar.errors import (
     InputError,
     ModelOutputError,
@@ -30,10 +26,7 @@ from hf_gmar.errors import (
     UnsupportedModelError,
 )
 from hf_gmar.methods import METHODS, build_method, option_names
-from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.rules import RolloutRule
-from hf_gmar.subject import Subject
-from hf_gmar.targets import Question
+from hf_gmar.methods.layer_rules import RolloutRule
 from tests import oracles
 from tests.cases import (
     BATCH,

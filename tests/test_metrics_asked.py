@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_gmar.errors import InputError, OptionError
-from hf_gmar.metrics import Asked, build_metric, ssim
-from hf_gmar.metrics.asked import Explain
+from hf_gmar.metrics import Asked, Explain, build_metric, ssim
 
 CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 2, 3
 WEIGHTS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]], dtype=torch.float64)

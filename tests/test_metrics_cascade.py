@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_gmar import GMAR, AttentionRollout, GradientRollout, LogitsModel, RandomAttribution
+from hf_gmar._core.head_masking import head_drops
+from hf_gmar._core.layers import layer_modules
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._utils.stats import rank_correlations
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
-from hf_gmar.hub import LoadedModel, load_model
-from hf_gmar.layers import layer_modules
-from hf_gmar.masking import head_drops
 from hf_gmar.metrics import Cascade, Examiner, build_metric, randomised, second_class
-from hf_gmar.metrics.cascade import _cut_after
-from hf_gmar.ranks import rank_correlations
-from hf_gmar.subject import Subject
+from hf_gmar.metrics.weight_randomization import _cut_after
+from hf_gmar.models import LoadedModel, load_model
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
 
 METRICS = ["infidelity", "sensitivity-max", "class-sensitivity", "randomisation", "head-ablation"]

@@ -20,9 +20,9 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_gmar.commands import models as models_command
-from hf_gmar.families import FAMILIES, REFUSED, UNPROVEN
-from hf_gmar.hub import bundled_folder, sample_image
+from hf_gmar._core.families import FAMILIES, REFUSED, UNPROVEN
+from hf_gmar.cli import listing as models_command
+from hf_gmar.models import bundled_folder, sample_image
 from tests import folders
 from tests.command import Done, run, run_elsewhere
 from tests.hub_server import serve_hub
@@ -60,7 +60,7 @@ def test_each_family_is_there_once_with_what_its_heads_read() -> None:
 
 
 def test_what_a_release_of_transformers_brings_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_gmar.catalogue.unlisted", lambda: ["new (NewHead)"])
+    monkeypatch.setattr("hf_gmar.cli.catalogue.unlisted", lambda: ["new (NewHead)"])
     assert "also has new (NewHead)" in " ".join(run("models").out.split())
 
 

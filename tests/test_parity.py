@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR
-from hf_gmar.capture import ENGINES, capture
-from hf_gmar.engine import Request
-from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.subject import Subject, scores_of
-from hf_gmar.targets import Question
+from hf_gmar._core.model_adapter import Subject, scores_of
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._engines.run import ENGINES, capture
 from tests import oracles
 from tests.cases import (
     BATCH,

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_gmar import GMAR, LogitsModel
+from hf_gmar._core.model_adapter import Subject
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
-from hf_gmar.hub import LoadedModel
-from hf_gmar.live_bytes import LiveBytes
+from hf_gmar.models import LoadedModel
 from hf_gmar.perturbations import (
     PERTURBATIONS,
     AttentionMasking,
@@ -37,7 +37,7 @@ from hf_gmar.perturbations import (
     copies_at_once,
     dataset_mean,
 )
-from hf_gmar.subject import Subject
+from hf_gmar.perturbations.memory import LiveBytes
 from tests.cases import LABELS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
 from tests.test_state import unchanged, used
 from tests.test_threads import PATIENCE, Halfway

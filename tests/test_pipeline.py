@@ -45,6 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_gmar import GMAR, GradSAM, ImageAttributionPipeline
 from hf_gmar import pipeline as module
+from hf_gmar.data import draw_scene
 from hf_gmar.errors import (
     HfGmarError,
     InputError,
@@ -53,12 +54,9 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.geometry import View
-from hf_gmar.hub import LoadedModel, bundled_folder
-from hf_gmar.labels import find_class
 from hf_gmar.methods import build_method
-from hf_gmar.scenes import draw_scene
-from hf_gmar.visualize import overlay_image
+from hf_gmar.models import LoadedModel, View, bundled_folder, find_class
+from hf_gmar.visualization import overlay_image
 from tests.models import PROMPTS, build, of_two, prompted
 from tests.test_state import unchanged
 

@@ -25,9 +25,9 @@ from transformers import (
     Tipsv2Config,
 )
 
-from hf_gmar import GMAR, ZeroShotModel, hub
+from hf_gmar import GMAR, ZeroShotModel
 from hf_gmar.errors import ModelLoadError, OptionError, UnsupportedModelError
-from hf_gmar.hub import load_model
+from hf_gmar.models import hub, load_model
 from tests import folders, models
 from tests.command import Done, run
 from tests.models import PROMPTS

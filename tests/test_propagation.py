@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_gmar.propagation import Block, LayerResult, sums_of
-from hf_gmar.rules import GmarRule, normalise_heads
+from hf_gmar._engines.propagation import Block, LayerResult, sums_of
+from hf_gmar.methods.layer_rules import GmarRule, normalise_heads
 from tests import oracles
 
 norms = st.sampled_from(["l1", "l2"])

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR, TokenLayout, register_layout
-from hf_gmar.capture import capture
-from hf_gmar.engine import Request
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._engines.run import capture
 from hf_gmar.errors import ModelOutputError, OptionError
-from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.subject import Subject
-from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,

@@ -11,9 +11,8 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.clip.modeling_clip import _get_vector_norm
 
+from hf_gmar._engines.lrp import RelevanceRules, gamma_linear
 from hf_gmar.errors import UnsupportedModelError
-from hf_gmar.gamma import gamma_linear
-from hf_gmar.relevance import RelevanceRules
 
 SHAPE = (2, 5, 6)
 

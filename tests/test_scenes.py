@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_gmar import scenes
-from hf_gmar.hub import sample_image
-from hf_gmar.scenes import CLASSES, GREY, draw_scene, grey_out
+from hf_gmar.data import CLASSES, draw_scene, grey_out, scenes
+from hf_gmar.data.scenes import GREY
+from hf_gmar.models import sample_image
 
 
 def test_a_seed_draws_the_same_scene_again() -> None:

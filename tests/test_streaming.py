@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_gmar import GMAR, streaming
-from hf_gmar.capture import capture
-from hf_gmar.engine import Request
+from hf_gmar import GMAR
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._engines import streaming
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._engines.run import capture
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
-from hf_gmar.propagation import Block, LayerResult, Sums
-from hf_gmar.subject import Subject
-from hf_gmar.targets import Question
 from tests import oracles
 from tests.cases import (
     BATCH,

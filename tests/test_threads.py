@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.threads import busy_threads
 from hf_gmar import GMAR, AttentionRollout, LeGrad, TokenGradCAM, compare
-from hf_gmar.engine import Request
-from hf_gmar.subject import scores_of
+from hf_gmar._core.model_adapter import scores_of
+from hf_gmar._core.request import Request
 from tests.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
 
 PATIENCE = 10.0

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_gmar import GMAR
+from hf_gmar._core.head_masking import masked_heads_scores
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
-from hf_gmar.masking import masked_heads_scores
 from hf_gmar.methods import METHODS, build_method
 from tests import oracles
 from tests.cases import LABELS, TARGETS, VIT

@@ -29,24 +29,17 @@ from hf_gmar import (
     RandomAttribution,
     RawAttention,
     TokenGradCAM,
-    blocks,
     explain_together,
-    streaming,
 )
-from hf_gmar.capture import Part, capture, capture_each
-from hf_gmar.engine import Request
-from hf_gmar.errors import (
-    HfGmarError,
-    InputError,
-    ModelOutputError,
-    OptionError,
-    TargetError,
-)
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._engines import blocks, streaming
+from hf_gmar._engines.propagation import Block, LayerResult, LayerRule, Sums
+from hf_gmar._engines.run import Part, capture, capture_each
+from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, OptionError, TargetError
 from hf_gmar.methods import AttentionMethod
-from hf_gmar.propagation import Block, LayerResult, LayerRule, Sums
-from hf_gmar.rules import GmarRule, PositiveGradientRule, RolloutRule
-from hf_gmar.subject import Subject
-from hf_gmar.targets import Question
+from hf_gmar.methods.layer_rules import GmarRule, PositiveGradientRule, RolloutRule
 from tests.cases import (
     ENGINE_NAMES,
     ENGINE_OPTIONS,

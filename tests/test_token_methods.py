@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from hf_gmar import GMAR, AttnLRP, InputXGradient, LogitsModel, TokenGradCAM
+from hf_gmar._core.layers import layer_modules
 from hf_gmar.errors import ModelOutputError, OptionError, TargetError, UnsupportedModelError
-from hf_gmar.layers import layer_modules
 from hf_gmar.methods import Method, build_method
 from tests import oracle_tokens, oracles
 from tests.cases import LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, every_model

@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_gmar.errors import InputError
-from hf_gmar.geometry import View
-from hf_gmar.visualize import (
-    COLOUR_MAP,
-    SIGNED_COLOUR_MAP,
-    overlay_figure,
-    overlay_image,
-    save_figure,
-    wrapped,
-)
+from hf_gmar.models import View
+from hf_gmar.visualization import overlay_figure, overlay_image, save_figure
+from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, wrapped
 
 
 def test_the_heatmap_covers_the_image_and_keeps_its_values() -> None:

@@ -28,7 +28,7 @@ from transformers import (
 
 from hf_gmar import GMAR, ZeroShotModel
 from hf_gmar.errors import OptionError, UnsupportedModelError
-from hf_gmar.labels import find_class, label_of, probabilities
+from hf_gmar.models import find_class, label_of, probabilities
 from tests.cases import ENGINE_NAMES, ENGINE_OPTIONS, TARGETS, VIT
 from tests.models import LABELS, PROMPTS, prompted, tokenizer
 from tests.parity import same

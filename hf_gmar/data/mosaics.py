@@ -70,7 +70,7 @@ class Mosaics(Images):
 
     Example:
         >>> from hf_gmar.data import open_data
-        >>> from hf_gmar.scenes import CLASSES
+        >>> from hf_gmar.data import CLASSES
         >>> mosaics = Mosaics(open_data("scenes:20", dict(enumerate(CLASSES))), (96, 96))
         >>> found = mosaics.mosaic(0)
         >>> found.image.size, CLASSES[found.label], found.cell, int(found.mask.sum()) == 48 * 48

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_gmar.data.base import Images, limited
-from hf_gmar.data.classes import Classes, LabelMap
-from hf_gmar.data.drawn import SCENES, Scenes
-from hf_gmar.data.files import folder_of_images
-from hf_gmar.data.rows import Rows, from_disk, from_hub, is_dataset, is_saved, split_of
-from hf_gmar.data.table import table_of_images
+from hf_gmar.data.class_names import Classes, LabelMap
+from hf_gmar.data.csv_table import table_of_images
+from hf_gmar.data.hf_datasets import Rows, from_disk, from_hub, is_dataset, is_saved, split_of
+from hf_gmar.data.image_folder import folder_of_images
+from hf_gmar.data.scene_dataset import SCENES, Scenes
 from hf_gmar.errors import DataError, OptionError
 
 _SCENES = re.compile(r"scenes(?::(\d{1,9}))?")
@@ -71,7 +71,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
             several, a name that fits several classes, or a limit under 1.
 
     Example:
-        >>> from hf_gmar.scenes import CLASSES
+        >>> from hf_gmar.data import CLASSES
         >>> data = open_data("scenes", dict(enumerate(CLASSES)), limit=20)
         >>> len(data), data.key(0), CLASSES[data.label(0)]
         (20, 'scene-5', 'ring')

@@ -1,9 +1,5 @@
-"""From the rows of an evaluation to a summary, and to a report that people read."""
+"""Attribution methods judged on a data set."""
 
-from __future__ import annotations
+import lazy_loader as lazy
 
-from hf_gmar.evaluation.figures import ExampleMaps
-from hf_gmar.evaluation.report import write_report
-from hf_gmar.evaluation.summary import Summary, summarise
-
-__all__ = ["ExampleMaps", "Summary", "summarise", "write_report"]
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
-from hf_gmar.methods.checks import check_number, check_option
-from hf_gmar.rules import FUSIONS, Fusion, RolloutRule
+from hf_gmar._utils.validation import check_number, check_option
+from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
+from hf_gmar.methods.layer_rules import FUSIONS, Fusion, RolloutRule
 
 
 class AttentionRollout(AttentionMethod):
@@ -28,7 +28,7 @@ class AttentionRollout(AttentionMethod):
             first, from 0 to less than 1. Other code discards over the whole matrix, where tokens
             of spread attention lose all of it.
         alpha: weight of the residual connection, >= 0.
-        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.

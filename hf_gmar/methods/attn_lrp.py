@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar.engine import Request
-from hf_gmar.hidden import product, token_maps
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._engines.lrp import RelevanceRules
+from hf_gmar._engines.token_gradients import product, token_maps
+from hf_gmar._utils.validation import check_number
 from hf_gmar.methods.base import Method
-from hf_gmar.methods.checks import check_number
-from hf_gmar.relevance import RelevanceRules
-from hf_gmar.targets import Question
-from hf_gmar.tokens import Reads
 
 
 class AttnLRP(Method):

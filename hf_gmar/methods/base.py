@@ -11,13 +11,13 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from hf_gmar.capture import predict
-from hf_gmar.engine import Request
+from hf_gmar._core.execution import predict
+from hf_gmar._core.inputs import checked_request, several, single_tensor, size_errors
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question, Target
+from hf_gmar._core.token_layout import Reads
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.checks import checked_request, several, single_tensor, size_errors
-from hf_gmar.subject import Subject
-from hf_gmar.targets import Question, Target
-from hf_gmar.tokens import Reads
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar.methods.attention import AttentionMethod
-from hf_gmar.methods.checks import check_number, check_option
-from hf_gmar.rules import NORMS, GmarRule, Norm
-from hf_gmar.targets import Target
-from hf_gmar.tokens import Reads
+from hf_gmar._core.targets import Target
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.validation import check_number, check_option
+from hf_gmar.methods.attention_base import AttentionMethod
+from hf_gmar.methods.layer_rules import NORMS, GmarRule, Norm
 
 
 class GMAR(AttentionMethod):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
-from hf_gmar.rules import PositiveGradientRule
+from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
+from hf_gmar.methods.layer_rules import PositiveGradientRule
 
 
 class GradSAM(AttentionMethod):
@@ -20,7 +20,7 @@ class GradSAM(AttentionMethod):
 
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`.
-        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
-from hf_gmar.rules import GradientRolloutRule
+from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
+from hf_gmar.methods.layer_rules import GradientRolloutRule
 
 
 class GradientRollout(AttentionMethod):
@@ -22,7 +22,7 @@ class GradientRollout(AttentionMethod):
 
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`.
-        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.

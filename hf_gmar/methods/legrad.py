@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, Unpack
 
-from hf_gmar.layers import layer_modules
-from hf_gmar.methods.attention import AttentionMethod, AttentionOptions
-from hf_gmar.methods.checks import check_option
-from hf_gmar.rules import PositiveGradientRule
+from hf_gmar._core.layers import layer_modules
+from hf_gmar._utils.validation import check_option
+from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
+from hf_gmar.methods.layer_rules import PositiveGradientRule
 
 LayerScores: TypeAlias = Literal["own", "final"]
 LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
@@ -37,7 +37,7 @@ class LeGrad(AttentionMethod):
             told, only ``layer_scores="final"`` works.
         layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
             every layer, which is not LeGrad but needs no layer by itself.
-        **options: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several, or layers that

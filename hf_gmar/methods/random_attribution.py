@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gmar.blocks import accumulation_dtype
-from hf_gmar.capture import predict
-from hf_gmar.engine import Request
+from hf_gmar._core.execution import accumulation_dtype, predict
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Question
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.validation import check_option
 from hf_gmar.methods.base import Method
-from hf_gmar.methods.checks import check_option
-from hf_gmar.targets import Question
-from hf_gmar.tokens import Reads
 
 _SEEDS = range(2**32)
 

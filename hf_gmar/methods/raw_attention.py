@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar.engine import Request
-from hf_gmar.methods.attention import AttentionMethod
-from hf_gmar.methods.checks import check_layer
-from hf_gmar.rules import RolloutRule
-from hf_gmar.tokens import Reads
+from hf_gmar._core.request import Request
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.validation import check_layer
+from hf_gmar.methods.attention_base import AttentionMethod
+from hf_gmar.methods.layer_rules import RolloutRule
 
 
 class RawAttention(AttentionMethod):
@@ -27,7 +27,7 @@ class RawAttention(AttentionMethod):
     Args:
         model: see :class:`~hf_gmar.methods.base.Method`.
         layer: which layer, from 0; -1 is the last.
-        engine: see :class:`~hf_gmar.methods.attention.AttentionMethod`.
+        engine: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
         chunk_size: see there.
         checkpoint: see there.
         readout: see :class:`~hf_gmar.methods.base.Method`.

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError
-from hf_gmar.methods.checks import check_option
 
 Needs: TypeAlias = Literal["curves", "kept", "located", "mosaic", "asked"]
-"""What a metric is given: :class:`~hf_gmar.metrics.found.Curves`,
-:class:`~hf_gmar.metrics.found.Kept`, :class:`~hf_gmar.metrics.found.Located` of an image or of a
-mosaic, or :class:`~hf_gmar.metrics.asked.Asked`."""
+"""What a metric is given: :class:`~hf_gmar.metrics.inputs.Curves`,
+:class:`~hf_gmar.metrics.inputs.Kept`, :class:`~hf_gmar.metrics.inputs.Located` of an image or of a
+mosaic, or :class:`~hf_gmar.metrics.context.Asked`."""
 
 Better: TypeAlias = Literal["higher", "lower"]
 

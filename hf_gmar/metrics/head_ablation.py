@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_gmar.methods.checks import check_option
-from hf_gmar.metrics.asked import Asked, AskedMetric, one_value
-from hf_gmar.metrics.order import patch_order
+from hf_gmar._utils.validation import check_option
+from hf_gmar.metrics.context import Asked, AskedMetric, one_value
+from hf_gmar.metrics.patch_ranking import patch_order
 
 
 class HeadAblationArea(AskedMetric):

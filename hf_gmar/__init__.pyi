@@ -1,0 +1,82 @@
+from . import (
+    comparison,
+    data,
+    errors,
+    evaluation,
+    heads,
+    methods,
+    metrics,
+    models,
+    perturbations,
+    pipeline,
+    visualization,
+)
+from ._core.token_layout import TokenLayout, register_layout
+from ._utils.version import __version__
+from .comparison.method_specs import Column
+from .comparison.result import Comparison
+from .comparison.run import compare
+from .evaluation.evaluator import Evaluation, evaluate
+from .heads.ablation import HeadAblation, ablate_heads
+from .heads.head_methods import head_maps
+from .heads.importance import HeadImportance, head_importance
+from .methods.attention_base import AttentionMethod
+from .methods.attention_rollout import AttentionRollout
+from .methods.attn_lrp import AttnLRP
+from .methods.base import Method
+from .methods.gmar import GMAR
+from .methods.grad_sam import GradSAM
+from .methods.gradient_rollout import GradientRollout
+from .methods.input_x_gradient import InputXGradient
+from .methods.joint import explain_together
+from .methods.legrad import LeGrad
+from .methods.random_attribution import RandomAttribution
+from .methods.raw_attention import RawAttention
+from .methods.token_grad_cam import TokenGradCAM
+from .models.hub import load_model
+from .models.wrappers import LogitsModel, ZeroShotModel
+from .pipeline import ImageAttributionPipeline
+
+__all__ = [
+    "AttentionMethod",
+    "AttentionRollout",
+    "AttnLRP",
+    "Column",
+    "Comparison",
+    "Evaluation",
+    "GMAR",
+    "GradSAM",
+    "GradientRollout",
+    "HeadAblation",
+    "HeadImportance",
+    "ImageAttributionPipeline",
+    "InputXGradient",
+    "LeGrad",
+    "LogitsModel",
+    "Method",
+    "RandomAttribution",
+    "RawAttention",
+    "TokenGradCAM",
+    "TokenLayout",
+    "ZeroShotModel",
+    "__version__",
+    "ablate_heads",
+    "compare",
+    "comparison",
+    "data",
+    "errors",
+    "evaluate",
+    "evaluation",
+    "explain_together",
+    "head_importance",
+    "head_maps",
+    "heads",
+    "load_model",
+    "methods",
+    "metrics",
+    "models",
+    "perturbations",
+    "pipeline",
+    "register_layout",
+    "visualization",
+]

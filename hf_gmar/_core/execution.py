@@ -1,0 +1,99 @@
+"""Run a model for one thread: alone, in evaluation mode, and check what it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from hf_gmar._core.attention import configs_of, masked_heads
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.threads import deeper, turn, uncompiled_here
+from hf_gmar.errors import ModelOutputError
+
+
+@contextmanager
+def alone(subject: Subject) -> Iterator[None]:
+    """The model to this thread's explanation, in evaluation mode and as it was written."""
+    with (
+        turn([*configs_of(subject.tower), *subject.modules()]),
+        deeper(),
+        evaluation_mode(subject.modules()),
+        uncompiled_here(subject.modules()),
+    ):
+        yield
+
+
+@contextmanager
+def graph_enabled() -> Iterator[None]:
+    """Gradients on, also inside a caller's ``no_grad`` or ``inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Dropout off; each module gets its own mode back."""
+    training = [module for module in modules if module.training]
+    with ExitStack() as stack:
+        for module in training:
+            stack.callback(setattr, module, "training", True)
+            module.training = False
+        yield
+
+
+def predict(subject: Subject, request: Request, masked: Tensor | None = None) -> Tensor:
+    """The scores (B, C) that an explanation of this request is about, without gradients.
+
+    ``masked`` heads, (B or 1, layers, H), give zeros: :func:`hf_gmar._core.attention.masked_heads`.
+    """
+    heads = nullcontext() if masked is None else masked_heads(subject.tower, masked)
+    with torch.no_grad(), alone(subject), heads:
+        return subject(request.inputs, *request.args, **request.kwargs)
+
+
+def check_tokens(subject: Subject, request: Request, tokens: int) -> tuple[int, int]:
+    """The rows and columns of patches; an error if the layers have other tokens than the layout.
+
+    Raises:
+        ModelOutputError: they have.
+    """
+    grid, layout = subject.layout.grid(*request.inputs.shape[-2:]), subject.layout
+    if tokens != layout.prefix + grid[0] * grid[1]:
+        raise ModelOutputError(
+            f"{type(subject.tower).__name__} has {tokens} tokens, but its layout says "
+            f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
+            "hf_gmar.register_layout"
+        )
+    return grid
+
+
+def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> None:
+    """Check an explanation, and the scores that it is of.
+
+    Args:
+        scores: the model's.
+        parts: the explanation.
+        what: that of which the gradient was taken.
+
+    Raises:
+        ModelOutputError: they hold NaN or infinity.
+    """
+    if not torch.isfinite(scores).all():
+        raise ModelOutputError(
+            "the model's scores are not finite: its weights or the pixels are out of bounds, or "
+            f"it overflows in {scores.dtype} (then try model.float())"
+        )
+    if not all(torch.isfinite(part).all() for part in parts if part is not None):
+        raise ModelOutputError(
+            f"the {what} or its gradient is not finite; the model overflows in this precision: "
+            "try model.float()"
+        )
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Sums are kept in float32, or in float64 for float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,270 @@
+"""The families of models: what stands before their patches, what their heads read, who is refused.
+
+Tables alone; :mod:`hf_gmar._core.token_layout` makes token layouts of them. A vision tower is found by the
+``model_type`` of its own config: CLIP's is ``clip_vision_model``, whatever is built around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from hf_gmar.errors import UnsupportedModelError
+
+Rest: TypeAlias = Literal["patches", "tokens", "attention"]
+ByTower: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """From which output tokens a class head pools.
+
+    Attributes:
+        tokens: kinds of prefix tokens that it reads one by one.
+        share: what they have together, spread evenly over them.
+        rest: who shares what is missing to 1: all patches evenly, all tokens evenly, or all tokens
+            by the attention of a pooling head.
+        text: the readout in words.
+    """
+
+    tokens: tuple[str, ...]
+    share: float
+    rest: Rest
+    text: str
+
+
+READOUTS: dict[str, Readout] = {
+    "cls": Readout(("CLS",), 1.0, "patches", "CLS"),
+    "cls+distillation": Readout(
+        ("CLS", "distillation"), 1.0, "patches", "half CLS, half distillation token"
+    ),
+    "cls+patches": Readout(("CLS",), 0.5, "patches", "half CLS, half mean of the patches"),
+    "patches": Readout((), 0.0, "patches", "mean of the patches"),
+    "tokens": Readout((), 0.0, "tokens", "mean of all tokens"),
+    "pooling": Readout((), 0.0, "attention", "attention of the pooling head"),
+}
+"""What a class head may read, by the name that the methods' ``readout`` takes."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A vision tower with global attention over patches.
+
+    Attributes:
+        title: its name in tables.
+        prefix: kinds of the tokens before the patches, in their order; may depend on the tower.
+        heads: what each class with scores reads, a key of ``READOUTS``; may depend on the tower.
+        prompts: models of image and text around the tower, with what their image features read.
+        layers: number of attention layers of a tower; ``None`` if it says none.
+        patch_size: patch size of a tower, an int or (height, width); ``None`` if it says none.
+        engines: those that can explain it.
+        note: what else a user should know.
+    """
+
+    title: str
+    prefix: tuple[str, ...] | ByTower
+    heads: Mapping[str, str | ByTower] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    layers: ByTower = lambda tower: getattr(tower.config, "num_hidden_layers", None)
+    patch_size: ByTower = lambda tower: getattr(tower.config, "patch_size", None)
+    engines: tuple[str, ...] = ("streaming", "dense")
+    note: str = ""
+
+
+# The first line of a docstring here is what tables say of it.
+def _cls_and_registers(tower: Any) -> tuple[str, ...]:
+    """CLS, registers."""
+    return ("CLS", *["register"] * tower.config.num_register_tokens)
+
+
+def _several_cls(tower: Any) -> tuple[str, ...]:
+    """Several CLS."""
+    return ("CLS",) * int(tower.config.n_cls_tokens)
+
+
+def _mean_or_cls(tower: Any) -> str:
+    """Mean of the patches, or CLS, as its config says."""
+    return "patches" if tower.config.use_mean_pooling else "cls"
+
+
+_TIMM_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
+
+
+def _timm(tower: Any) -> Any:
+    """The timm model in Transformers' wrapper, if it is one with global attention over patches."""
+    inside = tower.timm_model
+    if type(inside).__name__ not in _TIMM_CLASSES:
+        raise UnsupportedModelError(
+            f"the timm model {tower.config.architecture} is a {type(inside).__name__}; of timm, "
+            f"{', '.join(_TIMM_CLASSES)} can be explained, as they have global attention over "
+            "patches"
+        )
+    return inside
+
+
+def _timm_prefix(tower: Any) -> tuple[str, ...]:
+    """What the timm model has."""
+    inside = _timm(tower)
+    kinds = ["CLS"] if inside.cls_token is not None else []
+    if getattr(inside, "dist_token", None) is not None:
+        kinds.append("distillation")
+    return (*kinds, *["register"] * (inside.num_prefix_tokens - len(kinds)))
+
+
+def _timm_readout(tower: Any) -> str:
+    """What the timm model pools: CLS, mean of the patches or of all tokens."""
+    inside = _timm(tower)
+    if type(inside).__name__ == "VisionTransformerDistilled":
+        return "cls+distillation"
+    mean = "tokens" if getattr(inside, "pool_include_prefix", False) else "patches"
+    found = {"token": "cls", "avg": mean}.get(inside.global_pool)
+    if found is None:
+        raise UnsupportedModelError(
+            f"the timm model {tower.config.architecture} pools its tokens by "
+            f"{inside.global_pool!r}; 'token' and 'avg' can be explained"
+        )
+    return found
+
+
+_CLS = ("CLS",)
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family("ViT", _CLS, {"ViTForImageClassification": "cls"}),
+    "deit": Family(
+        "DeiT",
+        ("CLS", "distillation"),
+        {
+            "DeiTForImageClassification": "cls",
+            "DeiTForImageClassificationWithTeacher": "cls+distillation",
+        },
+    ),
+    "vit_msn": Family("ViT-MSN", _CLS, {"ViTMSNForImageClassification": "cls"}),
+    "beit": Family("BEiT", _CLS, {"BeitForImageClassification": _mean_or_cls}),
+    "data2vec-vision": Family(
+        "Data2VecVision",
+        _CLS,
+        {"Data2VecVisionForImageClassification": _mean_or_cls},
+        note="fixes its attention when it is built: streaming if loaded as it is (SDPA), dense if "
+        "loaded eager",
+    ),
+    "dinov2": Family("DINOv2", _CLS, {"Dinov2ForImageClassification": "cls+patches"}),
+    "dinov2_with_registers": Family(
+        "DINOv2 with registers",
+        _cls_and_registers,
+        {"Dinov2WithRegistersForImageClassification": "cls+patches"},
+    ),
+    "dinov3_vit": Family("DINOv3 ViT", _cls_and_registers),
+    "ijepa": Family("I-JEPA", (), {"IJepaForImageClassification": "patches"}),
+    "pixio": Family("Pixio", _several_cls),
+    "mlcd_vision_model": Family("MLCD", _CLS),
+    "clip_vision_model": Family(
+        "CLIP", _CLS, {"CLIPForImageClassification": "patches"}, {"CLIPModel": "cls"}
+    ),
+    "metaclip_2_vision_model": Family(
+        "MetaCLIP 2",
+        _CLS,
+        {"MetaClip2ForImageClassification": "patches"},
+        {"MetaClip2Model": "cls"},
+    ),
+    "altclip_vision_model": Family("AltCLIP", _CLS, prompts={"AltCLIPModel": "cls"}),
+    "chinese_clip_vision_model": Family("Chinese-CLIP", _CLS, prompts={"ChineseCLIPModel": "cls"}),
+    "clipseg_vision_model": Family("CLIPSeg", _CLS, prompts={"CLIPSegModel": "cls"}),
+    "timm_wrapper": Family(
+        "timm ViT, DeiT, EVA and BEiT",
+        _timm_prefix,
+        {"TimmWrapperForImageClassification": _timm_readout},
+        layers=lambda tower: len(_timm(tower).blocks),
+        patch_size=lambda tower: _timm(tower).patch_embed.patch_size,
+        engines=("streaming",),
+        note="through Transformers' wrapper; gives no attention maps, so streaming alone",
+    ),
+    "siglip_vision_model": Family(
+        "SigLIP, SigLIP 2 of fixed resolution",
+        (),
+        {"SiglipForImageClassification": "patches"},
+        {"SiglipModel": "pooling"},
+    ),
+}
+"""Families by the ``model_type`` of the vision tower's config."""
+
+PROMPTED = {name: reads for family in FAMILIES.values() for name, reads in family.prompts.items()}
+"""Models that score images by text prompts, with what their image features read."""
+
+_NO_ATTENTION = "it has no attention at all"
+_WINDOWED = "it attends within windows and merges patches, so each stage has other tokens"
+_REDUCED = "its keys are pooled, so queries and keys are different tokens"
+_CELLS = "it attends within cells of feature maps"
+_SHRINKS = "it shrinks the token grid, so each stage has other tokens"
+REFUSED: dict[str, str] = {
+    "align": _NO_ATTENTION,
+    "bit": _NO_ATTENTION,
+    "convnext": _NO_ATTENTION,
+    "convnextv2": _NO_ATTENTION,
+    "cvt": _REDUCED,
+    "dinat": "it attends within neighbourhoods and shrinks the token grid between its stages",
+    "donut-swin": _WINDOWED,
+    "efficientnet": _NO_ATTENTION,
+    "focalnet": _NO_ATTENTION,
+    "hgnet_v2": _NO_ATTENTION,
+    "hiera": _WINDOWED,
+    "imagegpt": "it reads an image as a sequence of colours, without patches or a class token",
+    "levit": _SHRINKS,
+    "mobilenet_v1": _NO_ATTENTION,
+    "mobilenet_v2": _NO_ATTENTION,
+    "mobilevit": _CELLS,
+    "mobilevitv2": _CELLS,
+    "perceiver": "its attention goes from latent vectors to pixels, so it is not square",
+    "poolformer": _NO_ATTENTION,
+    "pp_lcnet": _NO_ATTENTION,
+    "pvt": _REDUCED,
+    "pvt_v2": _REDUCED,
+    "regnet": _NO_ATTENTION,
+    "resnet": _NO_ATTENTION,
+    "segformer": _REDUCED,
+    "shieldgemma2": "it is a language model that answers questions on an image, without a class "
+    "head over patches",
+    "siglip2": "it takes lists of patches of any resolution (NaFlex) instead of images; SigLIP 2 "
+    "models of fixed resolution have model_type 'siglip' and are supported",
+    "siglip2_vision_model": "it takes lists of patches of any resolution (NaFlex), not images",
+    "swiftformer": "its attention is additive, without a matrix of tokens by tokens",
+    "swin": _WINDOWED,
+    "swinv2": _WINDOWED,
+    "textnet": _NO_ATTENTION,
+    "videoprism": "it takes videos",
+    "vit_mae": "it hides a random share of the patches and shuffles the others",
+    "vitdet": "it attends within windows in most layers",
+}
+"""Families that attention rollout does not apply to, by ``model_type``, with the reason."""
+
+UNPROVEN = ("blip", "blip-2", "tipsv2")
+"""Families of image and text that rollout may apply to, but that no test has proven."""
+
+
+def unlisted() -> list[str]:
+    """Model types with an image class head in the installed Transformers that no table has.
+
+    Empty for the release that hf_gmar is tested with; a newer one shows here what it brought.
+
+    Example:
+        >>> unlisted()
+        []
+    """
+    heads = {name for family in FAMILIES.values() for name in (*family.heads, *family.prompts)}
+    library = (
+        *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items(),
+        *MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.items(),
+    )
+    return sorted(
+        {
+            f"{kind} ({name})"
+            for kind, names in library
+            for name in ((names,) if isinstance(names, str) else names)
+            if kind not in REFUSED and kind not in UNPROVEN and name not in heads
+        }
+    )

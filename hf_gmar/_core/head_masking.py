@@ -1,0 +1,163 @@
+"""Scores of a model some of whose attention heads are masked.
+
+The heads' output is set to zero, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
+than One?", NeurIPS 2019 (arXiv 1905.10650).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gmar._core.execution import predict
+from hf_gmar._core.inputs import checked_request, size_errors
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Target, resolve_targets
+from hf_gmar._core.token_layout import Reads
+from hf_gmar.errors import InputError, UnsupportedModelError
+
+
+def masked_heads_scores(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    masked: Tensor,
+    additional_forward_args: Any = None,
+    *,
+    readout: Reads = None,
+    **forward_kwargs: Any,
+) -> Tensor:
+    """Class scores when the output of some heads is set to zero.
+
+    The model is not changed, keeps its attention implementation, and other threads' forwards go
+    on as ever. Dropout is off.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        inputs: pixel values (B, channels, height, width).
+        masked: bool, (layers, H) for all images or (B, layers, H) for each its own, lowest layer
+            first; True masks a head.
+        additional_forward_args: further positional arguments of the model, as in Captum.
+        readout: which tokens a class head of your own reads.
+        **forward_kwargs: further keyword arguments that the model's forward names.
+
+    Returns:
+        Scores (B, C), without gradients.
+
+    Raises:
+        UnsupportedModelError: a model that can't be explained, or that fixes its attention when it
+            is built (Data2VecVision).
+        InputError: inputs or a mask of a wrong type or shape.
+        ModelOutputError: attention is not computed once in each layer by Transformers.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> none = torch.zeros(6, 4, dtype=torch.bool)
+        >>> masked_heads_scores(load_model("bundled").model, torch.zeros(2, 3, 96, 96), none).shape
+        torch.Size([2, 8])
+    """
+    subject = Subject.of(model, readout)
+    request = checked_request(subject, inputs, additional_forward_args, forward_kwargs)
+    return _scores(subject, request, _checked_mask(masked, subject.layers, len(request.inputs)))
+
+
+def head_drops(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    target: Target = None,
+    *,
+    readout: Reads = None,
+    **forward_kwargs: Any,
+) -> Tensor:
+    """How far the target's score falls when one head alone is masked, for every head.
+
+    Costs a forward for each head, and one more.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        inputs: pixel values (B, channels, height, width).
+        target: the class of each image in any form of Captum's; ``None`` for the top class.
+        readout: which tokens a class head of your own reads.
+        **forward_kwargs: further keyword arguments that the model's forward names.
+
+    Returns:
+        Tensor (B, layers, H), lowest layer first: the score as it is minus that without the head;
+        negative where the head speaks against the class.
+
+    Raises:
+        UnsupportedModelError, InputError, ModelOutputError: see :func:`masked_heads_scores`.
+        TargetError: a target that does not fit the scores.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> head_drops(load_model("bundled").model, torch.zeros(1, 3, 96, 96), target=3).shape
+        torch.Size([1, 6, 4])
+    """
+    masking = Masking(Subject.of(model, readout), forward_kwargs)
+    request, targets, plain = masking.begin(inputs, target)
+    layers, heads = masking.shape
+    drops = [
+        plain - masking.target_score(request, targets, one.reshape(1, layers, heads))
+        for one in torch.eye(layers * heads, dtype=torch.bool)
+    ]
+    return torch.stack(drops, 1).reshape(-1, layers, heads)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """A model whose heads are masked.
+
+    Attributes:
+        subject: the model.
+        kwargs: keywords of its calls.
+    """
+
+    subject: Subject
+    kwargs: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads in each of them."""
+        heads = getattr(self.subject.tower.config, "num_attention_heads", None)
+        if not isinstance(heads, int):
+            raise UnsupportedModelError(
+                f"the config of {type(self.subject.tower).__name__} does not say how many heads a "
+                "layer has, so they can't be masked; use a model of another family"
+            )
+        return self.subject.layers, heads
+
+    def begin(self, pixels: Tensor, target: Target) -> tuple[Request, Tensor, Tensor]:
+        """The call for these images, their classes (B,), and the classes' unmasked scores (B,)."""
+        request = checked_request(self.subject, pixels, None, self.kwargs)
+        scores = _scores(self.subject, request, None)
+        classes = resolve_targets(target, scores)
+        return request, classes, _at(scores, classes)
+
+    def target_score(self, request: Request, classes: Tensor, masked: Tensor) -> Tensor:
+        """The classes' scores (B,) while heads are masked."""
+        return _at(_scores(self.subject, request, masked), classes)
+
+
+def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
+    fits = isinstance(masked, Tensor) and masked.dtype == torch.bool and masked.dim() in (2, 3)
+    if not fits or masked.shape[-2] != layers or (masked.dim() == 3 and len(masked) != images):
+        got = f"{masked.dtype} {tuple(masked.shape)}" if isinstance(masked, Tensor) else masked
+        raise InputError(
+            f"a bool tensor (layers, heads) or (images, layers, heads) is needed, with {layers} "
+            f"layers and {images} images; got {got!r}"
+        )
+    found: Tensor = masked
+    return found if found.dim() == 3 else found[None]
+
+
+def _scores(subject: Subject, request: Request, masked: Tensor | None) -> Tensor:
+    with size_errors(subject, request.inputs):
+        return predict(subject, request, masked)
+
+
+def _at(scores: Tensor, classes: Tensor) -> Tensor:
+    return scores.flatten(1).gather(1, classes[:, None])[:, 0]

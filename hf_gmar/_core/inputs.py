@@ -1,0 +1,177 @@
+"""What is checked before a model runs, and what is said when it refuses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Target
+from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
+
+
+def checked_request(subject: Subject, inputs: Any, args: Any, kwargs: dict[str, Any]) -> Request:
+    """One call to the model, in Captum's form, once its inputs and keywords can be right.
+
+    Raises:
+        InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
+        OptionError: a keyword that the model's forward does not name.
+    """
+    pixels = single_tensor(inputs)
+    check_inputs(pixels, subject)
+    check_keywords(subject, kwargs)
+    subject.layout.grid(*pixels.shape[-2:])
+    extra = args if isinstance(args, tuple) else () if args is None else (args,)
+    return Request(pixels, extra, kwargs)
+
+
+def single_tensor(inputs: Any) -> Any:
+    """The image tensor of Captum's tensor-or-tuple form.
+
+    Raises:
+        InputError: a tuple with other than one tensor.
+    """
+    if not isinstance(inputs, tuple):
+        return inputs
+    if len(inputs) != 1:
+        raise InputError(
+            f"one tensor of pixel values is needed, got a tuple of {len(inputs)}; pass what else "
+            "the model takes as additional_forward_args"
+        )
+    return inputs[0]
+
+
+def several(targets: Any) -> list[Target]:
+    """The targets as a list; a TargetError if there is none."""
+    try:
+        found = list(targets)
+    except TypeError:
+        found = []
+    if not found:
+        raise TargetError(
+            f"a list of one or more targets is needed, got {targets!r}; one target goes to "
+            "attribute_patches"
+        )
+    return found
+
+
+def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:
+    """Raise an OptionError for keywords that the model's forward does not name.
+
+    Transformers' models swallow unknown keywords, which would hide a misspelt option. What takes
+    any keyword is held to those of the Transformers model in it, and of its vision tower.
+    """
+    named = _all_keywords(subject)
+    unknown = sorted(set(kwargs) - set(named))
+    if unknown:
+        raise OptionError(
+            f"unknown keyword {', '.join(unknown)}; the model's forward takes "
+            f"{', '.join(named) or 'none'}"
+        )
+
+
+def _all_keywords(subject: Subject) -> list[str]:
+    named, takes_any = _keywords(subject.model)
+    for inner in (subject.backbone, subject.tower):
+        if takes_any:
+            more, takes_any = _keywords(inner)
+            named += [name for name in more if name not in named]
+    return named
+
+
+def _keywords(model: Any) -> tuple[list[str], bool]:
+    """What a model takes by name after the inputs, and whether it takes other keywords as well."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [p.name for p in list(parameters)[1:] if p.kind in by_name]
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+@contextmanager
+def size_errors(subject: Subject, pixels: Tensor) -> Iterator[None]:
+    """Models refuse sizes other than their own with plain errors: say what to do.
+
+    Raises:
+        InputError: the model does not take images of this size.
+    """
+    try:
+        yield
+    except HfGmarError:
+        raise
+    except (ValueError, AssertionError, RuntimeError) as error:
+        if _is_own_size(subject, pixels) or not _is_of_size(error):
+            raise
+        raise InputError(_size_advice(error, pixels, _all_keywords(subject))) from error
+
+
+def _is_of_size(error: Exception) -> bool:
+    # Some models add their positions without a look at the size.
+    words = "must match the size" if isinstance(error, RuntimeError) else r"\bsizes?\b|height|width"
+    return re.search(words, str(error), re.IGNORECASE) is not None
+
+
+def _is_own_size(subject: Subject, pixels: Tensor) -> bool:
+    size = getattr(subject.tower.config, "image_size", None)
+    own = (size, size) if isinstance(size, int) else tuple(size or ())
+    return own == tuple(pixels.shape[-2:])
+
+
+def _size_advice(error: Exception, pixels: Tensor, keywords: list[str]) -> str:
+    height, width = pixels.shape[2:]
+    reason = str(error).rstrip(". ")
+    advice = (
+        "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
+        if "interpolate_pos_encoding" in keywords
+        else "resize the images to the model's own size"
+    )
+    return f"the model refused images of {height} x {width} pixels: {reason}; {advice}"
+
+
+def check_inputs(inputs: Any, subject: Subject) -> None:
+    """Check pixel values before the model sees them.
+
+    Raises:
+        InputError: no floating-point tensor of shape (B, channels, height, width) with B >= 1
+            and finite values, on the device of the model.
+    """
+    needed = "pixel values of shape (images, channels, height, width) are needed"
+    if not isinstance(inputs, Tensor):
+        raise InputError(f"{needed}, got {type(inputs).__name__}")
+    shape = tuple(inputs.shape)
+    if inputs.dim() != 4:
+        hint = "; add the batch dimension with inputs.unsqueeze(0)" if inputs.dim() == 3 else ""
+        raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
+    if not inputs.numel():
+        raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")
+    channels = getattr(subject.tower.config, "num_channels", shape[1])
+    if shape[1] != channels:
+        raise InputError(f"the model takes {channels} channels, got {shape[1]}: {shape}")
+    _check_values(inputs, subject)
+
+
+def _check_values(inputs: Tensor, subject: Subject) -> None:
+    if not inputs.is_floating_point():
+        raise InputError(
+            f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
+            "processor gives them"
+        )
+    # Models spread over devices by accelerate move their inputs themselves.
+    spread, device = hasattr(subject.backbone, "hf_device_map"), subject.tower.device
+    if not spread and inputs.device != device:
+        raise InputError(
+            f"the inputs are on {inputs.device} and the model is on {device}; move one "
+            "with .to(device)"
+        )
+    if not torch.isfinite(inputs).all():
+        bad = (~torch.isfinite(inputs)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise InputError(f"the pixel values of images {bad} hold NaN or infinity")

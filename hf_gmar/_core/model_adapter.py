@@ -1,0 +1,219 @@
+"""What is explained: a model, the Transformers model and vision tower inside it, its layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
+
+from hf_gmar._core.token_layout import Reads, TokenLayout, layers_of, layout_for, prompted_readout
+from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+
+_PARALLEL = (DataParallel, DistributedDataParallel)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that returns class scores, with the one Transformers model that it holds.
+
+    Attributes:
+        model: what the user gave: called with the inputs, it returns the scores.
+        backbone: the Transformers model in it (often the same object).
+        tower: the part of the backbone that turns pixels into tokens (often the same object).
+        layout: the tower's tokens and the readout.
+    """
+
+    model: Callable[..., Any]
+    backbone: PreTrainedModel
+    tower: PreTrainedModel
+    layout: TokenLayout
+
+    @classmethod
+    def of(cls, model: Callable[..., Any], readout: Reads = None) -> Subject:
+        """Find the backbone, its tower and its layout.
+
+        Raises:
+            UnsupportedModelError: no Transformers model in it, several, or an unknown family.
+            OptionError: a readout that does not fit.
+        """
+        model = unwrapped(model)
+        backbone = find_backbone(model)
+        tower = _tower(backbone)
+        _check_has_prompts(model, backbone)
+        _check_weights(backbone)
+        said = _said_inside(model) if readout is None else readout
+        return cls(_with_hooks(model), backbone, tower, layout_for(backbone, tower, said))
+
+    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Class scores, (B, C)."""
+        return scores_of(self.model(inputs, *args, **kwargs))
+
+    def modules(self) -> list[nn.Module]:
+        """All submodules of the model, itself included."""
+        module = _module_of(self.model)
+        return list((self.backbone if module is None else module).modules())
+
+    @property
+    def layers(self) -> int:
+        """Number of attention layers."""
+        return layers_of(self.tower)
+
+    @property
+    def pooling(self) -> nn.MultiheadAttention | None:
+        """The attention of the pooling head, if the readout is made of it.
+
+        Raises:
+            UnsupportedModelError: the tower has no such head, or several.
+        """
+        if self.layout.rest != "attention":
+            return None
+        found = [part for part in self.tower.modules() if isinstance(part, nn.MultiheadAttention)]
+        if len(found) != 1:
+            raise UnsupportedModelError(
+                f"the readout is the attention of a pooling head, an nn.MultiheadAttention in "
+                f"{type(self.tower).__name__}, but {len(found)} are there; say another readout"
+            )
+        return found[0]
+
+
+def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The innermost model that takes pixels; a model of another kind is its own tower."""
+    takers = [part for part in backbone.modules() if _takes_pixels(part)]
+    inner = [one for one in takers if not any(map(_takes_pixels, list(one.modules())[1:]))]
+    if len(inner) > 1:
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} has {len(inner)} parts that take pixels, and one vision "
+            "tower is needed; pass a model around one of them"
+        )
+    return cast("PreTrainedModel", inner[0]) if inner else backbone
+
+
+def _takes_pixels(part: nn.Module) -> bool:
+    is_model = isinstance(part, PreTrainedModel)
+    return is_model and "pixel_values" in signature(type(part).forward).parameters
+
+
+def _said_inside(model: Any) -> Reads:
+    """What a module around the Transformers model says that it reads, as ``ZeroShotModel`` does."""
+    module = _module_of(model)
+    parts = module.modules() if module is not None else ()
+    said = (getattr(part, "readout", None) for part in parts)
+    return next((one for one in said if isinstance(one, str | tuple)), None)
+
+
+def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
+    if _module_of(model) is backbone and prompted_readout(backbone):
+        raise UnsupportedModelError(
+            f"{type(backbone).__name__} scores images by text prompts: give them with "
+            "ZeroShotModel(model, processor, prompts), on the command line with --prompts"
+        )
+
+
+def _check_weights(backbone: PreTrainedModel) -> None:
+    if any(weight.is_inference() for weight in backbone.parameters()):
+        raise UnsupportedModelError(
+            f"the weights of {type(backbone).__name__} were made inside torch.inference_mode(), "
+            "and PyTorch takes no gradients through them; load the model outside of it"
+        )
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside torch.compile, DataParallel or DistributedDataParallel: the same model.
+
+    Compiled code passes by the hooks by which attention is seen; an explanation has no weight
+    gradients to share between processes.
+    """
+    while True:
+        if isinstance(model, _PARALLEL):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
+
+def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
+    """The one Transformers model that a module, bound method or partial holds.
+
+    Raises:
+        UnsupportedModelError: there is none, or more than one.
+    """
+    module = _module_of(model)
+    _check_parallel(module)
+    found = _outermost(module) if module is not None else []
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} of them" if found else "none"
+    raise UnsupportedModelError(
+        f"exactly one Transformers model is needed, but {type(model).__name__} holds {what}; pass "
+        "the model itself, or an nn.Module that has it as a submodule"
+    )
+
+
+def _check_parallel(module: nn.Module | None) -> None:
+    wrappers = (
+        [part for part in module.modules() if isinstance(part, _PARALLEL)]
+        if module is not None
+        else []
+    )
+    if wrappers:
+        raise UnsupportedModelError(
+            f"a {type(wrappers[0]).__name__} inside the model spreads its work where attention "
+            "can't be seen; pass a model that holds the module inside it (its .module)"
+        )
+
+
+def _module_of(model: Any) -> nn.Module | None:
+    while isinstance(model, functools.partial):
+        model = model.func
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _with_hooks(model: Any) -> Any:
+    # A bare ``forward`` skips the hooks by which attention is recorded: call the module instead.
+    if isinstance(model, functools.partial):
+        return functools.partial(_with_hooks(model.func), *model.args, **model.keywords)
+    owner = getattr(model, "__self__", None)
+    is_forward = isinstance(owner, nn.Module) and model == owner.forward
+    return owner if is_forward else model
+
+
+def _outermost(module: nn.Module) -> list[PreTrainedModel]:
+    """The Transformers models in a module, each once and without those inside another."""
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    inner = {id(part) for model in models for part in model.modules() if part is not model}
+    return [model for model in models if id(model) not in inner]
+
+
+def scores_of(output: Any) -> Tensor:
+    """The class scores in what a model returned: a tensor, ``.logits``, or a tuple's first item.
+
+    Returns:
+        Scores (B, C); one score for each image, (B,), becomes (B, 1).
+
+    Raises:
+        ModelOutputError: there are none.
+    """
+    scores = output
+    if isinstance(output, dict):  # the outputs of Transformers are dicts as well
+        scores = output.get("logits")
+    elif isinstance(output, (tuple, list)) and output:
+        scores = output[0]
+    if not isinstance(scores, Tensor) or not scores.dim():
+        raise ModelOutputError(
+            f"class scores of shape (images, classes) are needed, but the model returned "
+            f"{type(output).__name__}{_keys(output)}; load it with a classification head, or wrap "
+            "it in an nn.Module that returns the scores"
+        )
+    return scores.unsqueeze(1) if scores.dim() == 1 else scores
+
+
+def _keys(output: Any) -> str:
+    return f" with {', '.join(output)}" if isinstance(output, dict) else ""

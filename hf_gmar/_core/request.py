@@ -1,0 +1,69 @@
+"""One call of a model, and whose gradient is needed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from hf_gmar._core.model_adapter import Subject
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call to the model.
+
+    Attributes:
+        inputs: pixel values, (B, channels, height, width).
+        args: positional arguments of the model after the inputs.
+        kwargs: keyword arguments of the model.
+        start_layer: the lowest layer that takes part; layers below it are left out.
+        stop_layer: the first layer above those that take part, ``None`` for the top.
+        gradient: whose gradient by the attention is needed.
+        gradient_start: the lowest layer whose gradient is needed; of the layers below it that take
+            part, attention alone.
+        chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
+        checkpoint: let the streaming engine recompute activations instead of keeping them.
+    """
+
+    inputs: Tensor
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    start_layer: int = 0
+    stop_layer: int | None = None
+    gradient: GradientOf = "score"
+    gradient_start: int = 0
+    chunk_size: int | None = None
+    checkpoint: bool = False
+
+    def layers(self, subject: Subject) -> range:
+        """The layers that take part."""
+        return range(subject.layers)[self.start_layer : self.stop_layer]
+
+    def gradient_layers(self, subject: Subject) -> range:
+        """Those of them whose gradient is needed: the top ones, or none at all."""
+        layers = self.layers(subject)
+        if self.gradient == "none":
+            return layers[:0]
+        return range(max(layers.start, self.gradient_start), layers.stop)
+
+    def call(self, subject: Subject, *, graph: bool = False) -> Tensor:
+        """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
+        inputs = _plain(self.inputs)
+        inputs = inputs.clone().requires_grad_() if graph else inputs
+        args = tuple(_plain(value) for value in self.args)
+        kwargs = {name: _plain(value) for name, value in self.kwargs.items()}
+        return subject(inputs, *args, **kwargs)
+
+
+GradientOf: TypeAlias = Literal["score", "layers", "none"]
+"""Whose gradient a method needs: of the model's score, of a score of each layer's own, or none."""
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # Autograd can't save tensors made in inference mode; a copy made outside of it is ordinary.
+    return value.clone() if value.is_inference() else value.detach()

@@ -1,0 +1,1 @@
+"""How attention and its gradient are got."""

@@ -1,0 +1,47 @@
+"""What an engine is: it runs the model for a request, then explains scores of that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._engines.propagation import Descending
+from hf_gmar.errors import ModelOutputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model that ran, ready to have scores of the run explained.
+
+    Attributes:
+        scores: the model's scores, connected to the graph.
+        tokens: how many tokens each layer has.
+        explain: moves a descent through the layers for a score (a scalar), or for one score for
+            each layer, lowest first; the last argument says whether others will follow.
+    """
+
+    scores: Tensor
+    tokens: int
+    explain: Callable[[Sequence[Tensor], Descending, bool], None]
+
+
+Engine: TypeAlias = Callable[[Subject, Request], AbstractContextManager[Run]]
+
+
+def check_reached(reached: int, layers: int) -> None:
+    """Check that the gradient came to every layer.
+
+    Raises:
+        ModelOutputError: it did not.
+    """
+    if reached != layers:
+        raise ModelOutputError(
+            f"the gradient of the scores reaches {reached} of {layers} attention layers; "
+            "the scores must depend on every layer, without no_grad() or detach() in between"
+        )

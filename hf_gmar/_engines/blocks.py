@@ -1,0 +1,282 @@
+"""Attention and its gradient, recomputed in blocks of query rows: pure tensor maths.
+
+For a layer with queries q, keys k, values v, output O and dO = ds/dO, a block of rows is::
+
+    P  = softmax(scale q k^T + mask)         attention
+    dP = dO v^T                              its gradient: ds/dP for these rows, exactly
+    dS = P * (dP - rowsum(P * dP))           gradient before the softmax
+    dq = scale dS k,   dk += scale dS^T q,   dv += P^T dO
+
+The block that the rule reads also gives the gradients for the layers below, so nothing of N x N
+is ever kept. Rows that have neither relevance nor gradient are left out: under a class head that
+reads CLS alone, the top layer is one row.
+
+Shapes: B images, H heads, N tokens, D numbers in a head, Q rows in a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from hf_gmar._core.execution import accumulation_dtype
+from hf_gmar._engines.propagation import Block, Descending
+
+Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Index: TypeAlias = slice | Tensor
+
+# Bytes of one of a block's three tensors. On a CPU they should stay in its cache; elsewhere a
+# block should keep the device busy.
+_CPU_BYTES = 4 * 2**20
+_DEVICE_BYTES = 128 * 2**20
+# Images share a block only up to so many bytes: one image alone needs no copies.
+_CPU_SHARED_BYTES = 2**19
+_MANY_BLOCKS = 8
+_FEWEST_ROWS = 64  # with fewer the matrix products become slow
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What one layer's attention is computed from.
+
+    Attributes:
+        query: (B, H, N, D).
+        key: (B, H, N, D).
+        value: (B, H, N, any size).
+        mask: added to the scores, or boolean with True where a query may look; broadcasts to
+            (B, H, N, N).
+        scale: factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """How much of a layer is recomputed at a time.
+
+    Attributes:
+        images: images in a block.
+        rows: query rows of each image in a block.
+    """
+
+    images: int
+    rows: int
+
+    @classmethod
+    def choose(cls, layer: AttentionLayer, rows: int | None = None) -> BlockSize:
+        """The block that fits the memory budget; ``rows`` forces the number of rows.
+
+        Example:
+            >>> q = torch.zeros(8, 6, 1025, 64)
+            >>> BlockSize.choose(AttentionLayer(q, q, q, None, 1.0))
+            BlockSize(images=1, rows=147)
+            >>> BlockSize.choose(AttentionLayer(q, q, q, None, 1.0), rows=5)
+            BlockSize(images=4, rows=5)
+        """
+        images, heads, tokens = layer.query.shape[:3]
+        on_cpu = layer.query.device.type == "cpu"
+        row = heads * tokens * accumulation_dtype(layer.query).itemsize
+        if rows is None:
+            most = (_CPU_BYTES if on_cpu else _DEVICE_BYTES) // row
+            blocks = -(-tokens // max(_FEWEST_ROWS, most))
+            rows = -(-tokens // blocks)  # of even size
+        rows = min(rows, tokens)
+        shared = (_CPU_SHARED_BYTES if on_cpu else _DEVICE_BYTES) // (row * rows)
+        return cls(min(images, max(1, shared)), rows)
+
+
+def sums_like(tensor: Tensor) -> Tensor:
+    """Memory for sums of a tensor's shape and layout."""
+    return torch.empty_like(tensor, dtype=accumulation_dtype(tensor))
+
+
+class BlockWalker:
+    """Walks through layers block by block, with the same memory for all of them.
+
+    Args:
+        rows: query rows in a block, or ``None`` to choose by the memory budget.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        """Nothing is held yet."""
+        self.rows = rows
+        self._held: dict[str, Tensor] = {}
+
+    def walk(
+        self,
+        layer: AttentionLayer,
+        output_gradient: Tensor | None,
+        descent: Descending,
+        below: Gradients | None = None,
+    ) -> None:
+        """Feed a layer to the rule, and compute the gradients for the layers below.
+
+        Args:
+            layer: the layer.
+            output_gradient: gradient of the score by the attention's output, in its shape;
+                ``None`` if the rule needs no gradient.
+            descent: the rule on its way down, or several; their relevance moves through this
+                layer.
+            below: where the gradients by query, key and value go, of their shapes and in the
+                dtype of the sums; ``None`` if no layer below takes part.
+        """
+        size = BlockSize.choose(layer, self.rows)
+
+        def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:
+            if not relevance and below is None:  # nobody wants anything of this layer
+                return
+            live = _live_rows(layer, relevance, output_gradient)
+            for start in range(0, len(layer.query), size.images):
+                images = slice(start, start + size.images)
+                group = _Group(self, layer, output_gradient, relevance, images)
+                yield group.blocks(live.split(size.rows), below)
+
+        with torch.no_grad():
+            descent.layer(groups, layer.query.device)
+
+    def take(self, name: str, like: Tensor, rows: int, columns: int) -> Tensor:
+        """A block (len(like), rows, columns); the one of that name before is overwritten."""
+        size = len(like) * rows * columns
+        held = self._held.get(name)
+        fits = held is not None and (held.dtype, held.device) == (like.dtype, like.device)
+        if held is None or not fits or held.numel() < size:
+            held = self._held[name] = like.new_empty(size)
+        return held[:size].view(len(like), rows, columns)
+
+
+class _Group:
+    """Some images of a layer, as (images x heads, N, D) in the dtype of the sums.
+
+    One image is a view of the layer; several are copies.
+    """
+
+    def __init__(
+        self,
+        walker: BlockWalker,
+        layer: AttentionLayer,
+        output_gradient: Tensor | None,
+        relevance: Sequence[Tensor],
+        images: slice,
+    ) -> None:
+        self.walker, self.layer, self.images = walker, layer, images
+        self.relevance = [one[images] for one in relevance]
+        self.dtype = relevance[0].dtype if relevance else accumulation_dtype(layer.query)
+        self.query, self.key, self.value = map(
+            self._of_group, (layer.query, layer.key, layer.value)
+        )
+        self.above = None if output_gradient is None else self._of_group(output_gradient)
+        self.keys, self.values = self.key.mT, self.value.mT
+
+    def _of_group(self, tensor: Tensor) -> Tensor:
+        return tensor[self.images].to(self.dtype).flatten(0, 1)
+
+    def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[list[Block]]:
+        """The blocks of these rows; their gradients are added as they come back from the rules."""
+        if len(rows) >= _MANY_BLOCKS:  # the products with them are then faster by more than a copy
+            self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
+        sums = self._empty_sums() if below else None
+        for number, chosen in enumerate(rows):
+            index = _as_slice(chosen)
+            attention = self._attention(index, len(chosen))
+            above = None if self.above is None else self.above[:, index]
+            gradient = self._gradient(above, attention)
+            both = self._by_image(attention), self._by_image(gradient)
+            yield [Block(*both, relevance[:, index]) for relevance in self.relevance]
+            if sums and above is not None:
+                self._add(sums, index, attention, gradient, above, more=number > 0)
+        for target, part in zip(below or (), sums or (), strict=True):
+            target[self.images] = self._by_image(part)
+
+    def _by_image(self, tensor: Tensor) -> Tensor:
+        images = tensor.shape[0] // self.layer.query.shape[1]
+        return tensor.view(images, -1, *tensor.shape[1:])
+
+    def _empty_sums(self) -> Gradients:
+        query, key, value = (
+            self.walker.take(name, like, *like.shape[1:])
+            for name, like in (("query", self.query), ("key", self.key), ("value", self.value))
+        )
+        return query.zero_(), key, value  # rows that are left out have no gradient
+
+    def _attention(self, index: Index, rows: int) -> Tensor:
+        tokens = self.key.shape[1]
+        scores = self.walker.take("scores", self.key, rows, tokens)
+        torch.baddbmm(
+            scores, self.query[:, index], self.keys, beta=0, alpha=self.layer.scale, out=scores
+        )
+        attention = self.walker.take("attention", self.key, rows, tokens)
+        if self.layer.mask is None:
+            return torch.softmax(scores, -1, out=attention)
+        return _masked_softmax(scores, self._mask(self.layer.mask, index), attention)
+
+    def _mask(self, mask: Tensor, index: Index) -> Tensor:
+        batch, heads, tokens = self.layer.query.shape[:3]
+        whole = mask.expand(batch, heads, tokens, self.key.shape[1])
+        return whole[self.images, :, index].flatten(0, 1)
+
+    def _gradient(self, above: Tensor | None, attention: Tensor) -> Tensor:
+        if above is None:
+            return attention.new_zeros(()).expand_as(attention)
+        gradient = self.walker.take("gradient", self.key, *attention.shape[1:])
+        return torch.bmm(above, self.values, out=gradient)
+
+    def _add(
+        self,
+        sums: Gradients,
+        index: Index,
+        attention: Tensor,
+        gradient: Tensor,
+        above: Tensor,
+        *,
+        more: bool,
+    ) -> None:
+        query, key, value = sums
+        scale = self.layer.scale
+        _add_product(value, attention.mT, above, more)
+        change = gradient.mul_(attention)
+        change.addcmul_(attention, change.sum(-1, keepdim=True), value=-1)
+        _add_product(key, change.mT, self.query[:, index], more, scale)
+        query[:, index] = torch.bmm(change, self.key).mul_(scale)
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor, more: bool, scale: float = 1) -> None:
+    torch.baddbmm(total, one, other, beta=int(more), alpha=scale, out=total)
+
+
+def _live_rows(
+    layer: AttentionLayer, relevance: Sequence[Tensor], output_gradient: Tensor | None
+) -> Tensor:
+    """Index of the rows that have relevance or gradient in some image and head."""
+    live = torch.zeros(layer.query.shape[2], dtype=torch.bool, device=layer.query.device)
+    for one in relevance:
+        live |= (one != 0).any(0)
+    if not live.all():
+        if output_gradient is not None:
+            live |= (output_gradient != 0).any(3).any(1).any(0)
+        live[0] = True  # a rule gets at least one block
+    return live.nonzero().flatten()
+
+
+def _as_slice(rows: Tensor) -> Index:
+    """Neighbouring rows as a slice, which makes views instead of copies."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+    """Softmax under a mask; a row that may look nowhere is zero, as in PyTorch's attention."""
+    if mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, -torch.inf)
+    else:
+        scores.add_(mask)
+    nowhere = torch.isneginf(scores.amax(-1, keepdim=True))
+    return torch.softmax(scores, -1, out=out).masked_fill_(nowhere, 0)

@@ -1,0 +1,389 @@
+"""The streaming engine: exact, without ever keeping an attention map.
+
+Backpropagation visits the layers from the top down, the order in which relevance is rolled out.
+So the forward runs the model's fast attention, and the backward of each attention call recomputes
+the map in blocks of rows (:mod:`hf_gmar._engines.blocks`); one pass over the blocks feeds the rule and
+gives the gradients for the layers below.
+
+Only the graph that is needed is built. Weights take part as constants, so nothing is kept for
+gradients of theirs; the graph starts at the attention output of the lowest explained layer; and
+linear layers above the top layer's attention skip the tokens that no gradient reaches.
+
+A mode (:mod:`hf_gmar._core.constant_weights`) does all this in the calling thread. The model itself is not changed;
+only with checkpointing its layers get a forward that asks which thread is calling.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hf_gmar._core.attention import attention_here, routed_here
+from hf_gmar._core.constant_weights import ConstantWeights
+from hf_gmar._core.hooks import Runs, watched_runs
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.threads import replaced_here, this_thread, working_for
+from hf_gmar._engines.base import Run, check_reached
+from hf_gmar._engines.blocks import AttentionLayer, BlockWalker, sums_like
+from hf_gmar._engines.propagation import Descending
+from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+
+
+@contextmanager
+def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
+    """One forward under SDPA; each explanation is one backward, through activations alone."""
+    with ExitStack() as stack:
+        stack.enter_context(attention_here(subject.tower, "sdpa"))
+        runs = stack.enter_context(watched_runs(subject, request.inputs))
+        walker = BlockWalker(request.chunk_size)
+        spans = request.layers(subject), request.gradient_layers(subject)
+        state = _Pass(subject.layers, *spans, request, runs, walker)
+        mode = _Mode(state)
+        if request.checkpoint and request.gradient != "none":
+            stack.enter_context(_recomputed_layers(subject.tower, mode))
+        with mode:
+            scores = request.call(subject)
+        runs.check(request.inputs, scores)
+        mode.check_calls()
+        yield Run(scores, state.tokens, state.explain)
+
+
+@dataclass
+class _Pass:
+    """One forward, and the descent that its backward feeds at the moment.
+
+    Attributes:
+        layers: how many attention layers the model has.
+        explained: those that take part.
+        graded: those of them whose gradient is needed, at their top.
+        request: the call to the model.
+        runs: tells whether the vision tower is running.
+        walker: recomputes the layers.
+        tokens: tokens of the layers.
+        starts: layers whose attention output is where a graph starts, lowest first: those whose
+            gradient is not needed, and the lowest of the others, or each if none feeds another.
+        descent: the descent of the present backward.
+    """
+
+    layers: int
+    explained: range
+    graded: range
+    request: Request
+    runs: Runs
+    walker: BlockWalker
+    tokens: int = 0
+    starts: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
+    descent: Descending | None = None
+
+    def explain(self, scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
+        """Feed the explained layers to the descent, from the top down."""
+        self.descent = descent
+        below = len(self.explained) - len(self.graded)
+        if self.graded:
+            self._explain_graded(scores, descent, again, self.starts[below:])
+        for layer, _ in reversed(self.starts[:below]):
+            self.walker.walk(layer, None, descent)
+
+    def _explain_graded(
+        self,
+        scores: Sequence[Tensor],
+        descent: Descending,
+        again: bool,
+        starts: Sequence[tuple[AttentionLayer, Tensor]],
+    ) -> None:
+        # One backward for each start; on its way to the lowest layer it feeds those above. Where
+        # each layer is a start, no two backwards run through the same part of the graph.
+        for score, (layer, start) in zip(reversed(scores), reversed(starts), strict=True):
+            gradient = _gradient(score, start, again)
+            if gradient is not None:
+                self.walker.walk(layer, gradient, descent)
+        check_reached(descent.layers, len(self.graded))
+
+    def is_start(self, index: int) -> bool:
+        """Whether a graph starts at this layer's attention output."""
+        return self.request.gradient != "score" or index <= self.graded.start
+
+
+class _Mode(ConstantWeights):
+    """Inside, this thread's attention calls stream, and weights are constants.
+
+    Args:
+        state: what the forward leaves for the backward.
+        calls: attention calls so far.
+        again: this is not the forward but a layer that is recomputed in the backward.
+    """
+
+    def __init__(self, state: _Pass, calls: int = 0, *, again: bool = False) -> None:
+        super().__init__()
+        self.state = state
+        self.calls = calls
+        self.again = again
+
+    def call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Stream a call if it is attention."""
+        if self.state.request.checkpoint and func is functional.dropout:
+            _check_not_random(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention and self._inside:
+            return self._attention(*args, **kwargs)
+        if func is functional.linear and self.calls == self.state.layers:
+            return _linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @property
+    def _inside(self) -> bool:
+        return self.again or self.state.runs.inside
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+    ) -> Tensor:
+        index, state = self.calls, self.state
+        self.calls += 1
+        if index not in state.explained:
+            output = functional.scaled_dot_product_attention(query, key, value, *args, **kw)
+            return self._start_of_head(output, index)
+        layer = _layer_of(query, key, value, *args, **kw)
+        state.tokens = _same_tokens(layer, state.tokens)
+        if not state.is_start(index):
+            return _stream(layer, state)
+        start = _attend(layer).detach()
+        if not self.again:
+            state.starts.append((_constant_layer(layer), start))
+        if index not in state.graded:
+            return self._start_of_head(start, index)
+        return start.requires_grad_().clone()  # the model may overwrite it
+
+    def _start_of_head(self, output: Tensor, index: int) -> Tensor:
+        """Where no gradient is needed, a graph that says of what the scores are made."""
+        state = self.state
+        starts = state.request.gradient == "none" and index == state.layers - 1
+        return output.detach().requires_grad_().clone() if starts else output
+
+    def check_calls(self) -> None:
+        """Check that each layer made one attention call.
+
+        Raises:
+            ModelOutputError: one made none, or several.
+        """
+        state = self.state
+        if self.calls != state.layers:
+            raise ModelOutputError(
+                f"{state.layers} layers made {self.calls} calls of PyTorch's "
+                "scaled_dot_product_attention, but one for each layer is needed; use "
+                'engine="dense" for this model'
+            )
+
+
+def _check_not_random(_: Tensor, p: float = 0.5, training: bool = True, **__: Any) -> None:
+    if p and training:
+        raise ModelOutputError(
+            f"dropout of {p} is active although the model is in evaluation mode, and a layer that "
+            "runs again would draw other numbers; turn it off or use checkpoint=False"
+        )
+
+
+def _layer_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> AttentionLayer:
+    """The arguments of PyTorch's attention, checked and in one form."""
+    if query.dim() != 4 or query.shape[2] != key.shape[2]:
+        raise ModelOutputError(
+            "self-attention over (images, heads, tokens, numbers in a head) is needed, but queries "
+            f"have shape {tuple(query.shape)} and keys {tuple(key.shape)}"
+        )
+    if dropout_p:
+        raise ModelOutputError(
+            f"attention dropout of {dropout_p} is active although the model is in evaluation mode; "
+            "an explanation needs the same attention twice: turn it off"
+        )
+    if attn_mask is not None and attn_mask.requires_grad:
+        raise ModelOutputError(
+            "the attention mask or position bias depends on the image, and the gradient through it "
+            'is not streamed; use engine="dense" for this model'
+        )
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if is_causal:
+        attn_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    return AttentionLayer(
+        query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale
+    )
+
+
+def _same_tokens(layer: AttentionLayer, tokens: int) -> int:
+    found = layer.query.shape[2]
+    if tokens not in (0, found):
+        raise ModelOutputError(
+            f"the layers have {tokens} and {found} tokens; rollout needs the same tokens in every "
+            "layer"
+        )
+    return found
+
+
+def _attend(layer: AttentionLayer) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        layer.query, layer.key, layer.value, attn_mask=layer.mask, scale=layer.scale
+    )
+
+
+def _constant_layer(layer: AttentionLayer) -> AttentionLayer:
+    """The layer without the graph below it, which would be kept as long as the layer is."""
+    query, key, value = layer.query.detach(), layer.key.detach(), layer.value.detach()
+    return replace(layer, query=query, key=key, value=value)
+
+
+def _gradient(score: Tensor, start: Tensor, again: bool) -> Tensor | None:
+    if not score.requires_grad:
+        return None
+    (found,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
+    return found
+
+
+def _stream(layer: AttentionLayer, state: _Pass) -> Tensor:
+    output: Tensor = _StreamedAttention.apply(  # type: ignore[no-untyped-call]
+        layer.query, layer.key, layer.value, layer.mask, layer.scale, state
+    )
+    return output
+
+
+class _StreamedAttention(torch.autograd.Function):
+    """Attention whose backward feeds the layer to the descent."""
+
+    # On a GPU the backward runs in a thread of autograd's: all that it needs is in ``ctx``.
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        state: _Pass,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scale, ctx.state = scale, state
+        return _attend(AttentionLayer(query, key, value, mask, scale))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        layer = AttentionLayer(query, key, value, mask, ctx.scale)
+        below = sums_like(query), sums_like(key), sums_like(value)
+        ctx.state.walker.walk(layer, gradient, ctx.state.descent, below)
+        return (*(part.to(query.dtype) for part in below), None, None, None)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    # Weights may depend on the image, or be quantised and tensors of a kind of their own.
+    constant = all(
+        part is None or (type(part) in (Tensor, nn.Parameter) and not part.requires_grad)
+        for part in (weight, bias)
+    )
+    if not constant or not input.requires_grad:
+        return functional.linear(input, weight, bias)
+    output: Tensor = _LinearOfFewTokens.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _LinearOfFewTokens(torch.autograd.Function):
+    """A linear layer whose backward leaves out tokens without gradient; their share is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtype = tokens.dtype
+        return functional.linear(tokens, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        with torch.autocast(weight.device.type, enabled=False):
+            below = _of_live_tokens(gradient.to(weight.dtype), weight)
+        return below.to(ctx.dtype), None, None
+
+
+def _of_live_tokens(gradient: Tensor, weight: Tensor) -> Tensor:
+    live = (gradient != 0).any(-1)
+    if 2 * int(live.sum()) > live.numel():
+        return gradient @ weight
+    below = gradient.new_zeros(*gradient.shape[:-1], weight.shape[1])
+    below[live] = gradient[live] @ weight
+    return below
+
+
+@contextmanager
+def _recomputed_layers(model: PreTrainedModel, mode: _Mode) -> Iterator[None]:
+    """Inside, layers keep nothing but their input, and run again in the backward.
+
+    The top layer, which is needed first, and layers below the graph run once.
+    """
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no layers that can be recomputed one by one; use "
+            "checkpoint=False"
+        )
+    # A layer need not run to its very end again, unless accelerate takes weights away there.
+    to_the_end = any(hasattr(part, "_hf_hook") for part in model.modules())
+    with ExitStack() as stack:
+        for layer in layers:
+            small = functools.partial(_kept_small, mode, layer.forward, to_the_end)
+            stack.enter_context(replaced_here(layer, "forward", small))
+        yield
+
+
+def _kept_small(
+    mode: _Mode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
+) -> Any:
+    state, first = mode.state, mode.calls
+    if first not in state.graded[:-1]:
+        return forward(*args, **kwargs)
+    again = _Again(state, first, this_thread())
+    return checkpoint(
+        functools.partial(forward, **kwargs),
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,  # it would be set back under other threads
+        context_fn=lambda: (nullcontext(), again),
+        early_stop=not to_the_end,
+    )
+
+
+class _Again:
+    """Around each recomputation of a layer, which may be in a thread of autograd's."""
+
+    def __init__(self, state: _Pass, first: int, thread: int) -> None:
+        self.state, self.first, self.thread = state, first, thread
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(working_for(self.thread))
+        self.stack.enter_context(routed_here())
+        self.stack.enter_context(_Mode(self.state, self.first, again=True))
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()

@@ -1,0 +1,116 @@
+"""Means with intervals: how far a mean over images could be off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+_AT_ONCE = 4_000_000  # drawn numbers in memory, 32 MB
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its 95 % interval, each of the shape of one image's values."""
+
+    mean: Array
+    low: Array
+    high: Array
+
+    def __str__(self) -> str:
+        """One number with its interval; without one where a single image gave none."""
+        if np.isnan(self.low):
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def bootstrap(values: Array, seed: int = 0, draws: int = 2000) -> Interval:
+    """Mean over images with its 95 % percentile interval, by drawing images anew.
+
+    Args:
+        values: (images, ...), at least one image.
+        seed: of the draws.
+        draws: how many.
+
+    Returns:
+        Mean, 2.5 % and 97.5 % quantile; the quantiles of a single image are NaN, as one image
+        says nothing of others.
+
+    Example:
+        >>> print(bootstrap(np.array([1.0, 2.0, 3.0, 4.0])))
+        2.500 (1.500 to 3.500)
+        >>> print(bootstrap(np.array([2.0])))
+        2.000
+    """
+    count = len(values)
+    mean = values.mean(axis=0)
+    if count < 2:
+        return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [_means(values, generator, rows) for rows in _parts(draws, _AT_ONCE // count)]
+    )
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return Interval(mean, low, high)
+
+
+def _means(values: Array, generator: np.random.Generator, draws: int) -> Array:
+    # How often each image is drawn: as a product it needs no copy of the values for each draw.
+    count = len(values)
+    drawn = generator.multinomial(count, [1 / count] * count, size=draws)
+    means: Array = np.tensordot(drawn / count, values, axes=1)
+    return means
+
+
+def _parts(whole: int, size: int) -> list[int]:
+    """Numbers of at most ``size`` that add up to the whole."""
+    size = max(size, 1)
+    return [min(size, whole - start) for start in range(0, whole, size)]
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 of the values (N,), as float64; equal values share the mean of their ranks.
+
+    Example:
+        >>> average_ranks(torch.tensor([0.5, 0.1, 0.5, 0.9])).tolist()
+        [2.5, 1.0, 2.5, 4.0]
+    """
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    ranks: Tensor = last - (counts - 1) / 2
+    return ranks[places]
+
+
+def rank_correlations(maps: Sequence[Tensor]) -> Tensor:
+    """Spearman's rank correlation of each two maps.
+
+    Args:
+        maps: M maps (B, rows, columns) of the same images.
+
+    Returns:
+        Tensor (M, M), float64, from -1 to 1: over the patches of an image, then the mean over those
+        images where neither map is constant. NaN where there is none.
+
+    Example:
+        >>> up = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+        >>> rank_correlations([up, -(up**3), torch.ones_like(up)])[0].tolist()
+        [1.0, -1.0, nan]
+    """
+    if not maps:
+        return torch.empty(0, 0, dtype=torch.float64)
+    each = [_of_one_image([one[image] for one in maps]) for image in range(len(maps[0]))]
+    return torch.stack(each).nanmean(0)
+
+
+def _of_one_image(maps: Sequence[Tensor]) -> Tensor:
+    ranks = torch.stack([average_ranks(one.flatten()) for one in maps])
+    centred = ranks - ranks.mean(1, keepdim=True)
+    products = centred @ centred.T
+    squares = products.diagonal()
+    found: Tensor = products / (squares[:, None] * squares).sqrt()
+    return found.clamp(-1, 1)

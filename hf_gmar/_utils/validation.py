@@ -1,0 +1,53 @@
+"""Checks of options: each returns the value or raises an OptionError."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from hf_gmar.errors import OptionError
+
+
+def check_positive(name: str, value: Any, most: float = math.inf) -> float:
+    """The value as a float; an OptionError unless it is a finite number, 0 < value <= most."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    if not math.isfinite(number) or not 0 < number <= most:
+        needed = "above 0" + ("" if math.isinf(most) else f" and at most {most:g}")
+        raise OptionError(f"{name} must be a number {needed}, got {value!r}")
+    return number
+
+
+def check_option(name: str, value: Any, allowed: Any) -> None:
+    """Raise an OptionError unless the value is among the allowed ones."""
+    kind = numbers.Integral if isinstance(allowed, range) else str
+    if isinstance(value, kind) and not isinstance(value, bool) and value in allowed:
+        return
+    shown = (
+        f"a whole number from {allowed.start} to {allowed.stop - 1}"
+        if isinstance(allowed, range)
+        else "one of " + ", ".join(repr(choice) for choice in allowed)
+    )
+    raise OptionError(f"{name} must be {shown}, got {value!r}")
+
+
+def check_number(name: str, value: Any, low: float, below: float = math.inf) -> float:
+    """The value as a float; an OptionError unless it is a finite number, low <= value < below."""
+    needed = f">= {low:g}" + ("" if math.isinf(below) else f" and < {below:g}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise OptionError(f"{name} must be a number {needed}, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number < below:
+        raise OptionError(f"{name} must be a finite number {needed}, got {value}")
+    return number
+
+
+def check_layer(name: str, value: Any, layers: int) -> int:
+    """The index of a layer, counted from 0; one from -1 down counts from the top.
+
+    Raises:
+        OptionError: there is no such layer.
+    """
+    check_option(name, value, range(-layers, layers))
+    return int(value) % layers

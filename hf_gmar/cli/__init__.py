@@ -1,0 +1,5 @@
+"""The command line, one file for each command: parse, call, print."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

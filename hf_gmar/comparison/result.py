@@ -1,0 +1,320 @@
+"""What came out of a comparison: maps, costs and agreement, as figure, table and files."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.stats import rank_correlations
+from hf_gmar._utils.version import __version__
+from hf_gmar.comparison.cost import Spent
+from hf_gmar.errors import OptionError
+from hf_gmar.visualization.grid import GridColumn, grid_figure
+from hf_gmar.visualization.overlay import save_figure
+
+Format = Literal["markdown", "json", "pandas"]
+
+
+R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several methods on the same images, the same model and the same classes.
+
+    Attributes:
+        maps: relevance of each patch by label of the method, (B, rows, columns), on the CPU;
+            methods that failed have none.
+        failures: why the others failed, one line each, by label.
+        spent: seconds and peak memory of each method by label; empty if not measured.
+        forward: the same of one plain forward of these images, without gradients; ``None`` if not
+            measured.
+        order: labels of all methods, as they were given.
+        names: of the images.
+        targets: the explained class of each image.
+        labels: the names of these classes.
+        probabilities: of these classes.
+        contrasts: the names of the classes that were taken off, ``None`` if there were none.
+        pictures: the images as far as the model saw them.
+        settings: what else the result depends on.
+    """
+
+    maps: dict[str, Tensor]
+    failures: dict[str, str]
+    spent: dict[str, Spent]
+    forward: Spent | None
+    order: tuple[str, ...]
+    names: tuple[str, ...]
+    targets: tuple[int, ...]
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    contrasts: tuple[str, ...] | None
+    pictures: tuple[Image.Image, ...]
+    settings: dict[str, Any]
+
+    @functools.cached_property
+    def correlations(self) -> Tensor:
+        """Spearman's rank correlation of each two of ``maps``, in their order.
+
+        Over patches, with average ranks for ties, then the mean over the images where neither map
+        is constant; (M, M), NaN where there is none.
+        """
+        return rank_correlations(list(self.maps.values()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each method."""
+        return {label: one.seconds for label, one in self.spent.items()}
+
+    @property
+    def peaks(self) -> dict[str, int | None]:
+        """Bytes of memory of each method at its worst moment, beyond what was held before."""
+        return {label: one.peak for label, one in self.spent.items()}
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Seconds of each method by those of a plain forward that ran just before it."""
+        return {label: one.ratio for label, one in self.spent.items()}
+
+    def figure(self) -> Figure:
+        """Images down, methods across, on one scale of colours that its caption explains.
+
+        Returns:
+            A matplotlib figure without a window; ``figure.savefig(path)`` writes it.
+        """
+        columns = [
+            GridColumn(
+                label,
+                self._cost_in_words(label),
+                self.maps.get(label),
+                self.failures.get(label, ""),
+            )
+            for label in self.order
+        ]
+        titles = [
+            f"{label}  {share:.1%}\n{name}"
+            for label, share, name in zip(self.labels, self.probabilities, self.names, strict=True)
+        ]
+        return grid_figure(self.pictures, titles, columns, self._caption())
+
+    def table(self, format: Format = "markdown") -> Any:  # noqa: A002  # the word users know
+        """One row for each method: costs, rank correlations with all others, or why it failed.
+
+        Args:
+            format: ``"markdown"`` and ``"json"`` are texts, ``"pandas"`` is a DataFrame with the
+                labels as index.
+
+        Raises:
+            OptionError: another format, or pandas is not installed.
+        """
+        makers = {"markdown": self._markdown, "json": self._json, "pandas": self._pandas}
+        if format not in makers:
+            raise OptionError(f"format must be one of {', '.join(makers)}, got {format!r}")
+        return makers[format]()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of the table: numbers as they are, ``None`` where there is none."""
+        return [self._record(label) for label in self.order]
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows of the table as texts, the methods numbered."""
+        places = {label: str(number) for number, label in enumerate(self.order, 1)}
+        heads = ["", "method", "time / forward", "peak memory, MB"]
+        heads += [f"r with {places[label]}" for label in self.maps]
+        return heads, [[places[row["method"]], *self._row(row)] for row in self.records()]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write ``comparison.png``, ``.md`` and ``.json``, and ``maps.npz``: all or none of them.
+
+        The archive has ``maps`` (methods, images, rows, columns), ``methods``, ``names``,
+        ``targets``, ``labels``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it
+        without pickle. A folder that is missing is made.
+
+        Returns:
+            The four files.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        writers = {
+            "comparison.png": lambda part: save_figure(self.figure(), part),
+            "comparison.md": lambda part: part.write_text(self._page(), encoding="utf-8"),
+            "comparison.json": lambda part: part.write_text(self._json() + "\n", encoding="utf-8"),
+            "maps.npz": self._save_maps,
+        }
+        with ExitStack() as stack:
+            for name, write in writers.items():
+                write(stack.enter_context(whole_file(folder / name)))
+        return [folder / name for name in writers]
+
+    def _record(self, label: str) -> dict[str, Any]:
+        spent, others = self.spent.get(label), list(self.maps)
+        mine = self.correlations[others.index(label)].tolist() if label in self.maps else []
+        return {
+            "method": label,
+            "seconds": spent and spent.seconds,
+            "time_to_forward": self.ratios.get(label),
+            "peak_bytes": spent and spent.peak,
+            "rank_correlation": {
+                other: _number(value) for other, value in zip(others, mine, strict=False)
+            },
+            "failure": self.failures.get(label),
+        }
+
+    def _row(self, row: Mapping[str, Any]) -> list[str]:
+        if row["failure"] is not None:
+            return [row["method"], *["-"] * (2 + len(self.maps))]
+        found = row["rank_correlation"]
+        return [
+            row["method"],
+            _shown(row["time_to_forward"], ".2f"),
+            _shown(row["peak_bytes"], ".1f", 1e6),
+            *(_shown(found[other], ".2f") for other in self.maps),
+        ]
+
+    def _markdown(self) -> str:
+        heads, rows = self.cells()
+        ruler = [":--" if number < 2 else "--:" for number in range(len(heads))]
+        lines = [_line(one) for one in (heads, ruler, *rows)]
+        for label, reason in self.failures.items():
+            lines += ["", f"{_plain(label)} failed: {_plain(reason)}"]
+        return "\n".join(lines)
+
+    def _page(self) -> str:
+        pairs = zip(self.names, self.labels, self.probabilities, strict=True)
+        images = [f"- {_plain(name)}: {_plain(label)}, {share:.1%}" for name, label, share in pairs]
+        settings = json.dumps(self.settings, default=str)
+        return "\n".join(
+            [
+                "# Comparison", "", self._markdown(), "", f"{R_EXPLAINED}.", "",
+                *images, "", self._caption(), "",
+                f"Settings: `{settings}`, hf-gmar {__version__}.", "",
+            ]
+        )  # fmt: skip
+
+    def _json(self) -> str:
+        forward = self.forward
+        found = {
+            "methods": self.records(),
+            "images": [
+                {"name": name, "target": target, "label": label, "probability": share}
+                for name, target, label, share in zip(
+                    self.names, self.targets, self.labels, self.probabilities, strict=True
+                )
+            ],
+            "contrasts": self.contrasts,
+            "forward": forward and {"seconds": forward.seconds, "peak_bytes": forward.peak},
+            "settings": self.settings,
+            "version": __version__,
+        }
+        return json.dumps(found, indent=1, allow_nan=False, default=str)
+
+    def _pandas(self) -> Any:
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise OptionError(
+                'format="pandas" needs pandas, which is not installed: pip install pandas, or take '
+                '"markdown" or "json"'
+            ) from error
+        flat = []
+        for row in self.records():
+            correlations = row.pop("rank_correlation")
+            flat.append({**row, **{f"r with {key}": value for key, value in correlations.items()}})
+        return pandas.DataFrame(flat).set_index("method")
+
+    def _save_maps(self, path: Path) -> None:
+        maps = [one.numpy() for one in self.maps.values()]
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                maps=np.stack(maps) if maps else np.empty((0, len(self.names), 0, 0)),
+                methods=np.array(list(self.maps), dtype=np.str_),
+                names=np.array(self.names, dtype=np.str_),
+                targets=np.array(self.targets),
+                labels=np.array(self.labels, dtype=np.str_),
+                settings=json.dumps(self.settings, default=str),
+                version=__version__,
+            )
+
+    def _cost_in_words(self, label: str) -> str:
+        if label not in self.spent:
+            return ""
+        peak, ratio = self.spent[label].peak, self.ratios.get(label)
+        parts = [] if ratio is None else [f"{ratio:.1f} forwards"]
+        return ", ".join(parts + ([] if peak is None else [_size(peak)]))
+
+    def _caption(self) -> str:
+        """What the numbers and colours mean, one paragraph."""
+        said = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
+        if self.contrasts is not None:
+            said.append(
+                f"Explained is the score of the class less that of {_either(self.contrasts)}."
+            )
+        said.append(
+            "Each map is divided by its own largest absolute value: compare where the colours are, "
+            "not how strong they are."
+        )
+        if self.settings.get("captum"):
+            said.append(
+                "Captum's attributions are summed over channels and over the pixels of each patch."
+            )
+        if self.forward is not None:
+            said.append(
+                f"Times are by that of one plain forward of these images just before "
+                f"({self.forward.seconds:.2g} s); MB are the peak of what PyTorch gave "
+                "out beyond what it held before."
+            )
+        return " ".join(said)
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(dict.fromkeys(names))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _shown(value: float | None, form: str, unit: float = 1) -> str:
+    return "-" if value is None else format(value / unit, form)
+
+
+def _plain(text: str) -> str:
+    """In a cell of Markdown."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def picture_of(pixels: Tensor) -> Image.Image:
+    """Pixel values (channels, height, width) of any range as an image, darkest to brightest.
+
+    Example:
+        >>> picture_of(torch.tensor([[[-1.0, 1.0]]])).getpixel((1, 0))
+        (255, 255, 255)
+    """
+    values = pixels.detach().float().cpu()
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    colours = scaled[:3] if len(scaled) >= 3 else scaled[:1].expand(3, -1, -1)
+    return Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _size(peak: float) -> str:
+    return f"{peak / 1e9:.1f} GB" if peak >= 1e9 else f"{peak / 1e6:.{int(peak < 1e7)}f} MB"

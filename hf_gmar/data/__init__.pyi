@@ -1,0 +1,22 @@
+from .base import Example, Images, Mask
+from .image_files import find_images, open_image
+from .masks import cover
+from .mosaics import Mosaic, Mosaics
+from .scenes import CLASSES, Scene, draw_scene, grey_out
+from .source import open_data
+
+__all__ = [
+    "CLASSES",
+    "Example",
+    "Images",
+    "Mask",
+    "Mosaic",
+    "Mosaics",
+    "Scene",
+    "cover",
+    "draw_scene",
+    "find_images",
+    "grey_out",
+    "open_data",
+    "open_image",
+]

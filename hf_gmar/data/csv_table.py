@@ -1,0 +1,111 @@
+"""A CSV file of paths, with labels and masks, as a data set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_gmar.data.class_names import Classes
+from hf_gmar.data.image_folder import File, Files
+from hf_gmar.errors import DataError, OptionError
+
+IMAGE_COLUMNS = ("path", "image", "image_path", "file", "file_name", "filename")
+LABEL_COLUMNS = ("label", "class")
+MASK_COLUMNS = ("mask", "mask_path")
+"""What the columns may be called, in any case, if the user does not say."""
+
+
+def table_of_images(
+    path: Path,
+    classes: Classes,
+    *,
+    name: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    mask_column: str | None = None,
+) -> Files:
+    """The images that the rows of a CSV file name, with commas and a first row of column names.
+
+    Args:
+        path: the file; the paths in it go from its folder.
+        classes: of the model.
+        name: of the data set.
+        image_column: the column of paths; if not given, one of :data:`IMAGE_COLUMNS`.
+        label_column: that of classes, by label or number, which may be empty.
+        mask_column: that of paths of masks, which may be empty.
+
+    Raises:
+        DataError: the file can't be read, has no rows, has rows of another length, or no path in
+            one.
+        OptionError: no such column, or several that it could be.
+    """
+    header, rows = _read(path)
+    images = column("image", image_column, header, IMAGE_COLUMNS, path)
+    labels = column("label", label_column, header, LABEL_COLUMNS, path)
+    masks = column("mask", mask_column, header, MASK_COLUMNS, path)
+    if images is None:
+        raise OptionError(
+            f"{path} has the columns {', '.join(header)}, of which none is called "
+            f"{', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; name the one with the paths "
+            "in image_column"
+        )
+    settings = {
+        "kind": "table", "name": path.name,
+        "image_column": images, "label_column": labels, "mask_column": masks,
+    }  # fmt: skip
+    files = [_file(path, line, row, images, labels, masks) for line, row in rows]
+    return Files(name, files, classes, settings)
+
+
+def column(
+    what: str, given: str | None, header: Sequence[str], names: Sequence[str], data: object
+) -> str | None:
+    """The column that the user names, or the one that has one of some names; ``None`` for none.
+
+    Raises:
+        OptionError: the named one is not there, or several have one of the names.
+    """
+    if given is not None:
+        if given not in header:
+            raise OptionError(f"{data} has no column {given!r}; it has {', '.join(header)}")
+        return given
+    found = [name for name in header if name.casefold() in names]
+    if len(found) > 1:
+        raise OptionError(
+            f"{data} has several columns that may be the {what}: {', '.join(found)}; choose one "
+            f"with {what}_column"
+        )
+    return found[0] if found else None
+
+
+def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names, and each row with the number of its line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
+    if len(lines) < 2:
+        raise DataError(f"{path} has no rows; needed are column names and a row for each image")
+    header = [name.strip() for name in lines[0][1]]
+    if len(set(header)) < len(header):
+        raise DataError(f"{path} has two columns of one name: {', '.join(header)}")
+    for number, row in lines[1:]:
+        if len(row) != len(header):
+            raise DataError(
+                f"line {number} of {path} has {len(row)} cells and the first row {len(header)}; "
+                "put quotes around cells with commas"
+            )
+    return header, [(number, dict(zip(header, row, strict=True))) for number, row in lines[1:]]
+
+
+def _file(
+    table: Path, line: int, row: dict[str, str], images: str, labels: str | None, masks: str | None
+) -> File:
+    image, label, mask = (row[name].strip() if name else "" for name in (images, labels, masks))
+    if not image:
+        raise DataError(f"line {line} of {table} has no path in its column {images!r}")
+    folder = table.parent
+    return File(image, folder / image, label or None, folder / mask if mask else None)

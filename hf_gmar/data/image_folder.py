@@ -1,0 +1,167 @@
+"""Image files as a data set: in a folder, in folders of classes, or named by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_gmar.data.base import Example, Images, Mask, digest, told_apart
+from hf_gmar.data.class_names import Classes, Labels
+from hf_gmar.data.image_files import find_images, read_image, to_rgb
+from hf_gmar.data.masks import to_mask
+from hf_gmar.errors import DataError, ImageFileError
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+@dataclass(frozen=True)
+class File:
+    """One image of a data set of files.
+
+    Attributes:
+        name: as the data set has it, to tell it from the others.
+        path: of the image.
+        class_name: as the data set calls its class, or ``None`` if it does not.
+        mask: path of its mask, if it has one.
+    """
+
+    name: str
+    path: Path
+    class_name: str | None = None
+    mask: Path | None = None
+
+
+class Files(Images):
+    """Image files, each read when it is asked for.
+
+    Args:
+        name: of the data set.
+        files: its images, in order.
+        classes: of the model.
+        settings: what it is and how it was read.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[File], classes: Classes, settings: Mapping[str, Any]
+    ) -> None:
+        """Classes are found and the sizes of files are read, no image."""
+        self._name = name
+        self.files = tuple(files)
+        self.keys = told_apart(file.name for file in files)
+        self.labels = Labels.find([file.class_name for file in files], classes)
+        rows = (
+            [key, label, _bytes(file.path), _bytes(file.mask)]
+            for key, label, file in zip(self.keys, self.labels.of_images, self.files, strict=True)
+        )
+        self._settings = {**settings, "images": len(self), "content": digest(rows)}
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        return self._name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Names, classes and sizes of all files in short, but not where they are."""
+        return self._settings
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Names of classes that the model does not have."""
+        return self.labels.notices
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether a mask is named for any image."""
+        return any(file.mask is not None for file in self.files)
+
+    def __len__(self) -> int:
+        """How many files."""
+        return len(self.files)
+
+    def key(self, index: int) -> str:
+        """The path as the data set has it."""
+        return self.keys[range(len(self))[index]]
+
+    def label(self, index: int) -> int | None:
+        """The class of its folder, or that the table says."""
+        return self.labels.of_images[range(len(self))[index]]
+
+    def __getitem__(self, index: int) -> Example:
+        """Read an image, and its mask if it has one."""
+        key, file, label = self.key(index), self.files[index], self.label(index)
+        image = read_image(file.path, f"{key} ({file.path})", to_rgb)
+        if file.mask is None:
+            return Example(key, image, label)
+        mask = read_image(file.mask, f"the mask of {key} ({file.mask})", to_mask)
+        return Example(key, image, label, {label: fitting(mask, image.size, key)})
+
+
+def fitting(mask: Mask, size: tuple[int, int], key: str) -> Mask:
+    """The mask, if it has the width and height of its image.
+
+    Raises:
+        ImageFileError: it has not.
+    """
+    if mask.shape[::-1] != size:
+        raise ImageFileError(
+            f"the mask of {key} has {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+            f"{size[0]} x {size[1]}; a mask has the size of its image"
+        )
+    return mask
+
+
+def folder_of_images(
+    folder: Path,
+    classes: Classes,
+    *,
+    name: str,
+    split: str | None = None,
+    skip: Path | None = None,
+) -> Files:
+    """The image files of a folder, or of its subfolders, each of which is a class.
+
+    Args:
+        folder: with images, or with one subfolder of images for each class.
+        classes: of the model.
+        name: of the data set.
+        split: the subfolder to take in place of the folder.
+        skip: a folder whose files are left out, such as one for results.
+
+    Raises:
+        DataError: no folder of that split, images both in the folder and in subfolders, or
+            subfolders that are splits.
+        ImageFileError: no images.
+        OptionError: a folder's name fits several classes.
+    """
+    if split is not None and not (folder / split).is_dir():
+        raise DataError(f"the folder {folder} has no subfolder {split!r} for that split")
+    root = folder / split if split is not None else folder
+    paths = [path.relative_to(root) for path in find_images(root, skip)]
+    nested = [path for path in paths if len(path.parts) > 1]
+    if nested and len(nested) < len(paths):
+        raise DataError(
+            f"the folder {root} has {len(paths) - len(nested)} images of its own and "
+            f"{len(nested)} in subfolders, so that subfolders may be classes or not; give one "
+            "folder with images alone, or with one subfolder for each class, or a CSV file"
+        )
+    tops = {path.parts[0] for path in nested}
+    if tops and {top.casefold() for top in tops} <= _SPLITS:
+        raise DataError(
+            f"the subfolders of {root} look like splits, not classes: {', '.join(sorted(tops))}; "
+            "choose one with split"
+        )
+    files = [
+        File(path.as_posix(), root / path, path.parts[0] if nested else None) for path in paths
+    ]
+    kind = "folder by class" if nested else "folder"
+    return Files(name, files, classes, {"kind": kind, "name": root.resolve().name, "split": split})
+
+
+def _bytes(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_size
+    except OSError:  # missing: said when it is read
+        return None

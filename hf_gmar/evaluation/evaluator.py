@@ -1,0 +1,319 @@
+"""Measuring methods on a data set."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.option_strings import labelled, parsed
+from hf_gmar.comparison.method_specs import Entries, as_columns
+from hf_gmar.data.base import Images
+from hf_gmar.data.source import open_data
+from hf_gmar.errors import EvaluationError, HfGmarError, OptionError
+from hf_gmar.evaluation.report.summary import Summary, summarise
+from hf_gmar.evaluation.report.writer import write_report
+from hf_gmar.evaluation.run.distributed import Processes
+from hf_gmar.evaluation.run.examples import load_examples
+from hf_gmar.evaluation.run.explainers import Explainers
+from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
+from hf_gmar.evaluation.run.model_metrics import Asking
+from hf_gmar.evaluation.run.plan import Autocast, Explained, How, Plan, Score, spread
+from hf_gmar.evaluation.run.runner import Progress, Runner
+from hf_gmar.evaluation.run.store import Row
+from hf_gmar.metrics.base import Metric, options_of
+from hf_gmar.metrics.registry import METRICS, build_metric
+from hf_gmar.models.hub import LoadedModel
+from hf_gmar.models.labels import labels_of
+from hf_gmar.models.wrappers import ZeroShotModel
+from hf_gmar.perturbations.base import Perturbation
+from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
+from hf_gmar.perturbations.registry import PERTURBATIONS, build_perturbation
+
+CHEAP = tuple(name for name, kind in METRICS.items() if kind.needs in ("curves", "kept", "located"))
+"""The metrics that are measured unless others are asked for."""
+
+_VERSIONS = ("hf-gmar", "torch", "transformers", "captum", "numpy")
+
+Part: TypeAlias = str | tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run measured.
+
+    Attributes:
+        rows: one for each image and method, in their order; one for each image that could not be
+            read.
+        summary: means with intervals, and differences to the baseline.
+        settings: what was measured, as plain data.
+        files: what was written.
+    """
+
+    rows: list[Row]
+    summary: Summary
+    settings: Mapping[str, Any]
+    files: list[Path]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The summary as a list of flat dicts, for pandas or polars."""
+        return [_flat(record) for record in self.summary.records()]
+
+    def markdown(self) -> str:
+        """The summary's tables as Markdown."""
+        return self.summary.markdown()
+
+
+def evaluate(  # noqa: PLR0913  # a keyword each
+    model: LoadedModel | Callable[..., Any],
+    data: Images | str | Path,
+    methods: Entries | None = None,
+    metrics: Sequence[Part | Metric[Any]] | None = None,
+    perturbations: Sequence[Part | Perturbation] = ("blur",),
+    *,
+    processor: BaseImageProcessor | None = None,
+    readout: Reads = None,
+    score: Score = "probability",
+    target: Explained = "predicted",
+    steps: int = 10,
+    baseline: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = True,
+    memory: int = 2**28,
+    autocast: Autocast | None = None,
+    examples: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure methods on the images of a data set.
+
+    Under ``accelerate launch`` the processes share the images, each with a model of its own, and
+    all return the same.
+
+    Args:
+        model: what ``load_model`` returns, or a model as every method takes it, with a processor.
+        data: what ``hf_gmar.data.open_data`` takes or returns: ``"scenes:300"``, a folder, a CSV
+            file, a data set of the ``datasets`` library.
+        methods: as :func:`~hf_gmar.comparison.run.compare` takes them; ``None`` is every method of the
+            registry.
+        metrics: names of ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
+            and options, or metrics of your own; ``None`` is :data:`CHEAP`.
+        perturbations: what it means that a patch is missing, in the same forms, of
+            ``hf_gmar.perturbations.PERTURBATIONS``; metrics of removed patches are measured for
+            each of them.
+        processor: the model's image processor.
+        readout: which tokens a class head of your own reads.
+        score: what falls when patches are removed, ``"probability"`` or ``"logit"``.
+        target: which class is explained, the ``"predicted"`` one or the image's ``"label"``.
+        steps: in how many equal steps patches are removed.
+        baseline: the label of the method that others are compared with; ``None`` for ``"random"``
+            if it is there, else the first one.
+        output: the folder for rows, summary and report; ``None`` writes nothing.
+        resume: go on with the rows in the folder, which must be of the same settings; otherwise
+            they are removed.
+        memory: bytes that perturbed copies of an image may take at a time.
+        autocast: half precision for the perturbed copies alone, ``"bfloat16"`` or ``"float16"``.
+        examples: how many images have their maps drawn in the report.
+        seed: of everything random.
+        progress: called with the images that this process is done with, those that it has to do,
+            and the rows of the last one.
+
+    Returns:
+        Rows and summary.
+
+    Raises:
+        OptionError: something is asked for that does not exist or does not go together.
+        UnsupportedModelError: the model can't be explained, or can't be measured like this.
+        EvaluationError: the folder is of a run with other settings or in use, the data set is
+            empty, or a process of the run is gone.
+        DataError, ImageFileError: there is no such data, or it can't be read.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> found = evaluate(
+        ...     load_model("bundled"), "scenes:3", ["gmar", "random"], ["deletion", "insertion"]
+        ... )
+        >>> len(found.rows), found.rows[0]["method"], sorted(found.rows[0]["values"])
+        (6, 'gmar', ['deletion:blur', 'insertion:blur'])
+    """
+    loaded = _loaded(model, processor)
+    how = How(score, target, steps, memory, autocast, seed, examples)
+    explainers = Explainers.build(loaded.model, methods, readout, seed)
+    base = _baseline(baseline, explainers.labels)
+    folder = None if output is None else Path(output)
+    plan = Plan(explainers, loaded.processor, {}, {}, how, Asking(explainers, score))
+    plan = replace(plan, metrics=_metrics(metrics, plan))
+    images = open_data(data, labels_of(plan.config), **_beside(data, folder))
+    if not len(images):
+        raise EvaluationError(f"the data set {images.name} has no images; name another one")
+    plan = replace(plan, perturbations=_perturbations(perturbations, plan, images))
+    plan.check()
+    settings = _settings(loaded, plan, images)
+    processes = Processes.launched(cpu=plan.subject.tower.device.type == "cpu")
+    runner = Runner(plan, images, settings, processes, folder, resume, progress)
+    rows = runner.rows()
+    better = {one.name: one.better for one in plan.metrics.values()}
+    summary = summarise(rows, settings, better, base, seed)
+    files: list[Path] = []
+    if folder is not None and processes.is_main:
+        kept = load_examples(folder, spread(len(images), examples))
+        files = write_report(folder, summary, kept)
+    return Evaluation(rows, summary, settings, files)
+
+
+def check_names(
+    methods: Entries | None,
+    metrics: Sequence[Part] | None,
+    perturbations: Sequence[Part] | None,
+) -> None:
+    """Check what can be checked without a model or data.
+
+    Raises:
+        OptionError: a name or an option that does not exist.
+
+    Example:
+        >>> check_names(["gmar"], ["deletion"], ["blur", "dataset-mean"])
+    """
+    as_columns(methods)
+    _built(CHEAP if metrics is None else metrics, build_metric, "metrics")
+    for name, options in map(_named, perturbations or ()):
+        if name != DatasetMean.name or options:  # its colour is found in the data
+            build_perturbation(name, **options)
+
+
+def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model if processor is None else replace(model, processor=processor)
+    if processor is None:
+        raise OptionError(
+            "images need the model's image processor: give processor=..., or what "
+            "hf_gmar.load_model returns as the model"
+        )
+    name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+    return LoadedModel(name, model, processor)
+
+
+def _built(given: Sequence[Any], build: Callable[..., Any], what: str) -> dict[str, Any]:
+    """Metrics or perturbations by label."""
+    if isinstance(given, str) or not given:
+        raise OptionError(f"{what} must be a list of one or more, got {given!r}")
+    found: dict[str, Any] = {}
+    for one in given:
+        name, options = (one.name, _unusual(one)) if hasattr(one, "name") else _named(one)
+        made = one if hasattr(one, "name") else build(name, **options)
+        label = getattr(made, "label", "") or labelled(name, options)
+        if label in found:
+            raise OptionError(f"{label!r} is given twice in {what}; give it once")
+        found[label] = made
+    return found
+
+
+def _unusual(made: Any) -> dict[str, Any]:
+    """The options of a perturbation that are not as they are by default."""
+    if not is_dataclass(made):
+        return {}
+    return {
+        one.name: value for one in fields(made) if (value := getattr(made, one.name)) != one.default
+    }
+
+
+def _metrics(given: Sequence[Any] | None, plan: Plan) -> dict[str, Any]:
+    """Metrics by label; those that need probabilities are no default where there are none."""
+    if given is None:
+        given = [one for one in CHEAP if plan.has_probabilities or not METRICS[one].probability]
+    return _built(given, _seeded(build_metric, METRICS, plan.how.seed), "metrics")
+
+
+def _seeded(build: Callable[..., Any], kinds: Mapping[str, Any], seed: int) -> Callable[..., Any]:
+    """What is drawn at random depends on the run's seed, unless it has one of its own."""
+
+    def built(name: str, **options: Any) -> Any:
+        known = inspect.signature(kinds[name]).parameters if name in kinds else {}
+        given = {"seed": seed, **options} if seed and "seed" in known else options
+        return build(name, **given)
+
+    return built
+
+
+def _beside(data: Any, folder: Path | None) -> dict[str, Any]:
+    """Results that are written into the folder of the images are no images."""
+    return {"skip": folder} if folder is not None and isinstance(data, str | Path) else {}
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    difference = record.get("difference") or {}
+    rest = {name: value for name, value in record.items() if name != "difference"}
+    return {**rest, **{f"difference_{name}": value for name, value in difference.items()}}
+
+
+def _perturbations(given: Sequence[Any], plan: Plan, images: Images) -> dict[str, Any]:
+    """Perturbations by label; the mean colour of the data set is found if it is not given."""
+
+    def build(name: str, **options: Any) -> Perturbation:
+        if name == DatasetMean.name and not options:
+            return DatasetMean(dataset_mean(_all_pixels(plan, images)))
+        seeded = _seeded(build_perturbation, PERTURBATIONS, plan.how.seed)
+        found: Perturbation = seeded(name, **options)
+        return found
+
+    return _built(given, build, "perturbations")
+
+
+def _all_pixels(plan: Plan, images: Images) -> Iterator[Tensor]:
+    for index in range(len(images)):
+        try:
+            yield plan.pixels(images[index].image)
+        except HfGmarError:
+            continue  # it is reported when its turn comes
+
+
+def _options(metric: Metric[Any]) -> dict[str, Any]:
+    options = {one.name: getattr(metric, one.name) for one in options_of(type(metric))}
+    return {"class": kind_of(metric), **options}
+
+
+def _named(part: Any) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(part, str):
+        return parsed(part)
+    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str):
+        return part
+    raise OptionError(f"a name, or a pair of a name and its options, is needed; got {part!r}")
+
+
+def _baseline(wanted: str | None, labels: Sequence[str]) -> str:
+    if wanted is None:
+        return "random" if "random" in labels else labels[0]
+    if wanted not in labels:
+        raise OptionError(
+            f"the baseline {wanted!r} is none of the methods; there are {', '.join(labels)}"
+        )
+    return wanted
+
+
+def _settings(loaded: LoadedModel, plan: Plan, images: Images) -> dict[str, Any]:
+    layout = plan.subject.layout
+    model: dict[str, Any] = {
+        "name": loaded.name,
+        **description_of_model(plan.subject.model, plan.subject.modules()[0]),
+        "dtype": str(plan.subject.tower.dtype).removeprefix("torch."),
+        "readout": [list(layout.readout), layout.rest],
+        "processor": digest(loaded.processor.to_dict()),
+    }
+    if isinstance(loaded.model, ZeroShotModel):
+        model["prompts"] = loaded.model.prompts
+    return {
+        "model": model,
+        "data": {"name": images.name, "images": len(images), **images.settings},
+        "methods": plan.explainers.described(),
+        "metrics": {label: _options(one) for label, one in plan.metrics.items()},
+        "perturbations": {label: described(one) for label, one in plan.perturbations.items()},
+        **plan.how.described(),
+        "versions": {name: version(name) for name in _VERSIONS},
+    }

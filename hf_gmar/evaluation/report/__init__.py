@@ -1,0 +1,1 @@
+"""From the rows of an evaluation to a summary, and to a report that people read."""

@@ -1,0 +1,212 @@
+"""The files of a report: numbers, a page of Markdown, the same as HTML, and figures."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.token import Token
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hf_gmar._utils.files import whole_file
+from hf_gmar.evaluation.report.figures import (
+    ExampleMaps,
+    curves_figure,
+    differences_figure,
+    examples_figure,
+)
+from hf_gmar.evaluation.report.markdown import Picture, page
+from hf_gmar.evaluation.report.results import Results, faithfulness
+from hf_gmar.evaluation.report.summary import Summary
+from hf_gmar.visualization.overlay import save_figure
+
+_HEAVY = 1_000_000  # bytes
+
+EXAMPLES = "Examples"
+"""The heading above the example maps."""
+
+
+def write_report(
+    folder: str | Path, summary: Summary, examples: Sequence[ExampleMaps] | None = None
+) -> list[Path]:
+    """Write ``summary.json``, ``report.md``, ``report.html`` and its figures.
+
+    Each file is there whole or not at all, and none if one can't be made. ``report.md`` shows the
+    figures beside it; ``report.html`` has them within and needs no other file.
+
+    Args:
+        folder: is made if it is missing.
+        summary: from :func:`~hf_gmar.evaluation.report.summary.summarise`.
+        examples: images with their maps, for a figure of them.
+
+    Returns:
+        The files.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_gmar.evaluation import summarise
+        >>> rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}}]
+        >>> written = write_report(tempfile.mkdtemp(), summarise(rows, {}, {"deletion": "lower"}))
+        >>> [path.name for path in written]
+        ['summary.json', 'report.md', 'report.html']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _figures(summary, [one for one in examples or () if one.maps])
+    markdown = page(summary, list(figures))
+    texts = {"summary.json": summary.to_json(), "report.md": markdown}
+    with ExitStack() as stack:
+        drawn = {}
+        for picture, draw in figures.items():
+            part = stack.enter_context(whole_file(folder / picture.file))
+            save_figure(draw(), part)
+            drawn[picture.file] = part.read_bytes()
+        texts["report.html"] = html(markdown, drawn)
+        for name, text in texts.items():
+            part = stack.enter_context(whole_file(folder / name))
+            part.write_text(text, encoding="utf-8")
+    return [folder / name for name in (*texts, *drawn)]
+
+
+def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
+    r"""A page of Markdown as HTML that needs no other file.
+
+    Args:
+        markdown: its first line is the title.
+        pictures: PNG files by the name under which the page shows them.
+
+    Example:
+        >>> found = html("# Title\n\nSome *words*.", {})
+        >>> "<title>Title</title>" in found, "<em>words</em>" in found
+        (True, True)
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.add_render_rule("text", _text)
+    parser.add_render_rule("table_open", _table_open)
+    parser.add_render_rule("table_close", _table_close)
+    tokens = parser.parse(markdown)
+    headings = list(_name_headings(tokens))  # before they are rendered
+    _embed(tokens, pictures)
+    body = parser.renderer.render(tokens, parser.options, {})
+    source = (files("hf_gmar") / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True).from_string(source)
+    title = _words(tokens[1])
+    return template.render(title=title, headings=headings, body=body)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A figure that is to be drawn."""
+
+    group: str
+    stem: str
+    words: str
+    draw: Callable[[], Figure]
+
+
+def _figures(
+    summary: Results, examples: Sequence[ExampleMaps]
+) -> dict[Picture, Callable[[], Figure]]:
+    """What is drawn, and how, in the order of the page."""
+    plans = [*_curve_plans(summary), *_difference_plans(summary)]
+    if examples:
+        words = "Maps of each method on some of the images."
+        plans.append(
+            _Plan(EXAMPLES, "examples", words, partial(examples_figure, summary, examples))
+        )
+    names: set[str] = set()
+    return {Picture(one.group, _file(one.stem, names), one.words): one.draw for one in plans}
+
+
+def _curve_plans(summary: Results) -> Iterator[_Plan]:
+    for name in dict.fromkeys(one.perturbation for one in summary.curves):
+        words = (
+            "Mean score of the explained class while more and more patches are removed, most or "
+            f"least relevant first, by {name}. Bands are 95 % intervals. The further apart the two "
+            "curves of a method are, the better its order of the patches."
+        )
+        draw = partial(curves_figure, summary, name)
+        yield _Plan(faithfulness(name), f"curves-{name}", words, draw)
+
+
+def _difference_plans(summary: Results) -> Iterator[_Plan]:
+    for title, measures in summary.groups.items():
+        compared = summary.compared(measures)
+        if compared:
+            words = (
+                f"Differences to {summary.baseline}, image by image, with 95 % intervals. Filled: "
+                "more than chance after Holm's correction."
+            )
+            stem = f"differences-{measures[0].perturbation or title}"
+            yield _Plan(title, stem, words, partial(differences_figure, summary, compared))
+
+
+def _file(stem: str, taken: set[str]) -> str:
+    """A name of plain letters that no other picture has."""
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
+    name, number = slug, 2
+    while name in taken:
+        name, number = f"{slug}-{number}", number + 1
+    taken.add(name)
+    return f"{name}.png"
+
+
+def _name_headings(tokens: Sequence[Token]) -> Iterator[tuple[str, str]]:
+    """Give each heading of the second level a name to jump to; yields name and text."""
+    for place, token in enumerate(tokens):
+        if token.type == "heading_open" and token.tag == "h2":
+            name = f"section-{place}"
+            token.attrSet("id", name)
+            yield name, _words(tokens[place + 1])
+
+
+def _words(inline: Token) -> str:
+    return "".join(one.content for one in inline.children or ())
+
+
+def _embed(tokens: Sequence[Token], pictures: Mapping[str, bytes]) -> None:
+    for inline in tokens:
+        for token in inline.children or ():
+            if token.type == "image":
+                kind, data = _light(pictures[str(token.attrGet("src"))])
+                token.attrSet("src", f"data:{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def _light(png: bytes) -> tuple[str, bytes]:
+    """A picture for a page: one with many photos would be many megabytes as it is."""
+    if len(png) < _HEAVY:
+        return "image/png", png
+    found = BytesIO()
+    with Image.open(BytesIO(png)) as picture:
+        picture.convert("RGB").save(found, "WEBP", quality=85)
+    return "image/webp", found.getvalue()
+
+
+def _text(_renderer: Any, tokens: Sequence[Token], place: int, *_rest: Any) -> str:
+    """A text in which intervals and marks are set apart."""
+    found = escapeHtml(tokens[place].content)
+    # Only intervals of ours have such a space: those of a user's names are made plain ones.
+    found = re.sub(r"\[[^\]]*\u00a0[^\]]*\]", r'<span class="interval">\g<0></span>', found)
+    for sign, name in (("▲", "better"), ("▼", "worse"), ("[△▽]", "differs")):
+        found = re.sub(rf"{sign}\**", rf'<span class="{name}">\g<0></span>', found)
+    return found
+
+
+def _table_open(*_rest: Any) -> str:
+    return '<div class="wide"><table>\n'
+
+
+def _table_close(*_rest: Any) -> str:
+    return "</table></div>\n"

@@ -1,0 +1,1 @@
+"""Run an evaluation: what is measured on each image, and where its rows are kept."""

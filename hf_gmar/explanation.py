@@ -1,0 +1,181 @@
+"""From an image file to files with its explanation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.version import __version__
+from hf_gmar.methods.base import Method
+from hf_gmar.methods.registry import build_method, default_options
+from hf_gmar.models.hub import LoadedModel
+from hf_gmar.models.image_view import View, view_of
+from hf_gmar.models.labels import label_of, probabilities
+from hf_gmar.models.wrappers import ZeroShotModel
+from hf_gmar.visualization.overlay import overlay_figure, save_figure
+
+_UNSAID = ("prompts", "contrast")  # the title says what matters of them
+_USUAL = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one image got one class.
+
+    Attributes:
+        source: the image's name.
+        image: the image as it was given.
+        view: which part of it the model saw.
+        patches: relevance of each patch, (rows, columns).
+        target: the explained class.
+        label: its name.
+        probability: softmax, or sigmoid where the config says multi-label.
+        settings: model, method and options.
+        contrast: name of the class that it was compared with, if with any.
+    """
+
+    source: str
+    image: Image.Image
+    view: View
+    patches: Tensor
+    target: int
+    label: str
+    probability: float
+    settings: dict[str, Any]
+    contrast: str | None = None
+
+    def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
+        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
+
+        A contrast is named after the label, and a method other than GMAR after that, as in
+        ``STEM.6-heart-not-cross.grad-sam.png``.
+
+        The archive has ``patches``, where they lie on the image (``size``, ``box``: see
+        :class:`~hf_gmar.models.image_view.View`), ``target``, ``label``, ``probability``, ``source``,
+        ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
+        """
+        words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
+        name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
+        method = self.settings.get("method", "gmar")
+        name += "" if method == "gmar" else f".{method}"
+        picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
+        self._save_archive(archive)
+        save_figure(self._figure(), picture)
+        return picture, archive
+
+    def _figure(self) -> Figure:
+        options = ", ".join(
+            f"{key} {value}"
+            for key, value in self.settings.items()
+            if key not in _UNSAID and (key, value) not in _USUAL.items()
+        )
+        rather = f"  rather than {self.contrast}" if self.contrast else ""
+        title = f"{self.label}  {self.probability:.1%}{rather}"
+        caption = f"{self.source}   ({options})"
+        return overlay_figure(self.image, self.patches, title, caption, self.view)
+
+    def _save_archive(self, path: Path) -> None:
+        with whole_file(path) as part, part.open("wb") as file:
+            np.savez(
+                file,
+                patches=self.patches.numpy(),
+                size=self.view.size,
+                box=self.view.box,
+                target=self.target,
+                label=self.label,
+                probability=self.probability,
+                source=self.source,
+                settings=json.dumps(self.settings),
+                version=__version__,
+            )
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A loaded model with a method and its options.
+
+    Attributes:
+        loaded: the model and its processor.
+        method: the method on that model.
+        settings: what to write beside each result.
+    """
+
+    loaded: LoadedModel
+    method: Method
+    settings: dict[str, Any]
+
+    @classmethod
+    def build(cls, loaded: LoadedModel, method: str = "gmar", **options: Any) -> Explainer:
+        """Make the method of that name on the loaded model.
+
+        Raises:
+            OptionError: there is no such method, or an option is outside its range.
+            UnsupportedModelError: the model is of a family that can't be explained.
+        """
+        chosen = {**default_options(method), **options}
+        said = {name: value for name, value in chosen.items() if value is not None}
+        settings = {"model": loaded.name, "method": method, **said}
+        if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
+            settings["prompts"] = loaded.model.prompts
+        return cls(loaded, build_method(method, loaded.model, **options), settings)
+
+    def explain(
+        self,
+        image: Image.Image,
+        source: str,
+        target: int | None = None,
+        top_k: int = 1,
+        contrast: int | None = None,
+    ) -> Iterator[Explanation]:
+        """Explain one class of an image, or its top classes, most probable first.
+
+        All classes share one forward of the model.
+
+        Args:
+            image: an RGB image of any size; the model's processor resizes it.
+            source: its name, for the results.
+            target: the class; ``None`` takes the ``top_k`` most probable ones.
+            top_k: how many classes.
+            contrast: a class that each of them is compared with: why it rather than this one?
+
+        Raises:
+            InputError: the processor's pixels do not fit the model.
+            TargetError: a class is its own contrast.
+            OptionError: a contrast for a method whose map is the same for all classes.
+            ModelOutputError: the model gives no scores or no finite gradient.
+        """
+        pixels = self._pixels(image)
+        view = view_of(self.loaded.processor, (image.height, image.width))
+        shares = self._probabilities(pixels)
+        best = shares.topk(min(top_k, len(shares))).indices.tolist()
+        targets = best if target is None else [target]
+        found = self.method.attribute_targets(pixels, targets, contrast=contrast)
+        config, settings = self.loaded.model.config, self.settings
+        other = None if contrast is None else label_of(config, contrast)
+        if other is not None:
+            settings = {**settings, "contrast": other}
+        for index, patches in zip(targets, found[:, 0].float().cpu(), strict=True):
+            label, share = label_of(config, index), float(shares[index])
+            yield Explanation(source, image, view, patches, index, label, share, settings, other)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self.loaded.processor(images=image, return_tensors="pt").pixel_values
+        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        return probabilities(self.loaded.model.config, self.method.scores(pixels))[0].cpu()
+
+
+def _words(label: str) -> str:
+    """A label as a part of a file name."""
+    return re.sub(r"[^\w-]+", "-", label).strip("-")[:60]

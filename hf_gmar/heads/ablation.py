@@ -1,0 +1,398 @@
+"""How the score of a class falls while more and more heads are masked.
+
+A masked head gives zeros, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
+than One?", NeurIPS 2019 (arXiv 1905.10650).
+"""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+
+from hf_gmar._core.head_masking import Masking
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._core.targets import Target
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.stats import Array, Interval, bootstrap
+from hf_gmar._utils.validation import check_option
+from hf_gmar._utils.version import __version__
+from hf_gmar.errors import InputError, OptionError
+from hf_gmar.heads.importance import Batches, HeadImportance, batches
+from hf_gmar.visualization.head_figures import ablation_figure
+from hf_gmar.visualization.overlay import save_figure
+
+Ranks: TypeAlias = NDArray[np.int64]
+
+MOST = "most important first"
+LEAST = "least important first"
+RANDOM = "random order"
+"""The orders in which heads are masked."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadAblation:
+    """The target's score while more and more heads are masked.
+
+    Attributes:
+        fractions: share of the heads that is masked at each step, (steps,), from 0 to 1.
+        curves: for each order of masking, the target's score, (images, steps). The random order
+            is the mean over its draws.
+        targets: class index of each image, (images,).
+        settings: how it was measured.
+
+    Example:
+        >>> found = HeadAblation(
+        ...     np.array([0.0, 0.5, 1.0]),
+        ...     {MOST: np.array([[4.0, 0.0, 0.0]]), RANDOM: np.array([[4.0, 2.0, 0.0]])},
+        ...     np.array([3]),
+        ... )
+        >>> float(found.areas()[MOST][0]), float(found.areas()[RANDOM][0])
+        (0.25, 0.5)
+        >>> float(found.differences()[MOST].mean)
+        -0.25
+    """
+
+    fractions: Array
+    curves: Mapping[str, Array]
+    targets: NDArray[np.int64]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def areas(self) -> dict[str, Array]:
+        """Area under each curve of each image, (images,), by the trapezoidal rule.
+
+        The score with all heads masked counts as 0, and one step of 1 is the range of the whole
+        data set: the mean over images of the distance between the score as it is and that with all
+        heads masked. One divisor for all images, as one whose own score hardly moves would
+        otherwise outweigh the others.
+        """
+        first = next(iter(self.curves.values()))
+        scale = np.abs(first[:, 0] - first[:, -1]).mean() or 1.0
+        return {
+            name: np.asarray(np.trapezoid(curve - curve[:, -1:], self.fractions, axis=1) / scale)
+            for name, curve in self.curves.items()
+        }
+
+    def differences(self, seed: int = 0) -> dict[str, Interval]:
+        """Area of each order minus that of the random order, in pairs of the same image.
+
+        Below zero: the score falls faster than at random. Mean over images with a 95 % interval,
+        by bootstrap over images; without random orders there is nothing to compare with.
+        """
+        areas = self.areas()
+        return {
+            name: bootstrap(area - areas[RANDOM], seed)
+            for name, area in areas.items()
+            if name != RANDOM and RANDOM in areas
+        }
+
+    def bands(self, seed: int = 0) -> dict[str, Interval]:
+        """Mean curve of each order with its 95 % band, each (steps,)."""
+        return {name: bootstrap(curve, seed) for name, curve in self.curves.items()}
+
+    def table(self) -> Table:
+        """Areas and differences to the random order, for the terminal."""
+        count = len(self.targets)
+        images = f"{count} image{'s' if count > 1 else ''}"
+        table = Table(title=f"Masking heads: area under the score, {images}")
+        for heading in ("order", "area", "minus random order"):
+            table.add_column(heading)
+        areas, differences = self.areas(), self.differences()
+        for name, area in areas.items():
+            table.add_row(name, str(bootstrap(area)), str(differences.get(name, "")))
+        return table
+
+    def figure(self) -> Figure:
+        """Mean curves with 95 % bands."""
+        said = {key: value for key, value in self.settings.items() if key != "images"}
+        caption = ", ".join(f"{key} {value}" for key, value in said.items())
+        return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
+
+    def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
+        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
+
+        The archive has ``fractions``, ``targets`` and a curve for each order
+        (``most_important_first``, ...); the JSON has mean areas and differences with intervals.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        archive, summary, picture = (folder / f"{stem}.{end}" for end in ("npz", "json", "png"))
+        arrays: dict[str, Any] = {
+            name.replace(" ", "_"): curve for name, curve in self.curves.items()
+        }
+        with whole_file(archive) as part, part.open("wb") as file:
+            np.savez(file, fractions=self.fractions, targets=self.targets, **arrays)
+        with whole_file(summary) as part:
+            part.write_text(json.dumps(self._summary(), indent=1) + "\n", encoding="utf-8")
+        save_figure(self.figure(), picture)
+        return archive, summary, picture
+
+    def _summary(self) -> dict[str, Any]:
+        areas = {name: bootstrap(area) for name, area in self.areas().items()}
+        return {
+            "images": len(self.targets),
+            "targets": self.targets.tolist(),
+            "settings": dict(self.settings),
+            "version": __version__,
+            "fractions": self.fractions.tolist(),
+            "areas": {name: _numbers(one) for name, one in areas.items()},
+            "minus random order": {n: _numbers(one) for n, one in self.differences().items()},
+        }
+
+
+def ablate_heads(
+    model: Callable[..., Any],
+    inputs: Batches,
+    order_by: HeadImportance | Tensor,
+    target: Target = None,
+    *,
+    steps: int | Sequence[float] = 8,
+    random_orders: int = 3,
+    seed: int = 0,
+    mean_order: bool = False,
+    within_layers: bool = False,
+    readout: Reads = None,
+    **forward_kwargs: Any,
+) -> HeadAblation:
+    """Mask heads, more and more of them, and watch the target's score.
+
+    In three orders: the most important heads first, the least important ones first, and at random.
+    An importance that means something makes the score fall faster than at random in the first
+    order and slower in the second.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        inputs: the images that the importance is of, in the same order: a tensor (B, channels,
+            height, width), or an iterable of such batches or of (batch, targets) pairs.
+        order_by: a :class:`~hf_gmar.heads.importance.HeadImportance`, or any scores of the heads,
+            (images, layers, H) or (layers, H); the highest counts as the most important. GMAR's
+            importance is a share within its layer, so its order over all layers compares shares.
+        target: the class of each image in any form of Captum's. ``None``: those of the
+            importance, else the top class of the unmasked model.
+        steps: how many steps from no head to all heads, or the fractions, from 0 to 1. The number
+            of masked heads is rounded.
+        random_orders: random orders for each image, 0 for none, at most 1000.
+        seed: of the random orders; those of an image do not depend on the size of batches.
+        mean_order: the mean importance over all images gives one order for all of them.
+        within_layers: mask the same share of each layer, by the order within the layer.
+        readout: which tokens a class head of your own reads.
+        **forward_kwargs: further keyword arguments that the model's forward names.
+
+    Returns:
+        The curves: ``2 + steps_between * (2 + random_orders)`` forwards of each image.
+
+    Raises:
+        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masking.masked_heads_scores`.
+        InputError: no images, or an importance of other images or heads.
+        TargetError: a target that does not fit the scores.
+        OptionError: steps or random orders out of range.
+
+    Example:
+        >>> from hf_gmar import head_importance, load_model
+        >>> model, images = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
+        >>> found = ablate_heads(model, images, head_importance(model, images, 3), steps=4)
+        >>> found.curves[MOST].shape
+        (1, 5)
+    """
+    masking = Masking(Subject.of(model, readout), forward_kwargs)
+    plan = _Plan.of(masking.shape, steps, random_orders, seed, within_layers)
+    importance = _Importance.of(order_by, mean_order, masking.shape)
+    found: list[dict[str, Array]] = []
+    targets: list[Tensor] = []
+    for pixels, wanted in batches(inputs, target):
+        start = sum(map(len, targets))
+        request, classes, plain = masking.begin(pixels, importance.target(wanted, start, pixels))
+        scores = importance.of_images(start, len(plain))
+        found.append(_curves(masking, request, classes, plain, plan.orders(scores, start), plan))
+        targets.append(classes.cpu())
+    if not found:
+        raise InputError("there are no images; give one batch or more")
+    importance.check_count(sum(map(len, targets)))
+    settings = {"masked": "within layers" if within_layers else "over all layers"}
+    settings["order"] = "the mean over images" if mean_order else "each image's own"
+    curves = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    return HeadAblation(plan.fractions, curves, torch.cat(targets).numpy(), settings)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many heads are masked when, and in which orders.
+
+    Attributes:
+        counts: heads that are masked at each step, of ``size``.
+        size: all heads, or those of a layer.
+        draws: random orders for each image.
+        seed: of these.
+        within: orders are within layers.
+    """
+
+    counts: list[int]
+    size: int
+    draws: int
+    seed: int
+    within: bool
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, int],
+        steps: int | Sequence[float],
+        draws: int,
+        seed: int,
+        within: bool,
+    ) -> _Plan:
+        size = shape[1] if within else shape[0] * shape[1]
+        check_option("random_orders", draws, range(1001))
+        check_option("seed", seed, range(2**32))
+        counts = {round(fraction * size) for fraction in _fractions(steps)}
+        return cls(sorted(counts), size, draws, seed, within)
+
+    @property
+    def fractions(self) -> Array:
+        return np.array(self.counts) / self.size
+
+    def orders(self, scores: Array, start: int) -> dict[str, list[Ranks]]:
+        """For each order the place of each head in it, (B, layers, H); ``start`` images before."""
+        most = ranks(scores, self.within)
+        found = {MOST: [most], LEAST: [self.size - 1 - most]}
+        if self.draws:
+            images = range(start, start + len(scores))
+            found[RANDOM] = list(self._random(images, scores.shape[1:]))
+        return found
+
+    def _random(self, images: range, shape: tuple[int, ...]) -> Iterator[Ranks]:
+        generators = [np.random.default_rng([self.seed, image]) for image in images]
+        for _ in range(self.draws):
+            yield ranks(np.stack([one.random(shape) for one in generators]), self.within)
+
+
+def ranks(scores: Array, within_layers: bool = False) -> Ranks:
+    """The place of each head, 0 for the highest score; ties go to the lower layer, then head.
+
+    Args:
+        scores: (images, layers, H).
+        within_layers: places within each layer, 0 to H - 1.
+
+    Example:
+        >>> ranks(np.array([[[0.1, 0.9], [0.9, 0.5]]])).tolist()
+        [[[3, 0], [1, 2]]]
+        >>> ranks(np.array([[[0.1, 0.9], [0.9, 0.5]]]), within_layers=True).tolist()
+        [[[1, 0], [0, 1]]]
+    """
+    rows = scores if within_layers else scores.reshape(len(scores), -1)
+    order = np.argsort(-rows, axis=-1, kind="stable")
+    return np.argsort(order, axis=-1, kind="stable").reshape(scores.shape)
+
+
+@dataclass(frozen=True)
+class _Importance:
+    """Scores of the heads, (images, layers, H), or (1, layers, H) for all images."""
+
+    values: Array
+    targets: Tensor | None
+    shared: bool
+
+    @classmethod
+    def of(cls, given: HeadImportance | Tensor, mean: bool, shape: tuple[int, int]) -> _Importance:
+        values = given.values if isinstance(given, HeadImportance) else given
+        if not isinstance(values, Tensor) or not torch.isfinite(values).all():
+            raise InputError(
+                "the importance must be a HeadImportance or a tensor of finite numbers, got "
+                f"{'NaN or infinity' if isinstance(values, Tensor) else repr(given)}"
+            )
+        values = values.detach().cpu().double()
+        if values.dim() not in (2, 3) or tuple(values.shape[-2:]) != shape:
+            raise InputError(
+                f"the importance has shape {tuple(values.shape)}, and the model {shape[0]} layers "
+                f"of {shape[1]} heads; (images, layers, heads) or (layers, heads) is needed"
+            )
+        shared = mean or values.dim() == 2
+        values = values.mean(0, keepdim=True) if values.dim() == 3 and mean else values
+        targets = given.targets if isinstance(given, HeadImportance) else None
+        return cls(values.reshape(-1, *shape).numpy(), targets, shared)
+
+    def target(self, wanted: Target, start: int, pixels: Any) -> Target:
+        """What is asked for, or else the classes that the importance is about."""
+        if wanted is not None or self.targets is None or not isinstance(pixels, Tensor):
+            return wanted
+        self._check_enough(start + len(pixels), len(self.targets))
+        return self.targets[start : start + len(pixels)]
+
+    def of_images(self, start: int, count: int) -> Array:
+        if self.shared:
+            return np.repeat(self.values, count, axis=0)
+        self._check_enough(start + count, len(self.values))
+        return self.values[start : start + count]
+
+    def check_count(self, images: int) -> None:
+        if not self.shared:
+            self._check_enough(images, len(self.values), exact=True)
+
+    @staticmethod
+    def _check_enough(images: int, known: int, exact: bool = False) -> None:
+        if images > known or (exact and images != known):
+            raise InputError(
+                f"the importance is of {known} images, but {images}{'' if exact else ' or more'} "
+                "are masked; give the same images in the same order, or mean_order=True"
+            )
+
+
+def _curves(
+    masking: Masking,
+    request: Request,
+    classes: Tensor,
+    plain: Tensor,
+    orders: Mapping[str, list[Ranks]],
+    plan: _Plan,
+) -> dict[str, Array]:
+    """The score of each image, (B, steps), for each order; no head and all are the same for all."""
+
+    def score(masked: NDArray[np.bool_]) -> Tensor:
+        return masking.target_score(request, classes, torch.from_numpy(masked))
+
+    everything = score(np.ones((1, *masking.shape), dtype=bool))
+    found: dict[str, Array] = {}
+    for name, draws in orders.items():
+        between = [
+            torch.stack([score(places < count) for places in draws]).mean(0)
+            for count in plan.counts[1:-1]
+        ]
+        found[name] = torch.stack([plain, *between, everything], 1).double().cpu().numpy()
+    return found
+
+
+def _fractions(steps: Any) -> list[float]:
+    is_count = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if is_count and steps >= 1:
+        return [float(one) for one in np.linspace(0, 1, int(steps) + 1)]
+    are_numbers = isinstance(steps, Iterable) and not isinstance(steps, str)
+    try:
+        fractions = sorted(map(float, steps)) if are_numbers else []
+    except (TypeError, ValueError):
+        fractions = []
+    if (
+        not np.isfinite(fractions).all()
+        or len(fractions) < 2
+        or (fractions[0], fractions[-1]) != (0, 1)
+    ):
+        raise OptionError(
+            f"steps must be a whole number >= 1, or fractions from 0 to 1 with both, got {steps!r}"
+        )
+    return fractions
+
+
+def _numbers(found: Interval) -> list[float | None]:
+    """Mean and interval as JSON has them."""
+    return [None if np.isnan(one) else float(one) for one in found]

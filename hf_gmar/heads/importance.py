@@ -1,0 +1,294 @@
+"""Which attention heads a class depends on, over one image or many."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from hf_gmar._core.targets import Target, resolve_targets
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.validation import check_option
+from hf_gmar._utils.version import __version__
+from hf_gmar.errors import InputError, TargetError
+from hf_gmar.heads.head_methods import HeadEffects
+from hf_gmar.methods.attention_base import AttentionOptions
+from hf_gmar.methods.gmar import GMAR
+from hf_gmar.methods.layer_rules import Norm
+from hf_gmar.models.labels import label_of
+from hf_gmar.visualization.head_figures import importance_figure
+from hf_gmar.visualization.overlay import save_figure
+
+HeadScore: TypeAlias = Literal["gmar", "effect"]
+HEAD_SCORES: tuple[HeadScore, ...] = ("gmar", "effect")
+
+Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
+"""A batch (B, channels, height, width), or an iterable of batches or of (batch, targets) pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadImportance:
+    """How much a class depends on each head, image by image.
+
+    Attributes:
+        values: (images, layers, H), lowest layer first. Of the score ``"gmar"``: w, the head's
+            share of its layer's gradient, >= 0, each layer sums to 1. Of ``"effect"``: what the
+            class's score loses without the head, to first order, in units of that score; below
+            zero the head speaks against the class.
+        targets: the class that each image was explained for, (images,).
+        names: names of these classes.
+        norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
+        score: what the values are, ``"gmar"`` or ``"effect"``.
+        settings: what else to write beside the numbers, such as the model and the images.
+
+    Example:
+        >>> found = HeadImportance(
+        ...     torch.tensor([[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]]),
+        ...     torch.tensor([3, 7]),
+        ... )
+        >>> found.mean()
+        tensor([[0.5000, 0.5000],
+                [0.7500, 0.2500]])
+        >>> found.rank()
+        [(1, 0), (0, 0), (0, 1), (1, 1)]
+    """
+
+    values: Tensor
+    targets: Tensor
+    names: Mapping[int, str] = field(default_factory=dict)
+    norm: str = "l1"
+    score: str = "gmar"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeadImportance]) -> HeadImportance:
+        """The images of all parts, one after another.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not parts:
+            raise InputError("there are no images; give one batch or more")
+        names = {index: name for part in parts for index, name in part.names.items()}
+        values, targets = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "targets")
+        )
+        return cls(values, targets, names, parts[0].norm, parts[0].score)
+
+    def mean(self) -> Tensor:
+        """Mean over the images, (layers, H)."""
+        return self.values.mean(0)
+
+    def spread(self) -> Tensor:
+        """Standard deviation over the images, (layers, H); zero for a single image."""
+        return self.values.std(0, correction=0)
+
+    def per_class(self) -> dict[int, Tensor]:
+        """For each class index, the mean over the images with that target, (layers, H)."""
+        return {
+            index: self.values[self.targets == index].mean(0)
+            for index in sorted(set(self.targets.tolist()))
+        }
+
+    def rank(self) -> list[tuple[int, int]]:
+        """All (layer, head), the highest mean first; ties go to the lower layer, then head.
+
+        GMAR's w is a share within its layer, so heads of different layers are compared by their
+        shares: a head with most of a layer that hardly matters comes before one of four equal
+        heads in a layer on which all depends.
+        """
+        mean = self.mean()
+        order = torch.argsort(mean.flatten(), descending=True, stable=True)
+        return [divmod(place, mean.shape[1]) for place in order.tolist()]
+
+    def figure(self) -> Figure:
+        """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
+        spread = self.spread().numpy() if len(self.values) > 1 else None
+        mean, shares = self.mean().numpy(), self.score == "gmar"
+        return importance_figure(mean, spread, self.title, self.caption, shares)
+
+    def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
+        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
+
+        The archive has ``values``, ``targets``, ``norm`` and ``score``; the JSON has the means over
+        all images and for each class, the spread, and the heads in order.
+        """
+        folder = Path(folder)
+        archive = self.save_numbers(folder, stem)
+        summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"
+        with whole_file(summary) as part:
+            part.write_text(json.dumps(self._summary(), indent=1) + "\n", encoding="utf-8")
+        save_figure(self.figure(), picture)
+        return archive, summary, picture
+
+    def save_numbers(self, folder: Path | str, stem: str = "heads") -> Path:
+        """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``score``."""
+        archive = Path(folder) / f"{stem}.npz"
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        values, targets = self.values.numpy(), self.targets.numpy()
+        with whole_file(archive) as part, part.open("wb") as file:
+            np.savez(file, values=values, targets=targets, norm=self.norm, score=self.score)
+        return archive
+
+    def _summary(self) -> dict[str, Any]:
+        classes = [
+            {"target": index, "label": self._name(index), "mean": mean.tolist()}
+            for index, mean in self.per_class().items()
+        ]
+        return {
+            "images": len(self.values),
+            "norm": self.norm,
+            "score": self.score,
+            "mean": self.mean().tolist(),
+            "spread": self.spread().tolist(),
+            "most important first": self.rank(),
+            "targets": self.targets.tolist(),
+            "classes": classes,
+            "settings": dict(self.settings),
+            "version": __version__,
+        }
+
+    def _name(self, index: int) -> str:
+        return self.names.get(index, f"class {index}")
+
+    @property
+    def title(self) -> str:
+        """The class that is explained; of several up to three, and how often each."""
+        counts = Counter(self.targets.tolist()).most_common()
+        if len(counts) > 3:
+            return f"{len(counts)} classes"
+        several = len(counts) > 1
+        return ", ".join(f"{self._name(n)}{f' ({count})' * several}" for n, count in counts)
+
+    @property
+    def caption(self) -> str:
+        """How many images, and what is measured."""
+        count = len(self.values)
+        what = f"GMAR, norm {self.norm}" if self.score == "gmar" else "first-order effect"
+        return f"{count} image{'s' if count > 1 else ''}, {what}"
+
+
+def head_importance(
+    model: Callable[..., Any],
+    inputs: Batches,
+    target: Target = None,
+    *,
+    score: HeadScore = "gmar",
+    norm: Norm = "l1",
+    contrast: Target = None,
+    engine: str = "streaming",
+    checkpoint: bool = False,
+    readout: Reads = None,
+    **forward_kwargs: Any,
+) -> HeadImportance:
+    """Which heads a class depends on, over one image or a data set.
+
+    GMAR's w[l,h] is the norm of the gradient of the class's logit by the attention of head h in
+    layer l, as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). The effect of
+    a head is the sum of its attention times that gradient, the first-order estimate of what the
+    logit loses without the head (after Michel et al., NeurIPS 2019, arXiv 1905.10650). Which of
+    them tells what heads the model can do without is measured in ``docs/heads.md``.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        inputs: a tensor (B, channels, height, width), or an iterable of such batches or of (batch,
+            targets) pairs, such as a ``DataLoader``; one batch is held at a time.
+        target: the class of each image: an int, or a list or 1-D tensor for one batch; ``None``
+            takes the targets of the pairs, else the top class of each image, which costs one more
+            forward.
+        score: ``"gmar"`` or ``"effect"``, as above.
+        norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm;
+            for ``"gmar"`` alone.
+        contrast: a second class: the target's score minus this one's is explained then.
+        engine: ``"streaming"``, or ``"dense"``, the plain reference.
+        checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
+        readout: which tokens a class head of your own reads.
+        **forward_kwargs: further keyword arguments that the model's forward names.
+
+    Returns:
+        The importance of each image, on the CPU.
+
+    Raises:
+        UnsupportedModelError: a model that can't be explained.
+        InputError: no images, or some of a wrong type, shape, size, device or with NaN or infinity.
+        TargetError: a class index out of range or not one for each image, a tuple, or targets that
+            are given twice.
+        OptionError: an option outside its range.
+        ModelOutputError: no scores, no attention maps or no finite gradient.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> found = head_importance(load_model("bundled").model, torch.zeros(2, 3, 96, 96), 6)
+        >>> found.values.shape, found.names
+        (torch.Size([2, 6, 4]), {6: 'heart'})
+    """
+    check_option("score", score, HEAD_SCORES)
+    options: AttentionOptions = {"engine": engine, "checkpoint": checkpoint, "readout": readout}
+    method: GMAR | HeadEffects = (
+        GMAR(model, norm=norm, **options) if score == "gmar" else HeadEffects(model, **options)
+    )
+    parts = []
+    for pixels, wanted in batches(inputs, target):
+        chosen = wanted
+        if wanted is None:
+            chosen = resolve_targets(None, method.scores(pixels, **forward_kwargs))
+        values = method.head_importance(pixels, chosen, None, contrast, **forward_kwargs).cpu()
+        targets = torch.as_tensor(chosen).cpu().reshape(-1).expand(len(values)).clone()
+        parts.append(HeadImportance(values, targets, _names(model, targets), norm, score))
+    return HeadImportance.joined(parts)
+
+
+def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Target]]:
+    """Each batch with its targets, ``None`` where none are given.
+
+    Raises:
+        InputError: no batch, nor an iterable of batches.
+        TargetError: tuples as targets, or targets beside those of the pairs.
+    """
+    if isinstance(inputs, str) or not isinstance(inputs, Tensor | Iterable):
+        raise InputError(
+            f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}"
+        )
+    given = [inputs] if isinstance(inputs, Tensor) else inputs
+    for item in given:
+        pixels, wanted = _pair(item, target)
+        _check_plain(wanted)
+        yield pixels, wanted
+
+
+def _pair(item: Any, target: Target) -> tuple[Any, Target]:
+    """A DataLoader gives its pairs as lists."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return item, target
+    if target is not None:
+        raise TargetError(
+            f"target={target!r} is given, and the batches bring targets of their own; leave one out"
+        )
+    pixels, wanted = item
+    return pixels, wanted
+
+
+def _check_plain(target: Any) -> None:
+    some = target[0] if isinstance(target, list) and target else target
+    if isinstance(some, tuple):
+        raise TargetError(
+            f"one class index for each image is needed, got {target!r}; tuples are for scores of "
+            "more than one dimension"
+        )
+
+
+def _names(model: Any, targets: Tensor) -> dict[int, str]:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):  # the labels of a bare backbone are not yours
+        return {}
+    return {index: label_of(config, index) for index in sorted(set(targets.tolist()))}

@@ -1,0 +1,35 @@
+from .attention_base import AttentionMethod
+from .attention_rollout import AttentionRollout
+from .attn_lrp import AttnLRP
+from .base import Method
+from .gmar import GMAR
+from .grad_sam import GradSAM
+from .gradient_rollout import GradientRollout
+from .input_x_gradient import InputXGradient
+from .joint import explain_together
+from .legrad import LeGrad
+from .random_attribution import RandomAttribution
+from .raw_attention import RawAttention
+from .registry import METHODS, build_method, check_options, default_options, option_names
+from .token_grad_cam import TokenGradCAM
+
+__all__ = [
+    "AttentionMethod",
+    "AttentionRollout",
+    "AttnLRP",
+    "GMAR",
+    "GradSAM",
+    "GradientRollout",
+    "InputXGradient",
+    "LeGrad",
+    "METHODS",
+    "Method",
+    "RandomAttribution",
+    "RawAttention",
+    "TokenGradCAM",
+    "build_method",
+    "check_options",
+    "default_options",
+    "explain_together",
+    "option_names",
+]

@@ -1,0 +1,188 @@
+"""The layer rules of the methods: pure tensor maths, without models.
+
+Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hf_gmar._engines.propagation import Block, LayerResult, Sums
+
+Norm: TypeAlias = Literal["l1", "l2"]
+NORMS: tuple[Norm, ...] = ("l1", "l2")
+
+Fusion: TypeAlias = Literal["mean", "max", "min"]
+FUSIONS: dict[Fusion, Callable[[Tensor], Tensor]] = {
+    "mean": lambda attention: attention.mean(1),
+    "max": lambda attention: attention.amax(1),
+    "min": lambda attention: attention.amin(1),
+}
+"""How the maps of a layer's heads (B, H, Q, N) become one (B, Q, N)."""
+
+
+@dataclass(frozen=True)
+class GmarRule:
+    """Gradient-weighted multi-head attention rollout for one layer.
+
+    Jo, Jang and Park, "GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision Transformer
+    Interpretability", ICIP 2025 (arXiv 2504.19414); the rollout of Abnar and Zuidema, ACL 2020
+    (arXiv 2005.00928). With attention A, its gradient G and relevance row r from above::
+
+        g_h = sum |G_h|  (l1)   or   sqrt(sum G_h^2)  (l2)
+        w_h = g_h / sum_h g_h
+        r  <- (r (sum_h w_h A_h) + alpha r) / (1 + alpha)
+
+    The row is propagated instead of the matrix product, which gives the same readout at
+    O(N^2) for each layer.
+
+    Attributes:
+        norm: how a head's gradient matrix becomes one number.
+        alpha: weight of the residual connection, >= 0.
+
+    Example:
+        >>> attention = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]])   # B = H = 1, N = 2
+        >>> relevance = torch.tensor([[0.0, 1.0]])
+        >>> rule = GmarRule("l1", alpha=1.0)
+        >>> sums = rule.accumulate(Block(attention, torch.ones_like(attention), relevance))
+        >>> rule.finish(sums, relevance).relevance
+        tensor([[0.2500, 0.7500]])
+    """
+
+    norm: Norm
+    alpha: float
+
+    def accumulate(self, block: Block) -> Sums:
+        """Head scores (B, H), squared for l2, and each head's rolled-out row (B, H, N)."""
+        gradient = block.gradient
+        scores = (gradient.abs() if self.norm == "l1" else gradient.square()).sum(dim=(-2, -1))
+        rows = block.relevance[:, None, None] @ block.attention
+        return scores, rows.squeeze(2)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """Weight the heads, fuse their rows and add the residual."""
+        scores, rows = sums
+        weights = normalise_heads(scores if self.norm == "l1" else scores.sqrt())
+        fused = torch.einsum("bh,bhk->bk", weights, rows)
+        kept = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
+        return LayerResult(fused / (1 + self.alpha) + kept * relevance, weights)
+
+
+def normalise_heads(scores: Tensor) -> Tensor:
+    """Divide scores (B, H) >= 0 by their sum; a layer whose scores are all zero gives 1/H.
+
+    Example:
+        >>> normalise_heads(torch.tensor([[3.0, 1.0], [0.0, 0.0]]))
+        tensor([[0.7500, 0.2500],
+                [0.5000, 0.5000]])
+    """
+    largest = scores.amax(dim=-1, keepdim=True)
+    shares = scores / largest  # the sum of large scores would overflow
+    # Scores that are not finite stay NaN: as 1/H they would pass for a result.
+    return torch.where(largest == 0, 1 / scores.shape[-1], shares / shares.sum(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class RolloutRule:
+    """Attention rollout for one layer, without gradients.
+
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (arXiv 2005.00928).
+    With F the fused attention, of which each row keeps its largest entries and sums to 1::
+
+        r  <- (r F + alpha r) / (1 + alpha)
+
+    Attributes:
+        fusion: how heads become one.
+        discard_ratio: share of the entries of each row that is set to zero, the smallest first.
+        alpha: weight of the residual connection, >= 0.
+
+    Example:
+        >>> attention = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])   # B = H = 1, N = 2
+        >>> relevance = torch.tensor([[0.0, 1.0]])
+        >>> rule = RolloutRule("mean", discard_ratio=0.5, alpha=1.0)
+        >>> sums = rule.accumulate(Block(attention, torch.zeros_like(attention), relevance))
+        >>> rule.finish(sums, relevance).relevance
+        tensor([[0., 1.]])
+    """
+
+    fusion: Fusion
+    discard_ratio: float
+    alpha: float
+
+    def accumulate(self, block: Block) -> Sums:
+        """The rolled-out row (B, N) of these queries."""
+        fused = _largest(FUSIONS[self.fusion](block.attention), self.discard_ratio)
+        total = fused.sum(-1, keepdim=True)
+        fused = fused / total.masked_fill(total == 0, 1)  # a query may look nowhere
+        return ((block.relevance[:, None] @ fused).squeeze(1),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """Add the residual."""
+        (row,) = sums
+        kept = self.alpha / (1 + self.alpha)
+        return LayerResult(row / (1 + self.alpha) + kept * relevance)
+
+
+def _largest(fused: Tensor, discard_ratio: float) -> Tensor:
+    """Each row (B, Q, N) with its smallest entries set to zero."""
+    discarded = int(discard_ratio * fused.shape[-1])
+    if not discarded:
+        return fused
+    smallest = fused.topk(discarded, largest=False).indices
+    return fused.scatter(-1, smallest, 0)
+
+
+class GradientRolloutRule:
+    """Gradient-weighted rollout for one layer: r <- r + r mean_h relu(A_h * G_h).
+
+    Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
+    Encoder-Decoder Transformers", ICCV 2021 (arXiv 2103.15679), equations 5 and 6 for
+    self-attention. The map is what the layers add; the identity with which R starts is left out.
+    """
+
+    def accumulate(self, block: Block) -> Sums:
+        """What the rows' relevance becomes, (B, N)."""
+        positive = (block.attention * block.gradient).clamp(min=0).mean(1)
+        return ((block.relevance[:, None] @ positive).squeeze(1),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """Add it to what came from above."""
+        # By itself it keeps its digits, which the start of the readout, far larger, would cost.
+        (row,) = sums
+        return LayerResult(relevance + row, addition=row)
+
+
+@dataclass(frozen=True)
+class PositiveGradientRule:
+    """Mean of the positive gradient over heads, queries and layers; nothing is rolled out.
+
+    Attributes:
+        layers: over how many layers the mean goes.
+        weighted: whether the gradient is multiplied by the attention, as in Grad-SAM.
+
+    Example:
+        >>> attention = torch.tensor([[[[0.5, 0.5], [0.25, 0.75]]]])
+        >>> gradient = torch.tensor([[[[4.0, -1.0], [0.0, 2.0]]]])
+        >>> block = Block(attention, gradient, torch.zeros(1, 2))
+        >>> rule = PositiveGradientRule(layers=1, weighted=True)
+        >>> rule.finish(rule.accumulate(block), block.relevance).addition
+        tensor([[1.0000, 0.7500]])
+    """
+
+    layers: int
+    weighted: bool
+
+    def accumulate(self, block: Block) -> Sums:
+        """What each token gets from these queries, (B, N)."""
+        gradient = block.gradient * block.attention if self.weighted else block.gradient
+        return (gradient.clamp(min=0).sum(2).mean(1),)
+
+    def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
+        """The layer's part of the mean."""
+        (total,) = sums
+        return LayerResult(relevance, addition=total / (relevance.shape[1] * self.layers))

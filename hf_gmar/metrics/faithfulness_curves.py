@@ -1,0 +1,120 @@
+"""Metrics of removing patches step by step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hf_gmar.metrics.base import Metric
+from hf_gmar.metrics.inputs import Curves
+
+_RISE = "Petsiuk, Das and Saenko, BMVC 2018, arXiv 1806.07421"
+_HINTS = "a removed patch may look like something itself; it depends on the perturbation"
+
+
+class CurveMetric(Metric[Curves]):
+    """A metric of the curves of removal, (B, S) each."""
+
+    needs = "curves"
+    perturbed = True
+
+    def __init__(self) -> None:
+        """No options."""
+        super().__init__()
+
+
+class Deletion(CurveMetric):
+    """Area under the score while the most relevant patches are removed first.
+
+    Source: Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421), by the trapezoidal rule.
+
+    Example:
+        >>> import torch
+        >>> steps = torch.tensor([0.0, 0.5, 1.0])
+        >>> curves = Curves(steps, torch.tensor([[1.0, 0.2, 0.0]]), torch.tensor([[1.0, 0.8, 0.0]]))
+        >>> Deletion().values(curves)
+        tensor([0.3500], dtype=torch.float64)
+    """
+
+    name = "deletion"
+    better = "lower"
+    formula = "area under score(removed share), most relevant first"
+    source = _RISE
+    limits = f"{_HINTS}; a score that any damage breaks is low for every order"
+
+    def values(self, found: Curves) -> Tensor:
+        """From 0 to 1 for probabilities, (B,)."""
+        return found.areas()[0]
+
+
+class Insertion(CurveMetric):
+    """Area under the score while the most relevant patches are put back first.
+
+    An image with the most relevant share f put back is one with the least relevant share 1 - f
+    removed, so this is the area under the curve of removing the least relevant first.
+
+    Source: Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421), by the trapezoidal rule.
+    """
+
+    name = "insertion"
+    better = "higher"
+    formula = "area under score(inserted share), most relevant first"
+    source = _RISE
+    limits = f"{_HINTS}; a score that one patch alone gives is high for many orders"
+
+    def values(self, found: Curves) -> Tensor:
+        """From 0 to 1 for probabilities, (B,)."""
+        return found.areas()[1]
+
+
+class InsertionDeletion(CurveMetric):
+    """Insertion minus deletion: what the order is worth, whatever the model makes of damage.
+
+    Source: the two areas of Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421).
+    """
+
+    name = "insertion-deletion"
+    better = "higher"
+    formula = "insertion - deletion; 0 for a random order"
+    source = _RISE
+    limits = _HINTS
+
+    def values(self, found: Curves) -> Tensor:
+        """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
+        most, least = found.areas()
+        return least - most
+
+
+class AOPC(CurveMetric):
+    """Mean fall of the score over the steps, the most relevant patches removed first.
+
+    Source: Samek et al., TNNLS 2017 (arXiv 1509.06321). The steps count alike, the
+    first one (nothing removed) too.
+    """
+
+    name = "aopc"
+    better = "higher"
+    formula = "mean over steps k of score(0) - score(k), most relevant first"
+    source = "Samek et al., TNNLS 2017, arXiv 1509.06321"
+    limits = f"{_HINTS}; with equal steps it orders explanations almost as deletion does"
+
+    def values(self, found: Curves) -> Tensor:
+        """From -1 to 1 for probabilities, (B,)."""
+        return (found.most[:, :1] - found.most).mean(1)
+
+
+class SRG(CurveMetric):
+    """Symmetric relevance gain: mean distance of the two curves over the steps.
+
+    Source: Blücher, Vielhaben and Strodthoff, TMLR 2024 (arXiv 2401.06654): pixel flipping with the
+    least relevant first minus that with the most relevant first. The steps count alike.
+    """
+
+    name = "srg"
+    better = "higher"
+    formula = "mean over steps of score(least removed first) - score(most removed first)"
+    source = "Blücher, Vielhaben and Strodthoff, TMLR 2024, arXiv 2401.06654"
+    limits = "with S equal steps it is insertion - deletion times (S - 1) / S, so it adds no rank"
+
+    def values(self, found: Curves) -> Tensor:
+        """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
+        return (found.least - found.most).mean(1)

@@ -1,0 +1,131 @@
+"""Metrics that a map fails if it says the same whatever it is about."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from hf_gmar._utils.stats import rank_correlations
+from hf_gmar._utils.validation import check_option
+from hf_gmar.metrics.context import Asked, AskedMetric, one_value
+from hf_gmar.metrics.patch_ranking import unit_scaled
+
+Similarity: TypeAlias = Literal["rank", "ssim"]
+SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
+
+_WINDOW = 7
+
+
+class ClassSensitivity(AskedMetric):
+    """Rank correlation between the maps of the explained class and of another one.
+
+    1 for a method whose map is the same for every class. Not defined for a constant map, or for a
+    model with one class.
+
+    Source: Spearman's rank correlation, as Adebayo et al., NeurIPS 2018 (arXiv 1810.03292), compare
+    maps by it.
+    """
+
+    name = "class-sensitivity"
+    better = "lower"
+    formula = "Spearman correlation of map(target) and map(other class)"
+    source = "Spearman, for maps as in Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
+    limits = "random maps that are drawn for each class do well; two classes may share a reason"
+
+    def values(self, found: Asked) -> Tensor:
+        """From -1 to 1, (1,)."""
+        if found.other is None:
+            return one_value(torch.nan)
+        return one_value(rank_similarity(found.relevance(), found.relevance(found.other)))
+
+
+class Randomisation(AskedMetric):
+    """How much of the map is left when the model's weights are lost, from the head down.
+
+    The weights of the head, then of each layer from the top, then below the layers are drawn anew,
+    all those above staying lost; after each stage the map is compared with that of the model as it
+    is. The value is the mean over the stages. A map that stays does not show what was learnt.
+
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292),
+    cascading randomisation. Signed maps are compared as they are.
+
+    Args:
+        similarity: ``"rank"`` is Spearman's correlation; ``"ssim"`` structural similarity of the
+            maps scaled to [0, 1], see :func:`ssim`.
+        stages: in how many stages the whole model is randomised.
+        seed: of the new weights, which are the same for all images.
+        images: see :class:`~hf_gmar.metrics.base.Metric`.
+
+    Raises:
+        OptionError: an option outside its range.
+    """
+
+    name = "randomisation"
+    better = "lower"
+    formula = "mean over stages of similarity(map, map after losing weights)"
+    source = "Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
+    limits = "a map drawn anew for each model does best; one draw of new weights"
+
+    def __init__(
+        self,
+        similarity: Similarity = "rank",
+        stages: int = 4,
+        seed: int = 0,
+        images: int | None = None,
+    ) -> None:
+        """Check the options."""
+        super().__init__(images)
+        check_option("similarity", similarity, SIMILARITIES)
+        check_option("stages", stages, range(1, 1001))
+        check_option("seed", seed, range(2**32))
+        self.similarity: Similarity = similarity
+        self.stages = int(stages)
+        self.seed = int(seed)
+
+    def values(self, found: Asked) -> Tensor:
+        """From -1 to 1, (1,); over the stages where it is defined, NaN if there is none."""
+        if found.randomised is None:
+            return one_value(torch.nan)
+        alike = rank_similarity if self.similarity == "rank" else ssim
+        own = found.relevance()
+        each = [
+            alike(own, Asked.as_map(explain(found.pixels, found.target)))
+            for explain in found.randomised(self.stages, self.seed)
+        ]
+        return torch.tensor(each, dtype=torch.float64).nanmean(0, keepdim=True)
+
+
+def rank_similarity(left: Tensor, right: Tensor) -> float:
+    """Spearman's correlation of two maps (rows, columns); NaN if one is constant."""
+    return float(rank_correlations([left[None], right[None]])[0, 1])
+
+
+def ssim(left: Tensor, right: Tensor) -> float:
+    """Structural similarity of two maps (rows, columns), each scaled to [0, 1] first.
+
+    The mean over all windows of 7 x 7 patches (smaller where the map is) that lie in the map, all
+    patches of a window counting alike; constants 0.01 and 0.03 of the range.
+
+    Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural
+    Similarity", IEEE TIP 2004, equation 13; with even weights in place of their Gaussian of 11
+    pixels, which would not fit into most maps of patches.
+
+    Example:
+        >>> up = torch.arange(64.0).reshape(8, 8)
+        >>> ssim(up, 3 * up + 1), ssim(up, -up) < 0
+        (1.0, True)
+    """
+    x, y = unit_scaled(left), unit_scaled(right)
+    sizes = [min(_WINDOW, size) for size in x.shape]
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(values[None], sizes, 1)[0]
+
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    both = mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    above = (2 * mean_x * mean_y + c1) * (2 * both + c2)
+    return float((above / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())

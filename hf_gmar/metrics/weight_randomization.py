@@ -1,0 +1,225 @@
+"""A model that loses its weights, from the head down, for the test of Adebayo et al."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_gmar._core.attention import configs_of
+from hf_gmar._core.execution import alone, graph_enabled
+from hf_gmar._core.inputs import checked_request, size_errors
+from hf_gmar._core.layers import layer_modules
+from hf_gmar._core.model_adapter import Subject, unwrapped
+from hf_gmar._core.request import Request
+from hf_gmar._core.threads import turn
+from hf_gmar._core.token_layout import Reads
+from hf_gmar._utils.validation import check_option
+from hf_gmar.errors import UnsupportedModelError
+
+
+class Cascade:
+    """A copy of a model, whose topmost parts can have new weights instead of their own.
+
+    The parts are what is above the layers (norm, pooling, class head), then each layer from the top
+    down, then what is below them in the vision tower. New weights are normal numbers with the mean
+    and the standard deviation that each tensor had: a tensor whose values are all the same stays.
+    They are drawn once, on the CPU, by NumPy, and so are the same on every machine.
+
+    The user's model is neither changed nor run. The copy shares its weights' memory with it and
+    has memory of its own for new weights alone.
+
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292),
+    cascading randomisation. They draw from each layer's initialiser, which a trained model does not
+    tell.
+
+    Args:
+        model: see :class:`~hf_gmar.methods.base.Method`.
+        pixels: pixel values (B, channels, height, width): the copy runs once, to see which weights
+            are above the layers.
+        seed: of the new weights.
+        readout: which tokens a class head of your own reads.
+        **forward_kwargs: further keyword arguments that the model's forward names.
+
+    Raises:
+        UnsupportedModelError: a model that can't be explained or copied, or whose layers can't be
+            told.
+        InputError, OptionError: inputs, a keyword or a seed that do not fit.
+
+    Attributes:
+        model: the copy.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> cascade = Cascade(load_model("bundled").model, torch.zeros(1, 3, 96, 96))
+        >>> len(cascade.parts), cascade.stages(4)
+        (8, [2, 4, 6, 8])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        pixels: Tensor,
+        seed: int = 0,
+        readout: Reads = None,
+        **forward_kwargs: Any,
+    ) -> None:
+        """Copy the model and find its parts."""
+        check_option("seed", seed, range(2**32))
+        self.seed = int(seed)
+        with torch.inference_mode(False):
+            self.model: Any = _copied(model, readout)
+        subject = Subject.of(self.model, readout)
+        request = checked_request(subject, pixels, None, forward_kwargs)
+        with size_errors(subject, request.inputs):
+            self._parts = _parts(subject, request)
+        self._own = [{name: one.data for name, one in part.items()} for part in self._parts]
+        self._new: list[dict[str, Tensor]] = []
+
+    @property
+    def parts(self) -> list[list[str]]:
+        """Names of the weights of each part, topmost first."""
+        return [list(part) for part in self._parts]
+
+    def stages(self, count: int) -> list[int]:
+        """How many parts have lost their weights after each of so many even stages.
+
+        Raises:
+            OptionError: it is no count.
+        """
+        check_option("stages", count, range(1, 1001))
+        parts = len(self._parts)
+        return sorted({max(1, round(parts * stage / count)) for stage in range(1, count + 1)})
+
+    def randomise(self, parts: int) -> None:
+        """New weights for the topmost parts, as many as said, and the own ones for the others.
+
+        Raises:
+            OptionError: there are not so many.
+        """
+        check_option("parts", parts, range(len(self._parts) + 1))
+        while len(self._new) < parts:
+            self._new.append(self._drawn(len(self._new)))
+        for number, part in enumerate(self._parts):
+            values = self._new[number] if number < parts else self._own[number]
+            for name, parameter in part.items():
+                parameter.data = values[name]
+
+    def _drawn(self, part: int) -> dict[str, Tensor]:
+        random = np.random.default_rng([self.seed, part])
+        with torch.inference_mode(False), torch.no_grad():
+            return {name: _like(one, random) for name, one in self._own[part].items()}
+
+
+def randomised(
+    model: Callable[..., Any],
+    pixels: Tensor,
+    stages: int = 4,
+    seed: int = 0,
+    readout: Reads = None,
+    **forward_kwargs: Any,
+) -> Iterator[Any]:
+    """The copy of a model after each stage in which it loses weights, from the head down.
+
+    It is one copy that goes on from stage to stage, so ask it before the next. See
+    :class:`Cascade`.
+
+    Args:
+        model: see :class:`Cascade`.
+        pixels: see :class:`Cascade`.
+        stages: in how many stages the whole model is randomised.
+        seed: of the new weights.
+        readout: see :class:`Cascade`.
+        **forward_kwargs: see :class:`Cascade`.
+
+    Yields:
+        The copy.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> model, pixels = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
+        >>> for lost in randomised(model, pixels, stages=2):
+        ...     print(torch.equal(lost(pixels).logits, model(pixels).logits))
+        False
+        False
+    """
+    cascade = Cascade(model, pixels, seed, readout, **forward_kwargs)
+    for parts in cascade.stages(stages):
+        cascade.randomise(parts)
+        yield cascade.model
+
+
+def _copied(model: Any, readout: Reads) -> Any:
+    subject = Subject.of(model, readout)
+    modules = subject.modules()
+    with turn([*configs_of(subject.tower), *modules]):  # no other thread is changing its settings
+        weights = {id(one): one for part in modules for one in part.parameters(recurse=False)}
+        # Tensors of their own, on the same memory: deepcopy takes what its memo has.
+        memo: dict[int, Any] = {key: _sharing(one) for key, one in weights.items()}
+        try:
+            return copy.deepcopy(unwrapped(model), memo)
+        except (RuntimeError, TypeError) as error:
+            raise UnsupportedModelError(
+                f"{type(subject.backbone).__name__} can't be copied, which the loss of its weights "
+                f"needs: {error}"
+            ) from error
+
+
+def _sharing(weight: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weight.detach(), requires_grad=weight.is_floating_point())
+
+
+def _parts(subject: Subject, request: Request) -> list[dict[str, nn.Parameter]]:
+    """The weights by part, each once, by the name that they have in the model."""
+    root, layers = subject.modules()[0], layer_modules(subject)
+    weights = {name: one for name, one in root.named_parameters() if one.is_floating_point()}
+    of_layers = [{id(one) for one in layer.parameters()} for layer in reversed(layers)]
+    above = {id(one) for one in _reached(subject, request, layers, list(weights.values()))}
+    below = {id(one) for one in subject.tower.parameters()}
+    found: list[dict[str, nn.Parameter]] = []
+    for wanted in (above, *of_layers, below):  # each takes what those before it have left
+        part = {name: one for name, one in weights.items() if id(one) in wanted}
+        weights = {name: one for name, one in weights.items() if name not in part}
+        found.append(part)
+    return [part for part in found if part]
+
+
+def _reached(
+    subject: Subject, request: Request, layers: list[nn.Module], weights: list[nn.Parameter]
+) -> list[nn.Parameter]:
+    """Those weights on which the scores depend by another way than through a layer."""
+    with alone(subject), graph_enabled(), _cut_after(layers):
+        scores = request.call(subject)
+        if not weights or not scores.requires_grad:
+            return []
+        gradients = torch.autograd.grad(scores.sum(), weights, allow_unused=True)
+    return [one for one, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+
+
+@contextmanager
+def _cut_after(layers: list[nn.Module]) -> Iterator[None]:
+    """Inside, no gradient goes through a layer's output."""
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = layer.register_forward_hook(lambda _module, _inputs, output: _cut(output))
+            stack.callback(handle.remove)
+        yield
+
+
+def _cut(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_cut, output))
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+def _like(weight: Tensor, random: np.random.Generator) -> Tensor:
+    """Normal numbers with the weight's mean and standard deviation."""
+    numbers = torch.from_numpy(random.standard_normal(tuple(weight.shape), dtype=np.float32))
+    exact = weight.detach().cpu().double()
+    drawn = exact.mean() + exact.std(correction=0) * numbers.double()
+    return drawn.to(weight.device, weight.dtype)

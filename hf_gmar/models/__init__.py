@@ -1,0 +1,5 @@
+"""Models from outside: the Hub, their labels, wrappers, and what their processor shows of an image."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

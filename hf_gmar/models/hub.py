@@ -1,0 +1,370 @@
+"""Loading models, their image processors and configs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, resolve_revision
+from huggingface_hub.errors import RevisionResolutionError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.import_utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hf_gmar._core.attention import loading
+from hf_gmar._core.threads import turn
+from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
+from hf_gmar.models.hub_errors import (
+    CLASSIFIER,
+    MODEL,
+    OF_TWO,
+    Source,
+    check_complete,
+    check_prompts,
+    config_error,
+    network_error,
+    no_tokenizer,
+    processor_error,
+    prompts_error,
+    tokenizer_error,
+)
+from hf_gmar.models.wrappers import ZeroShotModel
+
+DEFAULT_MODEL = "google/vit-base-patch16-224"
+"""What the command line takes from the Hub when no model is named."""
+
+BUNDLED = "bundled"
+"""The name of the model that comes with the package."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+"""What the parameters of a model can be loaded as; ``"auto"`` is as they were saved."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier with its image processor.
+
+    Attributes:
+        name: as it was asked for.
+        model: the model, in evaluation mode; with prompts, the classifier over them that is made
+            of it.
+        processor: its image processor, on the Pillow backend.
+    """
+
+    name: str
+    model: PreTrainedModel | ZeroShotModel
+    processor: BaseImageProcessor
+
+
+def bundled_folder() -> Path:
+    """The folder of the bundled model."""
+    return Path(str(files("hf_gmar") / "assets" / "model"))
+
+
+def sample_image() -> Path:
+    """The bundled sample: a drawn scene with several objects."""
+    return Path(str(files("hf_gmar") / "assets" / "scene.png"))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is the accelerator, or the CPU if there is none.
+
+    Raises:
+        OptionError: no such device on this machine.
+    """
+    if name == "auto":
+        # Unchecked, a build for CUDA names CUDA even on a machine without a GPU.
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()  # a device without values, such as meta, fails here
+    # Builds without a backend answer with an AssertionError or NotImplementedError.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"the device {name!r} can't be used here: {reason}") from error
+    return device
+
+
+def _pick_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def load_model(
+    name: str | Path = BUNDLED,
+    device: str = "cpu",
+    *,
+    prompts: Sequence[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    dtype: str | torch.dtype = "float32",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    pickle_weights: bool = False,
+) -> LoadedModel:
+    """Load a classifier and its image processor.
+
+    Unless asked for, only safetensors weights are read, and no code from the Hub is run: neither a
+    repository's own nor an attention kernel that its config names.
+
+    Args:
+        name: ``"bundled"``, a local folder, or a model on the Hub such as
+            ``"google/vit-base-patch16-224"``.
+        device: a torch device, or ``"auto"``.
+        prompts: for CLIP, MetaCLIP 2 and SigLIP, one text for each class as the model reads it,
+            such as ``"a photo of a dog"``; the model is a
+            :class:`~hf_gmar.models.wrappers.ZeroShotModel` then.
+        revision: a branch, tag or commit of the model on the Hub.
+        token: for private and gated models; ``None`` and ``True`` take that of the logged-in user,
+            ``False`` sends none.
+        cache_dir: where downloads are kept, instead of in the cache of the Hub's client.
+        dtype: one of ``DTYPES``, by name or as a torch dtype. Weights saved in half precision are
+            widened unless it says otherwise: the explanation rests on gradients.
+        attention: ``"sdpa"``, ``"eager"`` or another attention implementation of Transformers;
+            ``None`` leaves the choice to it, whatever the model's config says.
+        trust_remote_code: run the Python code in the repository, where it has a model of its own.
+        pickle_weights: where there are no safetensors weights, read ``pytorch_model.bin``; of what
+            it may hold only tensors and plain values are read.
+
+    Raises:
+        HubUnreachableError: the Hub does not answer and the model is not in the cache.
+        ModelLoadError: there is no such model, it may not be read, it is no image classifier (with
+            prompts: no model of image and text), or its weights, image processor or tokenizer are
+            missing or damaged.
+        OptionError: there is no such device, dtype or attention, the attention can't be used here,
+            the token can't be one, a revision is given for a local folder, prompts are given for a
+            model that takes none or not given for one that needs them, or a prompt is empty, too
+            long or of words that the model does not have.
+        UnsupportedModelError: prompts are given for code of a repository that takes none.
+
+    Example:
+        >>> load_model("bundled").model.config.problem_type
+        'multi_label_classification'
+        >>> load_model("bundled", dtype="bfloat16", attention="eager").model.dtype
+        torch.bfloat16
+    """
+    where = pick_device(device)
+    settings = {"dtype": _pick_dtype(dtype), **_attention_setting(attention)}
+    kind = CLASSIFIER if prompts is None else OF_TWO
+    source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
+    config = _read_config(source)
+    check_prompts(source, config)
+    network = _load_network(source, config, settings, attention, pickle_weights).eval()
+    model = network if prompts is None else _with_prompts(source, network, prompts)
+    return LoadedModel(source.name, model.to(where), _load_processor(source))
+
+
+def load_config(
+    name: str | Path = BUNDLED,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedConfig:
+    """Load a model's config alone: of a model on the Hub, nothing but its config.json.
+
+    Args:
+        name: see :func:`load_model`, as for all others.
+        revision: a branch, tag or commit.
+        token: for private and gated models.
+        cache_dir: where downloads are kept.
+        trust_remote_code: run the Python code in the repository, where it has a config of its own.
+
+    Raises:
+        HubUnreachableError: the Hub does not answer and the config is not in the cache.
+        ModelLoadError: there is no such model or config, it may not be read, or its model type is
+            not known to the installed Transformers.
+        OptionError: the token can't be one, or a revision is given for a local folder.
+
+    Example:
+        >>> load_config("bundled").architectures
+        ['ViTForImageClassification']
+    """
+    return _read_config(_source(name, MODEL, revision, token, cache_dir, trust_remote_code))
+
+
+def _source(
+    given: str | Path,
+    kind: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    trusted: bool,
+) -> Source:
+    """Where a model is, once what was given for it can be right."""
+    name = str(given)
+    folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
+    place = str(folder) if folder.is_dir() else name
+    _refuse_missing_folder(place)
+    if revision is not None and folder.is_dir():
+        raise OptionError(
+            f"the revision {revision!r} is given, but {name!r} is a local folder, which has no "
+            "revisions; leave it out, or name a model on the Hub"
+        )
+    # An error of the Hub's client would show the token, and so may end up in a log.
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise OptionError(
+            "the token is empty or has characters that no token has, such as a line break; "
+            f"give one of {constants.ENDPOINT}/settings/tokens, or leave it out"
+        )
+    return _pinned(Source(name, place, kind, revision, token, cache_dir, trusted))
+
+
+def _pinned(source: Source) -> Source:
+    """The same with the commit that its revision is now, of which all files then are.
+
+    Else each kind of file would be looked for anew, and where the Hub does not answer, each time
+    until its client gives up.
+    """
+    if source.is_local:
+        return source
+    try:
+        return replace(source, commit=resolve_revision(source.place, **source.access))
+    except RevisionResolutionError as error:
+        raise config_error(source, error) from error
+    except Exception:  # noqa: BLE001  # whatever it is, Transformers may know a way around it
+        return source
+
+
+def _refuse_missing_folder(place: str) -> None:
+    looks_local = place.startswith((".", "/", "~", "\\")) or place.count("/") > 1
+    if looks_local and not Path(place).is_dir():
+        raise ModelLoadError(
+            f"there is no model folder {place}; name a folder made by save_pretrained, a model on "
+            f"the Hub as 'owner/name', or {BUNDLED!r}"
+        )
+
+
+def _attention_setting(attention: str | None) -> dict[str, Any]:
+    """The keyword for the attention, which is said even where the choice is Transformers'.
+
+    Left unsaid, the config's own word would hold, and that may be a kernel on the Hub, whose code
+    would be fetched and run.
+    """
+    return {**dict.fromkeys(loading("eager")), **loading(attention)}
+
+
+# What is raised depends on what is in a model's files, which may be code: any Exception is theirs.
+def _read_config(source: Source) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            _config_place(source), trust_remote_code=source.trusted, **source.access
+        )
+    except Exception as error:
+        raise config_error(source, error) from error
+    return config
+
+
+def _config_place(source: Source) -> str:
+    """Where the config is: that of an adapter (PEFT) is the config of the model below it."""
+    if not is_peft_available() or (Path(source.place) / "config.json").is_file():
+        return source.place
+    found = find_adapter_config_file(source.place, **source.access)
+    if found is None:
+        return source.place
+    return str(json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _load_network(
+    source: Source,
+    config: PreTrainedConfig,
+    settings: dict[str, Any],
+    attention: str | None,
+    pickled: bool,
+) -> PreTrainedModel:
+    classifier = source.kind == CLASSIFIER
+    loader: Any = (
+        AutoModelForImageClassification if classifier else AutoModelForZeroShotImageClassification
+    )
+    try:
+        with _no_conversion():
+            model: PreTrainedModel
+            model, info = loader.from_pretrained(
+                source.place,
+                config=config,
+                use_safetensors=None if pickled else True,
+                weights_only=True,
+                trust_remote_code=source.trusted,
+                output_loading_info=True,
+                **source.access,
+                **settings,
+            )
+    except Exception as error:
+        raise network_error(source, error, attention, pickled) from error
+    check_complete(source, config, info.get("missing_keys", ()))
+    return model
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Inside, Transformers has no weights converted to safetensors.
+
+    Where there are none, it would send the name and the token to a service that opens a pull
+    request with them, and load what is in it.
+    """
+    switch = "DISABLE_SAFETENSORS_CONVERSION"
+    with turn([os.environ]):
+        before = os.environ.get(switch)
+        os.environ[switch] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[switch]
+            os.environ.update({} if before is None else {switch: before})
+
+
+def _with_prompts(
+    source: Source, network: PreTrainedModel, prompts: Sequence[str]
+) -> ZeroShotModel:
+    tokenizer = _load_tokenizer(source)
+    try:
+        return ZeroShotModel(network, tokenizer, prompts)
+    except HfGmarError:
+        raise
+    except Exception as error:
+        raise prompts_error(source, error) from error
+
+
+def _load_tokenizer(source: Source) -> Any:
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source.place, trust_remote_code=source.trusted, **source.access
+        )
+    except Exception as error:
+        raise tokenizer_error(source, error) from error
+    # Without any files some are made all the same, and read every text as unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise no_tokenizer(source)
+    return tokenizer
+
+
+def _load_processor(source: Source) -> BaseImageProcessor:
+    try:
+        # The same pixels, whether torchvision is installed or not.
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
+            source.place, backend="pil", trust_remote_code=source.trusted, **source.access
+        )
+    except Exception as error:
+        raise processor_error(source, error) from error
+    return processor

@@ -1,0 +1,350 @@
+"""Errors of the Hub and of Transformers in our words: what happened to which model, what to do."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # that which it uses
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
+from transformers.utils.hub import has_file
+
+from hf_gmar._core.families import PROMPTED
+from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
+
+# What a model is to be loaded as.
+CLASSIFIER = "an image classifier"
+OF_TWO = "a model of image and text"
+MODEL = "a model of Transformers"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's name, how its files may be fetched, and what they should be.
+
+    Attributes:
+        name: as it was asked for.
+        place: where Transformers finds it: a folder, or a name on the Hub.
+        kind: what it is to be loaded as.
+        revision: a branch, tag or commit.
+        token: of the Hub.
+        cache_dir: where downloads are kept.
+        trusted: whether Python code in the repository may be run.
+        commit: what the revision stands for, once that is known.
+    """
+
+    name: str
+    place: str
+    kind: str
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    trusted: bool = False
+    commit: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return Path(self.place).is_dir()
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """The keywords for everything that is fetched."""
+        cache = None if self.cache_dir is None else str(Path(self.cache_dir).expanduser())
+        return {"revision": self.commit or self.revision, "token": self.token, "cache_dir": cache}
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these files is there."""
+        try:
+            return any(has_file(self.place, name, **self.access) for name in names)
+        except (OSError, httpx.HTTPError):
+            return False
+
+
+def config_error(source: Source, error: Exception) -> HfGmarError:
+    """Why the config could not be read."""
+    found = _known_error(source, error) or _no_config(source) or _no_model_type(source, error)
+    return found or _other_error(source, error)
+
+
+def network_error(
+    source: Source, error: Exception, attention: str | None, pickled: bool
+) -> HfGmarError:
+    """Why the model could not be loaded.
+
+    Args:
+        source: where from.
+        error: what Transformers raised.
+        attention: the attention implementation that was asked for.
+        pickled: whether pickled weights may be read.
+    """
+    found = _known_error(source, error) or _attention_error(attention, error)
+    return found or _weights_error(source, error, pickled) or _other_error(source, error)
+
+
+def processor_error(source: Source, error: Exception) -> HfGmarError:
+    """Why the image processor could not be loaded."""
+    return _known_error(source, error) or _no_processor(source) or _other_error(source, error)
+
+
+def tokenizer_error(source: Source, error: Exception) -> HfGmarError:
+    """Why the tokenizer could not be loaded."""
+    if found := _known_error(source, error):
+        return found
+    if not source.has(*_VOCABULARIES):
+        return no_tokenizer(source)
+    return ModelLoadError(f"the tokenizer of {source.name!r} can't be loaded: {_reason(error)}")
+
+
+def prompts_error(source: Source, error: Exception) -> HfGmarError:
+    """Why a tokenizer and a model that could be loaded do not read the prompts."""
+    return ModelLoadError(
+        f"the prompts can't be read with the tokenizer and the model of {source.name!r}: "
+        f"{_reason(error)}"
+    )
+
+
+def no_tokenizer(source: Source) -> HfGmarError:
+    """There is none, or an empty one."""
+    return ModelLoadError(
+        f"{source.name!r} has no tokenizer (such as tokenizer.json), which prompts are read with; "
+        "save the one that it was trained with beside it, with save_pretrained"
+        f"{_or_retry(source)}"
+    )
+
+
+def check_prompts(source: Source, config: PreTrainedConfig) -> None:
+    """Before any weights: prompts are for the models that take them, and those need them.
+
+    Raises:
+        OptionError: they are given for another, or not given. Where a config names no class, or
+            one in code of its own, it shows when the weights are loaded.
+    """
+    name = next(iter(config.architectures or ()), None)
+    own_code = source.trusted and bool(getattr(config, "auto_map", None))
+    if source.kind == OF_TWO and name not in (None, *PROMPTED) and not own_code:
+        raise OptionError(
+            f"prompts need a model of image and text, one of {', '.join(PROMPTED)}; "
+            f"{source.name!r} is of the class {name}: name another model, or leave the prompts out "
+            "(prompts=, on the command line --prompts)"
+        )
+    if source.kind == CLASSIFIER and name in PROMPTED:
+        raise _no_prompts(source)
+
+
+def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[str]) -> None:
+    """Check that all weights were there: for others, Transformers takes random numbers.
+
+    Raises:
+        ModelLoadError: some were not.
+        OptionError: the same, as the model is one for prompts.
+    """
+    absent = sorted(missing)
+    if not absent:
+        return
+    of_two = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
+    if source.kind == CLASSIFIER and of_two in PROMPTED:
+        raise _no_prompts(source)
+    raise ModelLoadError(
+        f"the weights of {source.name} lack {', '.join(absent[:3])}{' ...' if absent[3:] else ''}; "
+        f"it is no trained {source.kind.split(maxsplit=1)[1]}, so there is nothing to explain"
+    )
+
+
+def _no_prompts(source: Source) -> OptionError:
+    return OptionError(
+        f"{source.name!r} is a model of image and text, which scores images by text prompts; give "
+        'some: prompts=["a photo of a dog", "a photo of a cat"], on the command line --prompts "a '
+        'photo of a dog" "a photo of a cat"'
+    )
+
+
+_LOG_IN = "log in with 'hf auth login' or give a token (token=, on the command line --token)"
+_ABSENT = (
+    "there is no model {name!r}, neither as a local folder nor on the Hub, or it is private; check "
+    f"the name, or {_LOG_IN} that may read it, or use --model bundled"
+)
+_REFUSED = (
+    "the Hub refuses access to {name!r} ({reason}); check that the token is valid and may read it: "
+    f"{_LOG_IN}"
+)
+_UNREACHED = (
+    "the Hub can't be reached {how}, and {name!r}{at} is not in {cache}; connect and try again, or "
+    "use --model bundled, or --model FOLDER with a local model"
+)
+
+# By class, by HTTP status or by words in the message; the first that fits any cause is it.
+_KNOWN: dict[type[BaseException] | int | str, str] = {
+    GatedRepoError: "{name!r} is gated: its owner decides who may read it; ask for access on "
+    f"{{endpoint}}/{{name}}, then {_LOG_IN}",
+    RevisionNotFoundError: "{name!r} has no revision {revision!r}; give a branch, a tag or a "
+    "commit that is listed on {endpoint}/{name}/tree/main",
+    RepositoryNotFoundError: _ABSENT,
+    HFValidationError: _ABSENT,
+    LocalTokenNotFoundError: "token=True takes the token of the logged-in user, and no one is "
+    "logged in; log in with 'hf auth login', or give the token itself",
+    401: _REFUSED,
+    403: _REFUSED,
+    RevisionResolutionError: _UNREACHED,
+    LocalEntryNotFoundError: _UNREACHED,
+    httpx.HTTPError: _UNREACHED,
+    ConnectionError: _UNREACHED,
+    "trust_remote_code=True": "{name!r} is a model with Python code of its own, which would be run "
+    "here; read the code, and if you trust it, allow it with trust_remote_code=True (on the "
+    "command line --trust-remote-code)",
+    "does not recognize this architecture": "{name!r} is of the model type {model_type!r}, which "
+    "Transformers {version} does not know; check its config.json, or update Transformers with 'pip "
+    "install --upgrade transformers'",
+    "Unrecognized configuration class": "{name!r} could not be loaded as {kind}: Transformers has "
+    "none for its {config}; 'hf-gmar models' lists what can be explained",
+}
+
+
+def _known_error(source: Source, error: Exception) -> HfGmarError | None:
+    causes = list(_causes(error))
+    for sign, text in _KNOWN.items():
+        found = next((cause for cause in causes if _fits(cause, sign)), None)
+        if found is not None:
+            kind = HubUnreachableError if text is _UNREACHED else ModelLoadError
+            return kind(text.format(**_words(source, found)))
+    return None
+
+
+def _fits(cause: BaseException, sign: type[BaseException] | int | str) -> bool:
+    if isinstance(sign, str):
+        return sign in str(cause)
+    if isinstance(sign, int):
+        return isinstance(cause, HfHubHTTPError) and cause.response.status_code == sign
+    return isinstance(cause, sign)
+
+
+def _words(source: Source, cause: BaseException) -> dict[str, str]:
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "at": "" if source.revision is None else f" at revision {source.revision!r}",
+        "revision": source.revision or constants.DEFAULT_REVISION,
+        "cache": f"the cache {source.cache_dir}" if source.cache_dir else "the local cache",
+        "endpoint": constants.ENDPOINT,
+        "how": "as HF_HUB_OFFLINE is set" if is_offline_mode() else f"at {constants.ENDPOINT}",
+        "reason": _reason(cause),
+        "model_type": _quoted(r"model type `(.*?)`", cause),
+        "config": _quoted(r"class '[\w.]*?(\w+)'", cause),
+        "version": transformers.__version__,
+    }
+
+
+def _quoted(pattern: str, cause: BaseException) -> str:
+    """What Transformers names in its message."""
+    found = re.search(pattern, str(cause))
+    return found[1] if found else "config"
+
+
+def _attention_error(attention: str | None, error: Exception) -> HfGmarError | None:
+    words = "attn_implementation|attention implementation|flash ?attention"
+    if attention is None or not re.search(words, str(error), re.IGNORECASE):
+        return None
+    return OptionError(f"the attention {attention!r} can't be used here: {_reason(error)}")
+
+
+def _weights_error(source: Source, error: Exception, pickled: bool) -> ModelLoadError | None:
+    unread = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
+    if not unread or source.has("model.safetensors", "model.safetensors.index.json"):
+        return None
+    if not source.has("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        return ModelLoadError(
+            f"no weights of {source.name!r} are found, neither model.safetensors nor "
+            f"pytorch_model.bin; save them with save_pretrained{_or_retry(source)}"
+        )
+    if pickled:
+        return ModelLoadError(
+            f"the pickled weights of {source.name!r} can't be read: damaged, or more than tensors "
+            "and plain values, which could be code; have the model saved anew with save_pretrained"
+        )
+    return ModelLoadError(
+        f"{source.name!r} has only pickled weights (pytorch_model.bin), no safetensors; to read "
+        "them all the same, without running code in them, give pickle_weights=True (on the "
+        "command line --pickle-weights)"
+    )
+
+
+def _no_config(source: Source) -> ModelLoadError | None:
+    if source.has("config.json"):
+        return None
+    return ModelLoadError(
+        f"{source.name!r} has no config.json, so it is no model of Transformers; name a folder "
+        f"made by save_pretrained, or another model on the Hub{_or_retry(source)}"
+    )
+
+
+def _no_model_type(source: Source, error: Exception) -> ModelLoadError | None:
+    if "Should have a `model_type` key" not in str(error):
+        return None
+    return ModelLoadError(
+        f"the config.json of {source.name!r} has no model_type, so it is not known what kind of "
+        "model it is; save the model with save_pretrained"
+    )
+
+
+def _no_processor(source: Source) -> ModelLoadError | None:
+    if source.has("preprocessor_config.json", "processor_config.json"):
+        return None
+    return ModelLoadError(
+        f"{source.name!r} has no image processor (preprocessor_config.json), which makes pixel "
+        "values of an image; save the one that it was trained with beside it, with save_pretrained"
+        f"{_or_retry(source)}"
+    )
+
+
+# What the tokenizers of models of image and text keep their vocabulary in.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.txt",
+)
+
+
+def _or_retry(source: Source) -> str:
+    # Offline, Transformers does not say whether a file is absent or only not in the cache.
+    return "" if source.is_local else ", or, if a download was cut off, connect and try again"
+
+
+def _other_error(source: Source, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"{source.name!r} could not be loaded as {source.kind}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, HfHubHTTPError):
+        text = f"{error.response.status_code} {error.server_message or ''}"
+    elif not isinstance(error, OSError | ValueError):
+        text = f"{type(error).__name__}: {error}"  # such as a key, which says little alone
+    return " ".join(text.split())[:300]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,266 @@
+"""An image whose patches may be missing, and what a model says of it: whatever missing means.
+
+A perturbation is begun on one image: what takes the place of patches is worked out once. It then
+gives the class scores of any number of copies of the image, each with other patches missing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_gmar._core.execution import alone, check_finite
+from hf_gmar._core.inputs import checked_request, size_errors
+from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.request import Request
+from hf_gmar._utils.validation import check_option
+from hf_gmar.errors import InputError, ModelOutputError, OptionError
+from hf_gmar.perturbations.token_removal import fewest_patches
+
+
+def _nothing(_kept: Tensor) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image for a model.
+
+    Attributes:
+        subject: the model.
+        pixels: pixel values, (1, channels, height, width).
+        key: a name that stands for the image; ``None`` if it has none.
+    """
+
+    subject: Subject
+    pixels: Tensor
+    key: str | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.subject.layout.grid(*self.pixels.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How copies of an image are made and run, given their kept patches (K, rows, columns).
+
+    Attributes:
+        pixels: makes their pixel values, (K, channels, height, width).
+        inside: the context in which the model sees them.
+        same_count: those that run together must have as many patches.
+        one_by_one: they can't run together.
+    """
+
+    pixels: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor], AbstractContextManager[None]] = _nothing
+    same_count: bool = False
+    one_by_one: bool = False
+
+    def batches(self, kept: Tensor, most: int) -> Iterator[Tensor]:
+        """Places of the copies that run together, not more than ``most``."""
+        groups = [torch.arange(len(kept))]
+        if self.same_count:
+            counts = kept.flatten(1).sum(1)
+            groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
+        for group in groups:
+            yield from group.split(1 if self.one_by_one else most)
+
+
+@dataclass(frozen=True)
+class Perturbation(ABC):
+    """What it means that a patch is missing.
+
+    Attributes:
+        name: what it is called in settings and results.
+        soft: whether a patch may be missing in part.
+        summary: what takes the place of a missing patch, for tables.
+        source: where it comes from.
+    """
+
+    name: ClassVar[str]
+    soft: ClassVar[bool]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    def fewest(self, subject: Subject) -> int:
+        """How many patches must be kept: 1 where nothing else is left to attend to or to pool."""
+        return 0 if self.soft else fewest_patches(subject)
+
+    def begin(
+        self,
+        subject: Subject,
+        pixels: Tensor,
+        *,
+        batch: int = 8,
+        autocast: torch.dtype | None = None,
+        key: str | None = None,
+        forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Perturbed:
+        """The perturbation on one image.
+
+        Args:
+            subject: the model.
+            pixels: pixel values of the image, (1, channels, height, width).
+            batch: how many copies of the image run together at most.
+            autocast: run the model in this precision, ``torch.bfloat16`` or ``torch.float16``,
+                where PyTorch's autocast does so.
+            key: a name of the image, on which its random numbers depend then; ``None`` makes them
+                depend on its pixels.
+            forward_kwargs: further keyword arguments of the model's forward.
+
+        Raises:
+            InputError: not one image as the model takes it.
+            OptionError: a batch below 1, an autocast to another type, or a keyword that the model
+                does not know.
+            UnsupportedModelError: the model can't be perturbed like that.
+        """
+        request = checked_request(subject, pixels, None, dict(forward_kwargs or {}))
+        images = len(request.inputs)
+        if images != 1:
+            raise InputError(f"one image is perturbed at a time, got {images}; begin with each")
+        check_option("batch", batch, range(1, 1_000_001))
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise OptionError(
+                f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}"
+            )
+        image = Image(subject, request.inputs.detach(), key)
+        return Perturbed(self, image, self.copies(image), batch, _Forwards(request, autocast))
+
+    @abstractmethod
+    def copies(self, image: Image) -> Copies:
+        """How copies of this image are made and run."""
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """One image, whose patches may be missing.
+
+    Attributes:
+        perturbation: what missing means.
+        image: the image, with its model.
+        copies: makes copies of it.
+        batch: how many run together at most.
+        forwards: runs them.
+    """
+
+    perturbation: Perturbation
+    image: Image
+    copies: Copies
+    batch: int
+    forwards: _Forwards
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image.grid
+
+    def scores(self, kept: Tensor) -> Tensor:
+        """Class scores of copies of the image, each with other patches missing.
+
+        How the copies are put into batches changes no score beyond rounding.
+
+        Args:
+            kept: bool (K, rows, columns), for each of K copies True where a patch is there; or
+                floats from 0 (missing) to 1 (there) if the perturbation is soft.
+
+        Returns:
+            Scores (K, C) before any softmax, without gradients, in float32 or in float64 for a
+            float64 model, on the model's device.
+
+        Raises:
+            InputError: another shape or type, or fewer patches than must be kept.
+            UnsupportedModelError: the model can't be perturbed like that.
+            ModelOutputError: the model gives no scores (K, C), or scores that are not finite.
+        """
+        kept = self._checked(kept)
+        with torch.no_grad(), alone(self.image.subject), self.forwards.precision():
+            batches = [(places, self._some(kept[places])) for places in self._batches(kept)]
+        found = torch.cat([scores for _, scores in batches])
+        check_finite(found, (), "attention")
+        order = torch.cat([places for places, _ in batches]).argsort()
+        return found[order.to(found.device)]
+
+    def _batches(self, kept: Tensor) -> Iterator[Tensor]:
+        return self.copies.batches(kept, self.batch)
+
+    def _some(self, kept: Tensor) -> Tensor:
+        pixels = self.copies.pixels(kept)
+        with size_errors(self.image.subject, pixels), self.copies.inside(kept):
+            return self.forwards.scores(self.image.subject, pixels)
+
+    def _checked(self, kept: Any) -> Tensor:
+        fits = isinstance(kept, Tensor) and kept.dim() == 3 and kept.shape[1:] == self.grid
+        if not fits or not len(kept):
+            got = tuple(kept.shape) if isinstance(kept, Tensor) else type(kept).__name__
+            raise InputError(
+                f"a tensor (copies, {self.grid[0]}, {self.grid[1]}) says which patches of each "
+                f"copy are kept, got {got}"
+            )
+        found: Tensor = kept.detach().cpu()
+        if found.dtype == torch.bool:
+            self._check_enough(found)
+        else:
+            self._check_soft(found)
+        return found
+
+    def _check_enough(self, kept: Tensor) -> None:
+        fewest = self.perturbation.fewest(self.image.subject)
+        found = int(kept.flatten(1).sum(1).min())
+        if found < fewest:
+            raise InputError(
+                f"{self.perturbation.name} needs at least {fewest} patch of this model's, as there "
+                f"is nothing else to attend to or to pool; one of the copies has {found}"
+            )
+
+    def _check_soft(self, kept: Tensor) -> None:
+        name = self.perturbation.name
+        if not self.perturbation.soft:
+            raise InputError(
+                f"with {name} a patch is there or missing, so a bool tensor is needed; got "
+                f"{kept.dtype}"
+            )
+        if not kept.is_floating_point() or not ((kept >= 0) & (kept <= 1)).all():
+            raise InputError(
+                f"{name} takes a bool tensor, or floats from 0 (missing) to 1 (there); got "
+                f"{kept.dtype}{' with other values' if kept.is_floating_point() else ''}"
+            )
+
+
+@dataclass(frozen=True)
+class _Forwards:
+    """Forwards of a model on copies of an image.
+
+    Attributes:
+        request: the call on the image itself.
+        autocast: their precision, if it is not the model's.
+    """
+
+    request: Request
+    autocast: torch.dtype | None
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context of their precision."""
+        if self.autocast is None:
+            return nullcontext()
+        kind = self.request.inputs.device.type
+        # Weights that are cast here have no graph: a caller's autocast must not keep them.
+        keep = not torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, dtype=self.autocast, cache_enabled=keep)
+
+    def scores(self, subject: Subject, pixels: Tensor) -> Tensor:
+        """Scores (K, C) of some copies."""
+        found = subject(pixels, **self.request.kwargs)
+        if found.dim() != 2 or len(found) != len(pixels):
+            raise ModelOutputError(
+                f"one row of class scores is needed for each of {len(pixels)} copies of an image, "
+                f"but the model gave {tuple(found.shape)}"
+            )
+        return found if found.dtype == torch.float64 else found.float()

@@ -1,0 +1,222 @@
+"""The perturbations: what it means that a patch of an image is missing. A new one is a class here.
+
+Either other pixels take the place of the patch, or the model does without the patch's token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_gmar._utils.validation import check_number, check_option
+from hf_gmar.errors import InputError, OptionError
+from hf_gmar.perturbations.base import Copies, Image, Perturbation
+
+
+class _Pixels(Perturbation):
+    """Other pixels take the place of a patch: ``kept * image + (1 - kept) * baseline``."""
+
+    soft = True
+
+    @abstractmethod
+    def baseline(self, image: Image) -> Tensor:
+        """What is seen where patches are missing: as large as the image, or one pixel of it."""
+
+    def copies(self, image: Image) -> Copies:
+        """Copies of the image with the baseline in places."""
+        pixels = image.pixels
+        precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        baseline = self.baseline(Image(image.subject, precise, image.key)).to(pixels)
+        patch = [size // count for size, count in zip(pixels.shape[2:], image.grid, strict=True)]
+
+        def mixed(kept: Tensor) -> Tensor:
+            share = kept.to(pixels).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+            share = share[:, None]
+            return share * pixels + (1 - share) * baseline
+
+        return Copies(mixed)
+
+
+@dataclass(frozen=True)
+class Blur(_Pixels):
+    """A missing patch shows the image blurred by a Gaussian.
+
+    At the borders the Gaussian is cut off, and its weights sum to 1 for each pixel.
+
+    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
+    Perturbation", ICCV 2017 (arXiv 1704.03296); Petsiuk, Das and Saenko, "RISE", BMVC 2018
+    (arXiv 1806.07421), who insert patches into a blurred image.
+
+    Args:
+        radius: standard deviation of the Gaussian in pixels of the model's input; ``None`` for the
+            longer side of a patch: details within a patch are gone then, and what is left of it is
+            the colour of its neighbourhood, at any size of image.
+
+    Raises:
+        OptionError: a radius that is no number > 0.
+    """
+
+    name = "blur"
+    summary = "the image, blurred by a Gaussian"
+    source = "Fong and Vedaldi 2017, Petsiuk et al. 2018"
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the radius."""
+        if self.radius is not None and check_number("radius", self.radius, 0) == 0:
+            raise OptionError("radius must be above 0 pixels, got 0, which blurs nothing")
+
+    def baseline(self, image: Image) -> Tensor:
+        """The image blurred."""
+        height, width = image.pixels.shape[2:]
+        rows, columns = image.grid
+        radius = self.radius or max(height / rows, width / columns)
+        down, across = (_gaussian(size, radius).to(image.pixels) for size in (height, width))
+        return down @ image.pixels @ across.T
+
+
+def _gaussian(size: int, radius: float) -> Tensor:
+    """Weights (size, size) of the pixels of a line in each blurred pixel; rows sum to 1."""
+    places = torch.arange(size, dtype=torch.float64)
+    return torch.softmax(-(((places[:, None] - places) / radius) ** 2) / 2, 1)
+
+
+@dataclass(frozen=True)
+class MeanColour(_Pixels):
+    """A missing patch has the mean colour of the image.
+
+    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
+    Perturbation", ICCV 2017 (arXiv 1704.03296).
+    """
+
+    name = "mean"
+    summary = "the mean colour of the image"
+    source = "Fong and Vedaldi 2017"
+
+    def baseline(self, image: Image) -> Tensor:
+        """The mean colour, (1, channels, 1, 1)."""
+        return image.pixels.mean((2, 3), keepdim=True)
+
+
+@dataclass(frozen=True)
+class DatasetMean(_Pixels):
+    """A missing patch has one colour in all images: the mean of a data set.
+
+    Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014
+    (arXiv 1311.2901), who cover parts of images by a grey square.
+
+    Args:
+        colour: pixel value of each channel, as the model takes them, from :func:`dataset_mean`.
+
+    Raises:
+        OptionError: a colour that is no sequence of finite numbers.
+    """
+
+    name = "dataset-mean"
+    summary = "the mean colour of the data set"
+    source = "Zeiler and Fergus 2014"
+    colour: Sequence[float]
+
+    def __post_init__(self) -> None:
+        """Check the colour and keep it as a tuple."""
+        given: Any = self.colour
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+            raise OptionError(
+                "colour must be a sequence with a number for each channel, such as dataset_mean "
+                f"gives, got {given!r}"
+            )
+        colour = tuple(check_number("colour", value, -np.inf) for value in given)
+        object.__setattr__(self, "colour", colour)
+
+    def baseline(self, image: Image) -> Tensor:
+        """The colour, (1, channels, 1, 1)."""
+        channels = image.pixels.shape[1]
+        if len(self.colour) != channels:
+            raise InputError(
+                f"the colour has {len(self.colour)} numbers and the image {channels} channels; "
+                "give one number for each channel"
+            )
+        return image.pixels.new_tensor(self.colour)[None, :, None, None]
+
+
+def dataset_mean(batches: Iterable[Tensor]) -> tuple[float, ...]:
+    """Mean of each channel over all pixels of a data set, for :class:`DatasetMean`.
+
+    Args:
+        batches: pixel values, (B, channels, height, width) each, of any sizes.
+
+    Raises:
+        InputError: no image, or something else.
+
+    Example:
+        >>> dataset_mean([torch.zeros(1, 3, 2, 2), torch.ones(3, 3, 2, 2)])
+        (0.75, 0.75, 0.75)
+    """
+    total, count = torch.zeros(0, dtype=torch.float64), 0
+    for batch in batches:
+        fits = isinstance(batch, Tensor) and batch.dim() == 4 and batch.is_floating_point()
+        if not fits or len(total) not in (0, batch.shape[1]):
+            raise InputError(
+                "pixel values of shape (images, channels, height, width) are needed, with as many "
+                f"channels in each batch; got {tuple(getattr(batch, 'shape', ()))}"
+            )
+        found = batch.detach().cpu().double().sum((0, 2, 3))
+        total = total + found if len(total) else found
+        count += batch[:, 0].numel()
+    if not count:
+        raise InputError("the mean colour of no image is not defined; give at least one")
+    return tuple((total / count).tolist())
+
+
+@dataclass(frozen=True)
+class Noise(_Pixels):
+    """A missing patch is noise with the mean colour and the contrast of the image.
+
+    Each pixel is drawn from a Gaussian with the mean of its channel in the image, and ``std`` times
+    the standard deviation of that channel. The numbers depend on the seed and the image alone, so
+    they are the same in any order of images and on every machine.
+
+    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
+    Perturbation", ICCV 2017 (arXiv 1704.03296).
+
+    Args:
+        seed: of the random numbers.
+        std: how strong the noise is; 1 for the contrast of the image.
+
+    Raises:
+        OptionError: a seed that is no whole number >= 0, or a std that is no number >= 0.
+    """
+
+    name = "noise"
+    summary = "Gaussian noise with the mean and the contrast of the image"
+    source = "Fong and Vedaldi 2017"
+    seed: int = 0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_option("seed", self.seed, range(2**63))
+        check_number("std", self.std, 0)
+
+    def baseline(self, image: Image) -> Tensor:
+        """The noise."""
+        pixels = image.pixels
+        # NumPy draws the same numbers on every processor, PyTorch does not.
+        drawn = np.random.default_rng([self.seed, _number_of(image)])
+        noise = torch.from_numpy(drawn.standard_normal(tuple(pixels.shape))).to(pixels)
+        contrast = pixels.std((2, 3), correction=0, keepdim=True)
+        return pixels.mean((2, 3), keepdim=True) + self.std * contrast * noise
+
+
+def _number_of(image: Image) -> int:
+    """A number that stands for an image: of its name, or else of its pixels."""
+    pixels = image.pixels.cpu().double().numpy()
+    content = pixels.tobytes() if image.key is None else image.key.encode()
+    return int.from_bytes(hashlib.sha256(content).digest()[:16], "big")

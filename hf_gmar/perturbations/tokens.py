@@ -1,0 +1,63 @@
+"""Perturbations of tokens: the model does without the token of a missing patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_gmar.perturbations.base import Copies, Image, Perturbation
+from hf_gmar.perturbations.token_removal import (
+    Sites,
+    dropped_tokens,
+    reads_patches,
+    unattended_tokens,
+)
+
+
+@dataclass(frozen=True)
+class AttentionMasking(Perturbation):
+    """No token attends to a missing patch, in any layer, and the head does not read it.
+
+    Nothing that the head reads depends on the token of a missing patch then, so the scores are
+    those of :class:`TokenDropping` up to rounding. Tokens are not fewer, so it costs more; but
+    copies with any numbers of patches run together where the head reads no patches.
+
+    Source: Deiseroth et al., "AtMan: Understanding Transformer Predictions Through Memory
+    Efficient Attention Manipulation", NeurIPS 2023 (arXiv 2301.08110), who weaken the attention to
+    a token in all layers; here nothing is left of it.
+    """
+
+    name = "attention-masking"
+    soft = False
+    summary = "no attention to the patch in any layer"
+    source = "Deiseroth et al. 2023"
+
+    def copies(self, image: Image) -> Copies:
+        """The image itself, with tokens that get no attention."""
+        return Copies(
+            lambda kept: image.pixels.expand(len(kept), -1, -1, -1),
+            lambda kept: unattended_tokens(image.subject, kept.flatten(1)),
+            same_count=reads_patches(image.subject),
+        )
+
+
+@dataclass(frozen=True)
+class TokenDropping(Perturbation):
+    """The token of a missing patch does not enter the layers; the others keep their positions.
+
+    Source: Jain et al., "Missingness Bias in Model Debugging", ICLR 2022 (arXiv 2204.08945).
+    """
+
+    name = "token-dropping"
+    soft = False
+    summary = "nothing: its token does not enter the layers"
+    source = "Jain et al. 2022"
+
+    def copies(self, image: Image) -> Copies:
+        """The image itself, with tokens that are dropped."""
+        sites = Sites.of(image.subject)
+        return Copies(
+            lambda kept: image.pixels.expand(len(kept), -1, -1, -1),
+            lambda kept: dropped_tokens(image.subject, kept.flatten(1), sites),
+            same_count=True,
+            one_by_one=sites.one_by_one,
+        )

@@ -1,0 +1,14 @@
+from .grid import GridColumn, grid_figure
+from .head_figures import ablation_figure, head_maps_figure, importance_figure
+from .overlay import overlay_figure, overlay_image, save_figure
+
+__all__ = [
+    "GridColumn",
+    "ablation_figure",
+    "grid_figure",
+    "head_maps_figure",
+    "importance_figure",
+    "overlay_figure",
+    "overlay_image",
+    "save_figure",
+]

@@ -1,0 +1,245 @@
+"""The figure of a comparison: images down, methods across, one scale of colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar.visualization.overlay import COLOUR_MAP, OPACITY, SIGNED_COLOUR_MAP, is_signed, wrapped
+
+# Inches.
+_ACROSS = 7  # methods in a band; more go on below, or the letters get too small to read
+_WIDTH = 1.75
+_GAP = 0.1
+_HEAD = 0.38  # above each band: what the methods cost, and one line for their names
+_NAME = 0.17  # each further line of names
+_FOOT = 0.42  # below each image: its class and name
+_MARGIN = 0.2
+_BAR = 0.5
+_LINE = 0.165  # of the caption
+
+
+@dataclass(frozen=True)
+class GridColumn:
+    """One method in the figure.
+
+    Attributes:
+        title: its name.
+        subtitle: what it costs, or anything else of one short line.
+        maps: relevance of each patch, (images, rows, columns); ``None`` if it failed.
+        reason: why it failed.
+    """
+
+    title: str
+    subtitle: str = ""
+    maps: Tensor | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where everything goes, in inches from the top left corner."""
+
+    images: int
+    across: int
+    bands: int
+    cell: float
+    head: float
+    caption: str
+
+    @property
+    def width(self) -> float:
+        return 2 * _MARGIN + (1 + self.across) * (_WIDTH + _GAP) - _GAP
+
+    @property
+    def band(self) -> float:
+        return self.head + self.images * (self.cell + _FOOT)
+
+    @property
+    def height(self) -> float:
+        return _MARGIN + self.bands * self.band + _BAR + self.below
+
+    @property
+    def below(self) -> float:
+        return _LINE * (self.caption.count("\n") + 1) + _MARGIN
+
+    def place(self, band: int, image: int, column: int) -> tuple[float, float]:
+        """The left and top edge of a cell; column 0 is the image."""
+        top = _MARGIN + band * self.band + self.head + image * (self.cell + _FOOT)
+        return _MARGIN + column * (_WIDTH + _GAP), top
+
+
+def grid_figure(
+    pictures: Sequence[Image.Image],
+    titles: Sequence[str],
+    columns: Sequence[GridColumn],
+    caption: str,
+) -> Figure:
+    """Images down and methods across; more than seven methods go on in further bands below.
+
+    Each map is divided by its largest absolute value, so that one scale of colours holds for all:
+    from 0 to 1, or from -1 to 1 if any map of the figure has negative values.
+
+    Args:
+        pictures: B images of one shape, as far as the model saw them.
+        titles: what is written below each image.
+        columns: the methods.
+        caption: what is written below everything.
+
+    Returns:
+        A matplotlib figure without a window.
+
+    Example:
+        >>> import torch
+        >>> column = GridColumn("gmar", maps=torch.rand(1, 4, 4))
+        >>> figure = grid_figure([Image.new("RGB", (32, 32))], ["cat"], [column], "")
+        >>> len(figure.axes)  # image, map, scale of colours
+        3
+    """
+    plan = _plan(pictures, columns, caption)
+    figure = Figure(figsize=(plan.width, plan.height))
+    signed = any(one.maps is not None and is_signed(one.maps.numpy()) for one in columns)
+    for band in range(plan.bands):
+        shown = columns[band * plan.across : (band + 1) * plan.across]
+        _draw_images(figure, plan, band, pictures, titles)
+        for number, column in enumerate(shown, 1):
+            _draw_column(figure, plan, (band, number), column, pictures, signed)
+    _draw_scale(figure, plan, signed)
+    figure.text(
+        _MARGIN / plan.width,
+        plan.below / plan.height,
+        plan.caption,
+        fontsize=8.5,
+        color="0.3",
+        va="top",
+    )
+    return figure
+
+
+def _plan(pictures: Sequence[Image.Image], columns: Sequence[GridColumn], caption: str) -> _Plan:
+    bands = math.ceil(len(columns) / _ACROSS)
+    across = max(math.ceil(len(columns) / bands), 2)  # the scale and the caption need some width
+    ratio = pictures[0].height / pictures[0].width
+    cell = _WIDTH * min(max(ratio, 0.4), 2.5)
+    width = (1 + across) * (_WIDTH + _GAP)
+    names = max(_title(one).count("\n") for one in columns)
+    text = wrapped(caption, int(width * 15), 12)
+    return _Plan(len(pictures), across, bands, cell, _HEAD + _NAME * names, text)
+
+
+def _title(column: GridColumn) -> str:
+    return wrapped(column.title, 20, 2)
+
+
+def _draw_images(
+    figure: Figure,
+    plan: _Plan,
+    band: int,
+    pictures: Sequence[Image.Image],
+    titles: Sequence[str],
+) -> None:
+    for row, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        axes = _cell(figure, plan, (band, row, 0))
+        axes.imshow(picture, aspect="auto", extent=_UNIT)
+        lines = "\n".join(wrapped(line, 26, 1) for line in title.splitlines())
+        axes.text(0, -0.05 / plan.cell, lines, fontsize=8, va="top", transform=axes.transAxes)
+
+
+def _draw_column(
+    figure: Figure,
+    plan: _Plan,
+    place: tuple[int, int],
+    column: GridColumn,
+    pictures: Sequence[Image.Image],
+    signed: bool,
+) -> None:
+    band, number = place
+    for row, picture in enumerate(pictures):
+        axes = _cell(figure, plan, (band, row, number))
+        if row == 0:
+            _draw_head(axes, plan, column)
+        if column.maps is None:
+            _draw_reason(axes, plan, column.reason)
+        else:
+            _draw_map(axes, picture, column.maps[row].float().numpy(), signed)
+
+
+def _draw_head(axes: Axes, plan: _Plan, column: GridColumn) -> None:
+    """The method's name, up to two lines, and below it what it costs."""
+    middle, above = 0.5, 1 + 0.06 / plan.cell
+    words: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
+    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **words)
+    above += 0.15 / plan.cell if column.subtitle else 0
+    axes.text(middle, above, _title(column), fontsize=10, **words)
+
+
+_UNIT = (0, 1, 0, 1)
+
+
+def _draw_map(axes: Axes, picture: Image.Image, heat: NDArray[np.float32], signed: bool) -> None:
+    # In grey, so that all colours are those of the scale.
+    axes.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255, aspect="auto", extent=_UNIT)
+    axes.imshow(
+        heat / (np.abs(heat).max() or 1),
+        cmap=SIGNED_COLOUR_MAP if signed else COLOUR_MAP,
+        vmin=-1 if signed else 0,
+        vmax=1,
+        alpha=OPACITY,
+        interpolation="bilinear",
+        aspect="auto",
+        extent=_UNIT,
+    )
+
+
+def _draw_reason(axes: Axes, plan: _Plan, reason: str) -> None:
+    axes.set_facecolor("0.94")
+    axes.set_axis_on()
+    axes.tick_params(length=0, labelbottom=False, labelleft=False)
+    for edge in axes.spines.values():
+        edge.set_color("0.8")
+    lines = max(int((plan.cell - 0.1) / 0.125), 2)
+    words = wrapped(f"failed: {reason}", 29, lines)
+    axes.text(0.5, 0.5, words, fontsize=7, color="0.25", ha="center", va="center")
+
+
+def _draw_scale(figure: Figure, plan: _Plan, signed: bool) -> None:
+    low = -1 if signed else 0
+    colours = SIGNED_COLOUR_MAP if signed else COLOUR_MAP
+    top = plan.height - plan.below - _BAR + 0.06
+    axes = _axes(figure, plan, (_MARGIN, top), (2.6, 0.14))
+    drawn = ScalarMappable(Normalize(low, 1), colours)
+    bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
+    bar.set_ticks([low, 0, 1] if signed else [0, 1])
+    axes.tick_params(labelsize=8)
+    meaning = "red: relevance, blue: against the class" if signed else "relevance"
+    words = f"{meaning}; 1 is the largest absolute value of each map"
+    words = wrapped(words, int((plan.width - 3.3) * 13))
+    axes.text(1.06, 0.5, words, fontsize=8.5, va="center", transform=axes.transAxes)
+
+
+def _cell(figure: Figure, plan: _Plan, place: tuple[int, int, int]) -> Axes:
+    axes = _axes(figure, plan, plan.place(*place), (_WIDTH, plan.cell))
+    axes.set_axis_off()
+    return axes
+
+
+def _axes(
+    figure: Figure, plan: _Plan, corner: tuple[float, float], size: tuple[float, float]
+) -> Axes:
+    """At a place in inches: layouts of matplotlib give pictures of a fixed shape no title room."""
+    (left, top), (width, height) = corner, size
+    bottom = plan.height - top - height
+    return figure.add_axes(
+        (left / plan.width, bottom / plan.height, width / plan.width, height / plan.height)
+    )

@@ -1,0 +1,241 @@
+"""Figures about attention heads: numbers for each, maps of each, and what masking them does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Transform
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar._utils.stats import Array, Interval
+from hf_gmar.models.image_view import View
+from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image, wrapped
+
+_TILE = 120  # pixels of the longer side of a head's map
+_GAP = 6  # pixels between maps
+_DOTS = 130  # pixels of the grid in an inch
+_MOST_NUMBERS = 300  # cells above which numbers in them can't be read
+
+
+def importance_figure(
+    mean: NDArray[np.float32],
+    spread: NDArray[np.float32] | None,
+    title: str,
+    caption: str = "",
+    shares: bool = True,
+) -> Figure:
+    """Layers by heads as a heatmap, top layer at the top.
+
+    The colours start at zero; those of effects are symmetric about it.
+
+    Args:
+        mean: importance, (layers, H).
+        spread: its standard deviation over images, of the same shape; ``None`` for one image.
+        title: the explained class.
+        caption: one line below.
+        shares: whether the numbers are shares of their layer; else effects on the score, signed.
+
+    Returns:
+        A matplotlib figure without a window; with shares the colour bar marks 1/H, the even share.
+
+    Example:
+        >>> figure = importance_figure(np.full((3, 4), 0.25), None, "heart")
+        >>> len(figure.axes)  # the heatmap and its colour bar
+        2
+    """
+    panels = [mean] if spread is None else [mean, spread]
+    layers, heads = mean.shape
+    width, height = max(0.55 * heads, 2.4) + 1.5, max(0.36 * layers, 1.8) + 1.3
+    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if shares:
+        _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
+    else:
+        _heatmap(figure, axes[0], mean, "score lost without it, estimated", signed=True)
+    kind = "head importance" if shares else "effect of each head"
+    axes[0].set_title(f"{kind}: {_plain(title)}", fontsize=11)
+    if spread is not None:
+        _heatmap(figure, axes[1], spread, "standard deviation")
+        axes[1].set_title("spread over images", fontsize=11)
+    figure.supxlabel(_plain(caption), fontsize=9, color="0.35")
+    return figure
+
+
+def _heatmap(
+    figure: Figure,
+    axes: Axes,
+    values: NDArray[np.float32],
+    label: str,
+    even: float | None = None,
+    signed: bool = False,
+) -> None:
+    top = max(float(np.abs(values).max()), even or 0) or 1.0
+    colours = SIGNED_COLOUR_MAP if signed else COLOUR_MAP
+    drawn = axes.imshow(
+        values, cmap=colours, vmin=-top * signed, vmax=top, origin="lower", aspect="auto"
+    )
+    axes.set(xlabel="head", ylabel="layer")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(12, integer=True))
+    if values.size <= _MOST_NUMBERS:
+        for (layer, head), value in np.ndenumerate(values):
+            # Great values are bright where colours start at zero, and dark at both ends of signed.
+            colour = "black" if (abs(value) > 0.65 * top) != signed else "white"
+            text = f"{value:.2f}".replace("0.", ".", 1)
+            axes.text(head, layer, text, ha="center", va="center", fontsize=7, color=colour)
+    bar = figure.colorbar(drawn, ax=axes)
+    bar.set_label(label)
+    if even is not None:
+        bar.ax.axhline(even, color="cyan", linewidth=2)
+        bar.ax.text(
+            -0.2,
+            even,
+            f"even\nshare\n1/{round(1 / even)}",
+            ha="right",
+            va="center",
+            fontsize=8,
+            transform=_beside(bar.ax),
+        )
+
+
+def _beside(axes: Axes) -> Transform:
+    """Across as a share of the axes, up in the axes' own numbers."""
+    return axes.get_yaxis_transform()
+
+
+def head_maps_figure(
+    image: Image.Image,
+    maps: Tensor,
+    title: str = "where each head looks",
+    caption: str = "",
+    view: View | None = None,
+) -> Figure:
+    """A grid of small maps over one image, layers by heads, top layer at the top.
+
+    Args:
+        image: the original image.
+        maps: (layers, H, rows, columns), as :func:`~hf_gmar.heads.head_methods.head_maps` gives them for one
+            image. Each map's colours run from zero to its own maximum.
+        title: above the grid.
+        caption: one line below.
+        view: the part of the image that the patches cover; ``None`` is the whole image.
+
+    Returns:
+        A matplotlib figure without a window.
+
+    Example:
+        >>> import torch
+        >>> figure = head_maps_figure(Image.new("RGB", (32, 24)), torch.rand(2, 3, 4, 4))
+        >>> len(figure.axes)  # the image, and all maps
+        2
+    """
+    layers, heads = maps.shape[:2]
+    grid = _grid(image, maps, view)
+    across, down = grid.width / _DOTS, grid.height / _DOTS
+    room = max(across, 2.6)  # the title must fit
+    note = "colours: zero to each map's own maximum"
+    if view is not None and view.unexplained:
+        note += "; dark grey: not seen by the model"
+    words = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
+    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(words)), layout="constrained")
+    plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
+    plain.imshow(np.asarray(_small(image, 600)))
+    plain.set_axis_off()
+    plain.set_anchor("N")  # at the top of a grid that may be much taller
+    plain.set_title("the image", fontsize=11)
+    axes.imshow(np.asarray(grid), interpolation="nearest")
+    _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
+    axes.set_title(_plain(title), fontsize=11)
+    figure.supxlabel(f"{words}\n{note}" if words else note, fontsize=8, color="0.35")
+    return figure
+
+
+def _name_tiles(axes: Axes, width: float, height: float, heads: int, layers: int) -> None:
+    """Heads and layers beside the grid of their tiles, which are so many pixels each."""
+    axes.set_xticks((np.arange(heads) + 0.5) * width, [str(head) for head in range(heads)])
+    axes.set_yticks((np.arange(layers) + 0.5) * height, [str(n) for n in reversed(range(layers))])
+    axes.tick_params(length=0)
+    axes.set(xlabel="head", ylabel="layer")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _small(image: Image.Image, side: int) -> Image.Image:
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
+def _grid(image: Image.Image, maps: Tensor, view: View | None) -> Image.Image:
+    """All maps on small copies of the image, as one picture."""
+    shrunk = _small(image, _TILE)
+    view = _scaled(
+        view or View((image.height, image.width), (0, 0, image.height, image.width)), shrunk
+    )
+    layers, heads = maps.shape[:2]
+    width, height = shrunk.width + _GAP, shrunk.height + _GAP
+    grid = Image.new("RGB", (heads * width, layers * height), "white")
+    heat = view.onto_image(maps.detach().float().cpu())
+    for layer in range(layers):
+        for head in range(heads):
+            place = head * width + _GAP // 2, (layers - 1 - layer) * height + _GAP // 2
+            grid.paste(overlay_image(shrunk, heat[layer, head]), place)
+    return grid
+
+
+def _scaled(view: View, image: Image.Image) -> View:
+    """The same part of a smaller copy of the image."""
+    down, across = image.height / view.size[0], image.width / view.size[1]
+    top, left, bottom, right = view.box
+    box = top * down, left * across, bottom * down, right * across
+    return View((image.height, image.width), box)
+
+
+_COLOURS = ("#c1272d", "#0072b2", "0.45")
+_MARKS = ("o", "s", "^")
+
+
+def ablation_figure(
+    fractions: Array, bands: Mapping[str, Interval], images: int, caption: str = ""
+) -> Figure:
+    """Mean score of the target over the share of heads that is masked, with 95 % bands.
+
+    Args:
+        fractions: share of masked heads, (steps,).
+        bands: mean curve and band of each order, each (steps,).
+        images: how many images the means are of.
+        caption: one line below.
+
+    Returns:
+        A matplotlib figure without a window.
+
+    Example:
+        >>> ends = np.array([2.0, 1.0])
+        >>> figure = ablation_figure(1 - ends / 2, {"random": Interval(ends, ends, ends)}, 3)
+        >>> figure.axes[0].get_xlabel()
+        'share of heads masked'
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, band), colour, mark in zip(bands.items(), _COLOURS, _MARKS, strict=False):
+        axes.plot(fractions, band.mean, color=colour, marker=mark, markersize=4, label=name)
+        axes.fill_between(fractions, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+    axes.set(xlabel="share of heads masked", ylabel="score of the target (logit)", xlim=(0, 1))
+    axes.set_title(f"masking heads, {images} image{'s' if images > 1 else ''}", fontsize=11)
+    note = "means over the images; bands: 95 %, by bootstrap" if images > 1 else ""
+    caption = "\n".join(wrapped(part, 95) for part in (caption, note) if part)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.supxlabel(caption, fontsize=9, color="0.35")
+    return figure
+
+
+def _plain(text: str) -> str:
+    """A label is text, and "$" no start of a formula."""
+    return text.replace("$", r"\$")

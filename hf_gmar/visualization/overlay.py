@@ -1,0 +1,251 @@
+"""Pictures: a patch map over its image, as a figure with a colour bar or as a plain image."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar._utils.files import whole_file
+from hf_gmar.errors import InputError
+from hf_gmar.models.image_view import View
+
+COLOUR_MAP = "inferno"
+"""Colours from zero to the greatest value."""
+
+SIGNED_COLOUR_MAP = "RdBu_r"
+"""Colours of maps with negative values: blue below zero, white at zero, red above."""
+
+OPACITY = 0.6
+"""Of a heatmap over its image."""
+
+_DIMMED = 0.4  # how bright the grey is where nothing is explained
+_DOTS = 150  # per inch
+
+_Edges: TypeAlias = tuple[float, float, float, float]
+
+
+def overlay_figure(
+    image: Image.Image, patches: Tensor, title: str, caption: str = "", view: View | None = None
+) -> Figure:
+    """The image, and the image under its heatmap, side by side.
+
+    Args:
+        image: the original image, of any size.
+        patches: relevance of each patch, (rows, columns). The colours start at zero; where a value
+            is negative, they run as far below zero as above it, with blue for what speaks against
+            the class.
+        title: the explained class, for example with its probability.
+        caption: one line below the picture.
+        view: the part of the image that the patches cover, as ``view_of`` measures it; the rest is
+            hatched as not seen by the model. ``None`` is the whole image.
+
+    Returns:
+        A matplotlib figure without a window; ``save_figure`` writes it.
+
+    Raises:
+        InputError: the view is of an image of another size.
+
+    Example:
+        >>> import torch
+        >>> figure = overlay_figure(Image.new("RGB", (32, 32)), torch.rand(4, 4), "cat")
+        >>> len(figure.axes)  # image, overlay, colour bar
+        3
+    """
+    view = view or View((image.height, image.width), (0.0, 0.0, image.height, image.width))
+    _check_size("view", view.size, image)
+    figure, (plain, heated, bar) = _laid_out(image, title, caption, view.unexplained)
+    _show(plain, image)
+    _show(heated, image)
+    heat = patches.detach().float().cpu().numpy()
+    drawn = _draw_heat(heated, view, heat)
+    meaning = "relevance, per patch\n(below 0: against the class)"
+    meaning = meaning if is_signed(heat) else "share of relevance, per patch"
+    figure.colorbar(drawn, cax=bar).set_label(meaning)
+    if view.unexplained:
+        _hatch_unseen(heated, view)
+    return figure
+
+
+def overlay_image(image: Image.Image, heat: Tensor) -> Image.Image:
+    """The image under its heatmap, pixel for pixel, without axes or text.
+
+    Args:
+        image: the original image.
+        heat: relevance on the image's own pixels, (height, width), NaN where nothing is explained,
+            as ``View.onto_image`` gives it. The colours run from zero to its maximum; where a value
+            is negative, from minus to plus its largest absolute value.
+
+    Returns:
+        An RGB image of the same size; dark grey where nothing is explained.
+
+    Raises:
+        InputError: the heat has another size than the image.
+
+    Example:
+        >>> import torch
+        >>> heat = torch.tensor([[0.0, 0.5, 1.0, float("nan")]])
+        >>> picture = overlay_image(Image.new("RGB", (4, 1), "white"), heat)
+        >>> [picture.getpixel((x, 0)) for x in (0, 2, 3)]
+        [(102, 102, 103), (253, 254, 200), (102, 102, 102)]
+    """
+    _check_size("heat", tuple(heat.shape), image)
+    values = heat.detach().float().cpu().numpy()
+    seen = ~np.isnan(values)
+    colours = _coloured(np.where(seen, values, 0))
+    plain = image.convert("RGB")
+    dimmed = plain.convert("L").point(lambda grey: grey * _DIMMED).convert("RGB")
+    return Image.composite(
+        Image.blend(plain, colours, OPACITY), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
+    )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, 150 dots per inch, all or nothing."""
+    with whole_file(path) as part, warnings.catch_warnings():
+        # A letter that the font lacks becomes a box; the label is in the numbers as well.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(part, dpi=_DOTS, format="png")
+
+
+def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
+    if size != (image.height, image.width):
+        raise InputError(
+            f"the {name} has the size {size} and the image {(image.height, image.width)} (height, "
+            "width); they must be the same: take the view of the image's own size"
+        )
+
+
+def wrapped(text: str, width: int, lines: int = 3) -> str:
+    """At most so many lines; a label is text, and "$" no start of a formula."""
+    room = lines * width - 2  # a word without an end would leave nothing but the mark of the rest
+    words = [one if len(one) <= room else f"{one[: room - 1]}…" for one in text.split()]
+    found = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
+    return found.replace("$", r"\$")
+
+
+def _laid_out(
+    image: Image.Image, title: str, caption: str, legend: bool
+) -> tuple[Figure, list[Axes]]:
+    """A figure with its texts, and empty axes for the image, the overlay and the colour bar."""
+    width, height = _inches(image)
+    column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
+    title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
+    above, below = 0.2 + 0.22 * _lines(title), 0.15 + 0.17 * _lines(caption) + 0.3 * legend
+    figure = Figure(figsize=(2 * column + 1.9, below + row + above))
+    centre, left = below + row / 2, 0.15 + (column - width) / 2
+    plain = _axes(figure, left, centre, width, height)
+    heated = _axes(figure, left + column + 0.25, centre, width, height)
+    bar = _axes(figure, left + column + width + 0.4, centre, 0.16, max(0.9 * height, 2))
+    plain.set_title("the image", fontsize=13)
+    heated.set_title(title, fontsize=13)
+    figure.supxlabel(caption, y=0.06 / (below + row + above), fontsize=9, color="0.35")
+    return figure, [plain, heated, bar]
+
+
+def _axes(figure: Figure, left: float, centre: float, width: float, height: float) -> Axes:
+    """At a place in inches: layouts of matplotlib give a picture of a fixed shape no title room."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes(
+        (left / across, (centre - height / 2) / down, width / across, height / down)
+    )
+
+
+def _inches(image: Image.Image) -> tuple[float, float]:
+    """Width and height of the image on paper: about the same area for every shape."""
+    ratio = image.width / image.height
+    width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)
+    return width, width / ratio
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + bool(text)
+
+
+def _show(axes: Axes, image: Image.Image) -> None:
+    small = image.convert("RGB")
+    small.thumbnail((1500, 1500))  # more than the figure has dots for
+    axes.imshow(np.asarray(small), extent=_extent(0, 0, image.height, image.width))
+    axes.set_axis_off()
+
+
+def _extent(top: float, left: float, bottom: float, right: float) -> _Edges:
+    """As matplotlib wants it: the first pixel's centre is at 0."""
+    return left - 0.5, right - 0.5, bottom - 0.5, top - 0.5
+
+
+def is_signed(values: NDArray[np.float32]) -> bool:
+    """Whether any value is negative, so that zero needs a colour of its own."""
+    return bool((values < 0).any())
+
+
+def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
+    """The colour map of these values, and the values at its two ends."""
+    top = float(np.abs(values).max(initial=0)) or 1  # zeros must look like zeros
+    if is_signed(values):
+        return SIGNED_COLOUR_MAP, -top, top
+    return COLOUR_MAP, 0, top  # from zero, for a flat map must look flat
+
+
+def _draw_heat(axes: Axes, view: View, heat: NDArray[np.float32]) -> AxesImage:
+    limits = axes.get_xlim(), axes.get_ylim()
+    colours, low, high = _scale(heat)
+    drawn = axes.imshow(
+        heat,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        alpha=OPACITY,
+        interpolation="bilinear",
+        extent=_extent(*view.box),
+    )
+    # Padding is not part of the image.
+    axes.set(xlim=limits[0], ylim=limits[1])
+    return drawn
+
+
+def _hatch_unseen(axes: Axes, view: View) -> None:
+    """Cover what is outside of the view's box."""
+    top, left, bottom, right = view.box
+    height, width = view.size
+    whole = _rectangle(0, 0, height, width)
+    seen = _rectangle(max(top, 0), max(left, 0), min(bottom, height), min(right, width))
+    hole = Outline(np.asarray(seen.vertices)[::-1], seen.codes)
+    cover = PathPatch(
+        Outline.make_compound_path(whole, hole),
+        facecolor=(0.35, 0.35, 0.35, 0.8),
+        edgecolor="0.75",
+        hatch="//",
+        linewidth=0,
+        label="not seen by the model",
+    )
+    axes.add_patch(cover)
+    axes.legend(handles=[cover], loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)
+
+
+def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
+    left, right, bottom, top = _extent(top, left, bottom, right)
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    return Outline(corners, closed=True)
+
+
+def _coloured(values: NDArray[np.float32]) -> Image.Image:
+    """The values in their colour map, as 256 colours."""
+    colours, low, high = _scale(values)
+    scaled = np.clip((values - low) / (high - low), 0, 1)
+    picture = Image.fromarray((scaled * 255).round().astype(np.uint8))
+    palette = np.asarray(mpl.colormaps[colours](np.arange(256), bytes=True))
+    picture.putpalette(palette.tobytes(), "RGBA")
+    return picture.convert("RGB")
