@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 
 from hf_gmar import Comparison, LogitsModel, compare, load_model
-from hf_gmar.comparison import CAPTUM, Column
-from hf_gmar.comparison.method_specs import Entry, captum_columns
+from hf_gmar.comparison import CAPTUM, MethodSpec
+from hf_gmar.comparison.method_specs import MethodLike, captum_columns
 from hf_gmar.data import draw_scene, open_image
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
@@ -44,7 +44,7 @@ def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) 
         loaded.processor(images=image, return_tensors="pt").pixel_values
         for image in images.values()
     ]
-    columns: list[Entry] = [Column(name) for name in METHODS]
+    columns: list[MethodLike] = [MethodSpec(name) for name in METHODS]
     columns += captum_columns(captum, LogitsModel(loaded.model))
     batch = torch.cat(pixels).to(loaded.model.device)
     console = Console(stderr=True)

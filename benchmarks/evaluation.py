@@ -26,13 +26,13 @@ from torch import Tensor
 
 from benchmarks.timing import by_round, round_robin
 from hf_gmar import GMAR, evaluate, load_model
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar.data import Images, open_data
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar.data import ImageDataset, open_data
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.metrics import patch_order
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import labels_of
-from hf_gmar.perturbations import build_perturbation, copies_at_once
+from hf_gmar.perturbations import build_perturbation, max_batch_size
 
 PLAIN = "plain way, blur"
 CURVES_HEAD = (
@@ -66,7 +66,7 @@ class Curve:
             target = int(loaded.model(pixels).logits.argmax())
         patches = GMAR(loaded.model).attribute_patches(pixels, target)[0]
         order, count = patch_order(patches), patches.numel()
-        fewest = build_perturbation("token-dropping").fewest(Subject.of(loaded.model))
+        fewest = build_perturbation("token-dropping").fewest(ModelAdapter.of(loaded.model))
         kept = torch.ones(2, steps + 1, count, dtype=torch.bool)
         for step in range(steps + 1):
             gone = min(round(step * count / steps), count - fewest)
@@ -76,17 +76,17 @@ class Curve:
 
     def plainly(self) -> Tensor:
         """Deletion, then insertion, step by step: blurred, one copy at a time, all tokens."""
-        subject = Subject.of(self.loaded.model)
-        begun = build_perturbation("blur").begin(subject, self.pixels, batch=1)
+        adapter = ModelAdapter.of(self.loaded.model)
+        begun = build_perturbation("blur").bind(adapter, self.pixels, batch=1)
         steps = [self.kept[0], self.kept[1].flip(0)]
         return torch.cat([begun.scores(one[None]) for half in steps for one in half])
 
     def by(self, name: str, memory: int) -> Tensor:
         """The same scores as the package measures them: in batches, each copy once."""
-        subject = Subject.of(self.loaded.model)
+        adapter = ModelAdapter.of(self.loaded.model)
         perturbation = build_perturbation(name)
-        batch = copies_at_once(subject, self.pixels, memory, perturbation=perturbation)
-        begun = perturbation.begin(subject, self.pixels, batch=batch)
+        batch = max_batch_size(adapter, self.pixels, memory, perturbation=perturbation)
+        begun = perturbation.bind(adapter, self.pixels, batch=batch)
         whole, *between, nothing = self.kept[0]
         return begun.scores(torch.stack([whole, nothing, *between, *self.kept[1, 1:-1]]))
 
@@ -96,7 +96,7 @@ class Curve:
 
 
 def curves_table(
-    loaded: LoadedModel, data: Images, steps: int, repeats: int, memory: int
+    loaded: LoadedModel, data: ImageDataset, steps: int, repeats: int, memory: int
 ) -> list[str]:
     """Rows of Markdown: images in a second by each way, and their ratio to the plain one."""
     pixels = [loaded.processor(images=one.image, return_tensors="pt").pixel_values for one in data]
@@ -138,7 +138,7 @@ def scaling(words: Sequence[str], images: int) -> list[str]:
     return lines
 
 
-def work(loaded: LoadedModel, data: Images) -> float:
+def work(loaded: LoadedModel, data: ImageDataset) -> float:
     """Images in a second of a whole evaluation, from when all processes are ready."""
     processes = Processes.launched()
     evaluate(loaded, open_data(data, labels_of(loaded.model.config), limit=2), ["gmar"])

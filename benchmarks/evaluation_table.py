@@ -27,11 +27,11 @@ COLUMNS: dict[str, str] = {
     "srg:blur": "SRG, blur ↑",
     "srg:token-dropping": "SRG, dropping ↑",
     "average-drop:blur": "average drop, blur ↓",
-    "mask-energy": "energy in mask ↑",
-    "patch-ap": "patch AP ↑",
+    "relevance-mass": "energy in mask ↑",
+    "average-precision": "patch AP ↑",
     "grid-pointing": "GridPG ↑",
     "class-sensitivity": "class sensitivity ↓",
-    "randomisation": "randomisation ↓",
+    "parameter-randomization": "parameter-randomization ↓",
 }
 """What the short table shows of a summary, where it has it."""
 
@@ -63,7 +63,7 @@ def _shown(cells: dict[tuple[str, str], dict[str, Any]], method: str, measure: s
     if cell["low"] is not None:
         text += f" ({cell['low']:.2f} to {cell['high']:.2f})"
     rivals = [one["mean"] for key, one in cells.items() if key[1] == measure and _has(one)]
-    best = max(rivals) if cell["better"] == "higher" else min(rivals)
+    best = max(rivals) if cell["higher_is_better"] else min(rivals)
     return f"**{text}**" if cell["mean"] == best else text
 
 

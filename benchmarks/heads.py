@@ -35,12 +35,12 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar import GMAR, ablate_heads, load_model
-from hf_gmar._core.head_masking import head_drops
+from hf_gmar._core.head_masking import single_head_ablation
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.stats import Interval, bootstrap
 from hf_gmar.data import draw_scene, open_image
-from hf_gmar.heads import HeadAblation, HeadEffects
+from hf_gmar.heads import HeadAblation, HeadTaylorImportance
 from hf_gmar.heads.ablation import LEAST, MOST, RANDOM
 from hf_gmar.methods import AttentionMethod
 from hf_gmar.methods.layer_rules import NORMS
@@ -107,7 +107,7 @@ def importances(loaded: LoadedModel, pixels: Tensor, targets: list[int]) -> dict
         name: GMAR(model, norm=norm).head_importance(pixels, targets).double().cpu().numpy()
         for name, norm in zip((L1, L2), NORMS, strict=True)
     }
-    products = HeadEffects(model).head_importance(pixels, targets).double().cpu().numpy()
+    products = HeadTaylorImportance(model).head_importance(pixels, targets).double().cpu().numpy()
     norms = GradientOfHeads(model).sums(pixels, targets)
     return {**gmar, UNSHARED: norms, MICHEL: np.abs(products), SIGNED: products}
 
@@ -132,7 +132,9 @@ def measure_batch(
         random_orders = 0
     few = max(0, min(len(pixels), plan.singles - start))
     if few:
-        drops = head_drops(loaded.model, pixels[:few], targets[:few]).double().cpu().numpy()
+        drops = (
+            single_head_ablation(loaded.model, pixels[:few], targets[:few]).double().cpu().numpy()
+        )
         chance = np.random.default_rng([plan.seed, start]).random(drops.shape)
         _correlate(found, {**kinds, CHANCE: chance}, drops)
 

@@ -27,13 +27,16 @@ def summary() -> str:
 
 def metrics() -> str:
     """The metrics of the registry."""
-    rows = [(one.name, one.formula, one.better, one.source) for one in METRICS.values()]
+    rows = [
+        (one.name, one.formula, "higher" if one.higher_is_better else "lower", one.source)
+        for one in METRICS.values()
+    ]
     return _table(("metric", "value of one image", "better", "source"), rows)
 
 
 def metric_limits() -> str:
     """What each metric does not tell."""
-    return _table(("metric", "limits"), [(one.name, one.limits) for one in METRICS.values()])
+    return _table(("metric", "limits"), [(one.name, one.caveats) for one in METRICS.values()])
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -77,7 +77,7 @@ def main(
     attention: Annotated[str, typer.Option(help="How the model is loaded.")] = "sdpa",
 ) -> None:
     """Print how often the threads ran and how many results were wrong."""
-    loaded = load_model("bundled", "cpu", attention=attention)
+    loaded = load_model("bundled", "cpu", attn_implementation=attention)
     pixels = loaded.processor(images=open_image(sample_image()), return_tensors="pt").pixel_values
     outcome = busy_threads(loaded.model, pixels, seconds)
     print(

@@ -20,24 +20,24 @@ import typer
 from benchmarks.contest import FORWARD, TARGET, Bench, Case, Run
 from benchmarks.timing import by_round, round_robin
 from hf_gmar import GMAR
-from hf_gmar.methods import METHODS, AttentionMethod, Method, explain_together
+from hf_gmar.methods import METHODS, AttentionMethod, AttributionMethod, attribute_jointly
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0)
 READERS = [name for name, method in METHODS.items() if issubclass(method, AttentionMethod)]
 """The methods that read attention."""
 
 
-def variants(model: Any) -> list[Method]:
+def variants(model: Any) -> list[AttributionMethod]:
     """GMAR by both norms and several weights of the residual connection."""
     return [GMAR(model, norm=norm, alpha=alpha) for norm in ("l1", "l2") for alpha in ALPHAS]
 
 
-def readers(model: Any, without: Sequence[str] = ()) -> list[Method]:
+def readers(model: Any, without: Sequence[str] = ()) -> list[AttributionMethod]:
     """Each method that reads attention, with its own options."""
     return [METHODS[name](model) for name in READERS if name not in without]
 
 
-SETS: Mapping[str, Callable[[Any], list[Method]]] = {
+SETS: Mapping[str, Callable[[Any], list[AttributionMethod]]] = {
     "8 variants of GMAR": variants,
     "8 variants of GMAR and all that read attention but LeGrad": lambda model: [
         *variants(model),
@@ -48,7 +48,7 @@ SETS: Mapping[str, Callable[[Any], list[Method]]] = {
 """Methods that are asked together."""
 
 
-def one_by_one(methods: Sequence[Method], images: torch.Tensor) -> None:
+def one_by_one(methods: Sequence[AttributionMethod], images: torch.Tensor) -> None:
     """Each by itself."""
     for method in methods:
         method.attribute_patches(images, TARGET)
@@ -63,7 +63,7 @@ def rows(case: Case, repeats: int, device: torch.device) -> list[str]:
         methods = build(bench.model)
         counts[name] = len(methods)
         runs[f"{name}, one by one"] = functools.partial(one_by_one, methods, bench.pixels)
-        runs[name] = functools.partial(explain_together, methods, bench.pixels, TARGET)
+        runs[name] = functools.partial(attribute_jointly, methods, bench.pixels, TARGET)
     seconds = round_robin(runs, repeats, device, lambda: None)
     return [
         f"| {case.name} | {name} | {count} | "

@@ -15,8 +15,7 @@ from typing import Annotated
 import typer
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Occlusion, Saliency
 
-from hf_gmar import LogitsModel, compare, load_model
-from hf_gmar import Column
+from hf_gmar import LogitsModel, MethodSpec, compare, load_model
 from hf_gmar.data import draw_scene
 from hf_gmar.visualization import save_figure
 
@@ -36,7 +35,9 @@ def main(
         pixels.repeat(objects, 1, 1, 1),
         {
             "GMAR": "gmar",
-            "Integrated Gradients": Column(IntegratedGradients(logits), options={"n_steps": 25}),
+            "Integrated Gradients": MethodSpec(
+                IntegratedGradients(logits), options={"n_steps": 25}
+            ),
             "Input x Gradient": InputXGradient(logits),
             "Saliency": Saliency(logits),
             "GradientShap": GradientShap(logits),

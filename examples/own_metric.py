@@ -12,24 +12,23 @@ from torch import Tensor
 
 from hf_gmar import evaluate, load_model
 from hf_gmar.metrics import Curves, Metric
-from hf_gmar.perturbations import Perturbation
-from hf_gmar.perturbations.base import Copies, Image
+from hf_gmar.perturbations import CopyPlan, Perturbation, PerturbationInput
 
 
 class HalfLife(Metric[Curves]):
     """Share of the patches that can go, most relevant first, before half of the score is lost."""
 
     name = "half-life"
-    needs = "curves"
-    better = "lower"
+    input_kind = "curves"
+    higher_is_better = False
     formula = "the first share with less than half of the score, most relevant first"
     source = "this example"
-    limits = "no finer than the steps of the curve"
+    caveats = "no finer than the steps of the curve"
     perturbed = True
 
     def values(self, found: Curves) -> Tensor:
         """From 0 to 1, (B,)."""
-        lost = found.most < found.most[:, :1] / 2
+        lost = found.morf < found.morf[:, :1] / 2
         first = torch.where(lost.any(1), lost.int().argmax(1), len(found.fractions) - 1)
         return found.fractions[first]
 
@@ -43,7 +42,7 @@ class Black(Perturbation):
     summary = "black"
     source = "this example"
 
-    def copies(self, image: Image) -> Copies:
+    def copies(self, image: PerturbationInput) -> CopyPlan:
         """The image with patches at the lowest value of its pixels."""
 
         def pixels(kept: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ class Black(Perturbation):
             there = kept.repeat_interleave(size[0], 1).repeat_interleave(size[1], 2)[:, None]
             return torch.where(there, image.pixels, image.pixels.min())
 
-        return Copies(pixels)
+        return CopyPlan(pixels)
 
 
 def main() -> None:

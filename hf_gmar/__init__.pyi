@@ -13,7 +13,7 @@ from . import (
 )
 from ._core.token_layout import TokenLayout, register_layout
 from ._utils.version import __version__
-from .comparison.method_specs import Column
+from .comparison.method_specs import MethodSpec
 from .comparison.result import Comparison
 from .comparison.run import compare
 from .evaluation.evaluator import Evaluation, evaluate
@@ -23,12 +23,12 @@ from .heads.importance import HeadImportance, head_importance
 from .methods.attention_base import AttentionMethod
 from .methods.attention_rollout import AttentionRollout
 from .methods.attn_lrp import AttnLRP
-from .methods.base import Method
+from .methods.base import AttributionMethod
 from .methods.gmar import GMAR
 from .methods.grad_sam import GradSAM
 from .methods.gradient_rollout import GradientRollout
 from .methods.input_x_gradient import InputXGradient
-from .methods.joint import explain_together
+from .methods.joint import attribute_jointly
 from .methods.legrad import LeGrad
 from .methods.random_attribution import RandomAttribution
 from .methods.raw_attention import RawAttention
@@ -41,7 +41,7 @@ __all__ = [
     "AttentionMethod",
     "AttentionRollout",
     "AttnLRP",
-    "Column",
+    "MethodSpec",
     "Comparison",
     "Evaluation",
     "GMAR",
@@ -53,7 +53,7 @@ __all__ = [
     "InputXGradient",
     "LeGrad",
     "LogitsModel",
-    "Method",
+    "AttributionMethod",
     "RandomAttribution",
     "RawAttention",
     "TokenGradCAM",
@@ -67,7 +67,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluation",
-    "explain_together",
+    "attribute_jointly",
     "head_importance",
     "head_maps",
     "heads",

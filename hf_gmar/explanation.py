@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.version import __version__
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import build_method, default_options
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import View, view_of
+from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import label_of, probabilities
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.visualization.overlay import overlay_figure, save_figure
@@ -46,7 +46,7 @@ class Explanation:
 
     source: str
     image: Image.Image
-    view: View
+    view: ImageView
     patches: Tensor
     target: int
     label: str
@@ -61,7 +61,7 @@ class Explanation:
         ``STEM.6-heart-not-cross.grad-sam.png``.
 
         The archive has ``patches``, where they lie on the image (``size``, ``box``: see
-        :class:`~hf_gmar.models.image_view.View`), ``target``, ``label``, ``probability``, ``source``,
+        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``, ``source``,
         ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
         words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
@@ -111,7 +111,7 @@ class Explainer:
     """
 
     loaded: LoadedModel
-    method: Method
+    method: AttributionMethod
     settings: dict[str, Any]
 
     @classmethod
@@ -155,7 +155,7 @@ class Explainer:
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self._pixels(image)
-        view = view_of(self.loaded.processor, (image.height, image.width))
+        view = measure_view(self.loaded.processor, (image.height, image.width))
         shares = self._probabilities(pixels)
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
         targets = best if target is None else [target]

@@ -20,16 +20,16 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as OF_TWO,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as IMAGE_TEXT_MODEL,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar._core.families import PROMPTED
+from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS, build_method, option_names
 from hf_gmar.models.hub import DEFAULT_MODEL
-from hf_gmar.models.image_view import view_of
+from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
 from hf_gmar.visualization.overlay import overlay_image
 
@@ -140,7 +140,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": view_of(self.image_processor, _size(given)),
+            "view": measure_view(self.image_processor, _size(given)),
             "image": _picture(given) if overlay else None,
         }
 
@@ -182,7 +182,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         METHODS[method].check_contrast(contrast)
         return None if contrast is None else find_class(self.model.config, str(contrast))
 
-    def _method(self, name: str, options: dict[str, Any]) -> Method:
+    def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
         known = option_names(name)
         if unknown := sorted(options.keys() - known):
             raise OptionError(
@@ -209,7 +209,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     def _explained(self, outputs: dict[str, Any], overlay: bool) -> Iterator[dict[str, Any]]:
         parts = (outputs[name][0] for name in ("classes", "scores", "patches"))
         for index, score, patches in zip(*parts, strict=True):
-            heat = outputs["view"].onto_image(patches)
+            heat = outputs["view"].project(patches)
             label = label_of(self.model.config, int(index))
             picture = {"overlay": overlay_image(outputs["image"], heat)} if overlay else {}
             yield {"label": label, "score": float(score), "attribution": heat, **picture}
@@ -280,7 +280,7 @@ def _refuse_incomplete(model: Any) -> None:
     if not absent:
         return
     name = model.config.name_or_path
-    if OF_TWO.get(model.config.model_type) in PROMPTED:
+    if IMAGE_TEXT_MODEL.get(model.config.model_type) in ZERO_SHOT_CLASSES:
         raise ModelLoadError(
             f"{name!r} is a model of image and text, which scores images by text prompts; give "
             "them with model=hf_gmar.ZeroShotModel(...), or with --prompts on the command line"

@@ -64,11 +64,11 @@ from hf_gmar.methods import (
     GMAR,
     AttentionRollout,
     AttnLRP,
+    AttributionMethod,
     GradientRollout,
     GradSAM,
     InputXGradient,
     LeGrad,
-    Method,
     RandomAttribution,
     RawAttention,
     TokenGradCAM,
@@ -151,9 +151,9 @@ class MethodCase:
     engines: Sequence[str] = tuple(ENGINE_NAMES)
 
     @property
-    def about(self) -> type[Method]:
+    def about(self) -> type[AttributionMethod]:
         """The class, which says whether maps are signed and depend on the class."""
-        return cast("type[Method]", self.build.func)
+        return cast("type[AttributionMethod]", self.build.func)
 
     def made(self, model: Any, engine: str | None = None, **options: Any) -> Any:
         """The method on a model, fed by an engine if it has any."""
@@ -172,7 +172,7 @@ def _gmar(name: str, **options: Any) -> MethodCase:
 
 
 def _rival(
-    name: str, method: type[Method], reference: Callable[..., Any], **options: Any
+    name: str, method: type[AttributionMethod], reference: Callable[..., Any], **options: Any
 ) -> MethodCase:
     return MethodCase(
         name,

@@ -89,7 +89,7 @@ def own_processor(folder: Path, trace: Path) -> Path:
     return folder
 
 
-OF_TWO: dict[str, tuple[type[PreTrainedModel], Any]] = {
+IMAGE_TEXT_MODEL: dict[str, tuple[type[PreTrainedModel], Any]] = {
     "clip": (CLIPModel, CLIPConfig),
     "metaclip2": (MetaClip2Model, MetaClip2Config),
     "siglip": (SiglipModel, SiglipConfig),
@@ -99,7 +99,7 @@ OF_TWO: dict[str, tuple[type[PreTrainedModel], Any]] = {
 
 def of_two(folder: Path, name: str = "clip") -> Path:
     """A tiny one with the tokenizer that knows the words of ``tests.models.PROMPTS``."""
-    prompted(*OF_TWO[name]).model.save_pretrained(folder)
+    prompted(*IMAGE_TEXT_MODEL[name]).model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     size = {"height": 32, "width": 32}
     if name == "siglip":

@@ -58,17 +58,17 @@ def trace(
     ``reads`` says what a head of the tests' own reads.
     """
     dense = _eager_copy(model)
-    tower = vision_part(dense)
+    vision_model = vision_part(dense)
     attention, gradient, readouts = [], [], []
     for index, image in enumerate(images):
-        output, seen = _seen(tower, dense, image[None], forward_kwargs or {})
+        output, seen = _seen(vision_model, dense, image[None], forward_kwargs or {})
         for layer in seen.attentions:
             layer.retain_grad()
         scores = output if isinstance(output, Tensor) else output.logits
         scores[0, int(scores.argmax()) if targets is None else targets[index]].backward()
         attention.append(np.stack([_array(layer[0]) for layer in seen.attentions]))
         gradient.append(np.stack([_array(layer.grad[0]) for layer in seen.attentions]))
-        size = tower.config.patch_size
+        size = vision_model.config.patch_size
         height, width = (size, size) if isinstance(size, int) else size
         grid = images.shape[2] // height, images.shape[3] // width
         prefix, readout = read_out(dense, seen, grid[0] * grid[1], reads)
@@ -96,10 +96,10 @@ def trace_of_cut_models(
     gradients = []
     for kept in range(1, layers + 1):
         cut = copy.deepcopy(model)
-        tower = vision_part(cut)
+        vision_model = vision_part(cut)
         (stack,) = [
             part
-            for part in tower.modules()
+            for part in vision_model.modules()
             if isinstance(part, nn.ModuleList) and len(part) == layers and _are_layers(part)
         ]
         del stack[kept:]
@@ -113,9 +113,9 @@ def _are_layers(parts: nn.ModuleList) -> bool:
 
 def _eager_copy(model: Any) -> Any:
     dense = copy.deepcopy(model).eval()
-    tower = vision_part(dense)
-    if tower.config._attn_implementation != "eager":
-        tower.set_attn_implementation("eager")
+    vision_model = vision_part(dense)
+    if vision_model.config._attn_implementation != "eager":
+        vision_model.set_attn_implementation("eager")
     return dense.requires_grad_(True)
 
 
@@ -125,15 +125,17 @@ def vision_part(model: Any) -> Any:
     return getattr(inside, "vision_model", inside)
 
 
-def _seen(tower: Any, model: Any, image: Tensor, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def _seen(
+    vision_model: Any, model: Any, image: Tensor, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """What the model gives for an image, and what its tower gave meanwhile, with attention."""
-    plain, outputs = tower.forward, []
+    plain, outputs = vision_model.forward, []
 
     def forward(*args: Any, **given: Any) -> Any:
         outputs.append(plain(*args, **{**given, "output_attentions": True}))
         return outputs[-1]
 
-    with patch.object(tower, "forward", forward):
+    with patch.object(vision_model, "forward", forward):
         output = model(image, **kwargs)
     return output, outputs[0]
 

@@ -17,7 +17,7 @@ import torch
 from transformers import Data2VecVisionConfig, Data2VecVisionForImageClassification
 
 from hf_gmar import GMAR, HeadAblation, HeadImportance, ablate_heads, head_importance
-from hf_gmar._core.head_masking import head_drops, masked_heads_scores
+from hf_gmar._core.head_masking import scores_with_masked_heads, single_head_ablation
 from hf_gmar._core.model_adapter import scores_of
 from hf_gmar._utils.stats import bootstrap
 from hf_gmar.errors import (
@@ -46,7 +46,7 @@ loadings = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 
 def masked_scores(model: Any, masked: torch.Tensor = MASKED, **kwargs: Any) -> torch.Tensor:
-    return masked_heads_scores(model, VIT.images(), masked, **kwargs)
+    return scores_with_masked_heads(model, VIT.images(), masked, **kwargs)
 
 
 def test_the_mask_could_show_a_mistake() -> None:
@@ -58,20 +58,22 @@ def test_the_mask_could_show_a_mistake() -> None:
 @pytest.mark.parametrize("case", MASKABLE, ids=lambda case: case.name)
 def test_masked_heads_are_zeros_by_hand(case: ModelCase, attention: str) -> None:
     model, images = case.build(attention=attention), case.images()
-    got = masked_heads_scores(model, images, MASKED, **case.options, **case.forward_kwargs)
+    got = scores_with_masked_heads(model, images, MASKED, **case.options, **case.forward_kwargs)
     wanted = oracles.scores_without_heads(model, images, MASKED.tolist(), case.forward_kwargs)
     assert relative_error(got, wanted) < 1e-5
     with torch.no_grad():
         plain = scores_of(model(images, **case.forward_kwargs))
     assert relative_error(got, plain.double().numpy()) > 0.01
     none = torch.zeros(LAYERS, HEADS, dtype=torch.bool)
-    same_again = masked_heads_scores(model, images, none, **case.options, **case.forward_kwargs)
+    same_again = scores_with_masked_heads(
+        model, images, none, **case.options, **case.forward_kwargs
+    )
     assert torch.equal(same_again, plain)
 
 
 def test_masked_heads_are_zeros_by_the_weights() -> None:
     model, images = VIT.build().double(), VIT.images(torch.float64)
-    got = masked_heads_scores(model, images, MASKED)
+    got = scores_with_masked_heads(model, images, MASKED)
     with torch.no_grad():
         wanted = torch.stack(
             [
@@ -101,7 +103,7 @@ def test_nothing_is_left_behind(attention: str) -> None:
     importance = torch.rand(SHAPE)
     with unchanged(model):
         masked_scores(model)
-        head_drops(model, VIT.images())
+        single_head_ablation(model, VIT.images())
         ablate_heads(model, VIT.images(), importance, steps=2)
     with torch.inference_mode(), unchanged(model):
         masked_scores(model)
@@ -220,12 +222,12 @@ def test_a_mask_that_does_not_fit(name: str) -> None:
 def test_images_of_another_size() -> None:
     case = next(case for case in MODELS if case.name == "vit-interpolated")
     with pytest.raises(InputError, match="interpolate_pos_encoding"):
-        masked_heads_scores(case.build(), case.images(), MASKED)
+        scores_with_masked_heads(case.build(), case.images(), MASKED)
 
 
 def test_one_head_alone() -> None:
     model, images = VIT.build(), VIT.images()
-    drops = head_drops(model, images, TARGETS)
+    drops = single_head_ablation(model, images, TARGETS)
     plain = scores_of(model(images)).detach().numpy()
     for layer, head in ((0, 0), (1, 3), (2, 2)):
         masked = np.zeros(SHAPE, dtype=bool)
@@ -233,8 +235,8 @@ def test_one_head_alone() -> None:
         scores = oracles.scores_without_heads(model, images, masked.tolist())
         wanted = (plain - scores)[range(BATCH), TARGETS]
         assert np.allclose(drops[:, layer, head], wanted, atol=1e-5)
-    top = head_drops(model, images)
-    assert same(top, head_drops(model, images, model(images).logits.argmax(1)))
+    top = single_head_ablation(model, images)
+    assert same(top, single_head_ablation(model, images, model(images).logits.argmax(1)))
 
 
 def test_places_of_heads() -> None:
@@ -302,7 +304,7 @@ def test_random_curves_are_means_of_draws() -> None:
     each = []
     for draw in draws:
         masked = torch.from_numpy(ranks(draw) < LAYERS * HEADS // 2)
-        each.append(masked_heads_scores(model, images, masked)[:, 3].numpy())
+        each.append(scores_with_masked_heads(model, images, masked)[:, 3].numpy())
     assert np.allclose(found[0], each[0], atol=1e-5)
     assert np.allclose(found[1], (each[0] + each[1]) / 2, atol=1e-5)
 

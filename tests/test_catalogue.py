@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_natten_available, is_timm_available
 
-from hf_gmar._core.families import FAMILIES, PROMPTED, REFUSED, UNPROVEN
+from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED, ZERO_SHOT_CLASSES
 from hf_gmar.cli import catalogue
 from hf_gmar.cli.catalogue import COLUMNS, describe, families, markdown, notes, refusals
 from hf_gmar.models import load_config
@@ -34,7 +34,7 @@ from tests import folders
 
 def test_each_class_has_one_row() -> None:
     heads = {name for family in FAMILIES.values() for name in family.heads}
-    prompts = {f"{name}, by prompts" for name in PROMPTED}
+    prompts = {f"{name}, by prompts" for name in ZERO_SHOT_CLASSES}
     rows = [row for row in families() if not row[1].startswith("its body")]
     assert sorted(row[1] for row in rows) == sorted(heads | prompts)
 
@@ -62,8 +62,8 @@ def test_rows_say_what_the_tables_say() -> None:
 
 def test_each_refusal_is_there_once_with_its_reason() -> None:
     found = {kind: why for kinds, why in refusals() for kind in kinds.split(", ")}
-    assert {kind: found[kind] for kind in REFUSED} == REFUSED
-    assert set(found) - set(REFUSED) == set(UNPROVEN)
+    assert {kind: found[kind] for kind in UNSUPPORTED} == UNSUPPORTED
+    assert set(found) - set(UNSUPPORTED) == set(UNTESTED)
 
 
 def test_tables_are_markdown() -> None:
@@ -162,7 +162,7 @@ def test_what_needs_prompts(config: PreTrainedConfig, reads: str) -> None:
 
 
 NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, str]] = {
-    "refused": (SwinConfig(), "SwinForImageClassification", REFUSED["swin"]),
+    "refused": (SwinConfig(), "SwinForImageClassification", UNSUPPORTED["swin"]),
     "not proven": (Tipsv2Config(), "Tipsv2Model", "has not been proven on Tipsv2Model"),
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "with a head of your own"),
     "a body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),

@@ -177,7 +177,7 @@ def test_the_attention_is_what_the_model_is_loaded_with(run: Run, tmp_path: Path
         ("sdpa", "streaming", 0), ("sdpa", "dense", 1), ("eager", "dense", 0),
         ("eager", "streaming", 1),
     ):  # fmt: skip
-        done = run("--model", tmp_path, "--attn", attention, "--engine", engine)
+        done = run("--model", tmp_path, "--attn-implementation", attention, "--engine", engine)
         assert done.code == code, (attention, engine, done.err)
         assert "Traceback" not in done.err
 
@@ -225,7 +225,7 @@ HUB: dict[str, list[str]] = {
     "private, no token": ["--model", "owner/private"],
     "private": ["--model", "owner/private", "--token", "hf_private"],
     "pickled, off": ["--model", "owner/pickled"],
-    "pickled, on": ["--model", "owner/pickled", "--pickle-weights"],
+    "pickled, on": ["--model", "owner/pickled", "--no-use-safetensors"],
     "code, off": ["--model", "owner/own"],
     "code, on": ["--model", "owner/own", "--trust-remote-code"],
     "no such model": ["--model", "owner/nothing"],
@@ -292,7 +292,7 @@ def test_the_cache_folder_is_the_one_that_is_named(
     [
         ("no such tag", 1, "has no revision 'v9'"),
         ("private, no token", 1, "--token"),
-        ("pickled, off", 1, "--pickle-weights"),
+        ("pickled, off", 1, "--no-use-safetensors"),
         ("code, off", 1, "--trust-remote-code"),
         ("no such model", 1, "there is no model 'owner/nothing'"),
         ("no prompts", 2, "--prompts"),
@@ -384,7 +384,7 @@ def test_results_are_written_one_by_one(
         (["--contrast", "zebra"], "no class is called 'zebra'"),
         (["--engine", "steam"], "engine must be one of 'streaming', 'dense'"),
         (["--dtype", "fp16"], "dtype must be one of 'auto', 'float32'"),
-        (["--attn", "sdp"], "attention must be one of 'eager'"),
+        (["--attn-implementation", "sdp"], "attn_implementation must be one of 'eager'"),
         (["--revision", "v2"], "'bundled' is a local folder, which has no revisions"),
         (["--token", "hf_a b", "--model", "owner/model"], "the token is empty or has characters"),
         (["--device", "cuda:99"], "can't be used here"),

@@ -35,12 +35,12 @@ from torch.nn.functional import avg_pool2d
 
 from hf_gmar import GMAR, Comparison, LogitsModel, compare
 from hf_gmar._utils.stats import average_ranks, rank_correlations
-from hf_gmar.comparison import CAPTUM, Column
+from hf_gmar.comparison import CAPTUM, MethodSpec
 from hf_gmar.comparison.cost import measured
-from hf_gmar.comparison.isolation import as_they_were, seeded
+from hf_gmar.comparison.isolation import preserve_state, seeded
 from hf_gmar.comparison.method_specs import as_columns, captum_columns
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
-from hf_gmar.methods import METHODS, Method
+from hf_gmar.methods import METHODS, AttributionMethod
 from tests.cases import MODELS, VIT, ModelCase
 from tests.test_state import unchanged, used
 
@@ -48,7 +48,7 @@ NAN = float("nan")
 CPU = torch.device("cpu")
 
 
-class Fixed(Method):
+class Fixed(AttributionMethod):
     """A map that is said beforehand."""
 
     source = "these tests"
@@ -61,8 +61,8 @@ class Fixed(Method):
         super().__init__(model)
         self.values = values
 
-    def _explain(self, request: Any, questions: Sequence[Any]) -> list[Tensor]:
-        return [self.values.expand(len(request.inputs), -1, -1) for _ in questions]
+    def _explain(self, request: Any, target_specs: Sequence[Any]) -> list[Tensor]:
+        return [self.values.expand(len(request.inputs), -1, -1) for _ in target_specs]
 
 
 class Calling(Attribution):  # type: ignore[misc]  # Captum's base is untyped
@@ -111,7 +111,7 @@ def test_captums_maps_are_captums(target: Any) -> None:
     logits = LogitsModel(model)
     window = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
     mask = torch.arange(16).view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    alone: list[tuple[Any, dict[str, Any]]] = [
+    exclusive_eval: list[tuple[Any, dict[str, Any]]] = [
         (IntegratedGradients(logits), {}),
         (Saliency(logits), {}),
         (InputXGradient(logits), {}),
@@ -122,11 +122,11 @@ def test_captums_maps_are_captums(target: Any) -> None:
         (NoiseTunnel(Occlusion(logits)), {**window, "nt_samples": 2}),
     ]
     classes = model(images).logits.argmax(1) if target is None else target
-    columns = [Column(method, options={"nt_samples": 2} if "nt_samples" in given else {})
-               for method, given in alone]  # fmt: skip
+    columns = [MethodSpec(method, options={"nt_samples": 2} if "nt_samples" in given else {})
+               for method, given in exclusive_eval]  # fmt: skip
     found = quick(model, images, columns, target)
     assert not found.failures
-    for (method, options), patches in zip(alone, found.maps.values(), strict=True):
+    for (method, options), patches in zip(exclusive_eval, found.maps.values(), strict=True):
         with seeded(0, CPU):
             expected = method.attribute(images.clone().requires_grad_(), target=classes, **options)
         assert torch.allclose(patches.double(), summed(expected), rtol=1e-4, atol=1e-5), method
@@ -142,8 +142,8 @@ def test_every_family_and_grid(case: ModelCase) -> None:
     patch = images.shape[2] // case.grid[0], images.shape[3] // case.grid[1]
     classes = logits(images).argmax(1)
     assert found.targets == tuple(classes.tolist())
-    alone = GMAR(model).attribute_patches(images, classes, **case.forward_kwargs)
-    assert torch.allclose(found.maps["gmar"], alone, atol=1e-6)
+    exclusive_eval = GMAR(model).attribute_patches(images, classes, **case.forward_kwargs)
+    assert torch.allclose(found.maps["gmar"], exclusive_eval, atol=1e-6)
     heat = Saliency(logits).attribute(images.requires_grad_(), target=classes)
     assert torch.allclose(found.maps["Saliency"].double(), summed(heat, patch), rtol=1e-4)
     assert found.maps["Occlusion"].shape == (len(images), *case.grid)
@@ -160,7 +160,7 @@ def test_captums_methods_by_name(name: str) -> None:
     model = vit()
     (column,) = captum_columns([name], LogitsModel(model))
     few = {"n_samples": 2} if name in {"KernelShap", "Lime", "ShapleyValueSampling"} else {}
-    column = Column(column.method, options=few)
+    column = MethodSpec(column.method, options=few)
     found = quick(model, VIT.images(), [column], 1)
     if name in {"KernelShap", "Lime"} and find_spec("sklearn") is None:
         assert "install sklearn" in found.failures[name]
@@ -174,7 +174,9 @@ def test_patches_are_features_and_windows() -> None:
     model, images = vit(), VIT.images()
     logits = LogitsModel(model)
     methods = [Occlusion(logits), FeatureAblation(logits), ShapleyValueSampling(logits)]
-    found = quick(model, images, [*methods[:2], Column(methods[2], options={"n_samples": 1})], 1)
+    found = quick(
+        model, images, [*methods[:2], MethodSpec(methods[2], options={"n_samples": 1})], 1
+    )
     assert torch.allclose(found.maps["Occlusion"], found.maps["FeatureAblation"])
     rise = logits(images)[:, 1] - logits(torch.zeros_like(images))[:, 1]
     shapley = found.maps["ShapleyValueSampling"].sum((1, 2)) / 3 / 64  # each pixel has the value
@@ -192,7 +194,7 @@ def test_keywords_of_the_user_go_first() -> None:
     model, images = vit(), VIT.images()
     method = Occlusion(LogitsModel(model))
     wide = {"sliding_window_shapes": (3, 16, 16), "strides": (3, 16, 16)}
-    found = quick(model, images, [method, Column(method, "wide", wide)], 1)
+    found = quick(model, images, [method, MethodSpec(method, "wide", wide)], 1)
     expected = summed(method.attribute(images, target=1, **wide))
     assert torch.allclose(found.maps["wide"].double(), expected, atol=1e-4)
     assert not torch.allclose(found.maps["Occlusion"], found.maps["wide"])
@@ -206,8 +208,8 @@ def test_options_contrast_and_keywords_reach_our_methods() -> None:
                   **case.forward_kwargs)  # fmt: skip
     sharp = GMAR(model, alpha=0.0)
     for method, patches in zip((sharp, gmar), found.maps.values(), strict=True):
-        alone = method.attribute_patches(images, 1, contrast=2, **case.forward_kwargs)
-        assert torch.equal(patches, alone)
+        exclusive_eval = method.attribute_patches(images, 1, contrast=2, **case.forward_kwargs)
+        assert torch.equal(patches, exclusive_eval)
     assert "not the difference of two" in found.failures["NoiseTunnel of gmar"]
     assert found.contrasts == ("LABEL_2",) * 3
     assert "less that of LABEL_2." in found.figure().texts[-1].get_text().replace("\n", " ")
@@ -233,12 +235,12 @@ def test_the_top_class_is_found_once_and_is_the_same_for_all() -> None:
 
 
 def test_a_head_of_the_users_own() -> None:
-    tower: Any = vit().vit
+    vision_model: Any = vit().vit
 
     class Head(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = tower
+            self.inner = vision_model
 
         def forward(self, pixels: Tensor) -> Tensor:
             states: Tensor = self.inner(pixels).last_hidden_state
@@ -246,8 +248,8 @@ def test_a_head_of_the_users_own() -> None:
 
     own = Head()
     found = quick(own, VIT.images(), ["gmar", Saliency(own)], 1, readout="patches")
-    alone = GMAR(own, readout="patches").attribute_patches(VIT.images(), 1)
-    assert torch.equal(found.maps["gmar"], alone)
+    exclusive_eval = GMAR(own, readout="patches").attribute_patches(VIT.images(), 1)
+    assert torch.equal(found.maps["gmar"], exclusive_eval)
     assert not found.failures
 
 
@@ -279,14 +281,17 @@ def test_labels() -> None:
     model = vit()
     gmar, saliency = GMAR(model), Saliency(LogitsModel(model))
     given: list[Any] = [
-        "gmar", gmar, saliency, ("gmar", {"norm": "l2"}), Column(saliency, "mine"), saliency,
-        Column("gmar", "mine"), NoiseTunnel(saliency), "gmar",
+        "gmar", gmar, saliency, ("gmar", {"norm": "l2"}), MethodSpec(saliency, "mine"), saliency,
+        MethodSpec("gmar", "mine"), NoiseTunnel(saliency), "gmar",
     ]  # fmt: skip
     assert [column.label for column in as_columns(given)] == [
         "gmar", "gmar (2)", "Saliency", "gmar (norm=l2)", "mine", "Saliency (2)", "mine (2)",
         "NoiseTunnel of Saliency", "gmar (3)",
     ]  # fmt: skip
-    assert [one.label for one in as_columns({"a": "gmar", "b": Column(gmar, "c")})] == ["a", "b"]
+    assert [one.label for one in as_columns({"a": "gmar", "b": MethodSpec(gmar, "c")})] == [
+        "a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +304,7 @@ def test_labels() -> None:
         ("gmar", "must be a list"),
         ([3], "got 3"),
         ([GMAR], "a method is a name"),
-        ([Column(3)], "a method is a name"),
+        ([MethodSpec(3)], "a method is a name"),
     ],
 )
 def test_no_methods(methods: Any, said: str) -> None:
@@ -440,8 +445,8 @@ def test_a_deep_lift_that_fails_leaves_no_hooks() -> None:
             model,
             VIT.images(),
             [
-                Column(DeepLift(logits), options={"baselines": "x"}),
-                Column(DeepLiftShap(logits), "b", {"baselines": 1}),
+                MethodSpec(DeepLift(logits), options={"baselines": "x"}),
+                MethodSpec(DeepLiftShap(logits), "b", {"baselines": 1}),
             ],
         )
     assert len(found.failures) == 2
@@ -877,7 +882,7 @@ def test_what_a_method_puts_in_place_goes_away() -> None:
         model.register_buffer("more", torch.zeros(1))
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), as_they_were([model]):
+    with pytest.raises(ZeroDivisionError), preserve_state([model]):
         change()
     assert model[0] is first
     assert first.weight is weight

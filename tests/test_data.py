@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_gmar.data import CLASSES, Example, Images, cover, draw_scene, open_data
-from hf_gmar.data.base import digest, drawn, limited, told_apart
+from hf_gmar.data import CLASSES, Example, ImageDataset, cover, draw_scene, open_data
+from hf_gmar.data.base import digest, limited, make_unique, stable_hash
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, InputError, OptionError
-from hf_gmar.models import LoadedModel, View, view_of
+from hf_gmar.models import ImageView, LoadedModel, measure_view
 
 LABELS = {0: "tabby, tabby cat", 1: "sea_snake", 2: "crane, bird", 3: "crane, machine", 4: "7"}
 SHAPES = dict(enumerate(CLASSES))
 
 
-class Own(Images):
+class Own(ImageDataset):
     """A data set of a user, of the fewest methods: grey images that get lighter."""
 
     def __init__(self, count: int) -> None:
@@ -285,7 +285,7 @@ def test_cover_is_the_exact_share_of_area(
     mask: list[list[bool]], box: tuple[float, float, float, float], grid: tuple[int, int]
 ) -> None:
     drawn_mask = np.array(mask)
-    found = cover(drawn_mask, View((len(mask), 5), box), grid)
+    found = cover(drawn_mask, ImageView((len(mask), 5), box), grid)
     wanted = torch.tensor(_plain_cover(drawn_mask, box, grid), dtype=torch.float64)
     assert found.dtype == torch.float64
     assert torch.allclose(found, wanted, rtol=0, atol=2e-9)
@@ -295,7 +295,7 @@ def test_cover_is_the_exact_share_of_area(
 def test_cover_of_whole_pixels() -> None:
     mask = np.zeros((4, 6), bool)
     mask[:2, :3] = True
-    found = cover(mask, View((4, 6), (0, 0, 4, 6)), (2, 3))
+    found = cover(mask, ImageView((4, 6), (0, 0, 4, 6)), (2, 3))
     assert found.tolist() == [[1, 0.5, 0], [0, 0, 0]]
 
 
@@ -304,22 +304,22 @@ def test_half_a_patch_is_exactly_half() -> None:
     for parts in range(1, 40):
         mask = np.zeros((2 * parts, 3), bool)
         mask[:parts] = True
-        found = cover(mask, View(mask.shape, (0.0, 0.0, 2.0 * parts, 3.0)), (1, 7))
+        found = cover(mask, ImageView(mask.shape, (0.0, 0.0, 2.0 * parts, 3.0)), (1, 7))
         assert found.tolist() == [[0.5] * 7]
 
 
 def test_padding_is_not_covered_and_a_crop_is_cut() -> None:
     mask = np.ones((4, 4), bool)
-    assert cover(mask, View((4, 4), (-4, 0, 4, 4)), (2, 1)).tolist() == [[0], [1]]
-    assert cover(mask, View((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[1]]
+    assert cover(mask, ImageView((4, 4), (-4, 0, 4, 4)), (2, 1)).tolist() == [[0], [1]]
+    assert cover(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[1]]
     mask[1:3, 1:3] = False
-    assert cover(mask, View((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[0]]
+    assert cover(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[0]]
 
 
 def test_cover_through_a_processor(bundled: LoadedModel) -> None:
     """The bundled model sees the whole scene, with 12 x 12 pixels in a patch."""
     scene = draw_scene(5)
-    view = view_of(bundled.processor, (96, 96))
+    view = measure_view(bundled.processor, (96, 96))
     found = cover(scene.masks[0], view, (8, 8))
     plain = scene.masks[0].reshape(8, 12, 8, 12).mean(axis=(1, 3))
     assert torch.allclose(found, torch.from_numpy(plain), rtol=0, atol=1e-9)
@@ -330,7 +330,7 @@ def test_cover_through_a_processor(bundled: LoadedModel) -> None:
 )
 def test_cover_refuses(shape: tuple[int, int], grid: tuple[int, int], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        cover(np.ones(shape, bool), View((4, 4), (0, 0, 4, 4)), grid)
+        cover(np.ones(shape, bool), ImageView((4, 4), (0, 0, 4, 4)), grid)
 
 
 # Choices among images, names and numbers.
@@ -338,7 +338,7 @@ def test_cover_refuses(shape: tuple[int, int], grid: tuple[int, int], said: str)
 
 @given(names=st.lists(st.sampled_from(["a", "a#2", "a#3", "b", "a#2#2"]), max_size=12))
 def test_names_are_told_apart(names: list[str]) -> None:
-    keys = told_apart(names)
+    keys = make_unique(names)
     assert len(set(keys)) == len(keys) == len(names)
     firsts = {name: key for key, name in reversed(list(zip(keys, names, strict=True)))}
     assert all(name == key for name, key in firsts.items())
@@ -395,7 +395,7 @@ def test_a_limit_under_one(limit: int) -> None:
 
 def test_what_is_drawn_never_changes() -> None:
     """A resumed run must draw what the first did, on any machine."""
-    assert drawn(0, "a", 1) == 10705455295234442595
+    assert stable_hash(0, "a", 1) == 10705455295234442595
     assert digest([["a", 1], None]) == "e2f3a58f568dc425"
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gmar.data import CLASSES, Example, Images, Mosaics, cover, open_data
+from hf_gmar.data import CLASSES, Example, ImageDataset, Mosaics, cover, open_data
 from hf_gmar.data.mosaics import CELLS
 from hf_gmar.errors import DataError, ImageFileError, OptionError
-from hf_gmar.models import LoadedModel, view_of
+from hf_gmar.models import LoadedModel, measure_view
 
 SHAPES = dict(enumerate(CLASSES))
 
 
-class Levels(Images):
+class Levels(ImageDataset):
     """Images of one grey each, by which they are known in a mosaic; the class is that modulo 5."""
 
     def __init__(
@@ -192,7 +192,7 @@ def test_mosaics_of_scenes_in_the_bundled_model(bundled: LoadedModel) -> None:
         others = [key for key in found.tiles if key != found.key]
         assert len(others) == 3
         assert not any(found.label in scenes[key].masks for key in others)
-        covered = cover(found.mask, view_of(bundled.processor, (96, 96)), (8, 8))
+        covered = cover(found.mask, measure_view(bundled.processor, (96, 96)), (8, 8))
         row, column = found.cell
         assert covered[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].eq(1).all()
         assert covered.sum() == 16

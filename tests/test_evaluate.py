@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate, load_model
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar.comparison import Column
-from hf_gmar.data import Example, Images, draw_scene, open_data
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar.comparison import MethodSpec
+from hf_gmar.data import Example, ImageDataset, draw_scene, open_data
 from hf_gmar.errors import (
     DataError,
     EvaluationError,
@@ -35,8 +35,8 @@ from hf_gmar.errors import (
 )
 from hf_gmar.evaluation import CHEAP
 from hf_gmar.evaluation.run.plan import spread
-from hf_gmar.methods import Method, build_method
-from hf_gmar.metrics import METRICS, Deletion, Examiner, Insertion, build_metric
+from hf_gmar.methods import AttributionMethod, build_method
+from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion, build_metric
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
@@ -104,8 +104,8 @@ def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> N
             data[index].label,
         )
         assert row["before"] == pytest.approx(most[0], abs=1e-6)
-        assert row["curves"]["mean"]["most"] == pytest.approx(most, abs=1e-5)
-        assert row["curves"]["mean"]["least"] == pytest.approx(least, abs=1e-5)
+        assert row["curves"]["mean"]["morf"] == pytest.approx(most, abs=1e-5)
+        assert row["curves"]["mean"]["lerf"] == pytest.approx(least, abs=1e-5)
         assert row["fractions"] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
         values = row["values"]
         assert values["deletion:mean"] == pytest.approx(area(most), abs=1e-5)
@@ -118,7 +118,7 @@ def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> N
 
 
 def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) -> None:
-    found = evaluate(bundled, "scenes:12", ["gmar"], ["mask-energy", "pointing-game"])
+    found = evaluate(bundled, "scenes:12", ["gmar"], ["relevance-mass", "pointing-game"])
     data = open_data("scenes:12", labels_of(bundled.model.config))
     gmar, measured = GMAR(bundled.model), 0
     for index, row in enumerate(found.rows):
@@ -129,7 +129,7 @@ def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) ->
         patches = gmar.attribute_patches(pixels_of(bundled, data[index].image), row["target"])[0]
         cover = mask.reshape(8, 12, 8, 12).mean((1, 3))
         energy = float((patches.numpy() * cover).sum() / patches.sum())
-        assert row["values"]["mask-energy"] == pytest.approx(energy, abs=1e-5)
+        assert row["values"]["relevance-mass"] == pytest.approx(energy, abs=1e-5)
         inside = cover.flatten() >= 0.5
         hit = float(inside[int(patches.argmax())]) if inside.any() else None
         assert row["values"]["pointing-game"] == hit
@@ -138,8 +138,8 @@ def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) ->
 
 
 def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel) -> None:
-    metrics = ["class-sensitivity:images=2", "sensitivity-max:images=1,samples=2",
-               "randomisation:images=1,stages=2", "infidelity:images=1,samples=3",
+    metrics = ["class-sensitivity:images=2", "max-sensitivity:images=1,samples=2",
+               "parameter-randomization:images=1,stages=2", "infidelity:images=1,samples=3",
                "grid-pointing:images=2", "head-ablation:images=1,steps=2"]  # fmt: skip
     methods = ["gmar", "random", Saliency(LogitsModel(bundled.model))]
     found = evaluate(bundled, "scenes:20", methods, metrics, seed=3)
@@ -150,19 +150,19 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
             if row["method"] == "gmar" and values and values[0] is not None:
                 images.append(row["index"])
     assert {name: len(images) for name, images in seen.items()} == {
-        "class-sensitivity": 2, "sensitivity-max": 1, "randomisation": 1, "infidelity": 1,
+        "class-sensitivity": 2, "max-sensitivity": 1, "parameter-randomization": 1, "infidelity": 1,
         "grid-pointing": 2, "head-ablation": 1,
     }  # fmt: skip
     first = {label: row["values"] for label, row in by_method(found, 0).items()}
-    lost, heads = "randomisation (stages=2, seed=3)", "head-ablation (steps=2)"
+    lost, heads = "parameter-randomization (stages=2, seed=3)", "head-ablation (steps=2)"
     assert first["random"]["class-sensitivity"] == pytest.approx(1)
     assert first["random"][lost] == pytest.approx(1)
     # What is remembered of one class or one model is not taken for another.
     assert -1 <= first["Saliency"]["class-sensitivity"] < 0.99
     assert first["gmar"]["class-sensitivity"] < 1
     pixels = pixels_of(bundled, draw_scene(0).image)
-    asked = Examiner(bundled.model).asked(GMAR, pixels, found.rows[0]["target"])
-    plain = build_metric("randomisation", stages=2, seed=3).values(asked)
+    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, found.rows[0]["target"])
+    plain = build_metric("parameter-randomization", stages=2, seed=3).values(asked)
     assert first["gmar"][lost] == pytest.approx(float(plain), abs=1e-5)
     # Captum's methods are built on one model, and have no heads.
     assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
@@ -177,14 +177,14 @@ def test_copies_and_maps_are_made_once(bundled: LoadedModel) -> None:
     )
     try:
         evaluate(bundled, "scenes:1", ["gmar"], ["deletion"], ["mean"], steps=4)
-        alone = sum(images)
+        exclusive_eval = sum(images)
         images.clear()
         twice = {"one": "gmar", "two": "gmar", "three": ("gmar", {"norm": "l2"})}
         evaluate(bundled, "scenes:1", twice, ["deletion", "insertion", "aopc"], ["mean"], steps=4)
     finally:
         handle.remove()
     # The second norm asks for a few copies of its own, where it orders patches otherwise.
-    assert alone <= sum(images) <= alone + 2 * 3
+    assert exclusive_eval <= sum(images) <= exclusive_eval + 2 * 3
 
 
 def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_broken_images_are_counted_and_skipped(
         evaluate(bundled, folder, METHODS, ["deletion"], output=out, steps=2)
 
 
-class Unreliable(Images):
+class Unreliable(ImageDataset):
     """Scenes from a place that can't always be reached."""
 
     name = "unreliable"
@@ -331,16 +331,16 @@ def test_images_that_could_not_be_read_are_tried_again(
     assert again.rows == evaluate(bundled, data, METHODS, ["deletion"], steps=2).rows
 
 
-class Failing(Method):
+class Failing(AttributionMethod):
     """Explains no image that is bright."""
 
     source, cost = "none", "forward"
     class_specific = False
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
         if float(request.inputs.mean()) > self.limit:
             raise ModelOutputError("it is too bright")
-        return [torch.rand(len(request.inputs), 8, 8) for _ in questions]
+        return [torch.rand(len(request.inputs), 8, 8) for _ in target_specs]
 
     limit: ClassVar[float] = 0.0
 
@@ -349,7 +349,7 @@ def test_a_method_fails_alone(bundled: LoadedModel, monkeypatch: pytest.MonkeyPa
     data = open_data("scenes:4", labels_of(bundled.model.config))
     means = [float(pixels_of(bundled, one.image).mean()) for one in data]
     monkeypatch.setattr(Failing, "limit", float(np.median(means)))
-    methods = ["gmar", Column(Failing(bundled.model), "dim")]
+    methods = ["gmar", MethodSpec(Failing(bundled.model), "dim")]
     found = evaluate(bundled, "scenes:4", methods, ["deletion", "class-sensitivity"], steps=2)
     failed = [row for row in found.rows if "error" in row]
     assert [row["index"] for row in failed] == [
@@ -364,8 +364,8 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
     loaded.model.train()
     state = torch.get_rng_state()
     methods = [*METHODS, Saliency(LogitsModel(loaded.model))]
-    metrics = ["deletion", "class-sensitivity", "randomisation:stages=2,images=1",
-               "sensitivity-max:samples=1,images=1"]  # fmt: skip
+    metrics = ["deletion", "class-sensitivity", "parameter-randomization:stages=2,images=1",
+               "max-sensitivity:samples=1,images=1"]  # fmt: skip
     perturbations = ["blur", "token-dropping", "attention-masking", "noise"]
     with unchanged(loaded.model):
         evaluate(loaded, "scenes:4", methods, metrics, perturbations, steps=2, output=tmp_path)
@@ -373,7 +373,9 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_logits_and_labels_can_be_measured(bundled: LoadedModel) -> None:
-    found = evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], score="logit", target="label")
+    found = evaluate(
+        bundled, "scenes:3", ["gmar"], ["deletion"], score="logit", explained_class="label"
+    )
     data = open_data("scenes:3", labels_of(bundled.model.config))
     for example, row in zip(data, found.rows, strict=True):
         logits = bundled.model(pixels_of(bundled, example.image)).logits[0].detach()
@@ -384,7 +386,7 @@ def test_logits_and_labels_can_be_measured(bundled: LoadedModel) -> None:
 def test_an_image_without_a_label_has_no_label_to_explain(
     bundled: LoadedModel, folder: Path
 ) -> None:
-    found = evaluate(bundled, folder, ["gmar"], ["deletion"], target="label")
+    found = evaluate(bundled, folder, ["gmar"], ["deletion"], explained_class="label")
     assert all(row["method"] is None for row in found.rows)
     assert "target='predicted'" in found.rows[0]["error"]
 
@@ -500,7 +502,7 @@ def test_a_model_of_no_family_is_refused() -> None:
 def test_cheap_metrics_are_the_default() -> None:
     assert set(CHEAP) < set(METRICS)
     assert {"deletion", "insertion", "average-drop", "pointing-game"} <= set(CHEAP)
-    assert not {"infidelity", "randomisation", "grid-pointing"} & set(CHEAP)
+    assert not {"infidelity", "parameter-randomization", "grid-pointing"} & set(CHEAP)
 
 
 def test_settings_are_written_as_they_were_asked(bundled: LoadedModel, tmp_path: Path) -> None:
@@ -515,8 +517,12 @@ def test_settings_are_written_as_they_were_asked(bundled: LoadedModel, tmp_path:
 
 
 def test_methods_with_readouts_of_their_own_keep_them(bundled: LoadedModel) -> None:
-    own = evaluate(bundled, "scenes:1", ["gmar:readout=patches"], ["randomisation:stages=2"])
-    run = evaluate(bundled, "scenes:1", ["gmar"], ["randomisation:stages=2"], readout="patches")
+    own = evaluate(
+        bundled, "scenes:1", ["gmar:readout=patches"], ["parameter-randomization:stages=2"]
+    )
+    run = evaluate(
+        bundled, "scenes:1", ["gmar"], ["parameter-randomization:stages=2"], readout="patches"
+    )
     assert list(own.rows[0]["values"].values()) == list(run.rows[0]["values"].values())
 
 
@@ -542,7 +548,7 @@ def test_a_label_that_is_no_class_is_named(bundled: LoadedModel) -> None:
         def __getitem__(self, index: int) -> Example:
             return Example(self.key(index), draw_scene(index).image, 99)
 
-    found = evaluate(bundled, Wrong(), ["gmar"], ["deletion"], target="label")
+    found = evaluate(bundled, Wrong(), ["gmar"], ["deletion"], explained_class="label")
     assert "99" in found.rows[0]["error"]
 
 

@@ -20,7 +20,7 @@ from hf_gmar.data import draw_scene
 from tests.command import run
 
 PYTHON = Path(sys.executable)
-ASKED = ["scenes:6", "--methods", "gmar", "random", "--metrics", "deletion", "mask-energy",
+ASKED = ["scenes:6", "--methods", "gmar", "random", "--metrics", "deletion", "relevance-mass",
          "--steps", "4", "--examples", "1"]  # fmt: skip
 LAUNCHED = [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
             "--num_processes", "2", "--main_process_port", "0"]  # fmt: skip

@@ -34,11 +34,11 @@ METHODS = (
     *("token-grad-cam", "input-x-gradient", "attn-lrp", "random"),
 )
 BETTER = {
-    "deletion": "lower",
-    "insertion": "higher",
-    "average-drop": "lower",
-    "pointing-game": "higher",
-    "infidelity": "lower",
+    "deletion": False,
+    "insertion": True,
+    "average-drop": False,
+    "pointing-game": True,
+    "infidelity": False,
     "spread": None,
 }
 SETTINGS = {
@@ -151,7 +151,7 @@ class Read(HTMLParser):
             self._into = None
 
 
-def small(better: str | None = "lower", **values: Sequence[float | None]) -> Summary:
+def small(better: bool | None = False, **values: Sequence[float | None]) -> Summary:
     rows = [
         {"index": index, "key": "a", "method": name, "values": {"m": value}}
         for name, each in values.items()
@@ -183,13 +183,13 @@ def test_the_table_has_mean_interval_and_mark() -> None:
 @pytest.mark.parametrize(
     ("better", "bold", "marks"),
     [
-        ("lower", {"b"}, {"b": "▲\\*\\*", "c": "▼\\*\\*"}),
-        ("higher", {"c"}, {"b": "▼\\*\\*", "c": "▲\\*\\*"}),
+        (False, {"b"}, {"b": "▲\\*\\*", "c": "▼\\*\\*"}),
+        (True, {"c"}, {"b": "▼\\*\\*", "c": "▲\\*\\*"}),
         (None, set(), {"b": "▽\\*\\*", "c": "△\\*\\*"}),
     ],
 )
 def test_bold_and_marks_go_by_the_better_direction(
-    better: str | None, bold: set[str], marks: dict[str, str]
+    better: bool | None, bold: set[str], marks: dict[str, str]
 ) -> None:
     shown = table_rows(small(better, a=[0.5] * 12, b=[0.25] * 12, c=[0.75] * 12))
     assert {name for name, text in shown.items() if "**" in text.replace("\\*", "")} == bold
@@ -496,7 +496,7 @@ def test_curves_have_a_panel_for_each_method(summary: Summary) -> None:
         wanted = [one.mean for (name, _), one in found.items() if name in shown]
         assert sorted(map(tuple, lines)) == sorted(wanted)
         assert len(axes.collections) == 2  # bands
-        own = found[method, "most"]
+        own = found[method, "morf"]
         assert own.low is not None
         corners = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
         assert np.isclose(corners[:, 1].min(), min(own.low))

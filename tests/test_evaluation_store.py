@@ -28,7 +28,7 @@ def rows_of(index: int, **more: object) -> list[Row]:
 def test_rows_come_back_in_any_number_of_files(tmp_path: Path) -> None:
     for process in range(3):
         store = Store(tmp_path, process)
-        store.begin(SETTINGS, resume=True)
+        store.open(SETTINGS, resume=True)
         store.append(rows_of(process))
     rows = last_of_each(Store(tmp_path).rows(), METHODS)
     assert rows == rows_of(0) + rows_of(1) + rows_of(2)
@@ -42,7 +42,7 @@ def test_a_line_that_was_cut_off_is_not_read_and_does_not_spoil_the_next(
     tmp_path: Path, cut: int
 ) -> None:
     store = Store(tmp_path)
-    store.begin(SETTINGS, resume=True)
+    store.open(SETTINGS, resume=True)
     store.append(rows_of(0))
     store.append(rows_of(1))
     whole = store.file.read_bytes()
@@ -76,31 +76,31 @@ def test_the_order_of_writing_makes_no_difference(rows: list[Row]) -> None:
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(SETTINGS, resume=True)
+    store.open(SETTINGS, resume=True)
     store.append(rows_of(0))
-    store.begin(dict(SETTINGS), resume=True)
+    store.open(dict(SETTINGS), resume=True)
     other = {**SETTINGS, "steps": 20, "data": {"name": "photos", "limit": None}}
     with pytest.raises(EvaluationError) as caught:
-        store.begin(other, resume=True)
+        store.open(other, resume=True)
     for word in ("data.name", '"scenes" there', '"photos" now', "steps: 10 there, 20 now"):
         assert word in str(caught.value)
     assert store.rows() == rows_of(0)
-    store.begin(other, resume=False)
+    store.open(other, resume=False)
     assert store.rows() == []
     assert json.loads((tmp_path / "settings.json").read_text())["steps"] == 20
 
 
 def test_settings_without_rows_may_change(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(SETTINGS, resume=True)
-    store.begin({"steps": 20}, resume=True)
+    store.open(SETTINGS, resume=True)
+    store.open({"steps": 20}, resume=True)
     assert json.loads((tmp_path / "settings.json").read_text())["steps"] == 20
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"steps": 10}', '{"digest": 3}'])
 def test_rows_of_unknown_settings_are_refused(tmp_path: Path, text: str | None) -> None:
     store = Store(tmp_path)
-    store.begin(SETTINGS, resume=True)
+    store.open(SETTINGS, resume=True)
     store.append(rows_of(0))
     path = tmp_path / "settings.json"
     if text is None:
@@ -108,7 +108,7 @@ def test_rows_of_unknown_settings_are_refused(tmp_path: Path, text: str | None) 
     else:
         path.write_text(text)
     with pytest.raises(EvaluationError, match=r"settings\.json"):
-        store.begin(SETTINGS, resume=True)
+        store.open(SETTINGS, resume=True)
     assert store.rows() == rows_of(0)
 
 
@@ -124,21 +124,21 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.train.jsonl").write_text('{"index": 0}')
     for resume in (True, False):
         with pytest.raises(EvaluationError, match="not of a run"):
-            Store(tmp_path).begin(SETTINGS, resume)
+            Store(tmp_path).open(SETTINGS, resume)
     (tmp_path / "settings.json").unlink()
-    Store(tmp_path).begin(SETTINGS, resume=False)
+    Store(tmp_path).open(SETTINGS, resume=False)
     assert Store(tmp_path).rows() == []
     assert (tmp_path / "rows.train.jsonl").read_text() == '{"index": 0}'
 
 
 def test_starting_again_takes_the_report_away(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(SETTINGS, resume=True)
+    store.open(SETTINGS, resume=True)
     store.append(rows_of(0))
     (tmp_path / "examples").mkdir()
     for name in ("report.md", "curves-blur.png", "examples/000001.npz", "notes.txt"):
         (tmp_path / name).write_text("old")
-    store.begin(SETTINGS, resume=False)
+    store.open(SETTINGS, resume=False)
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["notes.txt", "settings.json"]
 
@@ -160,11 +160,11 @@ def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    with Store(tmp_path).alone():
+    with Store(tmp_path).lock():
         other = Store(tmp_path)
-        with pytest.raises(EvaluationError, match="another run"), other.alone():
+        with pytest.raises(EvaluationError, match="another run"), other.lock():
             pass
-    with Store(tmp_path).alone():
+    with Store(tmp_path).lock():
         pass
 
 

@@ -19,7 +19,7 @@ from hf_gmar.evaluation import Summary, summarise
 from hf_gmar.evaluation.report.results import Cell, Curve, Difference, Failure, Measure
 from hf_gmar.evaluation.report.statistics import holm
 
-BETTER = {"deletion": "lower", "insertion": "higher", "pointing-game": "higher", "spread": None}
+BETTER = {"deletion": False, "insertion": True, "pointing-game": True, "spread": None}
 
 
 def row(index: int, method: str, values: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def test_the_correction_is_over_the_methods_of_one_measure() -> None:
 def test_a_level_that_is_just_reached_is_no_difference() -> None:
     """Six differences of one sign: p = 2 / 64 for one method, and 4 / 64 for two."""
     values = {"a": [0.0] * 6, "b": [1.0] * 6}
-    alone = summarise(rows_of("deletion", values), {}, BETTER, "a")
-    assert difference(alone, "b", "deletion").verdict == "worse"
+    exclusive_eval = summarise(rows_of("deletion", values), {}, BETTER, "a")
+    assert difference(exclusive_eval, "b", "deletion").verdict == "worse"
     pair = summarise(rows_of("deletion", {**values, "c": [1.0] * 6}), {}, BETTER, "a")
     assert difference(pair, "b", "deletion").corrected == 0.0625
     assert difference(pair, "b", "deletion").verdict == "no difference"
@@ -155,7 +155,7 @@ def everything(seed: int) -> list[dict[str, Any]]:
                     target=0,
                     predicted=0,
                     before=0.9,
-                    curves={"blur": {"most": curve, "least": curve[::-1]}},
+                    curves={"blur": {"morf": curve, "lerf": curve[::-1]}},
                     fractions=[0, 0.5, 1],
                 )
             )
@@ -256,10 +256,10 @@ def test_rows_that_came_twice_count_once() -> None:
     ("first", "other"),
     [
         ({"values": {"deletion": 1.0}}, {"values": {"deletion": 2.0}}),
-        ({"curves": {"blur": {"most": [1, 0]}}}, {"curves": {"blur": {"most": [1, 1]}}}),
+        ({"curves": {"blur": {"morf": [1, 0]}}}, {"curves": {"blur": {"morf": [1, 1]}}}),
         (
-            {"curves": {"blur": {"most": [1, 0]}}, "fractions": [0, 1]},
-            {"curves": {"blur": {"most": [1, 0]}}, "fractions": [0, 0.5]},
+            {"curves": {"blur": {"morf": [1, 0]}}, "fractions": [0, 1]},
+            {"curves": {"blur": {"morf": [1, 0]}}, "fractions": [0, 0.5]},
         ),
     ],
     ids=["values", "curves", "fractions"],
@@ -339,8 +339,8 @@ def test_methods_may_be_the_keys_of_a_mapping() -> None:
 def test_keys_name_metric_options_and_perturbation(
     label: str, title: str, metric: str, perturbation: str | None
 ) -> None:
-    wanted = Measure(label, title, metric, perturbation, "higher")
-    assert Measure.of(label, {metric: "higher"}) == wanted
+    wanted = Measure(label, title, metric, perturbation, True)
+    assert Measure.of(label, {metric: True}) == wanted
 
 
 def test_what_is_no_number_is_not_defined() -> None:
@@ -383,13 +383,13 @@ def test_a_baseline_must_be_one_of_the_methods() -> None:
 
 
 def test_a_direction_must_be_one() -> None:
-    with pytest.raises(OptionError, match=r"direction of deletion must be .* got 'down'"):
-        summarise(BLUR, {}, {"deletion": "down"})
+    with pytest.raises(OptionError, match="higher_is_better of deletion must be .* got 'down'"):
+        summarise(BLUR, {}, {"deletion": "down"})  # type: ignore[dict-item]
 
 
 def curve_rows(curves: dict[int, Any], fractions: Any = (0, 0.5, 1)) -> list[dict[str, Any]]:
     return [
-        row(index, "gmar", {}, curves={"blur": {"most": curve}}, fractions=list(fractions))
+        row(index, "gmar", {}, curves={"blur": {"morf": curve}}, fractions=list(fractions))
         for index, curve in curves.items()
     ]
 
@@ -403,7 +403,7 @@ def test_curves_are_means_with_bands() -> None:
     scores = {0: [0.8, 0.4, 0.0], 1: [0.6, 0.6, 0.2], 4: [1.0, 0.5, 0.1]}
     found = only_curve(curve_rows(scores))
     interval = bootstrap(np.array(list(scores.values())))
-    assert (found.method, found.perturbation, found.order) == ("gmar", "blur", "most")
+    assert (found.method, found.perturbation, found.order) == ("gmar", "blur", "morf")
     assert (found.fractions, found.images) == ((0, 0.5, 1), 3)
     for got, wanted in zip((found.mean, found.low, found.high), interval, strict=True):
         assert got == pytest.approx(tuple(wanted))
@@ -425,20 +425,20 @@ def test_curves_at_other_fractions_are_read_between_them() -> None:
 
 @pytest.mark.parametrize("fractions", [None, [0, 1]], ids=["none", "too few"])
 def test_a_curve_needs_its_fractions(fractions: Any) -> None:
-    curves = {"blur": {"most": [1.0, 0.5, 0.0]}}
+    curves = {"blur": {"morf": [1.0, 0.5, 0.0]}}
     with pytest.raises(InputError, match=r"the curve of gmar under blur .* 3 scores"):
         summarise([row(2, "gmar", {}, curves=curves, fractions=fractions)], {}, BETTER)
 
 
 def test_curves_come_by_perturbation_method_and_order() -> None:
-    curves = {name: {"least": [1, 0], "most": [1, 0]} for name in ("blur", "noise")}
+    curves = {name: {"lerf": [1, 0], "morf": [1, 0]} for name in ("blur", "noise")}
     rows = [row(0, name, {}, curves=curves, fractions=[0, 1]) for name in ("b", "a")]
     found = summarise(rows, {"perturbations": ["noise", "blur"], "methods": ["b", "a"]}, BETTER)
     assert [(one.perturbation, one.method, one.order) for one in found.curves] == [
         (name, method, order)
         for name in ("noise", "blur")
         for method in ("b", "a")
-        for order in ("most", "least")
+        for order in ("morf", "lerf")
     ]
 
 
@@ -463,7 +463,7 @@ def test_the_json_has_all_numbers_and_no_others() -> None:
         "measure": "deletion:blur",
         "metric": "deletion",
         "perturbation": "blur",
-        "better": "lower",
+        "higher_is_better": False,
         "mean": first.mean,
         "low": first.low,
         "high": first.high,

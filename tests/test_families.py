@@ -27,8 +27,15 @@ from transformers.models.auto.modeling_auto import (
 
 from hf_gmar import GMAR, TokenLayout, register_layout
 from hf_gmar._core import families
-from hf_gmar._core.families import FAMILIES, PROMPTED, READOUTS, REFUSED, UNPROVEN, unlisted
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.families import (
+    FAMILIES,
+    READOUTS,
+    UNSUPPORTED,
+    UNTESTED,
+    ZERO_SHOT_CLASSES,
+    unlisted,
+)
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import layers_of
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from tests import oracles
@@ -67,24 +74,24 @@ def test_a_family_that_a_release_brings_shows(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("kind", "name"), IN_THE_LIBRARY, ids=lambda value: value)
 def test_each_is_supported_or_refused_with_a_reason(kind: str, name: str) -> None:
     if name in NOT_BUILT:
-        assert kind in REFUSED or kind == "timm_wrapper"
+        assert kind in UNSUPPORTED or kind == "timm_wrapper"
         return
     with torch.device("meta"):
         model = getattr(transformers, name)(CONFIG_MAPPING[kind]())
     if any(name in family.heads for family in FAMILIES.values()):
-        subject = Subject.of(model)
-        assert subject.layout.patch_size is not None
-        assert subject.layers >= 1
+        adapter = ModelAdapter.of(model)
+        assert adapter.layout.patch_size is not None
+        assert adapter.layers >= 1
         return
     with pytest.raises(UnsupportedModelError) as refused:
-        Subject.of(model)
+        ModelAdapter.of(model)
     words = str(refused.value)
     assert name in words
-    if name in PROMPTED:
+    if name in ZERO_SHOT_CLASSES:
         assert "ZeroShotModel" in words
     else:
         assert "hf-gmar models" in words
-        assert REFUSED[kind] in words if kind in REFUSED else kind in UNPROVEN
+        assert UNSUPPORTED[kind] in words if kind in UNSUPPORTED else kind in UNTESTED
 
 
 def test_the_tests_have_every_head_of_the_tables() -> None:
@@ -131,7 +138,7 @@ def test_shares_can_be_said_too(said: tuple[float, ...]) -> None:
         with pytest.raises(OptionError, match="each of 3 prefix tokens"):
             GMAR(case.build(), readout=said)
         return
-    layout = GMAR(case.build(), readout=said).subject.layout
+    layout = GMAR(case.build(), readout=said).adapter.layout
     assert (layout.readout, layout.rest) == (said, "patches")
 
 
@@ -167,12 +174,12 @@ def test_a_siglip_tower_with_a_head_on_its_pooling(engine: str) -> None:
     """The pooling head's attention is the readout, wherever the tower is."""
     model = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
     head = nn.Linear(32, 7)
-    wrapped = Around(model, lambda tower, pixels: head(tower(pixels).pooler_output))
+    wrapped = Around(model, lambda vision_model, pixels: head(vision_model(pixels).pooler_output))
     got = GMAR(wrapped, readout="pooling", engine=engine).attribute_patches(VIT.images(), TARGETS)
     found = oracles.trace(wrapped, VIT.images(), TARGETS, reads="patches")
-    tower = oracles.vision_part(wrapped)
-    tokens = tower(VIT.images()).last_hidden_state
-    pooled = np.stack([oracles.pooling_attention(tower.head, one) for one in tokens])
+    vision_model = oracles.vision_part(wrapped)
+    tokens = vision_model(VIT.images()).last_hidden_state
+    pooled = np.stack([oracles.pooling_attention(vision_model.head, one) for one in tokens])
     wanted = oracles.gmar(found._replace(readout=pooled, prefix=0))
     assert relative_error(got, wanted.patches) < 1e-5
     even = oracles.gmar(found._replace(readout=np.full_like(pooled, 1 / 16), prefix=0))
@@ -181,19 +188,21 @@ def test_a_siglip_tower_with_a_head_on_its_pooling(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
 def test_pooling_of_another_thread_is_not_ours(engine: str) -> None:
-    tower = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
+    vision_model = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
 
-    def how(tower: Any, pixels: Tensor) -> Any:
-        return tower(pixels).pooler_output
+    def how(vision_model: Any, pixels: Tensor) -> Any:
+        return vision_model(pixels).pooler_output
 
-    def disturbed(tower: Any, pixels: Tensor) -> Any:
-        other = threading.Thread(target=tower, args=(pixels.detach().flip(0) * 2,))
+    def disturbed(vision_model: Any, pixels: Tensor) -> Any:
+        other = threading.Thread(target=vision_model, args=(pixels.detach().flip(0) * 2,))
         other.start()
         other.join()
-        return how(tower, pixels)
+        return how(vision_model, pixels)
 
     wanted, got = (
-        GMAR(Around(tower, each), readout="pooling", engine=engine).attribute(VIT.images(), TARGETS)
+        GMAR(Around(vision_model, each), readout="pooling", engine=engine).attribute(
+            VIT.images(), TARGETS
+        )
         for each in (how, disturbed)
     )
     assert torch.equal(got, wanted)
@@ -202,24 +211,26 @@ def test_pooling_of_another_thread_is_not_ours(engine: str) -> None:
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
 def test_pooling_that_the_scores_do_not_come_from(engine: str) -> None:
     """The pooling head ran, but the scores are made of something else."""
-    tower = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
-    mean = Around(tower, lambda tower, pixels: tower(pixels).last_hidden_state.mean(1))
+    vision_model = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
+    mean = Around(
+        vision_model, lambda vision_model, pixels: vision_model(pixels).last_hidden_state.mean(1)
+    )
     with pytest.raises(ModelOutputError, match="do not come from that head"):
         GMAR(mean, readout="pooling", engine=engine).attribute(VIT.images(), 3)
 
 
 @pytest.mark.parametrize("times", [0, 2])
 def test_pooling_that_does_not_run_once(times: int) -> None:
-    tower = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
-    head = tower.head.forward
+    vision_model = build(SiglipVisionModel, SiglipVisionConfig, sharper=3)
+    head = vision_model.head.forward
     made: list[Tensor] = []
 
     def pooled(hidden: Tensor) -> Tensor:
         made.extend(head(hidden) for _ in range(times))
         return hidden.mean(1)
 
-    tower.head.forward = pooled
-    model = Around(tower, lambda tower, pixels: tower(pixels).pooler_output)
+    vision_model.head.forward = pooled
+    model = Around(vision_model, lambda vision_model, pixels: vision_model(pixels).pooler_output)
     with pytest.raises(ModelOutputError, match=f"must run once .* ran {times} times"):
         GMAR(model, readout="pooling").attribute(VIT.images(), 3)
 
@@ -241,7 +252,7 @@ def test_a_module_may_say_its_readout_itself() -> None:
     got = GMAR(model).attribute_patches(VIT.images(), TARGETS)
     wanted = GMAR(case.build(), readout="cls+patches").attribute_patches(VIT.images(), TARGETS)
     assert torch.equal(got, wanted)
-    assert GMAR(model, readout="cls").subject.layout.readout == (1.0, 0.0, 0.0)
+    assert GMAR(model, readout="cls").adapter.layout.readout == (1.0, 0.0, 0.0)
 
 
 def test_a_size_that_no_keyword_helps() -> None:
@@ -261,12 +272,12 @@ def test_an_error_of_the_users_own_stays() -> None:
 @pytest.mark.usefixtures("layouts")
 def test_a_registered_family_with_a_readout_that_is_said() -> None:
     register_layout("vit", TokenLayout(readout=(0.0,), patch_size=(8, 8)))
-    assert GMAR(VIT.build()).subject.layout.readout == (0.0,)
-    assert GMAR(VIT.build(), readout="cls").subject.layout.readout == (1.0,)
+    assert GMAR(VIT.build()).adapter.layout.readout == (0.0,)
+    assert GMAR(VIT.build(), readout="cls").adapter.layout.readout == (1.0,)
     register_layout("unheard", TokenLayout(readout=(0.0, 0.0), rest="attention"))
     model = VIT.build()
     model.vit.config.model_type = "unheard"
-    said = GMAR(model, readout=(0.5, 0.0)).subject.layout
+    said = GMAR(model, readout=(0.5, 0.0)).adapter.layout
     assert (said.readout, said.rest, said.patch_size) == ((0.5, 0.0), "patches", (8, 8))
     with pytest.raises(OptionError, match="share for each of 2 prefix tokens, got 'cls'"):
         GMAR(model, readout="cls")
@@ -317,7 +328,7 @@ def test_pooling_without_a_pooling_head() -> None:
 def test_pooling_that_is_not_for_one_query() -> None:
     model = build(SiglipVisionModel, SiglipVisionConfig)
     model.head.probe.data = model.head.probe.data.repeat(1, 2, 1)
-    wrapped = Around(model, lambda tower, pixels: tower(pixels).pooler_output)
+    wrapped = Around(model, lambda vision_model, pixels: vision_model(pixels).pooler_output)
     with pytest.raises(ModelOutputError, match=r"one query.*got \(3, 2, 16\)"):
         GMAR(wrapped, readout="pooling").attribute(VIT.images(), 3)
 
@@ -327,7 +338,7 @@ def test_two_towers() -> None:
     both = case.build().model
     both.text_model = case.build().model.vision_model
     with pytest.raises(UnsupportedModelError, match="SiglipModel has 2 parts that take pixels"):
-        Subject.of(Around(both, lambda model, pixels: model(pixels)))
+        ModelAdapter.of(Around(both, lambda model, pixels: model(pixels)))
 
 
 of_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

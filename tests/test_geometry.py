@@ -32,7 +32,7 @@ from transformers import (
 from transformers.image_utils import make_flat_list_of_images
 
 from hf_gmar.errors import InputError
-from hf_gmar.models import View, bundled_folder, view_of
+from hf_gmar.models import ImageView, bundled_folder, measure_view
 
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
@@ -105,7 +105,7 @@ def expected(recipe: Recipe, size: Size) -> tuple[Box, Size]:
     return (top, left, bottom, right), resized
 
 
-def misses(view: View, recipe: Recipe) -> list[tuple[float, float]]:
+def misses(view: ImageView, recipe: Recipe) -> list[tuple[float, float]]:
     """How far each edge is off, in pixels of the original and of the model's input."""
     box, resized = expected(recipe, view.size)
     found = []
@@ -120,7 +120,7 @@ def misses(view: View, recipe: Recipe) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("size", PHOTOS)
 def test_the_box_of_a_photo_is_precise(name: str, size: Size) -> None:
     processor, recipe = PROCESSORS[name]
-    for _, model_pixels in misses(view_of(processor, size), recipe):
+    for _, model_pixels in misses(measure_view(processor, size), recipe):
         assert model_pixels < 0.04
 
 
@@ -129,7 +129,7 @@ def test_the_box_of_a_photo_is_precise(name: str, size: Size) -> None:
 )
 def test_the_box_of_a_large_photo_is_precise(name: str, size: Size) -> None:
     processor, recipe = PROCESSORS[name]
-    for _, model_pixels in misses(view_of(processor, size), recipe):
+    for _, model_pixels in misses(measure_view(processor, size), recipe):
         assert model_pixels < 0.01
 
 
@@ -137,7 +137,7 @@ def test_the_box_of_a_large_photo_is_precise(name: str, size: Size) -> None:
 @pytest.mark.parametrize("size", TINY + ODD)
 def test_the_box_of_any_image_is_precise(name: str, size: Size) -> None:
     processor, recipe = PROCESSORS[name]
-    for pixels, model_pixels in misses(view_of(processor, size), recipe):
+    for pixels, model_pixels in misses(measure_view(processor, size), recipe):
         assert model_pixels < 0.2 or pixels < 0.05
 
 
@@ -149,7 +149,7 @@ def test_the_box_of_every_size(name: str, height: int, width: int) -> None:
     processor, recipe = PROCESSORS[name]
     if max(height, width) > 20 * min(height, width):
         height = width
-    view = view_of(processor, (height, width))
+    view = measure_view(processor, (height, width))
     assert view.size == (height, width)
     for pixels, model_pixels in misses(view, recipe):
         assert model_pixels < 0.5 or pixels < 0.1
@@ -163,14 +163,14 @@ def test_the_box_of_every_size(name: str, height: int, width: int) -> None:
 @example("vit", 1, 900)
 @example("siglip", 385, 383)
 def test_a_plain_resize_covers_the_image_exactly(name: str, height: int, width: int) -> None:
-    view = view_of(PROCESSORS[name][0], (height, width))
+    view = measure_view(PROCESSORS[name][0], (height, width))
     assert view.box == (0.0, 0.0, height, width)
     assert not view.unexplained
 
 
 @pytest.mark.parametrize("size", PHOTOS[:-1])
 def test_an_edge_that_is_not_cropped_is_exact(size: Size) -> None:
-    top, left, bottom, right = view_of(PROCESSORS["clip"][0], size).box
+    top, left, bottom, right = measure_view(PROCESSORS["clip"][0], size).box
     if size[0] < size[1]:
         assert (top, bottom) == (0.0, size[0])
         assert 0 < left < right < size[1]
@@ -182,25 +182,25 @@ def test_an_edge_that_is_not_cropped_is_exact(size: Size) -> None:
 @pytest.mark.parametrize("size", [*TINY, (31, 6), (53, 1)])
 def test_a_tiny_image_that_is_only_padded_is_exact(size: Size) -> None:
     processor, recipe = PROCESSORS["cropped"]
-    assert view_of(processor, size).box == pytest.approx(expected(recipe, size)[0], abs=0.01)
+    assert measure_view(processor, size).box == pytest.approx(expected(recipe, size)[0], abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["vit", "deit", "clip", "convnext"])
 def test_a_single_pixel_is_all_there_is(name: str) -> None:
-    assert view_of(PROCESSORS[name][0], (1, 1)).box == (0.0, 0.0, 1.0, 1.0)
+    assert measure_view(PROCESSORS[name][0], (1, 1)).box == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_a_single_pixel_in_padding() -> None:
     # Half of 223 pixels of padding, rounded up, comes first.
-    assert view_of(PROCESSORS["cropped"][0], (1, 1)).box == (-112.0, -112.0, 112.0, 112.0)
-    assert view_of(PROCESSORS["padded"][0], (1, 1)).box == pytest.approx(
+    assert measure_view(PROCESSORS["cropped"][0], (1, 1)).box == (-112.0, -112.0, 112.0, 112.0)
+    assert measure_view(PROCESSORS["padded"][0], (1, 1)).box == pytest.approx(
         (-12 / 200, -30 / 181, 212 / 200, 210 / 181)
     )
 
 
 def test_the_processor_of_a_folder() -> None:
     processor = AutoImageProcessor.from_pretrained(bundled_folder(), backend="pil")
-    assert view_of(processor, (70, 50)).box == (0.0, 0.0, 70.0, 50.0)
+    assert measure_view(processor, (70, 50)).box == (0.0, 0.0, 70.0, 50.0)
 
 
 class Square(ViTImageProcessorPil):
@@ -224,7 +224,9 @@ def test_padding_of_any_grey_is_no_image(fill: int, size: Size) -> None:
     processor = Square()
     processor.fill = fill
     side = max(size)
-    assert view_of(processor, size).box == pytest.approx((0, 0, side, side), abs=side / 224 / 4)
+    assert measure_view(processor, size).box == pytest.approx(
+        (0, 0, side, side), abs=side / 224 / 4
+    )
 
 
 @pytest.mark.parametrize("fill", [0, 255])
@@ -233,14 +235,16 @@ def test_padding_of_a_tiny_image(fill: int, size: Size) -> None:
     processor = Square()
     processor.fill = fill
     side = max(size)
-    assert view_of(processor, size).box == pytest.approx((0, 0, side, side), abs=side / 224 / 4)
+    assert measure_view(processor, size).box == pytest.approx(
+        (0, 0, side, side), abs=side / 224 / 4
+    )
 
 
 def test_padding_that_looks_like_the_probe_is_refused() -> None:
     processor = Square()
     processor.fill = 125
     with pytest.raises(InputError, match="something else than one upright"):
-        view_of(processor, (300, 500))
+        measure_view(processor, (300, 500))
 
 
 class Changed(ViTImageProcessorPil):
@@ -291,7 +295,7 @@ def test_another_picture_than_the_image_is_refused(change: str, swapped: bool, s
     order = -1 if swapped else 1
     processor.change = lambda pixels: CHANGES[change](pixels[::order])
     with pytest.raises(InputError, match="may only resize, crop and pad; explain with Python"):
-        view_of(processor, size)
+        measure_view(processor, size)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ def test_another_picture_than_the_image_is_refused(change: str, swapped: bool, s
 )
 def test_pixels_that_are_no_picture_are_refused(processor: Any) -> None:
     with pytest.raises(InputError, match=rf"{type(processor).__name__} gives pixels of the shape"):
-        view_of(processor, (300, 500))
+        measure_view(processor, (300, 500))
 
 
 class Log(list[Size]):
@@ -361,7 +365,7 @@ BY_TIMM: dict[str, Recipe] = {
 def test_a_processor_that_takes_no_settings(
     name: str, size: Size, resample: Image.Resampling
 ) -> None:
-    view = view_of(NoSettings(BY_TIMM[name], resample), size)
+    view = measure_view(NoSettings(BY_TIMM[name], resample), size)
     for _, model_pixels in misses(view, BY_TIMM[name]):
         assert model_pixels < 0.05
 
@@ -369,7 +373,9 @@ def test_a_processor_that_takes_no_settings(
 @pytest.mark.parametrize("name", BY_TIMM)
 @pytest.mark.parametrize("size", [(9, 13), (63, 40), (50, 333), (224, 224)])
 def test_small_images_and_a_processor_that_takes_no_settings(name: str, size: Size) -> None:
-    for pixels, model_pixels in misses(view_of(NoSettings(BY_TIMM[name]), size), BY_TIMM[name]):
+    for pixels, model_pixels in misses(
+        measure_view(NoSettings(BY_TIMM[name]), size), BY_TIMM[name]
+    ):
         assert model_pixels < 0.3 or pixels < 0.1
 
 
@@ -379,40 +385,40 @@ def test_a_processor_without_settings_that_sees_nothing_is_refused() -> None:
     with pytest.raises(
         InputError, match="NoSettings gives the same pixels for a black and a white"
     ):
-        view_of(processor, (300, 500))
+        measure_view(processor, (300, 500))
 
 
 @pytest.mark.parametrize(("size", "calls"), [((1000, 1049), 1), ((1000, 1048), 3), ((9, 7), 3)])
 def test_a_large_image_is_drawn_once(size: Size, calls: int) -> None:
     processor = NoSettings(stretch(224, 224))
-    view_of(processor, size)
+    measure_view(processor, size)
     assert processor.seen.count(size) == calls
 
 
 def test_a_size_is_measured_once() -> None:
     processor = NoSettings(stretch(248, 248, (224, 224)))
-    first, other = view_of(processor, (60, 80)), view_of(processor, (80, 60))
+    first, other = measure_view(processor, (60, 80)), measure_view(processor, (80, 60))
     assert first != other
     measured = list(processor.seen)
-    assert view_of(processor, (60, 80)) == first
-    assert view_of(processor, (80, 60)) == other
+    assert measure_view(processor, (60, 80)) == first
+    assert measure_view(processor, (80, 60)) == other
     assert processor.seen == measured
 
 
 def test_other_settings_are_measured_anew() -> None:
     processor = DeiTImageProcessorPil()
-    cropped = view_of(processor, (480, 640))
+    cropped = measure_view(processor, (480, 640))
     processor.do_center_crop = False
-    assert view_of(processor, (480, 640)).box == (0.0, 0.0, 480.0, 640.0)
+    assert measure_view(processor, (480, 640)).box == (0.0, 0.0, 480.0, 640.0)
     processor.do_center_crop = True
-    assert view_of(processor, (480, 640)) == cropped
-    assert view_of(ViTImageProcessorPil(), (480, 640)) != cropped
+    assert measure_view(processor, (480, 640)) == cropped
+    assert measure_view(ViTImageProcessorPil(), (480, 640)) != cropped
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 4)])
 def test_no_size_is_refused(size: Size) -> None:
     with pytest.raises(InputError, match="at least 1 pixel"):
-        view_of(PROCESSORS["vit"][0], size)
+        measure_view(PROCESSORS["vit"][0], size)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +428,7 @@ def test_no_size_is_refused(size: Size) -> None:
 def test_each_pixel_has_the_value_of_its_patch(box: Box) -> None:
     patches = torch.arange(15.0).view(3, 5)
     top, left, bottom, right = box
-    drawn = View((6, 9), box).onto_image(patches)
+    drawn = ImageView((6, 9), box).project(patches)
     assert drawn.shape == (6, 9)
     for y in range(6):
         for x in range(9):
@@ -435,16 +441,16 @@ def test_each_pixel_has_the_value_of_its_patch(box: Box) -> None:
 
 
 def test_several_maps_at_once_keep_their_type() -> None:
-    view = View((4, 8), (0.0, 2.0, 4.0, 6.0))
+    view = ImageView((4, 8), (0.0, 2.0, 4.0, 6.0))
     maps = torch.rand(2, 3, 2, 2, dtype=torch.float64)
-    drawn = view.onto_image(maps)
+    drawn = view.project(maps)
     assert (drawn.shape, drawn.dtype) == ((2, 3, 4, 8), torch.float64)
     for index in np.ndindex(2, 3):
-        assert torch.equal(drawn[index].nan_to_num(-1), view.onto_image(maps[index]).nan_to_num(-1))
+        assert torch.equal(drawn[index].nan_to_num(-1), view.project(maps[index]).nan_to_num(-1))
 
 
 def test_whole_numbers_become_floats() -> None:
-    drawn = View((2, 3), (0.0, 0.0, 2.0, 2.0)).onto_image(torch.tensor([[1, 2], [3, 4]]))
+    drawn = ImageView((2, 3), (0.0, 0.0, 2.0, 2.0)).project(torch.tensor([[1, 2], [3, 4]]))
     assert drawn.tolist()[0][:2] == [1.0, 2.0]
     assert drawn[:, 2].isnan().all()
 
@@ -452,17 +458,17 @@ def test_whole_numbers_become_floats() -> None:
 @pytest.mark.parametrize("shape", [(4,), (0, 3), (2, 3, 0)])
 def test_what_is_no_grid_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="rows, columns"):
-        View((4, 4), (0.0, 0.0, 4.0, 4.0)).onto_image(torch.zeros(shape))
+        ImageView((4, 4), (0.0, 0.0, 4.0, 4.0)).project(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 4, 6), (-1, -2, 5, 6.5)])
 def test_all_of_the_image_was_seen(box: Box) -> None:
-    assert not View((4, 6), box).unexplained
+    assert not ImageView((4, 6), box).unexplained
 
 
 @pytest.mark.parametrize("box", [(0.5, 0, 4, 6), (0, 1, 4, 6), (0, 0, 3.9, 6), (0, 0, 4, 5)])
 def test_part_of_the_image_was_not_seen(box: Box) -> None:
-    view = View((4, 6), box)
+    view = ImageView((4, 6), box)
     assert view.unexplained
 
 
@@ -476,7 +482,7 @@ def test_what_the_model_gets_lies_where_it_came_from(name: str, size: Size) -> N
     pixels = processor(
         Image.fromarray(picture).convert("RGB"), do_normalize=False, do_rescale=False
     )
-    back = view_of(processor, size).onto_image(torch.tensor(np.array(pixels.pixel_values[0][0])))
+    back = measure_view(processor, size).project(torch.tensor(np.array(pixels.pixel_values[0][0])))
     seen = ~back.isnan()
     assert seen.float().mean() > 0.4
     assert (back - torch.tensor(picture))[seen].abs().max() < 6
@@ -485,5 +491,5 @@ def test_what_the_model_gets_lies_where_it_came_from(name: str, size: Size) -> N
 def test_the_processor_comes_back_as_it_was() -> None:
     processor = DeiTImageProcessorPil(resample=3, do_normalize=True)
     before = processor.to_json_string()
-    view_of(processor, (30, 40))
+    measure_view(processor, (30, 40))
     assert processor.to_json_string() == before

@@ -17,7 +17,7 @@ from hf_gmar import GMAR, HeadImportance, head_importance, head_maps
 from hf_gmar.data import CLASSES
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 from hf_gmar.heads import HeadMaps
-from hf_gmar.models import LoadedModel, View
+from hf_gmar.models import ImageView, LoadedModel
 from hf_gmar.visualization import head_maps_figure, save_figure
 from tests import oracles
 from tests.cases import HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase
@@ -161,9 +161,9 @@ def test_an_unknown_norm() -> None:
         head_importance(VIT.build(), VIT.images(), norm="l3")  # type: ignore[arg-type]
 
 
-def test_an_unknown_score() -> None:
-    with pytest.raises(OptionError, match="score must be one of 'gmar', 'effect', got 'impact'"):
-        head_importance(VIT.build(), VIT.images(), score="impact")  # type: ignore[arg-type]
+def test_an_unknown_criterion() -> None:
+    with pytest.raises(OptionError, match="criterion must be one of 'gmar', 'taylor', got 'impact'"):
+        head_importance(VIT.build(), VIT.images(), criterion="impact")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
@@ -171,28 +171,28 @@ def test_an_unknown_score() -> None:
 def test_effects_equal_the_dense_trace(case: ModelCase, engine: str) -> None:
     model, images = case.build(), case.images()
     found = head_importance(
-        model, images, TARGETS, score="effect", engine=engine, **case.forward_kwargs
+        model, images, TARGETS, criterion="taylor", engine=engine, **case.forward_kwargs
     )
     trace = oracles.trace(model, images, TARGETS, case.forward_kwargs)
     assert relative_error(found.values, oracles.head_effects(trace)) < 1e-5
-    assert (found.score, found.caption) == ("effect", "3 images, first-order effect")
+    assert (found.criterion, found.caption) == ("taylor", "3 images, first-order effect")
 
 
 def test_effects_of_several_batches_and_a_contrast() -> None:
     model, images = VIT.build(), VIT.images()
     pairs = [(images[:2], TARGETS[:2]), (images[2:], TARGETS[2:])]
-    found = head_importance(model, pairs, score="effect")
+    found = head_importance(model, pairs, criterion="taylor")
     each = [
-        head_importance(model, images, target, score="effect").values for target in (TARGETS, 1)
+        head_importance(model, images, target, criterion="taylor").values for target in (TARGETS, 1)
     ]
     assert same(found.values, each[0])
-    difference = head_importance(model, images, TARGETS, score="effect", contrast=1)
+    difference = head_importance(model, images, TARGETS, criterion="taylor", contrast=1)
     assert torch.allclose(difference.values, each[0] - each[1], atol=1e-6)
-    assert found.score == "effect"  # of the whole, as of its parts
+    assert found.criterion == "taylor"  # of the whole, as of its parts
 
 
 def test_the_heatmap_of_effects(tmp_path: Path) -> None:
-    effects = HeadImportance(TOY.values - 0.5, TOY.targets, TOY.names, score="effect")
+    effects = HeadImportance(TOY.values - 0.5, TOY.targets, TOY.names, criterion="taylor")
     heat, _, bar, _ = effects.figure().axes
     assert heat.images[0].get_clim() == pytest.approx((-0.1, 0.1))
     assert heat.images[0].get_cmap().name == "RdBu_r"
@@ -202,7 +202,7 @@ def test_the_heatmap_of_effects(tmp_path: Path) -> None:
     colours = {text.get_text(): text.get_color() for text in heat.texts}
     assert colours == {"-.10": "white", ".10": "white"}
     with np.load(effects.save_numbers(tmp_path)) as stored:
-        assert str(stored["score"]) == "effect"
+        assert str(stored["criterion"]) == "taylor"
 
 
 def test_the_heatmap() -> None:
@@ -247,7 +247,7 @@ def test_files(tmp_path: Path) -> None:
     with np.load(files[0]) as stored:
         assert np.array_equal(stored["values"], TOY.values)
         assert stored["targets"].tolist() == [4, 2, 4]
-        assert (str(stored["norm"]), str(stored["score"])) == ("l1", "gmar")
+        assert (str(stored["norm"]), str(stored["criterion"])) == ("l1", "gmar")
     summary = json.loads(files[1].read_text())
     assert summary["images"] == 3
     assert np.allclose(summary["mean"], TOY.mean())
@@ -332,7 +332,7 @@ def test_the_grid_of_maps(tmp_path: Path) -> None:
 
 def test_the_grid_shows_what_the_model_did_not_see() -> None:
     """Grey at the sides of a wide image of which the middle is seen."""
-    view = View((50, 100), (0.0, 25.0, 50.0, 75.0))
+    view = ImageView((50, 100), (0.0, 25.0, 50.0, 75.0))
     image = Image.new("RGB", (100, 50), "red")
     figure = head_maps_figure(image, torch.ones(1, 1, 2, 2), view=view)
     grid = np.asarray(figure.axes[1].images[0].get_array()).astype(int)

@@ -154,12 +154,12 @@ def test_text_prompts(tmp_path: Path) -> None:
 
 
 def test_effects(tmp_path: Path, bundled: LoadedModel, scene: Image.Image) -> None:
-    done = run("heads", "--score", "effect", "--target", "heart", "--output", tmp_path)
+    done = run("heads", "--criterion", "taylor", "--target", "heart", "--output", tmp_path)
     assert done.code == 0
     assert "loss of score without it" in done.out
     assert "even share" not in done.out
     pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
-    wanted = head_importance(bundled.model, pixels, 6, score="effect")
+    wanted = head_importance(bundled.model, pixels, 6, criterion="taylor")
     with np.load(tmp_path / "importance.npz") as stored:
         assert np.allclose(stored["values"], wanted.values, atol=1e-6)
     layer, head = wanted.rank()[0]

@@ -19,14 +19,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar import GMAR, TokenLayout, register_layout
 from hf_gmar._core.attention import hidden_keys
-from hf_gmar._core.execution import alone
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.execution import exclusive_eval
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.perturbations.token_removal import (
     Sites,
-    dropped_tokens,
+    drop_tokens,
     fewest_patches,
-    unattended_tokens,
+    mask_tokens,
 )
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
 from tests.models import build
@@ -34,22 +34,22 @@ from tests.test_state import unchanged, used
 from tests.test_threads import PATIENCE, Halfway
 
 CASES = {case.name: case for case in (*MODELS, *MORE_MODELS)}
-WAYS = {"dropped": dropped_tokens, "unattended": unattended_tokens}
+WAYS = {"dropped": drop_tokens, "unattended": mask_tokens}
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
-def subject_of(case: ModelCase, model: Any = None) -> Subject:
+def subject_of(case: ModelCase, model: Any = None) -> ModelAdapter:
     """A model in float64, in which rounding hides no mistake."""
     model = case.build() if model is None else model
-    return Subject.of(model.double(), case.options.get("readout"))
+    return ModelAdapter.of(model.double(), case.options.get("readout"))
 
 
-def layers_of(subject: Subject) -> Any:
+def layers_of(adapter: ModelAdapter) -> Any:
     """The layers of a ViT."""
-    tower: Any = subject.tower
-    return tower.layers
+    vision_model: Any = adapter.vision_model
+    return vision_model.layers
 
 
 def some(case: ModelCase, copies: int = 1, missing: int = 3, seed: int = 0) -> Tensor:
@@ -60,17 +60,17 @@ def some(case: ModelCase, copies: int = 1, missing: int = 3, seed: int = 0) -> T
     return order >= missing
 
 
-def scores(subject: Subject, case: ModelCase, copies: int = 1) -> Tensor:
+def scores(adapter: ModelAdapter, case: ModelCase, copies: int = 1) -> Tensor:
     """Scores of copies of one image."""
     pixels = case.images(torch.float64)[:1].expand(copies, -1, -1, -1)
     with torch.no_grad():
-        return subject(pixels, **case.forward_kwargs)
+        return adapter(pixels, **case.forward_kwargs)
 
 
-def hidden(way: Callable[..., Any], subject: Subject, case: ModelCase, kept: Tensor) -> Tensor:
+def hidden(way: Callable[..., Any], adapter: ModelAdapter, case: ModelCase, kept: Tensor) -> Tensor:
     """Scores of copies whose patches are missing."""
-    with way(subject, kept):
-        return scores(subject, case, len(kept))
+    with way(adapter, kept):
+        return scores(adapter, case, len(kept))
 
 
 class WithoutColumns(TorchFunctionMode):
@@ -114,9 +114,11 @@ def without_columns(case: ModelCase, kept: Tensor) -> Tensor:
     What leaves the top layer is without their tokens: a head that averages patches does not count
     them.
     """
-    subject = subject_of(case)
+    adapter = subject_of(case)
     stay = torch.cat([torch.arange(case.prefix), case.prefix + kept.nonzero()[:, 0]])
-    top = [one for one in subject.tower.modules() if isinstance(one, GradientCheckpointingLayer)]
+    top = [
+        one for one in adapter.vision_model.modules() if isinstance(one, GradientCheckpointingLayer)
+    ]
 
     def leave(_module: Any, _inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
@@ -125,38 +127,38 @@ def without_columns(case: ModelCase, kept: Tensor) -> Tensor:
 
     top[-1].register_forward_hook(leave)
     with WithoutColumns(stay):
-        return scores(subject, case)[0]
+        return scores(adapter, case)[0]
 
 
 @every_case
 def test_only_the_other_tokens_are_left(case: ModelCase) -> None:
-    subject, kept = subject_of(case), some(case, copies=2)
-    got = torch.cat([hidden(dropped_tokens, subject, case, one[None]) for one in kept])
+    adapter, kept = subject_of(case), some(case, copies=2)
+    got = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     wanted = torch.stack([without_columns(case, one) for one in kept])
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
-    assert (got - scores(subject, case)).abs().max() > 1e-3  # something was missing
+    assert (got - scores(adapter, case)).abs().max() > 1e-3  # something was missing
     if not case.name.startswith("data2vec"):
-        unattended = hidden(unattended_tokens, subject, case, kept)
+        unattended = hidden(mask_tokens, adapter, case, kept)
         torch.testing.assert_close(unattended, wanted, rtol=0, atol=1e-10)
 
 
 @every_case
 def test_several_copies_in_one_forward(case: ModelCase) -> None:
-    subject, kept = subject_of(case), some(case, copies=3)
-    alone = torch.cat([hidden(dropped_tokens, subject, case, one[None]) for one in kept])
-    assert Sites.of(subject).one_by_one == case.name.startswith("mlcd")
-    if not Sites.of(subject).one_by_one:
-        together = hidden(dropped_tokens, subject, case, kept)
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+    adapter, kept = subject_of(case), some(case, copies=3)
+    exclusive_eval = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
+    assert Sites.of(adapter).one_by_one == case.name.startswith("mlcd")
+    if not Sites.of(adapter).one_by_one:
+        together = hidden(drop_tokens, adapter, case, kept)
+        torch.testing.assert_close(together, exclusive_eval, rtol=0, atol=1e-10)
 
 
 @every_way
 @every_model
 def test_nothing_missing(case: ModelCase, way: Any) -> None:
-    subject = subject_of(case)
+    adapter = subject_of(case)
     everything = torch.ones(2, case.grid[0] * case.grid[1], dtype=torch.bool)
-    got = hidden(way, subject, case, everything)
-    torch.testing.assert_close(got, scores(subject, case, 2), rtol=0, atol=1e-12)
+    got = hidden(way, adapter, case, everything)
+    torch.testing.assert_close(got, scores(adapter, case, 2), rtol=0, atol=1e-12)
 
 
 @every_way
@@ -173,9 +175,9 @@ def test_models_that_were_loaded_eager(case: ModelCase, way: Any) -> None:
 @pytest.mark.parametrize("name", ["vit", "deit-teacher", "dinov3-cls"])
 def test_no_patch_at_all(name: str, way: Any) -> None:
     case = CASES[name]
-    subject, nothing = subject_of(case), some(case, missing=16)
+    adapter, nothing = subject_of(case), some(case, missing=16)
     assert not nothing.any()
-    got = hidden(way, subject, case, nothing)[0]
+    got = hidden(way, adapter, case, nothing)[0]
     torch.testing.assert_close(got, without_columns(case, nothing[0]), rtol=0, atol=1e-10)
 
 
@@ -188,8 +190,8 @@ NEEDS_ONE = (
 
 @every_case
 def test_how_many_patches_must_stay(case: ModelCase) -> None:
-    subject = subject_of(case)
-    assert fewest_patches(subject) == (case.name.removesuffix("-tall") in NEEDS_ONE)
+    adapter = subject_of(case)
+    assert fewest_patches(adapter) == (case.name.removesuffix("-tall") in NEEDS_ONE)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +203,12 @@ def test_how_many_patches_must_stay(case: ModelCase) -> None:
 def test_beside_a_mask_that_the_caller_gives(way: Any, name: str, attention: str) -> None:
     """The mask hides patch 2, the call patch 5: both are missing."""
     case = CASES[name]
-    subject = subject_of(case, case.build(attention=attention))
+    adapter = subject_of(case, case.build(attention=attention))
     mask, kept = torch.ones(2, 17), torch.ones(2, 16, dtype=torch.bool)
     mask[:, 1 + 2], kept[:, 5] = 0, False
-    with torch.no_grad(), way(subject, kept):
+    with torch.no_grad(), way(adapter, kept):
         pixels = case.images(torch.float64)[:1].expand(2, -1, -1, -1)
-        got = subject(pixels, attention_mask=mask)
+        got = adapter(pixels, attention_mask=mask)
     kept[:, 2] = False
     wanted = without_columns(case, kept[0])
     atol = 1e-10 if attention == "sdpa" else 1e-5
@@ -223,12 +225,12 @@ def test_biases_that_are_stretched() -> None:
         use_shared_relative_position_bias=True,
     ).double()
     case = CASES["beit-cls"]
-    subject, kept = Subject.of(model), some(case, copies=2)
+    adapter, kept = ModelAdapter.of(model), some(case, copies=2)
     with torch.no_grad():
-        with dropped_tokens(subject, kept):
-            wanted = subject(case.images(torch.float64)[:2])
-        with dropped_tokens(subject, kept):
-            got = subject(case.images(torch.float64)[:2], interpolate_pos_encoding=True)
+        with drop_tokens(adapter, kept):
+            wanted = adapter(case.images(torch.float64)[:2])
+        with drop_tokens(adapter, kept):
+            got = adapter(case.images(torch.float64)[:2], interpolate_pos_encoding=True)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
 
 
@@ -254,18 +256,18 @@ def test_attention_that_honours_no_mask() -> None:
         found = functional.scaled_dot_product_attention(query, key, value)
         return found.transpose(1, 2), None
 
-    subject, kept = subject_of(VIT), some(VIT)
-    wanted = hidden(unattended_tokens, subject, VIT, kept)
-    plain = scores(subject, VIT)
-    with loaded_as(subject.tower, "deaf", deaf):
-        torch.testing.assert_close(scores(subject, VIT), plain)
-        got = hidden(unattended_tokens, subject, VIT, kept)
-        assert subject.tower.config._attn_implementation == "deaf"
+    adapter, kept = subject_of(VIT), some(VIT)
+    wanted = hidden(mask_tokens, adapter, VIT, kept)
+    plain = scores(adapter, VIT)
+    with loaded_as(adapter.vision_model, "deaf", deaf):
+        torch.testing.assert_close(scores(adapter, VIT), plain)
+        got = hidden(mask_tokens, adapter, VIT, kept)
+        assert adapter.vision_model.config._attn_implementation == "deaf"
         with (
-            patch.object(type(subject.tower), "_supports_sdpa", False),
+            patch.object(type(adapter.vision_model), "_supports_sdpa", False),
             pytest.raises(UnsupportedModelError, match="has no SDPA attention"),
         ):
-            hidden(unattended_tokens, subject, VIT, kept)
+            hidden(mask_tokens, adapter, VIT, kept)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
 
 
@@ -274,30 +276,32 @@ def test_attention_that_honours_no_mask() -> None:
 @pytest.mark.parametrize("name", ["vit", "beit-mean", "data2vec-cls", "mlcd-cls", "siglip"])
 def test_the_model_comes_back(name: str, attention: str, way: Any) -> None:
     case = CASES[name]
-    if way is unattended_tokens and name.startswith("data2vec"):
+    if way is mask_tokens and name.startswith("data2vec"):
         pytest.skip("refused")
     model = used(case, attention)
-    subject = Subject.of(model, case.options.get("readout"))
+    adapter = ModelAdapter.of(model, case.options.get("readout"))
     kept = some(case)
-    with unchanged(model), torch.no_grad(), alone(subject), way(subject, kept):
-        subject(case.images()[:1])
-    subject.tower.register_forward_hook(lambda *_: 1 // 0)
-    with unchanged(model), alone(subject):  # noqa: SIM117  # after the error
-        with pytest.raises(ZeroDivisionError), torch.no_grad(), way(subject, kept):
-            subject(case.images()[:1])
+    with unchanged(model), torch.no_grad(), exclusive_eval(adapter), way(adapter, kept):
+        adapter(case.images()[:1])
+    adapter.vision_model.register_forward_hook(lambda *_: 1 // 0)
+    with unchanged(model), exclusive_eval(adapter):  # noqa: SIM117  # after the error
+        with pytest.raises(ZeroDivisionError), torch.no_grad(), way(adapter, kept):
+            adapter(case.images()[:1])
 
 
 @every_way
 @pytest.mark.parametrize("name", ["vit", "beit-mean"])
 def test_a_plain_forward_of_another_thread(name: str, way: Any) -> None:
     case = CASES[name]
-    subject, kept, halfway = subject_of(case), some(case), Halfway()
-    wanted, plain = hidden(way, subject, case, kept), scores(subject, case)
-    [*layers] = [m for m in subject.tower.modules() if isinstance(m, GradientCheckpointingLayer)]
+    adapter, kept, halfway = subject_of(case), some(case), Halfway()
+    wanted, plain = hidden(way, adapter, case, kept), scores(adapter, case)
+    [*layers] = [
+        m for m in adapter.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)
+    ]
     layers[1].register_forward_hook(halfway)
     with ThreadPoolExecutor(1) as pool:
-        work = halfway.during(lambda: hidden(way, subject, case, kept), pool)
-        meanwhile = scores(subject, case)
+        work = halfway.during(lambda: hidden(way, adapter, case, kept), pool)
+        meanwhile = scores(adapter, case)
         halfway.go_on.set()
         assert torch.equal(work.result(PATIENCE), wanted)
     assert torch.equal(meanwhile, plain)
@@ -307,11 +311,11 @@ def test_a_plain_forward_of_another_thread(name: str, way: Any) -> None:
 def test_an_explanation_in_the_middle(way: Any) -> None:
     """A hook that explains the model sees all of its tokens."""
     model = VIT.build().double()
-    subject, kept = Subject.of(model), some(VIT)
-    wanted = hidden(way, subject, VIT, kept)
+    adapter, kept = ModelAdapter.of(model), some(VIT)
+    wanted = hidden(way, adapter, VIT, kept)
     explained: list[Any] = []
     gmar = GMAR(model)
-    alone = gmar.attribute_patches(VIT.images(torch.float64), 2)
+    exclusive_eval = gmar.attribute_patches(VIT.images(torch.float64), 2)
 
     def explain(*_: Any) -> None:
         if not explained:
@@ -319,9 +323,9 @@ def test_an_explanation_in_the_middle(way: Any) -> None:
             explained.append(gmar.attribute_patches(VIT.images(torch.float64), 2))
 
     model.vit.layers[1].register_forward_hook(explain)
-    assert torch.equal(hidden(way, subject, VIT, kept), wanted)
+    assert torch.equal(hidden(way, adapter, VIT, kept), wanted)
     assert explained[1] is not None
-    assert torch.equal(explained[1], alone)
+    assert torch.equal(explained[1], exclusive_eval)
 
 
 def test_another_model_in_the_middle() -> None:
@@ -331,11 +335,11 @@ def test_another_model_in_the_middle() -> None:
     for part in other.modules():
         if hasattr(part, "config"):
             part.config = model.config
-    subject, kept, seen = Subject.of(model), some(VIT), []
+    adapter, kept, seen = ModelAdapter.of(model), some(VIT), []
     pixels = VIT.images(torch.float64)
-    wanted, plain = hidden(unattended_tokens, subject, VIT, kept), other(pixels).logits
+    wanted, plain = hidden(mask_tokens, adapter, VIT, kept), other(pixels).logits
     model.vit.layers[1].register_forward_hook(lambda *_: seen.append(other(pixels).logits))
-    assert torch.equal(hidden(unattended_tokens, subject, VIT, kept), wanted)
+    assert torch.equal(hidden(mask_tokens, adapter, VIT, kept), wanted)
     assert torch.equal(seen[0], plain)
 
 
@@ -352,23 +356,21 @@ def shuffled(model: Any, pixels: Tensor) -> Any:
     return model.classifier(tokens[:, 0])
 
 
-@pytest.mark.parametrize(
-    ("way", "error"), [(dropped_tokens, "layers"), (unattended_tokens, "layers")]
-)
+@pytest.mark.parametrize(("way", "error"), [(drop_tokens, "layers"), (mask_tokens, "layers")])
 def test_a_model_that_runs_twice(way: Any, error: str) -> None:
-    subject = Subject.of(Around(VIT.build().double(), twice))
+    adapter = ModelAdapter.of(Around(VIT.build().double(), twice))
     with pytest.raises(ModelOutputError, match=error):
-        hidden(way, subject, VIT, some(VIT))
+        hidden(way, adapter, VIT, some(VIT))
 
 
 def test_layers_in_another_order() -> None:
-    subject = Subject.of(Around(VIT.build().double(), shuffled))
+    adapter = ModelAdapter.of(Around(VIT.build().double(), shuffled))
     with pytest.raises(ModelOutputError, match=r"lowest first; they ran in the order \[0, 2, 1\]"):
-        hidden(dropped_tokens, subject, VIT, some(VIT))
+        hidden(drop_tokens, adapter, VIT, some(VIT))
 
 
 @pytest.mark.usefixtures("layouts")
-@pytest.mark.parametrize("way", [dropped_tokens, unattended_tokens])
+@pytest.mark.parametrize("way", [drop_tokens, mask_tokens])
 @pytest.mark.parametrize("prefix", [(1.0, 0.0), (0.5,) * 2])
 def test_a_layout_with_other_tokens(way: Any, prefix: tuple[float, ...]) -> None:
     register_layout("ViTForImageClassification", TokenLayout(prefix))
@@ -377,11 +379,11 @@ def test_a_layout_with_other_tokens(way: Any, prefix: tuple[float, ...]) -> None
 
 
 def test_other_images_than_said() -> None:
-    subject = subject_of(VIT)
+    adapter = subject_of(VIT)
     for way in WAYS.values():
         refused = pytest.raises(ModelOutputError, match="2 images of 17 tokens")
-        with refused, way(subject, some(VIT, copies=2)):
-            scores(subject, VIT, 3)
+        with refused, way(adapter, some(VIT, copies=2)):
+            scores(adapter, VIT, 3)
 
 
 @pytest.mark.parametrize(
@@ -396,20 +398,20 @@ def test_other_images_than_said() -> None:
     ],
 )
 def test_layers_that_take_more_of_each_token(name: str, value: Any) -> None:
-    subject, kept = subject_of(VIT), some(VIT)
-    layers_of(subject)[0].register_forward_pre_hook(
+    adapter, kept = subject_of(VIT), some(VIT)
+    layers_of(adapter)[0].register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, name: value}), with_kwargs=True
     )
     with pytest.raises(UnsupportedModelError, match=f"{name}.*attention-masking"):
-        hidden(dropped_tokens, subject, VIT, kept)
+        hidden(drop_tokens, adapter, VIT, kept)
 
 
 def test_layers_that_take_something_else() -> None:
     """What has no number for each token passes as it is."""
-    subject, kept = subject_of(VIT), some(VIT)
-    wanted, seen = hidden(dropped_tokens, subject, VIT, kept), []
+    adapter, kept = subject_of(VIT), some(VIT)
+    wanted, seen = hidden(drop_tokens, adapter, VIT, kept), []
     given = {"more": torch.zeros(5, 3), "rope": None, "sizes": (17, 16), "mode": "x"}
-    layer = layers_of(subject)[0]
+    layer = layers_of(adapter)[0]
     layer.register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, **given}), with_kwargs=True
     )
@@ -420,48 +422,50 @@ def test_layers_that_take_something_else() -> None:
         return forward(*args)
 
     with patch.object(layer, "forward", looked_at):
-        assert torch.equal(hidden(dropped_tokens, subject, VIT, kept), wanted)
+        assert torch.equal(hidden(drop_tokens, adapter, VIT, kept), wanted)
     assert all(seen[0][name] is value for name, value in given.items())
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 17, 17), (4, 17, 17), (1, 1, 1, 17), (1, 17, 17)])
 def test_biases_that_layers_take(shape: tuple[int, ...]) -> None:
     """Of each head or all, of each query or all: as attention adds them to its scores."""
-    subject, kept = subject_of(VIT), some(VIT, copies=2)
+    adapter, kept = subject_of(VIT), some(VIT, copies=2)
     bias = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for layer in layers_of(subject):
+    for layer in layers_of(adapter):
         layer.register_forward_pre_hook(
             lambda _module, args, kwargs: (args[:1], {**kwargs, "attention_mask": bias}),
             with_kwargs=True,
         )
-    assert (scores(subject, VIT) - scores(subject_of(VIT), VIT)).abs().max() > 0.1
-    dropped = hidden(dropped_tokens, subject, VIT, kept)
-    unattended = hidden(unattended_tokens, subject, VIT, kept)
+    assert (scores(adapter, VIT) - scores(subject_of(VIT), VIT)).abs().max() > 0.1
+    dropped = hidden(drop_tokens, adapter, VIT, kept)
+    unattended = hidden(mask_tokens, adapter, VIT, kept)
     torch.testing.assert_close(dropped, unattended, rtol=0, atol=1e-10)
 
 
 def test_tokens_that_are_given_by_name() -> None:
-    subject, kept = subject_of(VIT), some(VIT)
-    wanted = hidden(dropped_tokens, subject, VIT, kept)
-    for layer in layers_of(subject):
+    adapter, kept = subject_of(VIT), some(VIT)
+    wanted = hidden(drop_tokens, adapter, VIT, kept)
+    for layer in layers_of(adapter):
         layer.register_forward_pre_hook(
             lambda _module, args, kwargs: ((), {"hidden_states": args[0], **kwargs}),
             with_kwargs=True,
         )
-    assert torch.equal(hidden(dropped_tokens, subject, VIT, kept), wanted)
+    assert torch.equal(hidden(drop_tokens, adapter, VIT, kept), wanted)
 
 
 def test_a_top_layer_that_gives_more_than_tokens() -> None:
     case = CASES["clip"]
-    subject, kept = subject_of(case), some(case)
+    adapter, kept = subject_of(case), some(case)
     more: list[Any] = []
-    wanted = hidden(unattended_tokens, subject, case, kept)
-    top = [m for m in subject.tower.modules() if isinstance(m, GradientCheckpointingLayer)][-1]
+    wanted = hidden(mask_tokens, adapter, case, kept)
+    top = [m for m in adapter.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)][
+        -1
+    ]
     top.register_forward_hook(lambda _module, _inputs, tokens: (tokens, "more"))
-    with unattended_tokens(subject, kept):
+    with mask_tokens(adapter, kept):
         handle = top.register_forward_hook(lambda _module, _inputs, output: more.append(output))
         last = top.register_forward_hook(lambda _module, _inputs, output: output[0])
-        got = scores(subject, case)
+        got = scores(adapter, case)
         handle.remove()
         last.remove()
     assert torch.equal(got, wanted)
@@ -472,9 +476,9 @@ def test_other_numbers_of_patches() -> None:
     kept = some(VIT, copies=2)
     kept[0] = True
     with pytest.raises(InputError, match=r"as many patches each, got \[16, 13\]"):
-        hidden(dropped_tokens, subject_of(VIT), VIT, kept)
+        hidden(drop_tokens, subject_of(VIT), VIT, kept)
     # A head that reads CLS alone needs no such thing.
-    together = hidden(unattended_tokens, subject_of(VIT), VIT, kept)
+    together = hidden(mask_tokens, subject_of(VIT), VIT, kept)
     wanted = torch.stack([without_columns(VIT, one) for one in kept])
     torch.testing.assert_close(together, wanted, rtol=0, atol=1e-10)
 
@@ -482,19 +486,19 @@ def test_other_numbers_of_patches() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_that_is_fixed_when_built(attention: str) -> None:
     case = CASES["data2vec-mean"]
-    subject = subject_of(case, case.build(attention=attention))
+    adapter = subject_of(case, case.build(attention=attention))
     with pytest.raises(UnsupportedModelError, match=r"Data2VecVision.*use token-dropping"):
-        hidden(unattended_tokens, subject, case, some(case))
-    sdpa = hidden(dropped_tokens, subject_of(case), case, some(case))
-    torch.testing.assert_close(hidden(dropped_tokens, subject, case, some(case)), sdpa)
+        hidden(mask_tokens, adapter, case, some(case))
+    sdpa = hidden(drop_tokens, subject_of(case), case, some(case))
+    torch.testing.assert_close(hidden(drop_tokens, adapter, case, some(case)), sdpa)
 
 
 def test_the_count_of_layers_is_checked() -> None:
-    tower, tokens = VIT.build().vit, torch.zeros(1, 17, dtype=torch.bool)
+    vision_model, tokens = VIT.build().vit, torch.zeros(1, 17, dtype=torch.bool)
     for layers in (LAYERS - 1, LAYERS + 1):
         refused = pytest.raises(ModelOutputError, match=f"{layers} layers made 3.*are hidden")
-        with refused, hidden_keys(tower, layers, tokens):
-            tower(VIT.images()[:1])
+        with refused, hidden_keys(vision_model, layers, tokens):
+            vision_model(VIT.images()[:1])
 
 
 def _timm(name: str) -> Any:
@@ -531,20 +535,22 @@ TIMM = [
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
     case, model = _timm(name)
-    subject, kept = subject_of(case, model), some(case, copies=2)
-    alone = torch.cat([hidden(dropped_tokens, subject, case, one[None]) for one in kept])
-    torch.testing.assert_close(alone, torch.stack([_by_columns(case, one) for one in kept]))
-    assert Sites.of(subject).one_by_one == (name in ("eva", "dinov3"))
-    if not Sites.of(subject).one_by_one:
-        torch.testing.assert_close(hidden(dropped_tokens, subject, case, kept), alone)
+    adapter, kept = subject_of(case, model), some(case, copies=2)
+    exclusive_eval = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
+    torch.testing.assert_close(
+        exclusive_eval, torch.stack([_by_columns(case, one) for one in kept])
+    )
+    assert Sites.of(adapter).one_by_one == (name in ("eva", "dinov3"))
+    if not Sites.of(adapter).one_by_one:
+        torch.testing.assert_close(hidden(drop_tokens, adapter, case, kept), exclusive_eval)
     with pytest.raises(HfGmarError, match="use token-dropping"):
-        hidden(unattended_tokens, subject, case, kept)
+        hidden(mask_tokens, adapter, case, kept)
 
 
 def _by_columns(case: ModelCase, kept: Tensor) -> Tensor:
-    subject = subject_of(case)
+    adapter = subject_of(case)
     stay = torch.cat([torch.arange(case.prefix), case.prefix + kept.nonzero()[:, 0]])
-    top: Any = subject.tower
+    top: Any = adapter.vision_model
     top.timm_model.blocks[-1].register_forward_hook(lambda _m, _i, output: output[:, stay])
     with WithoutColumns(stay):
-        return scores(subject, case)[0]
+        return scores(adapter, case)[0]

@@ -172,7 +172,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "no processor": {"name": "owner/blind"},
     "no weights": {"name": "owner/empty"},
     "pickled, off": {"name": "owner/pickled"},
-    "pickled, on": {"name": "owner/pickled", "pickle_weights": True},
+    "pickled, on": {"name": "owner/pickled", "use_safetensors": False},
     "code, off": {"name": "owner/own"},
     "code, on": {"name": "owner/trusted", "trust_remote_code": True},
     "code, off again": {"name": "owner/trusted"},
@@ -301,7 +301,7 @@ LOG_IN = ("token=", "--token", "hf auth login")
         ("gated, another's token", ("'owner/gated' is gated", "ask for access", *LOG_IN)),
         ("no processor", ("'owner/blind' has no image processor", "preprocessor_config.json")),
         ("no weights", ("no weights of 'owner/empty'", "model.safetensors", "pytorch_model.bin")),
-        ("pickled, off", ("only pickled", "pickle_weights=True", "--pickle-weights")),
+        ("pickled, off", ("only pickled", "use_safetensors=False", "--no-use-safetensors")),
         ("code, off", ("'owner/own'", "trust_remote_code=True", "--trust-remote-code")),
         ("code, off again", ("'owner/trusted'", "trust_remote_code=True", "--trust-remote-code")),
         ("no config", ("'owner/bare' has no config.json", "save_pretrained")),
@@ -407,9 +407,9 @@ def test_the_client_keeps_nothing_of_that_cache_elsewhere(served: Served) -> Non
 def test_pickled_weights_of_a_folder(model: Path) -> None:
     before = load_model(model).model.state_dict()
     folders.pickled(model)
-    with pytest.raises(ModelLoadError, match="pickle_weights=True"):
+    with pytest.raises(ModelLoadError, match="use_safetensors=False"):
         load_model(model)
-    after = load_model(model, pickle_weights=True).model.state_dict()
+    after = load_model(model, use_safetensors=False).model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
@@ -424,7 +424,7 @@ def test_pickled_weights_that_are_not_read(model: Path, tmp_path: Path, damage: 
     else:
         torch.save(_Code(trace), weights)
     with pytest.raises(ModelLoadError, match=r"pickled weights of .* can't be read"):
-        load_model(model, pickle_weights=True)
+        load_model(model, use_safetensors=False)
     assert not trace.exists()
     if damage == "code":
         torch.load(weights, weights_only=False)
@@ -443,7 +443,7 @@ class _Code:
 
 def test_safetensors_go_before_pickled_weights(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"nonsense")
-    assert load_model(model, pickle_weights=True).model.config.num_labels == 8
+    assert load_model(model, use_safetensors=False).model.config.num_labels == 8
 
 
 @pytest.mark.parametrize("own", [folders.own_model, folders.own_processor])
@@ -498,13 +498,13 @@ def test_a_dtype_that_is_not_there(dtype: str | torch.dtype) -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_attention_is_what_the_model_is_loaded_with(attention: str) -> None:
-    assert load_model(attention=attention).model.config._attn_implementation == attention
+    assert load_model(attn_implementation=attention).model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize("attention", ["sdp", "", "some-one/kernel", "paged|eager"])
 def test_an_attention_that_is_not_there(attention: str) -> None:
-    with pytest.raises(OptionError, match=r"attention must be one of 'eager'.*'sdpa'") as caught:
-        load_model(attention=attention)
+    with pytest.raises(OptionError, match=r"attn_implementation must be one of 'eager'.*'sdpa'") as caught:
+        load_model(attn_implementation=attention)
     assert repr(attention) in str(caught.value)
 
 
@@ -512,7 +512,7 @@ def test_an_attention_that_the_model_does_not_have(tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=r"'sdpa' can't be used here: ResNet\w+ does not support"):
-        load_model(tmp_path, attention="sdpa")
+        load_model(tmp_path, attn_implementation="sdpa")
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_secret\n", "hf_secret word", "hf_s\xe9cret"])

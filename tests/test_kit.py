@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_gmar import GMAR, load_model
 from hf_gmar.data import open_image
-from hf_gmar.models import LoadedModel, view_of
+from hf_gmar.models import LoadedModel, measure_view
 from tests import oracles
 from tests.parity import relative_error, same
 
@@ -56,7 +56,7 @@ def test_448_streams_what_dense_gives(loaded: LoadedModel) -> None:
 
 def test_the_crop_is_on_the_photo(loaded: LoadedModel) -> None:
     """256 pixels along the short side, of which the middle 224 are cut out."""
-    box = view_of(loaded.processor, (256, 340)).box
+    box = measure_view(loaded.processor, (256, 340)).box
     assert box == pytest.approx((16, 58, 240, 282), abs=0.01)
-    heat = view_of(loaded.processor, (256, 340)).onto_image(torch.ones(16, 16))
+    heat = measure_view(loaded.processor, (256, 340)).project(torch.ones(16, 16))
     assert int(heat.isfinite().sum()) == 224 * 224

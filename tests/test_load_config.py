@@ -113,7 +113,7 @@ def test_a_kernel_that_a_config_names_is_not_fetched(
     tmp_path: Path, said: str, attention: str | None
 ) -> None:
     folder = folders.copy(tmp_path / "model", **SAYING[said])
-    model: Any = load_model(folder, attention=attention).model
+    model: Any = load_model(folder, attn_implementation=attention).model
     assert model.config._attn_implementation == (attention or "sdpa")
 
 

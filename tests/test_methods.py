@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from hf_gmar import GMAR, AttentionRollout, GradSAM, LeGrad, RandomAttribution, RawAttention
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._engines.run import ENGINES, capture
 from hf_gmar.errors import (
@@ -195,10 +195,10 @@ class SumOfGradient:
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_a_rule_that_needs_no_gradient_gets_zeros(engine: str) -> None:
-    subject = Subject.of(VIT.build())
+    adapter = ModelAdapter.of(VIT.build())
     for gradient, is_zero in (("none", True), ("score", False)):
-        request = Request(VIT.images(), gradient=gradient)  # type: ignore[arg-type]
-        (found,) = capture(subject, request, [Question(3)], SumOfGradient(), engine)
+        request = ForwardRequest(VIT.images(), gradient=gradient)  # type: ignore[arg-type]
+        (found,) = capture(adapter, request, [TargetSpec(3)], SumOfGradient(), engine)
         assert (found.patches == 0).all() == is_zero
         assert found.heads is None
 

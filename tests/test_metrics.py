@@ -18,9 +18,9 @@ from torch import Tensor
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.metrics import (
     METRICS,
+    ConfidenceChange,
     Curves,
-    Kept,
-    Located,
+    LocalizationInput,
     Metric,
     build_metric,
     kept_count,
@@ -69,7 +69,7 @@ CLOSED_FORMS = {
     "aopc": (0.4 + 0.7 + 0.95 + 1.0) / 5,
     "srg": (0.35 + 0.4 + 0.35) / 5,
 }
-ON_CURVES = [name for name, metric in METRICS.items() if metric.needs == "curves"]
+ON_CURVES = [name for name, metric in METRICS.items() if metric.input_kind == "curves"]
 
 
 def test_the_closed_forms_are_of_all_metrics_of_curves() -> None:
@@ -86,7 +86,7 @@ def test_the_best_and_the_worst_order_are_the_bounds(name: str) -> None:
     orders = [list(order) for order in itertools.permutations(range(4))]
     values = build_metric(name).values(linear_curves(*orders))
     best, worst = orders.index(BEST), orders.index(BEST[::-1])
-    sign = 1 if METRICS[name].better == "higher" else -1
+    sign = 1 if METRICS[name].higher_is_better else -1
     assert (sign * values).argmax() == best
     assert (sign * values).argmin() == worst
 
@@ -142,14 +142,14 @@ def test_the_difference_and_srg_say_the_same_of_even_steps(
 
 def test_curves_that_end_before_the_last_patch_count_in_full() -> None:
     whole = Curves(tensor([0, 0.25, 1]), tensor([[1, 0.5, 0.2]]), tensor([[1, 0.8, 0.4]]))
-    short = Curves(whole.fractions * 0.8, whole.most, whole.least)
+    short = Curves(whole.fractions * 0.8, whole.morf, whole.lerf)
     for name in ON_CURVES:
         assert value(name, short) == pytest.approx(value(name, whole))
 
 
 def test_an_image_that_could_not_be_measured_is_not_defined() -> None:
     found = linear_curves(BEST, BEST)
-    broken = Curves(found.fractions, found.most * tensor([[math.nan], [1]]), found.least)
+    broken = Curves(found.fractions, found.morf * tensor([[math.nan], [1]]), found.lerf)
     for name in set(ON_CURVES) - {"insertion"}:
         metric = build_metric(name)
         values = metric.update(broken).tolist()
@@ -158,7 +158,7 @@ def test_an_image_that_could_not_be_measured_is_not_defined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fractions", "most", "least"),
+    ("fractions", "morf", "lerf"),
     [
         ([0, 1], [[1, 0]], [[1, 0, 0]]),
         ([0, 1], [1, 0], [1, 0]),
@@ -181,10 +181,10 @@ def test_curves_that_are_none(fractions: Any, most: Any, least: Any) -> None:
 
 def test_numbers_must_be_tensors_and_become_exact() -> None:
     with pytest.raises(InputError, match=r"before must be a tensor, got list; torch\.tensor"):
-        Kept([0.5], torch.tensor([0.5]))  # type: ignore[arg-type]
+        ConfidenceChange([0.5], torch.tensor([0.5]))  # type: ignore[arg-type]
     given = torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True)
-    assert Kept(given, given).after.dtype == torch.float64
-    assert not Kept(given, given).before.requires_grad
+    assert ConfidenceChange(given, given).after.dtype == torch.float64
+    assert not ConfidenceChange(given, given).before.requires_grad
 
 
 # What is kept
@@ -194,7 +194,7 @@ def test_numbers_must_be_tensors_and_become_exact() -> None:
     st.lists(st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 1), st.just(math.nan))), min_size=1)
 )
 def test_drop_increase_and_gain_of_any_probabilities(pairs: list[tuple[float, float]]) -> None:
-    found = Kept(tensor([one[0] for one in pairs]), tensor([one[1] for one in pairs]))
+    found = ConfidenceChange(tensor([one[0] for one in pairs]), tensor([one[1] for one in pairs]))
     drops, rises, gains = (
         build_metric(f"average-{name}").values(found).tolist()
         for name in ("drop", "increase", "gain")
@@ -214,12 +214,15 @@ def test_drop_increase_and_gain_of_any_probabilities(pairs: list[tuple[float, fl
 
 
 def test_the_ends_of_what_is_kept() -> None:
-    all_lost, all_won = Kept(tensor([0.5]), tensor([0])), Kept(tensor([0.5]), tensor([1]))
+    all_lost, all_won = (
+        ConfidenceChange(tensor([0.5]), tensor([0])),
+        ConfidenceChange(tensor([0.5]), tensor([1])),
+    )
     expected = {"drop": (100, 0), "increase": (0, 100), "gain": (0, 100)}
     for name, ends in expected.items():
         assert value(f"average-{name}", all_lost) == ends[0]
         assert value(f"average-{name}", all_won) == ends[1]
-    assert value("average-gain", Kept(tensor([1.0]), tensor([1.0]))) == 0
+    assert value("average-gain", ConfidenceChange(tensor([1.0]), tensor([1.0]))) == 0
 
 
 @pytest.mark.parametrize("name", ["average-drop", "average-gain"])
@@ -227,22 +230,25 @@ def test_the_ends_of_what_is_kept() -> None:
 def test_logits_are_no_probabilities(name: str, bad: float) -> None:
     metric = build_metric(name)
     assert metric.probability
-    for found in (Kept(tensor([bad]), tensor([0.5])), Kept(tensor([0.5]), tensor([bad]))):
+    for found in (
+        ConfidenceChange(tensor([bad]), tensor([0.5])),
+        ConfidenceChange(tensor([0.5]), tensor([bad])),
+    ):
         with pytest.raises(InputError, match=r'from 0 to 1, got scores from .*"probability"'):
             metric.update(found)
     assert metric.seen == []
-    rounded = Kept(tensor([1 + 1e-7]), tensor([-1e-7]))
+    rounded = ConfidenceChange(tensor([1 + 1e-7]), tensor([-1e-7]))
     assert metric.values(rounded).item() == pytest.approx(0 if name == "average-gain" else 100)
 
 
 def test_probabilities_that_rounding_moved_over_the_ends() -> None:
-    assert math.isnan(value("average-drop", Kept(tensor([-1e-7]), tensor([-5e-7]))))
-    assert value("average-gain", Kept(tensor([1 - 1e-9]), tensor([1 + 1e-7]))) == 100
+    assert math.isnan(value("average-drop", ConfidenceChange(tensor([-1e-7]), tensor([-5e-7]))))
+    assert value("average-gain", ConfidenceChange(tensor([1 - 1e-9]), tensor([1 + 1e-7]))) == 100
 
 
 def test_an_increase_is_defined_for_logits() -> None:
-    assert not METRICS["average-increase"].probability
-    assert value("average-increase", Kept(tensor([-3]), tensor([5]))) == 100
+    assert not METRICS["increase-in-confidence"].probability
+    assert value("increase-in-confidence", ConfidenceChange(tensor([-3]), tensor([5]))) == 100
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,7 @@ def test_an_increase_is_defined_for_logits() -> None:
 )
 def test_scores_that_are_none(before: Any, after: Any) -> None:
     with pytest.raises(InputError, match=r"Kept needs .*; got \{'before': "):
-        Kept(tensor(before), tensor(after))
+        ConfidenceChange(tensor(before), tensor(after))
 
 
 def test_what_is_kept_follows_the_options() -> None:
@@ -349,11 +355,13 @@ def test_forms_that_are_none() -> None:
 # Where a map lies
 
 
-def located(relevance: Any, cover: Any) -> Located:
-    return Located(tensor([relevance]), tensor([cover]))
+def located(relevance: Any, cover: Any) -> LocalizationInput:
+    return LocalizationInput(tensor([relevance]), tensor([cover]))
 
 
-LOCATED = [name for name, metric in METRICS.items() if metric.needs in {"located", "mosaic"}]
+LOCATED = [
+    name for name, metric in METRICS.items() if metric.input_kind in {"localization", "mosaic"}
+]
 MASK = [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 
@@ -363,18 +371,18 @@ def test_a_map_on_the_object_and_one_off_it(name: str) -> None:
     off = located([[0.0, 0.0, 1.0], [1.0, 1.0, 1.0]], MASK)
     assert value(name, on) == 1
     # All patches off the object come first: it is found at the last threshold, 2 of 6.
-    assert value(name, off) == pytest.approx(2 / 6 if name == "patch-ap" else 0)
+    assert value(name, off) == pytest.approx(2 / 6 if name == "average-precision" else 0)
 
 
 @pytest.mark.parametrize("name", LOCATED)
 def test_without_a_mask_nothing_is_defined(name: str) -> None:
-    found = Located(tensor([MASK, MASK]), tensor([[[0.0] * 3] * 2, MASK]))
+    found = LocalizationInput(tensor([MASK, MASK]), tensor([[[0.0] * 3] * 2, MASK]))
     assert [math.isnan(one) for one in build_metric(name).values(found).tolist()] == [True, False]
 
 
 def test_a_constant_map_gives_the_floor() -> None:
     flat = located([[0.5] * 3] * 2, MASK)
-    assert value("mask-energy", flat) == value("patch-ap", flat) == pytest.approx(2 / 6)
+    assert value("relevance-mass", flat) == value("average-precision", flat) == pytest.approx(2 / 6)
     assert value("pointing-game", flat) == 1  # the first patch
     assert value("pointing-game", located([[0.5] * 3] * 2, [[0.0, 1, 1], [1, 1, 1]])) == 0
     assert value("miou", flat) == pytest.approx((0 + 4 / 6) / 2)  # nothing is marked
@@ -383,16 +391,16 @@ def test_a_constant_map_gives_the_floor() -> None:
 @pytest.mark.parametrize(("cover", "expected"), [(0.5, 1), (0.49, math.nan)])
 def test_half_a_patch_belongs_to_the_object(cover: float, expected: float) -> None:
     found = located([[0.1, 0.9]], [[0.0, cover]])
-    for name in ("pointing-game", "patch-ap"):
+    for name in ("pointing-game", "average-precision"):
         assert value(name, found) == pytest.approx(expected, nan_ok=True)
-    assert value("mask-energy", found) == pytest.approx(0.9 * cover)
+    assert value("relevance-mass", found) == pytest.approx(0.9 * cover)
 
 
 def test_no_positive_relevance_is_none_inside() -> None:
     for relevance in ([[0.0, 0.0]], [[-1.0, -2.0]]):
-        assert value("mask-energy", located(relevance, [[1.0, 0.0]])) == 0
+        assert value("relevance-mass", located(relevance, [[1.0, 0.0]])) == 0
         assert value("grid-pointing", located(relevance, [[1.0, 0.0]])) == 0
-    assert value("mask-energy", located([[-9.0, 1.0]], [[1.0, 0.0]])) == 0
+    assert value("relevance-mass", located([[-9.0, 1.0]], [[1.0, 0.0]])) == 0
 
 
 @pytest.mark.parametrize("name", LOCATED)
@@ -400,17 +408,20 @@ def test_images_of_a_batch_are_apart(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     maps, cover = torch.rand(2, 6, 3, 4, generator=generator, dtype=torch.float64)
     maps *= torch.arange(1, 7)[:, None, None]
-    alone = [
-        value(name, Located(one[None], own[None])) for one, own in zip(maps, cover, strict=True)
+    exclusive_eval = [
+        value(name, LocalizationInput(one[None], own[None]))
+        for one, own in zip(maps, cover, strict=True)
     ]
-    assert build_metric(name).values(Located(maps, cover)).tolist() == pytest.approx(alone)
+    assert build_metric(name).values(LocalizationInput(maps, cover)).tolist() == pytest.approx(
+        exclusive_eval
+    )
     for options in [{"threshold": 0.5}] if name == "miou" else []:
-        alone = [
-            value(name, Located(one[None], own[None]), **options)
+        exclusive_eval = [
+            value(name, LocalizationInput(one[None], own[None]), **options)
             for one, own in zip(maps, cover, strict=True)
         ]
-        together = build_metric(name, **options).values(Located(maps, cover))
-        assert together.tolist() == pytest.approx(alone)
+        together = build_metric(name, **options).values(LocalizationInput(maps, cover))
+        assert together.tolist() == pytest.approx(exclusive_eval)
 
 
 covers = st.integers(0, 16)
@@ -428,8 +439,8 @@ def test_places_of_any_map(patches: list[tuple[int, int]]) -> None:
         assert all(map(math.isnan, values.values()))
         return
     energy = sum(one * count / 16 for one, count in zip(positive, inside, strict=True))
-    assert values["mask-energy"] == pytest.approx(energy / (sum(positive) or 1))
-    assert values["grid-pointing"] == values["mask-energy"]
+    assert values["relevance-mass"] == pytest.approx(energy / (sum(positive) or 1))
+    assert values["grid-pointing"] == values["relevance-mass"]
     if right:
         first = relevance.index(max(relevance))
         assert values["pointing-game"] == (first in right)
@@ -439,10 +450,10 @@ def test_places_of_any_map(patches: list[tuple[int, int]]) -> None:
             / sum(other >= relevance[patch] for other in relevance)
             for patch in right
         ]
-        assert values["patch-ap"] == pytest.approx(sum(precisions) / len(right))
+        assert values["average-precision"] == pytest.approx(sum(precisions) / len(right))
     else:
         assert math.isnan(values["pointing-game"])
-        assert math.isnan(values["patch-ap"])
+        assert math.isnan(values["average-precision"])
     mean = sum(relevance) / len(relevance)
     assert values["miou"] == pytest.approx(pixel_miou([one > mean for one in relevance], inside))
     low, high = min(relevance), max(relevance)
@@ -474,7 +485,7 @@ def pixel_miou(marked: list[bool], inside: list[int]) -> float:
 )
 def test_places_that_are_none(relevance: Any, cover: Any) -> None:
     with pytest.raises(InputError, match="Located needs "):
-        Located(tensor(relevance), tensor(cover))
+        LocalizationInput(tensor(relevance), tensor(cover))
 
 
 @pytest.mark.parametrize("threshold", [1, 1.5, -0.1, math.nan, "median", None, True])
@@ -486,11 +497,11 @@ def test_thresholds_that_are_none(threshold: Any) -> None:
 # What all of them share
 
 
-def some_images(count: int) -> Kept:
+def some_images(count: int) -> ConfidenceChange:
     generator = torch.Generator().manual_seed(count)
     before, after = torch.rand(2, count, generator=generator, dtype=torch.float64)
     before[::5] = 0  # a drop is not defined there
-    return Kept(before, after)
+    return ConfidenceChange(before, after)
 
 
 @given(st.integers(1, 30), st.lists(st.integers(0, 30), max_size=4), st.randoms())
@@ -502,7 +513,7 @@ def test_parts_in_any_order_are_one(count: int, cuts: list[int], shuffled: rando
     parts = []
     for left, right in itertools.pairwise(bounds):
         part = build_metric("average-drop")
-        part.update(Kept(found.before[left:right], found.after[left:right]))
+        part.update(ConfidenceChange(found.before[left:right], found.after[left:right]))
         parts.append(pickle.loads(pickle.dumps(part)))  # noqa: S301  # as between processes
     shuffled.shuffle(parts)
     first, *others = parts
@@ -513,12 +524,12 @@ def test_parts_in_any_order_are_one(count: int, cuts: list[int], shuffled: rando
 
 def test_the_mean_is_over_the_images_that_are_defined() -> None:
     metric = build_metric("average-drop")
-    assert metric.update(Kept(tensor([0.5, 0]), tensor([0.25, 0.5])))[0] == 50
-    metric.update(Kept(tensor([0.5]), tensor([0.5])))
+    assert metric.update(ConfidenceChange(tensor([0.5, 0]), tensor([0.25, 0.5])))[0] == 50
+    metric.update(ConfidenceChange(tensor([0.5]), tensor([0.5])))
     assert metric.compute() == 25
     assert len(metric.seen) == 3
     metric.reset()
-    metric.update(Kept(tensor([0.5]), tensor([0.5])))
+    metric.update(ConfidenceChange(tensor([0.5]), tensor([0.5])))
     assert metric.compute() == 0
 
 
@@ -532,7 +543,7 @@ def test_no_images_have_no_mean() -> None:
     metric = build_metric("average-drop", keep=0.25)
     with pytest.raises(InputError, match=r"average-drop \(keep=0.25\) has seen 0 images"):
         metric.compute()
-    metric.update(Kept(tensor([0]), tensor([0.5])))
+    metric.update(ConfidenceChange(tensor([0]), tensor([0.5])))
     with pytest.raises(InputError, match="has seen 1 images and is defined for none"):
         metric.compute()
 
@@ -548,7 +559,7 @@ def test_a_metric_merged_with_itself_counts_twice() -> None:
     "other", [build_metric("insertion"), build_metric("average-drop", keep=0.3), "deletion"]
 )
 def test_other_metrics_are_not_merged(other: Any) -> None:
-    name = "average-drop" if getattr(other, "needs", None) == "kept" else "deletion"
+    name = "average-drop" if getattr(other, "input_kind", None) == "confidence" else "deletion"
     metric, good = build_metric(name), build_metric(name)
     good.seen = [0.5]
     with pytest.raises(InputError, match=f"{name} can be merged with the same metric .* got "):
@@ -587,9 +598,9 @@ def test_every_metric_says_what_it_is() -> None:
     assert len(METRICS) == 18
     for name, metric in METRICS.items():
         assert metric.name == name
-        assert metric.better in {"higher", "lower"}
-        assert metric.perturbed == (metric.needs in {"curves", "kept"})
-        for text in (metric.summary, metric.formula, metric.source, metric.limits):
+        assert metric.higher_is_better in {True, False}
+        assert metric.perturbed == (metric.input_kind in {"curves", "confidence"})
+        for text in (metric.summary, metric.formula, metric.source, metric.caveats):
             assert text
             assert not {"|", "\n"} & set(text)  # it stands in a table
         assert metric.summary.endswith(".")

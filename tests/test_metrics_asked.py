@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_gmar.errors import InputError, OptionError
-from hf_gmar.metrics import Asked, Explain, build_metric, ssim
+from hf_gmar.metrics import Explain, MetricContext, build_metric, ssim
 
 CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 2, 3
 WEIGHTS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]], dtype=torch.float64)
@@ -46,10 +46,10 @@ PIXELS = torch.randn(
     dtype=torch.float64,
 )
 
-TOY = Asked(gives(WEIGHTS), linear, PIXELS, target=1, other=0)
+TOY = MetricContext(gives(WEIGHTS), linear, PIXELS, target=1, other=0)
 
 
-def value(name: str, asked: Asked, **options: Any) -> float:
+def value(name: str, asked: MetricContext, **options: Any) -> float:
     (found,) = build_metric(name, **options).values(asked).tolist()
     return float(found)
 
@@ -122,7 +122,7 @@ def test_changes_have_the_size_that_was_asked_for_and_follow_the_seed() -> None:
 
 
 def test_a_map_that_never_changes_is_not_sensitive() -> None:
-    assert value("sensitivity-max", TOY) == 0
+    assert value("max-sensitivity", TOY) == 0
 
 
 def brightness(pixels: Tensor, _target: int) -> Tensor:
@@ -139,7 +139,7 @@ def test_sensitivity_is_the_largest_relative_distance() -> None:
             noisy.append(pixels)
         return brightness(pixels, target)
 
-    found = value("sensitivity-max", replace(TOY, explain=explain), samples=7, radius=0.1)
+    found = value("max-sensitivity", replace(TOY, explain=explain), samples=7, radius=0.1)
     own = brightness(PIXELS, 1)
     assert len(noisy) == 7
     distances = [float((brightness(one, 1) - own).norm() / own.norm()) for one in noisy]
@@ -164,7 +164,7 @@ def test_sensitivity_is_the_largest_relative_distance() -> None:
 def test_sensitivity_follows_the_seed() -> None:
     asked = replace(TOY, explain=brightness)
     first, again, other = (
-        value("sensitivity-max", replace(asked, seed=seed)) for seed in (1, 1, 2)
+        value("max-sensitivity", replace(asked, seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -186,7 +186,7 @@ def test_the_map_that_is_known_is_not_made_again() -> None:
     asked = replace(TOY, explain=explain, known=brightness(PIXELS, 1)[0])
     assert asked.relevance().shape == (ROWS, COLUMNS)
     assert not calls
-    value("sensitivity-max", asked, samples=3)
+    value("max-sensitivity", asked, samples=3)
     assert calls == [1] * 3
     assert asked.relevance(0).dtype == torch.float64
     assert calls == [1, 1, 1, 0]
@@ -230,18 +230,20 @@ def test_randomisation_is_the_mean_over_the_stages() -> None:
     stays = replace(TOY, randomised=after_stages(WEIGHTS, 3 * WEIGHTS, WEIGHTS + 1))
     turns = replace(TOY, randomised=after_stages(WEIGHTS, -WEIGHTS, WEIGHTS))
     for similarity in ("rank", "ssim"):
-        assert value("randomisation", stays, similarity=similarity, **options) == pytest.approx(1)
-    assert value("randomisation", turns, **options) == pytest.approx(1 / 3)
-    by_ssim = value("randomisation", turns, similarity="ssim", **options)
+        assert value(
+            "parameter-randomization", stays, similarity=similarity, **options
+        ) == pytest.approx(1)
+    assert value("parameter-randomization", turns, **options) == pytest.approx(1 / 3)
+    by_ssim = value("parameter-randomization", turns, similarity="ssim", **options)
     assert by_ssim == pytest.approx((2 + ssim(WEIGHTS, -WEIGHTS)) / 3)
 
 
 def test_stages_without_an_order_do_not_count() -> None:
     some = replace(TOY, randomised=after_stages(0 * WEIGHTS, WEIGHTS))
     none = replace(TOY, randomised=after_stages(0 * WEIGHTS))
-    assert value("randomisation", some, stages=2, seed=5) == pytest.approx(1)
-    assert math.isnan(value("randomisation", none, stages=1, seed=5))
-    assert math.isnan(value("randomisation", TOY))
+    assert value("parameter-randomization", some, stages=2, seed=5) == pytest.approx(1)
+    assert math.isnan(value("parameter-randomization", none, stages=1, seed=5))
+    assert math.isnan(value("parameter-randomization", TOY))
 
 
 def plain_ssim(left: list[list[float]], right: list[list[float]]) -> float:
@@ -290,7 +292,7 @@ def headed(masks: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(score), score], 1)
 
 
-def headed_asked(importance: Tensor, **more: Any) -> Asked:
+def headed_asked(importance: Tensor, **more: Any) -> MetricContext:
     return replace(TOY, heads=lambda: importance, masked=headed, **more)
 
 
@@ -369,14 +371,14 @@ def test_methods_without_importance_of_heads() -> None:
         ("infidelity", {"noise": 0}),
         ("infidelity", {"noise": math.inf}),
         ("infidelity", {"images": 0}),
-        ("sensitivity-max", {"samples": 1.5}),
-        ("sensitivity-max", {"radius": -1}),
-        ("sensitivity-max", {"radius": "0.1"}),
+        ("max-sensitivity", {"samples": 1.5}),
+        ("max-sensitivity", {"radius": -1}),
+        ("max-sensitivity", {"radius": "0.1"}),
         ("class-sensitivity", {"images": 0}),
-        ("randomisation", {"similarity": "cosine"}),
-        ("randomisation", {"stages": 0}),
-        ("randomisation", {"seed": -1}),
-        ("randomisation", {"images": 0}),
+        ("parameter-randomization", {"similarity": "cosine"}),
+        ("parameter-randomization", {"stages": 0}),
+        ("parameter-randomization", {"seed": -1}),
+        ("parameter-randomization", {"images": 0}),
         ("head-ablation", {"steps": 1}),
         ("head-ablation", {"random_orders": 0}),
         ("head-ablation", {"images": 0}),

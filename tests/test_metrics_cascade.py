@@ -12,17 +12,23 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_gmar import GMAR, AttentionRollout, GradientRollout, LogitsModel, RandomAttribution
-from hf_gmar._core.head_masking import head_drops
+from hf_gmar._core.head_masking import single_head_ablation
 from hf_gmar._core.layers import layer_modules
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
-from hf_gmar.metrics import Cascade, Examiner, build_metric, randomised, second_class
+from hf_gmar.metrics import Cascade, ContextBuilder, build_metric, randomised, second_class
 from hf_gmar.metrics.weight_randomization import _cut_after
 from hf_gmar.models import LoadedModel, load_model
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
 
-METRICS = ["infidelity", "sensitivity-max", "class-sensitivity", "randomisation", "head-ablation"]
+METRICS = [
+    "infidelity",
+    "max-sensitivity",
+    "class-sensitivity",
+    "parameter-randomization",
+    "head-ablation",
+]
 
 
 def lost(case: ModelCase, model: Any, **options: Any) -> Cascade:
@@ -31,8 +37,8 @@ def lost(case: ModelCase, model: Any, **options: Any) -> Cascade:
 
 def seen_by_layers(case: ModelCase, model: Any) -> list[Tensor]:
     """What enters the lowest layer, what each layer gives, and the scores."""
-    subject, found = Subject.of(model, case.options.get("readout")), []
-    layers = layer_modules(subject)
+    adapter, found = ModelAdapter.of(model, case.options.get("readout")), []
+    layers = layer_modules(adapter)
 
     def first(_module: Any, args: Any, kwargs: Any) -> None:
         found.append((args or tuple(kwargs.values()))[0].detach().clone())
@@ -43,7 +49,7 @@ def seen_by_layers(case: ModelCase, model: Any) -> list[Tensor]:
     handles = [layers[0].register_forward_pre_hook(first, with_kwargs=True)]
     handles += [layer.register_forward_hook(after) for layer in layers]
     with torch.no_grad():
-        scores = subject(case.images(batch=1), **case.forward_kwargs)
+        scores = adapter(case.images(batch=1), **case.forward_kwargs)
     for handle in handles:
         handle.remove()
     return [*found, scores]
@@ -262,23 +268,23 @@ def pixels(bundled: LoadedModel, scene: Any) -> Tensor:
 
 @pytest.mark.parametrize("method", [GMAR, AttentionRollout, RandomAttribution])
 def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: Any) -> None:
-    asked = Examiner(bundled.model).asked(method, pixels, 6)
+    asked = ContextBuilder(bundled.model).asked(method, pixels, 6)
     for name in METRICS:
         (found,) = build_metric(name).values(asked).tolist()
         if name == "head-ablation":
             assert math.isnan(found) == (method is not GMAR)
         elif name == "class-sensitivity":
             assert (found == 1) == (method is not GMAR)
-        elif name == "randomisation":
+        elif name == "parameter-randomization":
             assert (found == 1) == (method is RandomAttribution)  # it knows nothing of weights
         else:
             assert found > 0
 
 
 def test_randomisation_by_hand(bundled: LoadedModel, pixels: Tensor) -> None:
-    examiner = Examiner(bundled.model)
+    examiner = ContextBuilder(bundled.model)
     asked = examiner.asked(GradientRollout, pixels, 6)
-    (found,) = build_metric("randomisation", stages=3, seed=8).values(asked).tolist()
+    (found,) = build_metric("parameter-randomization", stages=3, seed=8).values(asked).tolist()
     own, cascade = GradientRollout(bundled.model).attribute_patches(pixels, 6), None
     cascade = Cascade(bundled.model, pixels, 8)
     expected = []
@@ -293,15 +299,15 @@ def test_scores_of_either_kind_in_batches(bundled: LoadedModel) -> None:
     images = torch.rand(5, 3, 96, 96)
     with torch.no_grad():
         logits = bundled.model(images).logits
-    by_logit = Examiner(bundled.model, score="logit", batch=2).scores(images)
+    by_logit = ContextBuilder(bundled.model, score="logit", batch=2).scores(images)
     torch.testing.assert_close(by_logit, logits)
-    probabilities = Examiner(bundled.model).scores(images)
+    probabilities = ContextBuilder(bundled.model).scores(images)
     # The bundled model says of each class whether it is there.
     torch.testing.assert_close(probabilities, logits.sigmoid())
 
 
 def test_an_example_of_the_second_class_and_of_heads(bundled: LoadedModel, pixels: Tensor) -> None:
-    examiner = Examiner(bundled.model, score="logit", batch=3)
+    examiner = ContextBuilder(bundled.model, score="logit", batch=3)
     asked = examiner.asked(GMAR, pixels, 6, seed=9)
     logits = bundled.model(pixels).logits[0]
     assert asked.other == max((one for one in range(8) if one != 6), key=lambda one: logits[one])
@@ -313,25 +319,27 @@ def test_an_example_of_the_second_class_and_of_heads(bundled: LoadedModel, pixel
     )
     masks = torch.eye(24, dtype=torch.bool).reshape(24, 6, 4)
     drops = logits[6] - asked.masked(masks)[:, 6]
-    expected = head_drops(bundled.model, pixels, 6).flatten()
+    expected = single_head_ablation(bundled.model, pixels, 6).flatten()
     torch.testing.assert_close(drops, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_whose_config_says_what_a_probability_is(bundled: LoadedModel) -> None:
     (case,) = (one for one in MODELS if one.name == "siglip-prompts")
     model, images = case.build(), case.images()
-    torch.testing.assert_close(Examiner(model).scores(images), model(images).sigmoid().detach())
+    torch.testing.assert_close(
+        ContextBuilder(model).scores(images), model(images).sigmoid().detach()
+    )
     around = Around(bundled.model, lambda inner, pixels: inner(pixels).logits)
     images = torch.rand(2, 3, 96, 96)
     torch.testing.assert_close(
-        Examiner(around).scores(images), Examiner(bundled.model).scores(images)
+        ContextBuilder(around).scores(images), ContextBuilder(bundled.model).scores(images)
     )
 
 
 def test_no_more_images_at_a_time_than_said(pixels: Tensor) -> None:
     model, counts = load_model("bundled").model, []
     model.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-    asked = Examiner(model, batch=3).asked(GMAR, pixels, 6)
+    asked = ContextBuilder(model, batch=3).asked(GMAR, pixels, 6)
     counts.clear()
     asked.scores(pixels.expand(7, -1, -1, -1))
     assert counts == [3, 3, 1]
@@ -342,12 +350,12 @@ def test_no_more_images_at_a_time_than_said(pixels: Tensor) -> None:
 
 def test_a_map_that_is_there_already(bundled: LoadedModel, pixels: Tensor) -> None:
     known = torch.rand(1, 8, 8)
-    asked = Examiner(bundled.model).asked(GMAR, pixels, 6, known=known)
+    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, 6, known=known)
     assert torch.equal(asked.relevance(), known[0].double())
 
 
 def test_probabilities_with_masked_heads(bundled: LoadedModel, pixels: Tensor) -> None:
-    asked = Examiner(bundled.model).asked(GMAR, pixels, 6)
+    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, 6)
     assert asked.masked is not None
     none = torch.zeros(1, 6, 4, dtype=torch.bool)
     torch.testing.assert_close(asked.masked(none), asked.scores(pixels))
@@ -355,7 +363,7 @@ def test_probabilities_with_masked_heads(bundled: LoadedModel, pixels: Tensor) -
 
 def test_layers_that_a_method_leaves_out_come_last(bundled: LoadedModel, pixels: Tensor) -> None:
     build_it = functools.partial(GMAR, start_layer=2)
-    asked = Examiner(bundled.model).asked(build_it, pixels, 6)
+    asked = ContextBuilder(bundled.model).asked(build_it, pixels, 6)
     assert asked.heads is not None
     importance = asked.heads()
     assert importance.shape == (6, 4)
@@ -370,24 +378,27 @@ def test_a_method_is_built_once_for_each_model(bundled: LoadedModel, pixels: Ten
         built.append(model)
         return GMAR(model)
 
-    examiner, metric = Examiner(bundled.model), build_metric("randomisation", stages=2)
+    examiner, metric = (
+        ContextBuilder(bundled.model),
+        build_metric("parameter-randomization", stages=2),
+    )
     first, second = (metric.update(examiner.asked(build_it, pixels, target)) for target in (6, 4))
     assert first != second
     assert built[0] is bundled.model
     assert len(built) == 2
-    again = build_metric("randomisation", stages=2, seed=1)
+    again = build_metric("parameter-randomization", stages=2, seed=1)
     assert again.values(examiner.asked(build_it, pixels, 6)) != first
     assert len(built) == 3
 
 
 def test_readouts_and_keywords_reach_all_calls() -> None:
     (case,) = (one for one in MORE_MODELS if one.name == "dinov2-patches")  # with a head of ours
-    examiner = Examiner(case.build(), score="logit", **case.options)
+    examiner = ContextBuilder(case.build(), score="logit", **case.options)
     build_it = functools.partial(GMAR, **case.options)
     asked = examiner.asked(build_it, case.images(batch=1), 3)
     assert all(torch.isfinite(build_metric(name).values(asked)).all() for name in METRICS)
     tall = torch.rand(1, 3, 40, 16)
-    larger = Examiner(VIT.build(), forward_kwargs={"interpolate_pos_encoding": True})
+    larger = ContextBuilder(VIT.build(), forward_kwargs={"interpolate_pos_encoding": True})
     asked = larger.asked(GMAR, tall, 3)
     assert asked.relevance().shape == (5, 2)
     assert all(torch.isfinite(build_metric(name).values(asked)).all() for name in METRICS)
@@ -395,7 +406,7 @@ def test_readouts_and_keywords_reach_all_calls() -> None:
 
 def test_one_class_has_no_second() -> None:
     model = build(ViTForImageClassification, ViTConfig, num_labels=1)
-    asked = Examiner(model).asked(GMAR, VIT.images(batch=1), 0)
+    asked = ContextBuilder(model).asked(GMAR, VIT.images(batch=1), 0)
     assert asked.other is None
     assert second_class(torch.tensor([0.5, 0.7, 0.7]), 0) == 1
     assert second_class(torch.tensor([0.5, 0.7, 0.7]), 1) == 2
@@ -403,8 +414,8 @@ def test_one_class_has_no_second() -> None:
 
 def test_options_of_the_examiner(bundled: LoadedModel) -> None:
     with pytest.raises(OptionError, match="score must be one of 'probability', 'logit'"):
-        Examiner(bundled.model, score="odds")  # type: ignore[arg-type]
+        ContextBuilder(bundled.model, score="odds")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="batch must be"):
-        Examiner(bundled.model, batch=0)
+        ContextBuilder(bundled.model, batch=0)
     with pytest.raises(UnsupportedModelError, match="exactly one Transformers model"):
-        Examiner(nn.Linear(2, 2))
+        ContextBuilder(nn.Linear(2, 2))

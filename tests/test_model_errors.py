@@ -51,7 +51,7 @@ def overflowing(factor: float, part: str) -> Callable[[], Any]:
 
 
 class PatchMean(ViTForImageClassification):
-    """Reads its patches instead of CLS: the layout of its base would be wrong."""
+    """ReadoutSpec its patches instead of CLS: the layout of its base would be wrong."""
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         """Scores from the mean of the patches."""

@@ -20,7 +20,7 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_gmar._core.families import FAMILIES, REFUSED, UNPROVEN
+from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED
 from hf_gmar.cli import listing as models_command
 from hf_gmar.models import bundled_folder, sample_image
 from tests import folders
@@ -45,8 +45,8 @@ def test_all_families_are_printed_whole(width: int) -> None:
     words = set(re.findall(r"[\w-]+", done.out))
     titles = {word for family in FAMILIES.values() for word in re.findall(r"[\w-]+", family.title)}
     classes = {name for family in FAMILIES.values() for name in (*family.heads, *family.prompts)}
-    assert titles | classes | set(REFUSED) | set(UNPROVEN) <= words
-    reasons = {word for reason in REFUSED.values() for word in re.findall(r"[\w-]+", reason)}
+    assert titles | classes | set(UNSUPPORTED) | set(UNTESTED) <= words
+    reasons = {word for reason in UNSUPPORTED.values() for word in re.findall(r"[\w-]+", reason)}
     assert reasons <= words
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR
-from hf_gmar._core.model_adapter import Subject, scores_of
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
+from hf_gmar._core.model_adapter import ModelAdapter, scores_of
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._engines.run import ENGINES, capture
 from tests import oracles
@@ -129,10 +129,10 @@ class Gradients:
 def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
     """The engine's gradient is d score / d attention: move single entries and see."""
     model, images = VIT.build().double(), VIT.images(torch.float64)
-    subject, rule = Subject.of(model), Gradients()
-    subject = replace(subject, layout=replace(subject.layout, readout=(0.5,)))  # on every token
+    adapter, rule = ModelAdapter.of(model), Gradients()
+    adapter = replace(adapter, layout=replace(adapter.layout, readout=(0.5,)))  # on every token
     with oracles.unrounded_softmax():
-        capture(subject, Request(images), [Question(TARGETS)], rule, engine)
+        capture(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], rule, engine)
     gradient = rule.seen[::-1]
     tokens = gradient[0].shape[-1]
     draw = np.random.default_rng(3)

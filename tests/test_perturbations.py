@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_gmar import GMAR, LogitsModel
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.models import LoadedModel
 from hf_gmar.perturbations import (
@@ -34,8 +34,8 @@ from hf_gmar.perturbations import (
     Perturbation,
     TokenDropping,
     build_perturbation,
-    copies_at_once,
     dataset_mean,
+    max_batch_size,
 )
 from hf_gmar.perturbations.memory import LiveBytes
 from tests.cases import LABELS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
@@ -59,9 +59,9 @@ every_perturbation = pytest.mark.parametrize("perturbation", ALL, ids=lambda one
 every_soft = pytest.mark.parametrize("perturbation", SOFT, ids=lambda one: one.name)
 
 
-def subject_of(case: ModelCase, **settings: Any) -> Subject:
+def subject_of(case: ModelCase, **settings: Any) -> ModelAdapter:
     """A model in float64, in which rounding hides no mistake."""
-    return Subject.of(case.build(**settings).double(), case.options.get("readout"))
+    return ModelAdapter.of(case.build(**settings).double(), case.options.get("readout"))
 
 
 def image_of(case: ModelCase, number: int = 0) -> Tensor:
@@ -79,23 +79,23 @@ def some(case: ModelCase, copies: int = 4, seed: int = 0) -> Tensor:
     return kept
 
 
-def plain(subject: Subject, case: ModelCase, pixels: Tensor) -> Tensor:
+def plain(adapter: ModelAdapter, case: ModelCase, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        return subject(pixels, **case.forward_kwargs)
+        return adapter(pixels, **case.forward_kwargs)
 
 
 def scores(
-    perturbation: Perturbation, subject: Subject, case: ModelCase, kept: Tensor, **how: Any
+    perturbation: Perturbation, adapter: ModelAdapter, case: ModelCase, kept: Tensor, **how: Any
 ) -> Tensor:
     kwargs = case.forward_kwargs
-    return perturbation.begin(subject, image_of(case), forward_kwargs=kwargs, **how).scores(kept)
+    return perturbation.bind(adapter, image_of(case), forward_kwargs=kwargs, **how).scores(kept)
 
 
 def seen(perturbation: Perturbation, case: ModelCase, kept: Tensor, **how: Any) -> Tensor:
     """The pixels that the model sees, (K, channels, height, width)."""
     model, found = case.build().double(), []
     model.register_forward_pre_hook(lambda _module, args: found.append(args[0].clone()))
-    perturbation.begin(Subject.of(model), image_of(case), **how).scores(kept)
+    perturbation.bind(ModelAdapter.of(model), image_of(case), **how).scores(kept)
     return torch.cat(found)
 
 
@@ -209,7 +209,7 @@ def test_a_plain_image_has_no_blur() -> None:
     grey = torch.full((1, 3, 32, 32), 0.7)
     nothing = torch.zeros(1, 4, 4, dtype=torch.bool)
     for perturbation in (Blur(), MeanColour(), Noise()):
-        perturbation.begin(Subject.of(model), grey).scores(nothing)
+        perturbation.bind(ModelAdapter.of(model), grey).scores(nothing)
     for pixels in found:
         torch.testing.assert_close(pixels, grey)
 
@@ -228,11 +228,11 @@ def test_noise_has_the_mean_and_contrast_of_the_image() -> None:
 
 
 def test_noise_depends_on_the_seed_and_the_image_alone() -> None:
-    subject = subject_of(VIT)
+    adapter = subject_of(VIT)
     kept = some(VIT)[1:]
 
     def drawn(number: int = 0, key: str | None = None, seed: int = 0) -> Tensor:
-        begun = Noise(seed).begin(subject, image_of(VIT, number), key=key)
+        begun = Noise(seed).bind(adapter, image_of(VIT, number), key=key)
         return begun.scores(kept)
 
     first = drawn()
@@ -259,7 +259,7 @@ def seen_of(perturbation: Perturbation, image: Tensor, **how: Any) -> Tensor:
     model = VIT.build().double()
     found: list[Tensor] = []
     model.register_forward_pre_hook(lambda _module, args: found.append(args[0]))
-    begun = perturbation.begin(Subject.of(model), image, **how)
+    begun = perturbation.bind(ModelAdapter.of(model), image, **how)
     begun.scores(torch.zeros(1, 4, 4, dtype=torch.bool))
     return found[0][0]
 
@@ -290,10 +290,10 @@ def test_a_patch_in_part(perturbation: Perturbation, share: float, seed: int) ->
 
 @every_soft
 def test_flags_are_zero_and_one(perturbation: Perturbation) -> None:
-    kept, subject = some(VIT), subject_of(VIT)
-    flags = scores(perturbation, subject, VIT, kept)
+    kept, adapter = some(VIT), subject_of(VIT)
+    flags = scores(perturbation, adapter, VIT, kept)
     for dtype in (torch.float64, torch.float32, torch.float16):
-        assert torch.equal(scores(perturbation, subject, VIT, kept.to(dtype)), flags)
+        assert torch.equal(scores(perturbation, adapter, VIT, kept.to(dtype)), flags)
 
 
 def test_the_mean_of_a_data_set() -> None:
@@ -327,9 +327,9 @@ def test_no_mean_of_a_data_set(batches: Any, words: str) -> None:
 @every_perturbation
 @every_model
 def test_nothing_missing_is_the_plain_score(case: ModelCase, perturbation: Perturbation) -> None:
-    subject = subject_of(case)
-    found = scores(perturbation, subject, case, some(case), batch=3)
-    wanted = plain(subject, case, image_of(case))[0]
+    adapter = subject_of(case)
+    found = scores(perturbation, adapter, case, some(case), batch=3)
+    wanted = plain(adapter, case, image_of(case))[0]
     torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-10)
     assert found.shape == (4, LABELS)
     assert not found.requires_grad
@@ -339,20 +339,20 @@ def test_nothing_missing_is_the_plain_score(case: ModelCase, perturbation: Pertu
 @every_soft
 @every_model
 def test_scores_are_of_what_is_seen(case: ModelCase, perturbation: Perturbation) -> None:
-    subject, kept = subject_of(case), some(case)
-    found = scores(perturbation, subject, case, kept)
-    image, begun = image_of(case), perturbation.begin(subject, image_of(case))
+    adapter, kept = subject_of(case), some(case)
+    found = scores(perturbation, adapter, case, kept)
+    image, begun = image_of(case), perturbation.bind(adapter, image_of(case))
     copies = begun.copies.pixels(kept)
     assert torch.equal(copies[0], image[0])
-    wanted = torch.cat([plain(subject, case, copy[None]) for copy in copies])
+    wanted = torch.cat([plain(adapter, case, copy[None]) for copy in copies])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
 
 @every_model
 def test_masking_is_dropping(case: ModelCase) -> None:
-    subject, kept = subject_of(case), some(case, copies=5)
-    dropped = scores(TokenDropping(), subject, case, kept)
-    masked = scores(AttentionMasking(), subject, case, kept)
+    adapter, kept = subject_of(case), some(case, copies=5)
+    dropped = scores(TokenDropping(), adapter, case, kept)
+    masked = scores(AttentionMasking(), adapter, case, kept)
     torch.testing.assert_close(masked, dropped, rtol=0, atol=1e-10)
 
 
@@ -370,21 +370,21 @@ def test_batches_do_not_matter(
     case = CASES[name]
     if name == "data2vec-cls" and isinstance(perturbation, AttentionMasking):
         return  # refused
-    subject, kept = _KEPT.setdefault(name, subject_of(case)), some(case, copies, seed)
-    one_by_one = torch.cat([scores(perturbation, subject, case, one[None]) for one in kept])
+    adapter, kept = _KEPT.setdefault(name, subject_of(case)), some(case, copies, seed)
+    one_by_one = torch.cat([scores(perturbation, adapter, case, one[None]) for one in kept])
     order = torch.randperm(copies, generator=torch.Generator().manual_seed(seed))
-    together = scores(perturbation, subject, case, kept[order], batch=batch)
+    together = scores(perturbation, adapter, case, kept[order], batch=batch)
     torch.testing.assert_close(together, one_by_one[order], rtol=0, atol=1e-10)
 
 
-_KEPT: dict[str, Subject] = {}
+_KEPT: dict[str, ModelAdapter] = {}
 
 
 @contextmanager
-def counted(subject: Subject) -> Iterator[list[int]]:
+def counted(adapter: ModelAdapter) -> Iterator[list[int]]:
     """How many images each forward has."""
     sizes: list[int] = []
-    handle = subject.tower.register_forward_pre_hook(
+    handle = adapter.vision_model.register_forward_pre_hook(
         lambda _module, args, kwargs: sizes.append(
             len(args[0] if args else kwargs["pixel_values"])
         ),
@@ -413,22 +413,22 @@ def test_copies_run_together(name: str, perturbation: Perturbation, sizes: list[
     kept = torch.ones(7, 16, dtype=torch.bool)
     kept[[0, 2], :3] = False  # two have 13 patches, five have 16
     case = CASES[name]
-    subject = subject_of(case)
-    with counted(subject) as found:
-        scores(perturbation, subject, case, kept.reshape(7, 4, 4), batch=4)
+    adapter = subject_of(case)
+    with counted(adapter) as found:
+        scores(perturbation, adapter, case, kept.reshape(7, 4, 4), batch=4)
     assert found == sizes
 
 
 @every_perturbation
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 def test_lower_precision(perturbation: Perturbation, autocast: torch.dtype) -> None:
-    subject, kept = Subject.of(CASES["beit-mean"].build()), some(VIT)
+    adapter, kept = ModelAdapter.of(CASES["beit-mean"].build()), some(VIT)
     image, inside = CASES["beit-mean"].images()[:1], []
-    subject.tower.register_forward_hook(
+    adapter.vision_model.register_forward_hook(
         lambda *_: inside.append(torch.get_autocast_dtype("cpu") if on() else None)
     )
-    low = perturbation.begin(subject, image, autocast=autocast).scores(kept)
-    full = perturbation.begin(subject, image).scores(kept)
+    low = perturbation.bind(adapter, image, autocast=autocast).scores(kept)
+    full = perturbation.bind(adapter, image).scores(kept)
     assert low.dtype == full.dtype == torch.float32
     assert set(inside) == {autocast, None}
     assert not on()
@@ -442,9 +442,9 @@ def on() -> bool:
 def test_a_callers_autocast_keeps_no_weights() -> None:
     """Those that were cast for a perturbation have no graph; the caller's training needs one."""
     model = VIT.build()
-    subject, kept = Subject.of(model), some(VIT)
+    adapter, kept = ModelAdapter.of(model), some(VIT)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        begun = MeanColour().begin(subject, VIT.images()[:1], autocast=torch.bfloat16)
+        begun = MeanColour().bind(adapter, VIT.images()[:1], autocast=torch.bfloat16)
         begun.scores(kept)
         model(VIT.images()).logits.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
@@ -453,7 +453,7 @@ def test_a_callers_autocast_keeps_no_weights() -> None:
 def test_models_in_half_precision() -> None:
     model, image, kept = VIT.build().bfloat16(), VIT.images(torch.bfloat16)[:1], some(VIT)
     for perturbation in ALL:
-        found = perturbation.begin(Subject.of(model), image, key="a").scores(kept)
+        found = perturbation.bind(ModelAdapter.of(model), image, key="a").scores(kept)
         full = begun(perturbation=perturbation, key="a").scores(kept)
         assert found.dtype == torch.float32
         assert (found - full).abs().max() < 0.3
@@ -464,23 +464,25 @@ def test_models_in_wrappers(perturbation: Perturbation) -> None:
     """Keywords may be the wrapper's or the call's."""
     case, kept = CASES["vit-interpolated"], some(CASES["vit-interpolated"])
     model = case.build().double()
-    wanted = scores(perturbation, Subject.of(model), case, kept)
+    wanted = scores(perturbation, ModelAdapter.of(model), case, kept)
     wrapped = LogitsModel(model, **case.forward_kwargs)
-    found = perturbation.begin(Subject.of(wrapped), image_of(case)).scores(kept)
+    found = perturbation.bind(ModelAdapter.of(wrapped), image_of(case)).scores(kept)
     assert torch.equal(found, wanted)
     with pytest.raises(OptionError, match="unknown keyword interpolate"):
-        perturbation.begin(Subject.of(model), image_of(case), forward_kwargs={"interpolate": True})
+        perturbation.bind(
+            ModelAdapter.of(model), image_of(case), forward_kwargs={"interpolate": True}
+        )
 
 
 @every_perturbation
 def test_the_model_comes_back(perturbation: Perturbation) -> None:
     model = used(VIT)
-    subject, image, kept = Subject.of(model), VIT.images()[:1], some(VIT)
+    adapter, image, kept = ModelAdapter.of(model), VIT.images()[:1], some(VIT)
     state = random.getstate()
     with unchanged(model):
-        begun = perturbation.begin(subject, image, autocast=torch.bfloat16)
+        begun = perturbation.bind(adapter, image, autocast=torch.bfloat16)
         begun.scores(kept)
-        copies_at_once(subject, image, 10**6, perturbation=perturbation)
+        max_batch_size(adapter, image, 10**6, perturbation=perturbation)
     assert random.getstate() == state
     assert torch.equal(image, VIT.images()[:1])
     model.classifier.register_forward_hook(lambda *_: 1 // 0)
@@ -492,14 +494,14 @@ def test_the_model_comes_back(perturbation: Perturbation) -> None:
 
 @every_perturbation
 def test_modes_of_the_caller(perturbation: Perturbation) -> None:
-    subject, kept = subject_of(VIT), some(VIT)
-    wanted = scores(perturbation, subject, VIT, kept)
+    adapter, kept = subject_of(VIT), some(VIT)
+    wanted = scores(perturbation, adapter, VIT, kept)
     with torch.inference_mode():
-        inside = scores(perturbation, subject, VIT, kept)
+        inside = scores(perturbation, adapter, VIT, kept)
     assert torch.equal(inside, wanted)
     image = image_of(VIT).requires_grad_()
     with torch.enable_grad():
-        begun = perturbation.begin(subject, image)
+        begun = perturbation.bind(adapter, image)
         found = begun.scores(kept)
     assert not found.requires_grad
     assert torch.equal(found, wanted)
@@ -508,14 +510,14 @@ def test_modes_of_the_caller(perturbation: Perturbation) -> None:
 @every_perturbation
 def test_threads_share_a_model(perturbation: Perturbation) -> None:
     model, halfway = VIT.build().double(), Halfway()
-    subject, kept, pixels = Subject.of(model), some(VIT), image_of(VIT)
-    wanted, gmar = scores(perturbation, subject, VIT, kept), GMAR(model)
-    logits, explained = plain(subject, VIT, pixels), gmar.attribute_patches(pixels, 2)
+    adapter, kept, pixels = ModelAdapter.of(model), some(VIT), image_of(VIT)
+    wanted, gmar = scores(perturbation, adapter, VIT, kept), GMAR(model)
+    logits, explained = plain(adapter, VIT, pixels), gmar.attribute_patches(pixels, 2)
     model.vit.layers[1].register_forward_hook(halfway)
     with ThreadPoolExecutor(3) as pool:
-        work = halfway.during(lambda: scores(perturbation, subject, VIT, kept), pool)
-        assert torch.equal(plain(subject, VIT, pixels), logits)
-        other = pool.submit(lambda: scores(perturbation, subject, VIT, kept))
+        work = halfway.during(lambda: scores(perturbation, adapter, VIT, kept), pool)
+        assert torch.equal(plain(adapter, VIT, pixels), logits)
+        other = pool.submit(lambda: scores(perturbation, adapter, VIT, kept))
         third = pool.submit(lambda: gmar.attribute_patches(pixels, 2))
         halfway.go_on.set()
         assert torch.equal(work.result(PATIENCE), wanted)
@@ -525,13 +527,13 @@ def test_threads_share_a_model(perturbation: Perturbation) -> None:
 
 @every_perturbation
 def test_the_bundled_model(perturbation: Perturbation, bundled: LoadedModel, scene: Any) -> None:
-    subject = Subject.of(bundled.model)
+    adapter = ModelAdapter.of(bundled.model)
     pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
-    begun = perturbation.begin(subject, pixels)
+    begun = perturbation.bind(adapter, pixels)
     kept = torch.ones(2, *begun.grid, dtype=torch.bool)
     kept[1, ::2] = False
     with torch.no_grad():
-        wanted = subject(pixels)[0]
+        wanted = adapter(pixels)[0]
     found = begun.scores(kept)
     torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-4)
     assert (found[1] - wanted).abs().max() > 0.1
@@ -543,7 +545,7 @@ def test_the_bundled_model(perturbation: Perturbation, bundled: LoadedModel, sce
 def begun(**how: Any) -> Any:
     perturbation = how.pop("perturbation", MeanColour())
     pixels = how.pop("pixels", VIT.images()[:1])
-    return perturbation.begin(Subject.of(how.pop("model", VIT.build())), pixels, **how)
+    return perturbation.bind(ModelAdapter.of(how.pop("model", VIT.build())), pixels, **how)
 
 
 @pytest.mark.parametrize(
@@ -599,17 +601,17 @@ def test_no_patch_is_there_in_part(perturbation: Perturbation) -> None:
 )
 def test_the_fewest_patches(name: str, fewest: int, perturbation: Perturbation) -> None:
     case = CASES[name]
-    subject = subject_of(case)
+    adapter = subject_of(case)
     nothing = torch.zeros(2, *case.grid, dtype=torch.bool)
     nothing[0, 0, 0] = True
     fewest = 0 if perturbation.soft else fewest
-    assert perturbation.fewest(subject) == fewest
+    assert perturbation.fewest(adapter) == fewest
     if fewest:
         with pytest.raises(InputError, match=r"needs at least 1 patch.*has 0"):
-            scores(perturbation, subject, case, nothing)
+            scores(perturbation, adapter, case, nothing)
     else:
-        assert scores(perturbation, subject, case, nothing).isfinite().all()
-    assert scores(perturbation, subject, case, nothing[:1]).isfinite().all()
+        assert scores(perturbation, adapter, case, nothing).isfinite().all()
+    assert scores(perturbation, adapter, case, nothing[:1]).isfinite().all()
 
 
 def test_masking_where_attention_is_fixed() -> None:
@@ -648,39 +650,39 @@ def test_images_of_a_size_that_the_model_refuses() -> None:
 def test_as_many_copies_as_fit(name: str, autocast: Any, perturbation: Perturbation) -> None:
     """The forward of as many stays within the budget, that of one more does not."""
     case = CASES[name]
-    subject, image, how = Subject.of(case.build()), case.images()[:1], {"autocast": autocast}
+    adapter, image, how = ModelAdapter.of(case.build()), case.images()[:1], {"autocast": autocast}
     budget = 1_000_000
-    most = copies_at_once(subject, image, budget, perturbation=perturbation, **how)
+    most = max_batch_size(adapter, image, budget, perturbation=perturbation, **how)
     assert 3 < most < 100
-    needs = []
+    input_kind = []
     for copies in (most, most + 1):
         kept = torch.ones(copies, *case.grid, dtype=torch.bool)
-        begun = perturbation.begin(subject, image, batch=copies, **how)
+        begun = perturbation.bind(adapter, image, batch=copies, **how)
         with LiveBytes() as live:
             begun.scores(kept)
-        needs.append(live.peak)
-    assert needs[0] <= budget < needs[1]
+        input_kind.append(live.peak)
+    assert input_kind[0] <= budget < input_kind[1]
 
 
 def test_memory_is_measured_once() -> None:
-    subject, image = Subject.of(VIT.build()), VIT.images()[:1]
-    with counted(subject) as sizes:
-        found = [copies_at_once(subject, image, budget) for budget in (1, 10**6, 10**7)]
+    adapter, image = ModelAdapter.of(VIT.build()), VIT.images()[:1]
+    with counted(adapter) as sizes:
+        found = [max_batch_size(adapter, image, budget) for budget in (1, 10**6, 10**7)]
         assert sizes == [1, 2]
-        copies_at_once(subject, VIT.images()[1:2], 10**6)
+        max_batch_size(adapter, VIT.images()[1:2], 10**6)
         assert sizes == [1, 2]
-        copies_at_once(subject, image, 10**6, perturbation=TokenDropping())
-        copies_at_once(subject, image, 10**6, autocast=torch.bfloat16)
-        copies_at_once(Subject.of(subject.model), image.double(), 10**6)
+        max_batch_size(adapter, image, 10**6, perturbation=TokenDropping())
+        max_batch_size(adapter, image, 10**6, autocast=torch.bfloat16)
+        max_batch_size(ModelAdapter.of(adapter.model), image.double(), 10**6)
         assert sizes == [1, 2] * 4
     assert found[0] == 1
     assert 1 < found[1] < found[2] // 9
 
 
 def test_less_precision_takes_less_memory() -> None:
-    subject, image = Subject.of(VIT.build()), VIT.images()[:1]
+    adapter, image = ModelAdapter.of(VIT.build()), VIT.images()[:1]
     full, low = (
-        copies_at_once(subject, image, 10**7, perturbation=TokenDropping(), autocast=autocast)
+        max_batch_size(adapter, image, 10**7, perturbation=TokenDropping(), autocast=autocast)
         for autocast in (None, torch.bfloat16)
     )
     assert low > 1.2 * full
@@ -689,23 +691,23 @@ def test_less_precision_takes_less_memory() -> None:
 def test_memory_of_copies_that_run_one_by_one() -> None:
     """Two copies are two forwards; nothing is taken for shared."""
     case = CASES["mlcd-cls"]
-    subject, image = subject_of(case), image_of(case)
-    begun = TokenDropping().begin(subject, image)
+    adapter, image = subject_of(case), image_of(case)
+    begun = TokenDropping().bind(adapter, image)
     with LiveBytes() as live:
         begun.scores(torch.ones(1, *case.grid, dtype=torch.bool))
-    found = copies_at_once(subject, image, 10**6, perturbation=TokenDropping())
+    found = max_batch_size(adapter, image, 10**6, perturbation=TokenDropping())
     assert found == 10**6 // live.peak
 
 
 def test_larger_images_take_more_memory() -> None:
     case = CASES["vit-interpolated"]
-    subject, keywords = Subject.of(case.build()), {"interpolate_pos_encoding": True}
-    small = copies_at_once(subject, case.images()[:1], 10**7, forward_kwargs=keywords)
+    adapter, keywords = ModelAdapter.of(case.build()), {"interpolate_pos_encoding": True}
+    small = max_batch_size(adapter, case.images()[:1], 10**7, forward_kwargs=keywords)
     large = torch.zeros(1, 3, 80, 80)
-    assert copies_at_once(subject, large, 10**7, forward_kwargs=keywords) < small / 4
+    assert max_batch_size(adapter, large, 10**7, forward_kwargs=keywords) < small / 4
 
 
 @pytest.mark.parametrize("budget", [0, -1, 1e9, "1GB"])
 def test_budgets_that_are_refused(budget: Any) -> None:
     with pytest.raises(OptionError, match="budget_bytes must be a whole number"):
-        copies_at_once(Subject.of(VIT.build()), VIT.images()[:1], budget)
+        max_batch_size(ModelAdapter.of(VIT.build()), VIT.images()[:1], budget)

@@ -55,7 +55,7 @@ from hf_gmar.errors import (
     UnsupportedModelError,
 )
 from hf_gmar.methods import build_method
-from hf_gmar.models import LoadedModel, View, bundled_folder, find_class
+from hf_gmar.models import ImageView, LoadedModel, bundled_folder, find_class
 from hf_gmar.visualization import overlay_image
 from tests.models import PROMPTS, build, of_two, prompted
 from tests.test_state import unchanged
@@ -153,13 +153,13 @@ def test_maps_are_those_of_the_method(
 ) -> None:
     for image in PICTURES:
         pixels = bundled.processor(images=image, return_tensors="pt").pixel_values
-        view = View((image.height, image.width), (0.0, 0.0, image.height, image.width))
+        view = ImageView((image.height, image.width), (0.0, 0.0, image.height, image.width))
         for one in explain(image, top_k=3, **options):
             target = find_class(bundled.model.config, one["label"])
             patches = GMAR(bundled.model, **options).attribute_patches(pixels, target)[0]
             assert one["attribution"].dtype == torch.float32
             assert one["attribution"].shape == (image.height, image.width)
-            assert (one["attribution"] - view.onto_image(patches)).abs().max() < 1e-6
+            assert (one["attribution"] - view.project(patches)).abs().max() < 1e-6
 
 
 def test_a_contrast(explain: Any, bundled: Any) -> None:
@@ -468,7 +468,7 @@ def test_the_overlay_is_the_image_under_its_heat(cropping: Any) -> None:
 
 Said = dict[str, Any]
 
-REFUSED: list[tuple[Said, type[HfGmarError], Sequence[str]]] = [
+UNSUPPORTED: list[tuple[Said, type[HfGmarError], Sequence[str]]] = [
     ({"method": "gradcam"}, OptionError, ["no method 'gradcam'", "gmar"]),
     ({"nrom": "l2"}, OptionError, ["no option nrom", "norm", "top_k", "'gmar'"]),
     ({"taget": 3}, OptionError, ["no option taget", "target"]),
@@ -490,7 +490,7 @@ REFUSED: list[tuple[Said, type[HfGmarError], Sequence[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "error", "words"), REFUSED, ids=str)
+@pytest.mark.parametrize(("said", "error", "words"), UNSUPPORTED, ids=str)
 def test_refused(
     explain: Any,
     bundled: LoadedModel,

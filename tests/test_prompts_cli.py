@@ -58,13 +58,13 @@ def of_the_library(folder: Path, photo: Path, prompts: list[str], **how: Any) ->
     return cast("torch.Tensor", scores)
 
 
-@pytest.mark.parametrize("name", folders.OF_TWO)
+@pytest.mark.parametrize("name", folders.IMAGE_TEXT_MODEL)
 def test_a_folder_with_prompts_is_a_classifier(tmp_path: Path, photo: Path, name: str) -> None:
     folder = folders.of_two(tmp_path / name, name)
     loaded = load_model(folder, prompts=PROMPTS)
     model: Any = loaded.model
     assert isinstance(model, ZeroShotModel)
-    assert type(model.model) is folders.OF_TWO[name][0]
+    assert type(model.model) is folders.IMAGE_TEXT_MODEL[name][0]
     assert not any(part.training for part in model.modules())
     assert (model.device.type, model.dtype) == ("cpu", torch.float32)
     with Image.open(photo) as image:
@@ -75,7 +75,9 @@ def test_a_folder_with_prompts_is_a_classifier(tmp_path: Path, photo: Path, name
 
 
 def test_options_reach_a_model_with_prompts(clip: Path) -> None:
-    half: Any = load_model(clip, prompts=PROMPTS, dtype="bfloat16", attention="eager").model
+    half: Any = load_model(
+        clip, prompts=PROMPTS, dtype="bfloat16", attn_implementation="eager"
+    ).model
     assert half.dtype == half.text.dtype == torch.bfloat16
     assert half.model.config._attn_implementation == "eager"
 
@@ -94,16 +96,16 @@ def test_pickled_weights_with_prompts(tmp_path: Path) -> None:
     before: Any = load_model(folder, prompts=PROMPTS).model
     torch.save(before.model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelLoadError, match="pickle_weights=True"):
+    with pytest.raises(ModelLoadError, match="use_safetensors=False"):
         load_model(folder, prompts=PROMPTS)
-    after: Any = load_model(folder, prompts=PROMPTS, pickle_weights=True).model
+    after: Any = load_model(folder, prompts=PROMPTS, use_safetensors=False).model
     assert torch.equal(after.text, before.text)
 
 
 NEEDED = r"scores images by text prompts; give some: prompts=\[.*--prompts"
 
 
-@pytest.mark.parametrize("name", folders.OF_TWO)
+@pytest.mark.parametrize("name", folders.IMAGE_TEXT_MODEL)
 @pytest.mark.parametrize("named", [True, False])
 def test_without_prompts_they_are_asked_for(tmp_path: Path, name: str, named: bool) -> None:
     """From the config, or where that names no class, from the weights that are missing."""
@@ -159,7 +161,7 @@ def test_what_is_no_prompt(clip: Path, prompts: Any) -> None:
         load_model(clip, prompts=prompts)
 
 
-@pytest.mark.parametrize("name", folders.OF_TWO)
+@pytest.mark.parametrize("name", folders.IMAGE_TEXT_MODEL)
 @pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]], ids=["none", "settings"])
 def test_a_folder_without_a_tokenizer(tmp_path: Path, name: str, left: list[str]) -> None:
     """Transformers makes an empty one of some, which reads every text as unknown words."""

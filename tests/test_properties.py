@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR, TokenLayout, register_layout
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._engines.run import capture
 from hf_gmar.errors import ModelOutputError, OptionError
@@ -234,8 +234,8 @@ def test_prefix_tokens_are_no_patches(case: ModelCase) -> None:
     for prefix in {0, 1, 2, 5, case.prefix + 1} - {case.prefix}:
         readout = (0.0,) * prefix
         gmar = GMAR(model)
-        wrong = replace(gmar.subject.layout, readout=readout)
-        gmar.subject = replace(gmar.subject, layout=wrong)
+        wrong = replace(gmar.adapter.layout, readout=readout)
+        gmar.adapter = replace(gmar.adapter, layout=wrong)
         with pytest.raises(ModelOutputError, match="register_layout"):
             gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
 
@@ -247,12 +247,12 @@ def test_the_readout_decides_the_map(case: ModelCase) -> None:
     model, images = case.build(), case.images()
     right = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
     gmar = GMAR(model)
-    own = gmar.subject.layout
+    own = gmar.adapter.layout
     # As if the head averaged the patches, or read the last prefix token alone.
     others = [0.0] * case.prefix, [0.0] * (case.prefix - 1) + [0.9]
     for readout in [tuple(other) for other in others if tuple(other) != own.readout]:
         other = replace(own, readout=readout)
-        gmar.subject = replace(gmar.subject, layout=other)
+        gmar.adapter = replace(gmar.adapter, layout=other)
         wrong = gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
         assert (wrong - right).abs().max() / right.max() > 0.01
 
@@ -264,8 +264,8 @@ def test_registers_get_no_heat_on_the_image() -> None:
     readout = GMAR(model, alpha=1e12).attribute_patches(images, TARGETS)
     assert torch.allclose(readout, torch.full_like(readout, 0.5 / 16), rtol=1e-6)
     # A rule that says which token it saw: the map holds the patches, and they alone.
-    subject, rule = Subject.of(model), Numbered()
-    (found,) = capture(subject, Request(images), [Question(TARGETS)], rule, "streaming")
+    adapter, rule = ModelAdapter.of(model), Numbered()
+    (found,) = capture(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], rule, "streaming")
     wanted = torch.arange(case.prefix, case.prefix + 16.0).reshape(4, 4)
     assert torch.equal(found.patches, wanted.expand(BATCH, 4, 4))
 
@@ -287,11 +287,11 @@ class Numbered:
 def test_a_subclass_keeps_its_layout_and_a_class_goes_before_its_family() -> None:
     model = VIT.build()
     model.__class__ = type("Fork", (type(model),), {})
-    assert Subject.of(model).layout.readout == (1.0,)
+    assert ModelAdapter.of(model).layout.readout == (1.0,)
     register_layout("vit", TokenLayout(readout=(0.0,)))  # a user's own word goes first
-    assert Subject.of(model).layout.readout == (0.0,)
+    assert ModelAdapter.of(model).layout.readout == (0.0,)
     register_layout("Fork", TokenLayout(readout=(0.5,), patch_size=(4, 2)))
-    assert Subject.of(model).layout == TokenLayout(readout=(0.5,), patch_size=(4, 2))
+    assert ModelAdapter.of(model).layout == TokenLayout(readout=(0.5,), patch_size=(4, 2))
 
 
 @pytest.mark.parametrize("readout", [(-0.1, 0.5), (1.1,), (0.6, 0.6), (float("nan"),)], ids=str)

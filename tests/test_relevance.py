@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.clip.modeling_clip import _get_vector_norm
 
-from hf_gmar._engines.lrp import RelevanceRules, gamma_linear
+from hf_gmar._engines.lrp import LRPMode, gamma_linear
 from hf_gmar.errors import UnsupportedModelError
 
 SHAPE = (2, 5, 6)
@@ -27,7 +27,7 @@ def propagated(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Value, relevance of the value, and what each input gets of it."""
     parts = [value.clone().requires_grad_() for value in inputs]
-    with RelevanceRules(gamma) as rules:
+    with LRPMode(gamma) as rules:
         found = function(*parts)
     rules.check(found)
     slopes = numbers(*found.shape, seed=9)
@@ -79,7 +79,7 @@ def test_relevance_passes_as_it_is(name: str) -> None:
 
 
 def test_an_activation_of_zero_gets_nothing() -> None:
-    with RelevanceRules():
+    with LRPMode():
         zero = torch.zeros(3, requires_grad=True)
         found = functional.gelu(zero)
     assert torch.equal(torch.autograd.grad(found.sum(), zero)[0], torch.zeros(3))
@@ -246,7 +246,7 @@ def test_weights_are_constants() -> None:
 
 def test_low_precision_keeps_its_type() -> None:
     x = numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
-    with RelevanceRules(), torch.autocast("cpu", torch.bfloat16):
+    with LRPMode(), torch.autocast("cpu", torch.bfloat16):
         found = functional.gelu(functional.layer_norm(x, (6,)))
     (below,) = torch.autograd.grad(found.sum(), x)
     assert below.dtype == torch.bfloat16
@@ -255,7 +255,7 @@ def test_low_precision_keeps_its_type() -> None:
 
 def test_an_explanation_inside_another_has_its_own_rules() -> None:
     x = numbers(*SHAPE).requires_grad_()
-    with RelevanceRules(), RelevanceRules():
+    with LRPMode(), LRPMode():
         inner = functional.gelu(x)
     assert close(torch.autograd.grad(inner.sum(), x)[0] * x.detach(), inner.detach())
 
@@ -355,7 +355,7 @@ def test_gamma_without_a_bias_and_at_zero() -> None:
 
 def test_gamma_in_low_precision() -> None:
     layer, x = nn.Linear(6, 4), numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
-    with RelevanceRules(0.5), torch.autocast("cpu", torch.bfloat16):
+    with LRPMode(0.5), torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
     (below,) = torch.autograd.grad(found.sum(), x)
     assert below.dtype == torch.bfloat16

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_gmar import GMAR
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines import streaming
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._engines.run import capture
@@ -184,9 +184,9 @@ class Rows:
 @every_model
 def test_the_top_layer_is_its_readout(case: ModelCase) -> None:
     rule = Rows()
-    request = Request(case.images(batch=1), kwargs=case.forward_kwargs)
+    request = ForwardRequest(case.images(batch=1), kwargs=case.forward_kwargs)
     model, images = case.build(), case.images(batch=1)
-    capture(Subject.of(model), request, [Question(3)], rule, "streaming")
+    capture(ModelAdapter.of(model), request, [TargetSpec(3)], rule, "streaming")
     whole = case.prefix + case.grid[0] * case.grid[1]
     # One image: its own gradient decides.
     read = oracles.trace(model, images, [3], case.forward_kwargs).readout[0] > 0

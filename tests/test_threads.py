@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.threads import busy_threads
 from hf_gmar import GMAR, AttentionRollout, LeGrad, TokenGradCAM, compare
 from hf_gmar._core.model_adapter import scores_of
-from hf_gmar._core.request import Request
+from hf_gmar._core.request import ForwardRequest
 from tests.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
 
 PATIENCE = 10.0
@@ -280,14 +280,14 @@ def test_compiled_models_run_in_other_threads(
     model = compiled(backend)
     with torch.no_grad():
         wanted = scores_of(model(VIT.images()))
-    before, call = backend.runs, Request.call
+    before, call = backend.runs, ForwardRequest.call
 
     def stopping(*args: Any, **kwargs: Any) -> Tensor:
         halfway()
         return call(*args, **kwargs)
 
     # A hook of the test would make PyTorch compile again. Here all is switched but nothing runs.
-    with patch.object(Request, "call", stopping), ThreadPoolExecutor(1) as pool:
+    with patch.object(ForwardRequest, "call", stopping), ThreadPoolExecutor(1) as pool:
         gmar = GMAR(model, **ENGINE_OPTIONS[engine])
         explained = halfway.during(lambda: gmar.attribute(VIT.images(), 3), pool)
         with torch.no_grad():

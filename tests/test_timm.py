@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_gmar import GMAR
-from hf_gmar._core.head_masking import masked_heads_scores
+from hf_gmar._core.head_masking import scores_with_masked_heads
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.methods import METHODS, build_method
 from tests import oracles
@@ -105,7 +105,7 @@ def test_heads_of_timm_models_are_not_masked() -> None:
     """They compute attention past Transformers."""
     masked = torch.ones(3, 4, dtype=torch.bool)
     with pytest.raises(ModelOutputError, match="made 0 calls"):
-        masked_heads_scores(build("vit_tiny_patch16_224"), VIT.images(), masked)
+        scores_with_masked_heads(build("vit_tiny_patch16_224"), VIT.images(), masked)
 
 
 @pytest.mark.parametrize("name", METHODS)

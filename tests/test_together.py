@@ -29,14 +29,14 @@ from hf_gmar import (
     RandomAttribution,
     RawAttention,
     TokenGradCAM,
-    explain_together,
+    attribute_jointly,
 )
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines import blocks, streaming
 from hf_gmar._engines.propagation import Block, LayerResult, LayerRule, Sums
-from hf_gmar._engines.run import Part, capture, capture_each
+from hf_gmar._engines.run import RuleSpan, capture, capture_each
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, OptionError, TargetError
 from hf_gmar.methods import AttentionMethod
 from hf_gmar.methods.layer_rules import GmarRule, PositiveGradientRule, RolloutRule
@@ -97,13 +97,13 @@ def test_each_is_as_alone(case: ModelCase, attention: str, engine: str) -> None:
     model = case.build(attention=attention)
     chosen = ALL if case is VIT else METHODS
     methods = [method.made(model, engine, **case.options) for method in chosen]
-    found = explain_together(methods, case.images(), TARGETS, **case.forward_kwargs)
+    found = attribute_jointly(methods, case.images(), TARGETS, **case.forward_kwargs)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(case.images(), TARGETS, **case.forward_kwargs))
 
 
 @functools.cache
-def alone(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
+def exclusive_eval(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
     """A model, the methods that read attention, and the map of each by itself."""
     model = VIT.build()
     methods = [method.made(model, engine) for method in READERS]
@@ -113,11 +113,11 @@ def alone(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
 @pytest.mark.parametrize("method", READERS, ids=lambda method: method.name)
 def test_every_pair_in_both_orders(method: MethodCase) -> None:
     """The first is in a group with whoever comes; which of the two it is must not matter."""
-    _, methods, maps = alone("streaming")
+    _, methods, maps = exclusive_eval("streaming")
     one = READERS.index(method)
     for other in range(len(READERS)):
         pair = (one, other)
-        found = explain_together([methods[number] for number in pair], VIT.images(), TARGETS)
+        found = attribute_jointly([methods[number] for number in pair], VIT.images(), TARGETS)
         for number, got in zip(pair, found, strict=True):
             assert equal(got, maps[number]), READERS[other].name
 
@@ -129,9 +129,9 @@ def test_every_pair_in_both_orders(method: MethodCase) -> None:
 )
 def test_any_list_of_methods(numbers: list[int], engine: str) -> None:
     """Also the same method twice."""
-    model, methods, maps = alone(engine)
+    model, methods, maps = exclusive_eval(engine)
     with forwards(model) as noted:
-        found = explain_together([methods[number] for number in numbers], VIT.images(), TARGETS)
+        found = attribute_jointly([methods[number] for number in numbers], VIT.images(), TARGETS)
     for number, got in zip(numbers, found, strict=True):
         assert equal(got, maps[number]), READERS[number].name
     own = {methods[number].gradient for number in numbers}
@@ -162,7 +162,7 @@ def readers(model: Any, **options: Any) -> list[Any]:
 def test_they_share_one_forward(engine: str) -> None:
     model = VIT.build()
     with forwards(model) as noted:
-        explain_together(readers(model, **ENGINE_OPTIONS[engine]), VIT.images(), TARGETS)
+        attribute_jointly(readers(model, **ENGINE_OPTIONS[engine]), VIT.images(), TARGETS)
     assert noted == [len(VIT.images())]
 
 
@@ -183,7 +183,7 @@ def walks(work: Callable[[], object]) -> list[tuple[bool, bool]]:
 def test_they_share_one_backward_and_each_layer() -> None:
     model = VIT.build()
     with patch.object(streaming, "_gradient", wraps=streaming._gradient) as gradients:
-        noted = walks(lambda: explain_together(readers(model), VIT.images(), TARGETS))
+        noted = walks(lambda: attribute_jointly(readers(model), VIT.images(), TARGETS))
     assert noted == [(True, True)] * (LAYERS - 1) + [(True, False)]
     assert gradients.call_count == 1
 
@@ -191,7 +191,7 @@ def test_they_share_one_backward_and_each_layer() -> None:
 def test_no_gradient_goes_below_those_who_need_it() -> None:
     model = VIT.build()
     methods = [GradSAM(model, start_layer=1), GMAR(model, start_layer=2), AttentionRollout(model)]
-    noted = walks(lambda: explain_together(methods, VIT.images(), TARGETS))
+    noted = walks(lambda: attribute_jointly(methods, VIT.images(), TARGETS))
     assert noted == [(True, True)] * (LAYERS - 2) + [(True, False), (False, False)]
 
 
@@ -199,7 +199,7 @@ def test_no_graph_is_built_below_those_who_need_it() -> None:
     model, with_graph = VIT.build(), []
     for layer in model.vit.layers:
         layer.register_forward_hook(lambda _, __, tokens: with_graph.append(tokens.requires_grad))
-    explain_together([GMAR(model, start_layer=2), AttentionRollout(model)], VIT.images(), TARGETS)
+    attribute_jointly([GMAR(model, start_layer=2), AttentionRollout(model)], VIT.images(), TARGETS)
     assert with_graph == [False] * 2 + [True] * (LAYERS - 2)
 
 
@@ -208,16 +208,16 @@ def test_layers_that_nobody_reads_are_not_recomputed(engine: str) -> None:
     model = VIT.build()
     methods = [RawAttention(model, layer=layer, **ENGINE_OPTIONS[engine]) for layer in (0, 2)]
     with patch.object(blocks, "_live_rows", wraps=blocks._live_rows) as live:
-        found = explain_together(methods, VIT.images(), TARGETS)
+        found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert live.call_count == (0 if engine == "dense" else 2)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
 
 
 def test_images_in_blocks_of_their_own() -> None:
-    _, methods, maps = alone("streaming")
+    _, methods, maps = exclusive_eval("streaming")
     with patch.object(blocks, "_CPU_SHARED_BYTES", 1):
-        found = explain_together(methods, VIT.images(), TARGETS)
+        found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert all(map(equal, found, maps))
 
 
@@ -232,7 +232,7 @@ class UpTo(AttentionMethod):
         self.stop = stop
         self.rule = PositiveGradientRule(stop, weighted=True)
 
-    def _request(self, inputs: Any, args: Any, kwargs: Any) -> Request:
+    def _request(self, inputs: Any, args: Any, kwargs: Any) -> ForwardRequest:
         return replace(super()._request(inputs, args, kwargs), stop_layer=self.stop)
 
 
@@ -241,7 +241,7 @@ def test_a_gradient_passes_layers_that_nobody_reads(engine: str) -> None:
     model, options = VIT.build(num_hidden_layers=5), ENGINE_OPTIONS[engine]
     methods = [UpTo(model, 2, **options), RawAttention(model, layer=4, **options)]
     with forwards(model) as noted:
-        found = explain_together(methods, VIT.images(), TARGETS)
+        found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert len(noted) == 1
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
@@ -286,7 +286,7 @@ def test_who_shares(made: Callable[[], tuple[Any, Sequence[Any]]], wanted: int) 
     model, methods = made()
     alone_ = [method.attribute_patches(VIT.images(), TARGETS) for method in methods]
     with forwards(model) as noted:
-        found = explain_together(methods, VIT.images(), TARGETS)
+        found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert len(noted) == wanted
     assert all(map(equal, found, alone_))
     assert len(found) == len(methods)
@@ -296,7 +296,7 @@ def test_several_models() -> None:
     models = [VIT.build(), VIT.build(num_hidden_layers=4)]
     methods = [build(model) for build in (GMAR, GradSAM, AttentionRollout) for model in models]
     with forwards(models[0]) as one, forwards(models[1]) as other:
-        found = explain_together(methods, VIT.images(), TARGETS)
+        found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert (len(one), len(other)) == (1, 1)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
@@ -307,7 +307,7 @@ def test_a_partial_of_a_model_is_one_model() -> None:
     model = VIT.build()
     part = functools.partial(model.forward, interpolate_pos_encoding=True)
     with forwards(model) as noted:
-        found = explain_together([GMAR(part), GradSAM(part)], VIT.images(), 3)
+        found = attribute_jointly([GMAR(part), GradSAM(part)], VIT.images(), 3)
     assert len(noted) == 1
     assert equal(found[0], GMAR(part).attribute_patches(VIT.images(), 3))
 
@@ -317,7 +317,7 @@ def test_a_partial_of_a_model_is_one_model() -> None:
 def test_targets_and_precisions(target: Any, dtype: torch.dtype) -> None:
     model, images = VIT.build().to(dtype), VIT.images(dtype)
     methods = readers(model)
-    found = explain_together(methods, (images,), target, contrast=None)
+    found = attribute_jointly(methods, (images,), target, contrast=None)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(images, target))
 
@@ -326,7 +326,7 @@ def test_further_arguments_reach_the_model() -> None:
     model, images = VIT.build(), torch.randn(2, 3, 40, 16)
     for call in ({"additional_forward_args": (None, True)}, {"interpolate_pos_encoding": True}):
         methods = [*readers(model), TokenGradCAM(model)]
-        found = explain_together(methods, images, 3, **call)
+        found = attribute_jointly(methods, images, 3, **call)
         for method, got in zip(methods, found, strict=True):
             assert equal(got, method.attribute_patches(images, 3, **call))
 
@@ -335,7 +335,7 @@ def test_a_contrast_is_for_those_who_know_classes() -> None:
     model = VIT.build()
     methods = [*readers(model), RandomAttribution(model), TokenGradCAM(model)]
     with forwards(model) as noted:
-        found = explain_together(methods, VIT.images(), TARGETS, contrast=1)
+        found = attribute_jointly(methods, VIT.images(), TARGETS, contrast=1)
     assert len(noted) == 2
     for method, got in zip(methods, found, strict=True):
         if method.class_specific:
@@ -362,7 +362,7 @@ def test_one_that_fails_fails_alone() -> None:
     model = VIT.build()
     methods = readers(model)
     methods[2].rule = Broken()
-    *found, cam = explain_together([*methods, TokenGradCAM(model)], VIT.images(), TARGETS)
+    *found, cam = attribute_jointly([*methods, TokenGradCAM(model)], VIT.images(), TARGETS)
     for number, (method, got) in enumerate(zip(methods, found, strict=True)):
         if number == 2:
             assert isinstance(got, ModelOutputError)
@@ -376,7 +376,7 @@ def test_one_that_fails_fails_alone() -> None:
 def test_scores_without_gradient_fail_those_who_need_one(engine: str) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels).logits.detach())
     methods = readers(model, **ENGINE_OPTIONS[engine])
-    found = explain_together(methods, VIT.images(), TARGETS)
+    found = attribute_jointly(methods, VIT.images(), TARGETS)
     for method, got in zip(methods, found, strict=True):
         if method.class_specific:
             assert isinstance(got, ModelOutputError)
@@ -399,7 +399,7 @@ def test_errors_are_those_of_each_alone(call: dict[str, Any], kind: type[HfGmarE
     model = VIT.build()
     methods = [GMAR(model), GradSAM(model), TokenGradCAM(model)]
     given = {"inputs": VIT.images(), "target": 3, **call}
-    found = explain_together(methods, **given)
+    found = attribute_jointly(methods, **given)
     for method, got in zip(methods, found, strict=True):
         with pytest.raises(kind) as raised:
             method.attribute_patches(**given)
@@ -414,21 +414,21 @@ def test_errors_of_others_are_raised() -> None:
     model = VIT.build()
     handle = model.vit.layers[1].register_forward_hook(fail)
     with pytest.raises(LookupError, match="of the user's own"), unchanged(model):
-        explain_together(readers(model), VIT.images(), TARGETS)
+        attribute_jointly(readers(model), VIT.images(), TARGETS)
     handle.remove()
 
 
 class Doubled(GMAR):
     """A method that does more with its map than its rule says."""
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        return [2 * found for found in super()._explain(request, questions)]
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        return [2 * found for found in super()._explain(request, target_specs)]
 
 
 class Shifted(GMAR):
     """A method that is asked about other images than those given."""
 
-    def _request(self, inputs: Any, args: Any, kwargs: Any) -> Request:
+    def _request(self, inputs: Any, args: Any, kwargs: Any) -> ForwardRequest:
         return super()._request(inputs + 1, args, kwargs)
 
 
@@ -436,7 +436,7 @@ class Shifted(GMAR):
 def test_subclasses_keep_their_own_ways(kind: Callable[[Any], Any]) -> None:
     model = VIT.build()
     methods = [GMAR(model), kind(model), GradSAM(model)]
-    found = explain_together(methods, VIT.images(), TARGETS)
+    found = attribute_jointly(methods, VIT.images(), TARGETS)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
     assert not torch.equal(found[0], found[1])  # type: ignore[arg-type]
@@ -448,8 +448,8 @@ def test_the_model_comes_back_as_it_was(engine: str, attention: str) -> None:
     model = used(VIT, attention)
     methods = [method.made(model, engine) for method in READERS]
     with unchanged(model):
-        explain_together(methods, VIT.images(), TARGETS)
-        explain_together(methods, VIT.images(), 99)
+        attribute_jointly(methods, VIT.images(), TARGETS)
+        attribute_jointly(methods, VIT.images(), 99)
 
 
 def test_threads_take_turns() -> None:
@@ -458,7 +458,7 @@ def test_threads_take_turns() -> None:
     wanted = [method.attribute_patches(VIT.images(), TARGETS) for method in methods]
     with ThreadPoolExecutor(4) as pool:
         asked = [
-            pool.submit(explain_together, methods[: number % 3 + 4], VIT.images(), TARGETS)
+            pool.submit(attribute_jointly, methods[: number % 3 + 4], VIT.images(), TARGETS)
             for number in range(12)
         ]
         for number, future in enumerate(asked):
@@ -470,10 +470,10 @@ def test_threads_take_turns() -> None:
 
 def test_inside_inference_mode_and_without_gradients() -> None:
     model = VIT.build()
-    wanted = explain_together(readers(model), VIT.images(), TARGETS)
+    wanted = attribute_jointly(readers(model), VIT.images(), TARGETS)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found = explain_together(readers(model), VIT.images(), TARGETS)
+            found = attribute_jointly(readers(model), VIT.images(), TARGETS)
         for got, before in zip(found, wanted, strict=True):
             assert isinstance(before, Tensor)
             assert equal(got, before)
@@ -484,13 +484,13 @@ def test_several_questions_of_several_rules(engine: str) -> None:
     """Every question starts from the readout again, for every rule."""
     options = {**ENGINE_OPTIONS[engine]}
     name = options.pop("engine")
-    subject, request = Subject.of(VIT.build()), Request(VIT.images(), **options)
+    adapter, request = ModelAdapter.of(VIT.build()), ForwardRequest(VIT.images(), **options)
     rules: list[LayerRule] = [GmarRule("l1", 1.0), RolloutRule("mean", 0, 1.0), GmarRule("l2", 0.5)]
-    questions = [Question(3), Question(TARGETS), Question(5, contrast=1)]
-    parts = [Part(rule, range(LAYERS)) for rule in rules]
-    found = capture_each(subject, request, questions, parts, name)
+    target_specs = [TargetSpec(3), TargetSpec(TARGETS), TargetSpec(5, contrast=1)]
+    parts = [RuleSpan(rule, range(LAYERS)) for rule in rules]
+    found = capture_each(adapter, request, target_specs, parts, name)
     for rule, number in itertools.product(range(3), range(3)):
-        (wanted,) = capture(subject, request, [questions[number]], rules[rule], name)
+        (wanted,) = capture(adapter, request, [target_specs[number]], rules[rule], name)
         got = found[number][rule]
         assert equal(got.patches, wanted.patches)
         assert (got.heads is None) == (wanted.heads is None)

@@ -27,7 +27,7 @@ from transformers import (
 from hf_gmar import GMAR, AttnLRP, InputXGradient, LogitsModel, TokenGradCAM
 from hf_gmar._core.layers import layer_modules
 from hf_gmar.errors import ModelOutputError, OptionError, TargetError, UnsupportedModelError
-from hf_gmar.methods import Method, build_method
+from hf_gmar.methods import AttributionMethod, build_method
 from tests import oracle_tokens, oracles
 from tests.cases import LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, every_model
 from tests.models import SIZES, OwnHead, build
@@ -35,7 +35,7 @@ from tests.parity import relative_error, same
 from tests.test_state import PLACES, HalfWayError, _fail, _live_tensors, unchanged, used
 from tests.test_threads import PATIENCE, Halfway
 
-TOKEN_METHODS: dict[str, Callable[..., Method]] = {
+TOKEN_METHODS: dict[str, Callable[..., AttributionMethod]] = {
     "token-grad-cam": TokenGradCAM,
     "input-x-gradient": InputXGradient,
     "attn-lrp": AttnLRP,
@@ -45,7 +45,9 @@ every_token_method = pytest.mark.parametrize(
 )
 
 
-def maps(method: Callable[..., Method], case: ModelCase, model: Any = None, **options: Any) -> Any:
+def maps(
+    method: Callable[..., AttributionMethod], case: ModelCase, model: Any = None, **options: Any
+) -> Any:
     """A map of the case's images for its targets."""
     explain = method(case.build() if model is None else model, **case.options, **options)
     return explain.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
@@ -69,7 +71,7 @@ def wanted(
     return np.stack(found)
 
 
-FORMULAS: list[tuple[Callable[..., Method], Callable[[Any, Any], Any], int | None]] = [
+FORMULAS: list[tuple[Callable[..., AttributionMethod], Callable[[Any, Any], Any], int | None]] = [
     (TokenGradCAM, oracle_tokens.grad_cam, None),
     (TokenGradCAM, oracle_tokens.grad_cam, 1),
     (InputXGradient, oracle_tokens.input_x_gradient, None),
@@ -179,7 +181,7 @@ def test_captums_grad_cam_is_not_for_tokens() -> None:
 
 @every_token_method
 @every_model
-def test_every_model(case: ModelCase, method: Callable[..., Method]) -> None:
+def test_every_model(case: ModelCase, method: Callable[..., AttributionMethod]) -> None:
     model = used(case)
     with unchanged(model):
         whole = maps(method, case, model)
@@ -277,7 +279,9 @@ def test_a_gamma_out_of_range(gamma: Any) -> None:
 
 @every_token_method
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_inside_a_callers_mode(method: Callable[..., Method], mode: Callable[[], Any]) -> None:
+def test_inside_a_callers_mode(
+    method: Callable[..., AttributionMethod], mode: Callable[[], Any]
+) -> None:
     model = VIT.build().requires_grad_(False)
     before = maps(method, VIT)
     with mode(), unchanged(model):
@@ -285,7 +289,7 @@ def test_inside_a_callers_mode(method: Callable[..., Method], mode: Callable[[],
 
 
 @every_token_method
-def test_dropout_is_off(method: Callable[..., Method]) -> None:
+def test_dropout_is_off(method: Callable[..., AttributionMethod]) -> None:
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     model = VIT.build(**dropout).train()
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -295,7 +299,7 @@ def test_dropout_is_off(method: Callable[..., Method]) -> None:
 
 @every_token_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision(method: Callable[..., Method], dtype: torch.dtype) -> None:
+def test_low_precision(method: Callable[..., AttributionMethod], dtype: torch.dtype) -> None:
     exact = maps(method, VIT)
     with torch.autocast("cpu", dtype):
         mixed = maps(method, VIT)
@@ -307,7 +311,7 @@ def test_low_precision(method: Callable[..., Method], dtype: torch.dtype) -> Non
 
 
 @every_token_method
-def test_mixed_precision_is_for_the_forward_alone(method: Callable[..., Method]) -> None:
+def test_mixed_precision_is_for_the_forward_alone(method: Callable[..., AttributionMethod]) -> None:
     seen = []
 
     def watched(vit: Any, pixels: Tensor) -> Tensor:
@@ -323,7 +327,9 @@ def test_mixed_precision_is_for_the_forward_alone(method: Callable[..., Method])
 
 @every_token_method
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_other_threads_go_on_meanwhile(method: Callable[..., Method], attention: str) -> None:
+def test_other_threads_go_on_meanwhile(
+    method: Callable[..., AttributionMethod], attention: str
+) -> None:
     model, halfway = VIT.build(attention=attention), Halfway()
     before, scores = maps(method, VIT, model), model(VIT.images()).logits
     model.vit.layers[1].register_forward_hook(halfway)
@@ -339,7 +345,7 @@ def test_other_threads_go_on_meanwhile(method: Callable[..., Method], attention:
 @every_token_method
 @pytest.mark.parametrize("inner", [*TOKEN_METHODS.values(), GMAR])
 def test_an_explanation_inside_a_hook(
-    method: Callable[..., Method], inner: Callable[..., Method]
+    method: Callable[..., AttributionMethod], inner: Callable[..., AttributionMethod]
 ) -> None:
     model = VIT.build()
     found: list[Tensor] = []
@@ -355,7 +361,7 @@ def test_an_explanation_inside_a_hook(
 
 
 @every_token_method
-def test_calls_keep_nothing(method: Callable[..., Method]) -> None:
+def test_calls_keep_nothing(method: Callable[..., AttributionMethod]) -> None:
     """With the garbage collector off: nothing waits for it."""
     explain, images = method(VIT.build()), VIT.images()
     explain.attribute(images, TARGETS)
@@ -377,7 +383,7 @@ def test_calls_keep_nothing(method: Callable[..., Method]) -> None:
 
 @every_token_method
 @pytest.mark.parametrize("place", PLACES)
-def test_a_model_that_raises_half_way(place: str, method: Callable[..., Method]) -> None:
+def test_a_model_that_raises_half_way(place: str, method: Callable[..., AttributionMethod]) -> None:
     model = used(VIT, "eager")
     handle = PLACES[place](model).register_forward_hook(_fail)
     with unchanged(model), pytest.raises(HalfWayError):
@@ -387,7 +393,7 @@ def test_a_model_that_raises_half_way(place: str, method: Callable[..., Method])
 
 
 @every_token_method
-def test_values_that_are_not_finite(method: Callable[..., Method]) -> None:
+def test_values_that_are_not_finite(method: Callable[..., AttributionMethod]) -> None:
     model = used(VIT)
     with unchanged(model), pytest.raises(TargetError):
         method(model).attribute(VIT.images(), 99)
@@ -397,7 +403,7 @@ def test_values_that_are_not_finite(method: Callable[..., Method]) -> None:
 
 
 @every_token_method
-def test_a_gradient_that_is_not_finite(method: Callable[..., Method]) -> None:
+def test_a_gradient_that_is_not_finite(method: Callable[..., AttributionMethod]) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels).logits)
     with pytest.raises(ModelOutputError, match="product of the tokens or its gradient"):
         maps(method, VIT, _overflowing(model))
@@ -423,20 +429,22 @@ DETACHED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 @every_token_method
 @pytest.mark.parametrize("name", DETACHED)
-def test_scores_that_no_gradient_reaches(method: Callable[..., Method], name: str) -> None:
+def test_scores_that_no_gradient_reaches(
+    method: Callable[..., AttributionMethod], name: str
+) -> None:
     with pytest.raises(ModelOutputError, match="does not reach the tokens that enter layer"):
         maps(method, VIT, Around(VIT.build(), DETACHED[name]))
 
 
 @every_token_method
-def test_scores_of_other_images(method: Callable[..., Method]) -> None:
+def test_scores_of_other_images(method: Callable[..., AttributionMethod]) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels[:2]).logits.repeat(2, 1)[:3])
     with unchanged(model), pytest.raises(ModelOutputError, match="must keep number, order"):
         maps(method, VIT, model)
 
 
 @every_token_method
-def test_a_layer_that_runs_twice(method: Callable[..., Method]) -> None:
+def test_a_layer_that_runs_twice(method: Callable[..., AttributionMethod]) -> None:
     model = VIT.build()
     for layer in model.vit.layers:
         layer.forward = functools.partial(_twice, layer, layer.forward)
@@ -450,10 +458,10 @@ def _twice(layer: nn.Module, forward: Callable[..., Any], tokens: Tensor, *args:
 
 
 @every_token_method
-def test_other_tokens_than_the_layout_says(method: Callable[..., Method]) -> None:
+def test_other_tokens_than_the_layout_says(method: Callable[..., AttributionMethod]) -> None:
     explain = method(VIT.build())
     with (
-        patch.object(type(explain.subject.layout), "grid", lambda *_: (2, 4)),
+        patch.object(type(explain.adapter.layout), "grid", lambda *_: (2, 4)),
         pytest.raises(ModelOutputError, match="17 tokens, but its layout says 1 before"),
     ):
         explain.attribute_patches(VIT.images(), 3)
@@ -516,8 +524,8 @@ def _blocks(*sizes: int) -> nn.Sequential:
 
 
 def _found(*lists: nn.Module) -> list[nn.Module]:
-    subject: Any = SimpleNamespace(tower=Foreign(*lists), layers=3)
-    return layer_modules(subject)
+    adapter: Any = SimpleNamespace(vision_model=Foreign(*lists), layers=3)
+    return layer_modules(adapter)
 
 
 def test_blocks_of_other_libraries_are_found() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hf_gmar.errors import InputError
-from hf_gmar.models import View
+from hf_gmar.models import ImageView
 from hf_gmar.visualization import overlay_figure, overlay_image, save_figure
 from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, wrapped
 
@@ -38,7 +38,7 @@ def test_the_heatmap_lies_where_the_model_saw_the_image(
     box: tuple[float, float, float, float],
 ) -> None:
     figure = overlay_figure(
-        Image.new("RGB", (50, 30)), torch.rand(3, 5), "cat", view=View((30, 50), box)
+        Image.new("RGB", (50, 30)), torch.rand(3, 5), "cat", view=ImageView((30, 50), box)
     )
     heated = figure.axes[1]
     top, left, bottom, right = box
@@ -66,7 +66,7 @@ def around(figure: Figure, x: int, y: int) -> NDArray[np.uint8]:
     return dots[::-1][row - 8 : row + 8, column - 8 : column + 8].reshape(-1, 3)
 
 
-PARTLY_SEEN = View((200, 100), (15.0, 40.0, 185.0, 80.0))
+PARTLY_SEEN = ImageView((200, 100), (15.0, 40.0, 185.0, 80.0))
 
 
 @pytest.mark.parametrize("place", [(20, 100), (90, 100), (20, 8), (90, 190), (50, 7), (50, 193)])
@@ -85,14 +85,14 @@ def test_what_the_model_saw_is_not_hatched(place: tuple[int, int]) -> None:
 
 
 def test_the_hatching_is_explained() -> None:
-    view = View((30, 50), (0.0, 10.0, 30.0, 40.0))
+    view = ImageView((30, 50), (0.0, 10.0, 30.0, 40.0))
     figure = overlay_figure(Image.new("RGB", (50, 30)), torch.rand(2, 2), "cat", view=view)
     legend: Any = figure.axes[1].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["not seen by the model"]
 
 
 def test_a_view_of_another_image_is_refused() -> None:
-    view = View((50, 30), (0.0, 0.0, 50.0, 30.0))
+    view = ImageView((50, 30), (0.0, 0.0, 50.0, 30.0))
     with pytest.raises(
         InputError, match=r"the view has the size \(50, 30\) and the image \(30, 50\)"
     ):
@@ -108,7 +108,7 @@ def test_a_view_of_another_image_is_refused() -> None:
 def test_nothing_overlaps_or_is_cut_off(size: tuple[int, int], title: str) -> None:
     """Whatever the shape of the image."""
     width, height = size
-    view = View((height, width), (height * 0.1, 0.0, height * 0.9, width))
+    view = ImageView((height, width), (height * 0.1, 0.0, height * 0.9, width))
     figure = overlay_figure(Image.new("RGB", size), torch.rand(2, 2), title, "a caption " * 8, view)
     _, renderer = rendered(figure)
     plain, heated, bar = figure.axes

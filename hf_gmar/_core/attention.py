@@ -40,7 +40,7 @@ def loading(attention: str | None) -> dict[str, Any]:
     known = ["eager", *(name for name in AttentionInterface().valid_keys() if name.isidentifier())]
     if attention is not None and attention not in known:
         raise OptionError(
-            f"attention must be one of {', '.join(map(repr, sorted(known)))}, got {attention!r}"
+            f"attn_implementation must be one of {', '.join(map(repr, sorted(known)))}, got {attention!r}"
         )
     return {} if attention is None else {"attn_implementation": attention}
 

@@ -22,13 +22,13 @@ class _Active(threading.local):
     """The modes that this thread is in; the last one acts."""
 
     def __init__(self) -> None:
-        self.modes: list[ConstantWeights] = []
+        self.modes: list[FrozenWeightsMode] = []
 
 
 _ACTIVE = _Active()
 
 
-class ConstantWeights(TorchFunctionMode):
+class FrozenWeightsMode(TorchFunctionMode):
     """Inside, this thread's calls see weights without gradients.
 
     A subclass does more with each call in ``call``.

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from hf_gmar._core.attention import configs_of, masked_heads
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.threads import deeper, turn, uncompiled_here
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.threads import lock_models, nested, uncompiled_here
 from hf_gmar.errors import ModelOutputError
 
 
 @contextmanager
-def alone(subject: Subject) -> Iterator[None]:
+def exclusive_eval(adapter: ModelAdapter) -> Iterator[None]:
     """The model to this thread's explanation, in evaluation mode and as it was written."""
     with (
-        turn([*configs_of(subject.tower), *subject.modules()]),
-        deeper(),
-        evaluation_mode(subject.modules()),
-        uncompiled_here(subject.modules()),
+        lock_models([*configs_of(adapter.vision_model), *adapter.modules()]),
+        nested(),
+        evaluation_mode(adapter.modules()),
+        uncompiled_here(adapter.modules()),
     ):
         yield
 
@@ -45,27 +45,27 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def predict(subject: Subject, request: Request, masked: Tensor | None = None) -> Tensor:
+def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None = None) -> Tensor:
     """The scores (B, C) that an explanation of this request is about, without gradients.
 
     ``masked`` heads, (B or 1, layers, H), give zeros: :func:`hf_gmar._core.attention.masked_heads`.
     """
-    heads = nullcontext() if masked is None else masked_heads(subject.tower, masked)
-    with torch.no_grad(), alone(subject), heads:
-        return subject(request.inputs, *request.args, **request.kwargs)
+    heads = nullcontext() if masked is None else masked_heads(adapter.vision_model, masked)
+    with torch.no_grad(), exclusive_eval(adapter), heads:
+        return adapter(request.inputs, *request.args, **request.kwargs)
 
 
-def check_tokens(subject: Subject, request: Request, tokens: int) -> tuple[int, int]:
+def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, int]:
     """The rows and columns of patches; an error if the layers have other tokens than the layout.
 
     Raises:
         ModelOutputError: they have.
     """
-    grid, layout = subject.layout.grid(*request.inputs.shape[-2:]), subject.layout
-    if tokens != layout.prefix + grid[0] * grid[1]:
+    grid, layout = adapter.layout.grid(*request.inputs.shape[-2:]), adapter.layout
+    if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
         raise ModelOutputError(
-            f"{type(subject.tower).__name__} has {tokens} tokens, but its layout says "
-            f"{layout.prefix} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
+            f"{type(adapter.vision_model).__name__} has {tokens} tokens, but its layout says "
+            f"{layout.num_prefix_tokens} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
             "hf_gmar.register_layout"
         )
     return grid

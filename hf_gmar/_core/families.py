@@ -71,62 +71,62 @@ class Family:
     prefix: tuple[str, ...] | ByTower
     heads: Mapping[str, str | ByTower] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
-    layers: ByTower = lambda tower: getattr(tower.config, "num_hidden_layers", None)
-    patch_size: ByTower = lambda tower: getattr(tower.config, "patch_size", None)
+    layers: ByTower = lambda vision_model: getattr(vision_model.config, "num_hidden_layers", None)
+    patch_size: ByTower = lambda vision_model: getattr(vision_model.config, "patch_size", None)
     engines: tuple[str, ...] = ("streaming", "dense")
     note: str = ""
 
 
 # The first line of a docstring here is what tables say of it.
-def _cls_and_registers(tower: Any) -> tuple[str, ...]:
+def _cls_and_registers(vision_model: Any) -> tuple[str, ...]:
     """CLS, registers."""
-    return ("CLS", *["register"] * tower.config.num_register_tokens)
+    return ("CLS", *["register"] * vision_model.config.num_register_tokens)
 
 
-def _several_cls(tower: Any) -> tuple[str, ...]:
+def _several_cls(vision_model: Any) -> tuple[str, ...]:
     """Several CLS."""
-    return ("CLS",) * int(tower.config.n_cls_tokens)
+    return ("CLS",) * int(vision_model.config.n_cls_tokens)
 
 
-def _mean_or_cls(tower: Any) -> str:
+def _mean_or_cls(vision_model: Any) -> str:
     """Mean of the patches, or CLS, as its config says."""
-    return "patches" if tower.config.use_mean_pooling else "cls"
+    return "patches" if vision_model.config.use_mean_pooling else "cls"
 
 
 _TIMM_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
 
 
-def _timm(tower: Any) -> Any:
+def _timm(vision_model: Any) -> Any:
     """The timm model in Transformers' wrapper, if it is one with global attention over patches."""
-    inside = tower.timm_model
+    inside = vision_model.timm_model
     if type(inside).__name__ not in _TIMM_CLASSES:
         raise UnsupportedModelError(
-            f"the timm model {tower.config.architecture} is a {type(inside).__name__}; of timm, "
+            f"the timm model {vision_model.config.architecture} is a {type(inside).__name__}; of timm, "
             f"{', '.join(_TIMM_CLASSES)} can be explained, as they have global attention over "
             "patches"
         )
     return inside
 
 
-def _timm_prefix(tower: Any) -> tuple[str, ...]:
+def _timm_prefix(vision_model: Any) -> tuple[str, ...]:
     """What the timm model has."""
-    inside = _timm(tower)
+    inside = _timm(vision_model)
     kinds = ["CLS"] if inside.cls_token is not None else []
     if getattr(inside, "dist_token", None) is not None:
         kinds.append("distillation")
     return (*kinds, *["register"] * (inside.num_prefix_tokens - len(kinds)))
 
 
-def _timm_readout(tower: Any) -> str:
+def _timm_readout(vision_model: Any) -> str:
     """What the timm model pools: CLS, mean of the patches or of all tokens."""
-    inside = _timm(tower)
+    inside = _timm(vision_model)
     if type(inside).__name__ == "VisionTransformerDistilled":
         return "cls+distillation"
     mean = "tokens" if getattr(inside, "pool_include_prefix", False) else "patches"
     found = {"token": "cls", "avg": mean}.get(inside.global_pool)
     if found is None:
         raise UnsupportedModelError(
-            f"the timm model {tower.config.architecture} pools its tokens by "
+            f"the timm model {vision_model.config.architecture} pools its tokens by "
             f"{inside.global_pool!r}; 'token' and 'avg' can be explained"
         )
     return found
@@ -179,8 +179,8 @@ FAMILIES: dict[str, Family] = {
         "timm ViT, DeiT, EVA and BEiT",
         _timm_prefix,
         {"TimmWrapperForImageClassification": _timm_readout},
-        layers=lambda tower: len(_timm(tower).blocks),
-        patch_size=lambda tower: _timm(tower).patch_embed.patch_size,
+        layers=lambda vision_model: len(_timm(vision_model).blocks),
+        patch_size=lambda vision_model: _timm(vision_model).patch_embed.patch_size,
         engines=("streaming",),
         note="through Transformers' wrapper; gives no attention maps, so streaming alone",
     ),
@@ -193,7 +193,9 @@ FAMILIES: dict[str, Family] = {
 }
 """Families by the ``model_type`` of the vision tower's config."""
 
-PROMPTED = {name: reads for family in FAMILIES.values() for name, reads in family.prompts.items()}
+ZERO_SHOT_CLASSES = {
+    name: reads for family in FAMILIES.values() for name, reads in family.prompts.items()
+}
 """Models that score images by text prompts, with what their image features read."""
 
 _NO_ATTENTION = "it has no attention at all"
@@ -201,7 +203,7 @@ _WINDOWED = "it attends within windows and merges patches, so each stage has oth
 _REDUCED = "its keys are pooled, so queries and keys are different tokens"
 _CELLS = "it attends within cells of feature maps"
 _SHRINKS = "it shrinks the token grid, so each stage has other tokens"
-REFUSED: dict[str, str] = {
+UNSUPPORTED: dict[str, str] = {
     "align": _NO_ATTENTION,
     "bit": _NO_ATTENTION,
     "convnext": _NO_ATTENTION,
@@ -242,7 +244,7 @@ REFUSED: dict[str, str] = {
 }
 """Families that attention rollout does not apply to, by ``model_type``, with the reason."""
 
-UNPROVEN = ("blip", "blip-2", "tipsv2")
+UNTESTED = ("blip", "blip-2", "tipsv2")
 """Families of image and text that rollout may apply to, but that no test has proven."""
 
 
@@ -265,6 +267,6 @@ def unlisted() -> list[str]:
             f"{kind} ({name})"
             for kind, names in library
             for name in ((names,) if isinstance(names, str) else names)
-            if kind not in REFUSED and kind not in UNPROVEN and name not in heads
+            if kind not in UNSUPPORTED and kind not in UNTESTED and name not in heads
         }
     )

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, resolve_targets
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.errors import InputError, UnsupportedModelError
 
 
-def masked_heads_scores(
+def scores_with_masked_heads(
     model: Callable[..., Any],
     inputs: Tensor,
     masked: Tensor,
     additional_forward_args: Any = None,
     *,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
     """Class scores when the output of some heads is set to zero.
@@ -37,7 +37,7 @@ def masked_heads_scores(
     on as ever. Dropout is off.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: pixel values (B, channels, height, width).
         masked: bool, (layers, H) for all images or (B, layers, H) for each its own, lowest layer
             first; True masks a head.
@@ -57,20 +57,20 @@ def masked_heads_scores(
     Example:
         >>> from hf_gmar import load_model
         >>> none = torch.zeros(6, 4, dtype=torch.bool)
-        >>> masked_heads_scores(load_model("bundled").model, torch.zeros(2, 3, 96, 96), none).shape
+        >>> scores_with_masked_heads(load_model("bundled").model, torch.zeros(2, 3, 96, 96), none).shape
         torch.Size([2, 8])
     """
-    subject = Subject.of(model, readout)
-    request = checked_request(subject, inputs, additional_forward_args, forward_kwargs)
-    return _scores(subject, request, _checked_mask(masked, subject.layers, len(request.inputs)))
+    adapter = ModelAdapter.of(model, readout)
+    request = checked_request(adapter, inputs, additional_forward_args, forward_kwargs)
+    return _scores(adapter, request, _checked_mask(masked, adapter.layers, len(request.inputs)))
 
 
-def head_drops(
+def single_head_ablation(
     model: Callable[..., Any],
     inputs: Tensor,
     target: Target = None,
     *,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
     """How far the target's score falls when one head alone is masked, for every head.
@@ -78,7 +78,7 @@ def head_drops(
     Costs a forward for each head, and one more.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: pixel values (B, channels, height, width).
         target: the class of each image in any form of Captum's; ``None`` for the top class.
         readout: which tokens a class head of your own reads.
@@ -89,15 +89,15 @@ def head_drops(
         negative where the head speaks against the class.
 
     Raises:
-        UnsupportedModelError, InputError, ModelOutputError: see :func:`masked_heads_scores`.
+        UnsupportedModelError, InputError, ModelOutputError: see :func:`scores_with_masked_heads`.
         TargetError: a target that does not fit the scores.
 
     Example:
         >>> from hf_gmar import load_model
-        >>> head_drops(load_model("bundled").model, torch.zeros(1, 3, 96, 96), target=3).shape
+        >>> single_head_ablation(load_model("bundled").model, torch.zeros(1, 3, 96, 96), target=3).shape
         torch.Size([1, 6, 4])
     """
-    masking = Masking(Subject.of(model, readout), forward_kwargs)
+    masking = Masking(ModelAdapter.of(model, readout), forward_kwargs)
     request, targets, plain = masking.begin(inputs, target)
     layers, heads = masking.shape
     drops = [
@@ -116,30 +116,30 @@ class Masking:
         kwargs: keywords of its calls.
     """
 
-    subject: Subject
+    adapter: ModelAdapter
     kwargs: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Layers and heads in each of them."""
-        heads = getattr(self.subject.tower.config, "num_attention_heads", None)
+        heads = getattr(self.adapter.vision_model.config, "num_attention_heads", None)
         if not isinstance(heads, int):
             raise UnsupportedModelError(
-                f"the config of {type(self.subject.tower).__name__} does not say how many heads a "
+                f"the config of {type(self.adapter.vision_model).__name__} does not say how many heads a "
                 "layer has, so they can't be masked; use a model of another family"
             )
-        return self.subject.layers, heads
+        return self.adapter.layers, heads
 
-    def begin(self, pixels: Tensor, target: Target) -> tuple[Request, Tensor, Tensor]:
+    def begin(self, pixels: Tensor, target: Target) -> tuple[ForwardRequest, Tensor, Tensor]:
         """The call for these images, their classes (B,), and the classes' unmasked scores (B,)."""
-        request = checked_request(self.subject, pixels, None, self.kwargs)
-        scores = _scores(self.subject, request, None)
+        request = checked_request(self.adapter, pixels, None, self.kwargs)
+        scores = _scores(self.adapter, request, None)
         classes = resolve_targets(target, scores)
         return request, classes, _at(scores, classes)
 
-    def target_score(self, request: Request, classes: Tensor, masked: Tensor) -> Tensor:
+    def target_score(self, request: ForwardRequest, classes: Tensor, masked: Tensor) -> Tensor:
         """The classes' scores (B,) while heads are masked."""
-        return _at(_scores(self.subject, request, masked), classes)
+        return _at(_scores(self.adapter, request, masked), classes)
 
 
 def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
@@ -154,9 +154,9 @@ def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
     return found if found.dim() == 3 else found[None]
 
 
-def _scores(subject: Subject, request: Request, masked: Tensor | None) -> Tensor:
-    with size_errors(subject, request.inputs):
-        return predict(subject, request, masked)
+def _scores(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None) -> Tensor:
+    with size_errors(adapter, request.inputs):
+        return predict(adapter, request, masked)
 
 
 def _at(scores: Tensor, classes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.threads import level, this_thread
 from hf_gmar.errors import ModelOutputError
 
@@ -62,9 +62,9 @@ def _place() -> tuple[int, int]:
 
 
 @contextmanager
-def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
+def watched_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[Runs]:
     """Inside, this thread's forwards of the vision tower are noted."""
-    if subject.model is subject.backbone:
+    if adapter.model is adapter.backbone:
         # The one call is ours. A hook would become part of what another thread compiles meanwhile.
         yield Runs([inputs.shape], depth=1)
         return
@@ -85,8 +85,10 @@ def watched_runs(subject: Subject, inputs: Tensor) -> Iterator[Runs]:
 
     handles = [
         # A thread that compiles the model meanwhile could not trace what asks for threads.
-        subject.tower.register_forward_pre_hook(torch.compiler.disable(enter), with_kwargs=True),
-        subject.tower.register_forward_hook(torch.compiler.disable(leave), prepend=True),
+        adapter.vision_model.register_forward_pre_hook(
+            torch.compiler.disable(enter), with_kwargs=True
+        ),
+        adapter.vision_model.register_forward_hook(torch.compiler.disable(leave), prepend=True),
     ]
     with ExitStack() as stack:
         for handle in handles:
@@ -135,9 +137,9 @@ class Pooling:
 
 
 @contextmanager
-def pooled_attention(subject: Subject) -> Iterator[Pooling]:
+def pooled_attention(adapter: ModelAdapter) -> Iterator[Pooling]:
     """Inside, this thread's calls of the pooling head are kept, if the readout is made of it."""
-    place, head = _place(), subject.pooling
+    place, head = _place(), adapter.pooling
     pooling = Pooling(wanted=head is not None)
     if head is None:
         yield pooling

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 
 
-def checked_request(subject: Subject, inputs: Any, args: Any, kwargs: dict[str, Any]) -> Request:
+def checked_request(
+    adapter: ModelAdapter, inputs: Any, args: Any, kwargs: dict[str, Any]
+) -> ForwardRequest:
     """One call to the model, in Captum's form, once its inputs and keywords can be right.
 
     Raises:
@@ -26,11 +28,11 @@ def checked_request(subject: Subject, inputs: Any, args: Any, kwargs: dict[str, 
         OptionError: a keyword that the model's forward does not name.
     """
     pixels = single_tensor(inputs)
-    check_inputs(pixels, subject)
-    check_keywords(subject, kwargs)
-    subject.layout.grid(*pixels.shape[-2:])
+    check_inputs(pixels, adapter)
+    check_keywords(adapter, kwargs)
+    adapter.layout.grid(*pixels.shape[-2:])
     extra = args if isinstance(args, tuple) else () if args is None else (args,)
-    return Request(pixels, extra, kwargs)
+    return ForwardRequest(pixels, extra, kwargs)
 
 
 def single_tensor(inputs: Any) -> Any:
@@ -63,13 +65,13 @@ def several(targets: Any) -> list[Target]:
     return found
 
 
-def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:
+def check_keywords(adapter: ModelAdapter, kwargs: dict[str, Any]) -> None:
     """Raise an OptionError for keywords that the model's forward does not name.
 
     Transformers' models swallow unknown keywords, which would hide a misspelt option. What takes
     any keyword is held to those of the Transformers model in it, and of its vision tower.
     """
-    named = _all_keywords(subject)
+    named = _all_keywords(adapter)
     unknown = sorted(set(kwargs) - set(named))
     if unknown:
         raise OptionError(
@@ -78,9 +80,9 @@ def check_keywords(subject: Subject, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _all_keywords(subject: Subject) -> list[str]:
-    named, takes_any = _keywords(subject.model)
-    for inner in (subject.backbone, subject.tower):
+def _all_keywords(adapter: ModelAdapter) -> list[str]:
+    named, takes_any = _keywords(adapter.model)
+    for inner in (adapter.backbone, adapter.vision_model):
         if takes_any:
             more, takes_any = _keywords(inner)
             named += [name for name in more if name not in named]
@@ -98,7 +100,7 @@ def _keywords(model: Any) -> tuple[list[str], bool]:
 
 
 @contextmanager
-def size_errors(subject: Subject, pixels: Tensor) -> Iterator[None]:
+def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
     """Models refuse sizes other than their own with plain errors: say what to do.
 
     Raises:
@@ -109,9 +111,9 @@ def size_errors(subject: Subject, pixels: Tensor) -> Iterator[None]:
     except HfGmarError:
         raise
     except (ValueError, AssertionError, RuntimeError) as error:
-        if _is_own_size(subject, pixels) or not _is_of_size(error):
+        if _is_own_size(adapter, pixels) or not _is_of_size(error):
             raise
-        raise InputError(_size_advice(error, pixels, _all_keywords(subject))) from error
+        raise InputError(_size_advice(error, pixels, _all_keywords(adapter))) from error
 
 
 def _is_of_size(error: Exception) -> bool:
@@ -120,8 +122,8 @@ def _is_of_size(error: Exception) -> bool:
     return re.search(words, str(error), re.IGNORECASE) is not None
 
 
-def _is_own_size(subject: Subject, pixels: Tensor) -> bool:
-    size = getattr(subject.tower.config, "image_size", None)
+def _is_own_size(adapter: ModelAdapter, pixels: Tensor) -> bool:
+    size = getattr(adapter.vision_model.config, "image_size", None)
     own = (size, size) if isinstance(size, int) else tuple(size or ())
     return own == tuple(pixels.shape[-2:])
 
@@ -137,7 +139,7 @@ def _size_advice(error: Exception, pixels: Tensor, keywords: list[str]) -> str:
     return f"the model refused images of {height} x {width} pixels: {reason}; {advice}"
 
 
-def check_inputs(inputs: Any, subject: Subject) -> None:
+def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """Check pixel values before the model sees them.
 
     Raises:
@@ -153,20 +155,20 @@ def check_inputs(inputs: Any, subject: Subject) -> None:
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
         raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")
-    channels = getattr(subject.tower.config, "num_channels", shape[1])
+    channels = getattr(adapter.vision_model.config, "num_channels", shape[1])
     if shape[1] != channels:
         raise InputError(f"the model takes {channels} channels, got {shape[1]}: {shape}")
-    _check_values(inputs, subject)
+    _check_values(inputs, adapter)
 
 
-def _check_values(inputs: Tensor, subject: Subject) -> None:
+def _check_values(inputs: Tensor, adapter: ModelAdapter) -> None:
     if not inputs.is_floating_point():
         raise InputError(
             f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
             "processor gives them"
         )
     # Models spread over devices by accelerate move their inputs themselves.
-    spread, device = hasattr(subject.backbone, "hf_device_map"), subject.tower.device
+    spread, device = hasattr(adapter.backbone, "hf_device_map"), adapter.vision_model.device
     if not spread and inputs.device != device:
         raise InputError(
             f"the inputs are on {inputs.device} and the model is on {device}; move one "

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.threads import level, replaced_here, this_thread
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 
-def layer_modules(subject: Subject) -> list[nn.Module]:
+def layer_modules(adapter: ModelAdapter) -> list[nn.Module]:
     """The attention layers of the tower, lowest first.
 
     They are Transformers' own layers, or else (in timm's models) the one list of modules of one
@@ -30,17 +30,17 @@ def layer_modules(subject: Subject) -> list[nn.Module]:
     Raises:
         UnsupportedModelError: they can't be told from other modules.
     """
-    parts = list(subject.tower.modules())
+    parts = list(adapter.vision_model.modules())
     found: list[nn.Module] = [
         part for part in parts if isinstance(part, GradientCheckpointingLayer)
     ]
     lists = [list(part) for part in parts if isinstance(part, (nn.ModuleList, nn.Sequential))]
-    alike = [one for one in lists if len(one) == subject.layers and len(set(map(type, one))) == 1]
+    alike = [one for one in lists if len(one) == adapter.layers and len(set(map(type, one))) == 1]
     if not found and len(alike) == 1:
         return alike[0]
-    if len(found) != subject.layers:
+    if len(found) != adapter.layers:
         raise UnsupportedModelError(
-            f"the tokens between the {subject.layers} layers of {type(subject.tower).__name__} are "
+            f"the tokens between the {adapter.layers} layers of {type(adapter.vision_model).__name__} are "
             f"needed, and {len(found)} modules of it are known as layers of Transformers, and "
             f"{len(alike)} lists of modules are as long; use a method that reads attention alone, "
             "such as GMAR"
@@ -75,10 +75,10 @@ class LayerOutputs:
 
 
 @contextmanager
-def kept_outputs(subject: Subject, wanted: bool) -> Iterator[LayerOutputs]:
+def kept_outputs(adapter: ModelAdapter, wanted: bool) -> Iterator[LayerOutputs]:
     """Inside, the outputs of the layers in this thread are kept, connected to the graph."""
     place = this_thread(), level()
-    outputs = LayerOutputs(layer_modules(subject) if wanted else [])
+    outputs = LayerOutputs(layer_modules(adapter) if wanted else [])
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if (this_thread(), level()) == place:
@@ -93,7 +93,7 @@ def kept_outputs(subject: Subject, wanted: bool) -> Iterator[LayerOutputs]:
 
 
 def scores_of_layers(
-    subject: Subject, request: Request, outputs: list[Any], start: int = 0
+    adapter: ModelAdapter, request: ForwardRequest, outputs: list[Any], start: int = 0
 ) -> Iterator[Tensor]:
     """What the model's own head says of the tokens of each layer but the top, (B, C) each.
 
@@ -101,14 +101,14 @@ def scores_of_layers(
     layer that gives the tokens in question: what is above the layers (norm, pooling, class head)
     sees them as if they were its last ones. Layers below ``start`` are left out.
     """
-    *below, top = layer_modules(subject)
+    *below, top = layer_modules(adapter)
     for output in outputs[start:-1]:
         with ExitStack() as stack:
             for layer, own in zip(below, outputs, strict=False):
                 # A head that reads several layers: only the tokens in question have a gradient.
                 stack.enter_context(replaced_here(layer, "forward", _gives(_detached(own))))
             stack.enter_context(replaced_here(top, "forward", _gives(output)))
-            yield request.call(subject)
+            yield request.call(adapter)
 
 
 def _detached(output: Any) -> Any:

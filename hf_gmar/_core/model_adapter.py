@@ -12,14 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
-from hf_gmar._core.token_layout import Reads, TokenLayout, layers_of, layout_for, prompted_readout
+from hf_gmar._core.token_layout import (
+    ReadoutSpec,
+    TokenLayout,
+    layers_of,
+    layout_for,
+    prompted_readout,
+)
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelAdapter:
     """A model that returns class scores, with the one Transformers model that it holds.
 
     Attributes:
@@ -31,11 +37,11 @@ class Subject:
 
     model: Callable[..., Any]
     backbone: PreTrainedModel
-    tower: PreTrainedModel
+    vision_model: PreTrainedModel
     layout: TokenLayout
 
     @classmethod
-    def of(cls, model: Callable[..., Any], readout: Reads = None) -> Subject:
+    def of(cls, model: Callable[..., Any], readout: ReadoutSpec = None) -> ModelAdapter:
         """Find the backbone, its tower and its layout.
 
         Raises:
@@ -44,11 +50,13 @@ class Subject:
         """
         model = unwrapped(model)
         backbone = find_backbone(model)
-        tower = _tower(backbone)
+        vision_model = _tower(backbone)
         _check_has_prompts(model, backbone)
         _check_weights(backbone)
         said = _said_inside(model) if readout is None else readout
-        return cls(_with_hooks(model), backbone, tower, layout_for(backbone, tower, said))
+        return cls(
+            _with_hooks(model), backbone, vision_model, layout_for(backbone, vision_model, said)
+        )
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Class scores, (B, C)."""
@@ -62,7 +70,7 @@ class Subject:
     @property
     def layers(self) -> int:
         """Number of attention layers."""
-        return layers_of(self.tower)
+        return layers_of(self.vision_model)
 
     @property
     def pooling(self) -> nn.MultiheadAttention | None:
@@ -73,11 +81,13 @@ class Subject:
         """
         if self.layout.rest != "attention":
             return None
-        found = [part for part in self.tower.modules() if isinstance(part, nn.MultiheadAttention)]
+        found = [
+            part for part in self.vision_model.modules() if isinstance(part, nn.MultiheadAttention)
+        ]
         if len(found) != 1:
             raise UnsupportedModelError(
                 f"the readout is the attention of a pooling head, an nn.MultiheadAttention in "
-                f"{type(self.tower).__name__}, but {len(found)} are there; say another readout"
+                f"{type(self.vision_model).__name__}, but {len(found)} are there; say another readout"
             )
         return found[0]
 
@@ -99,7 +109,7 @@ def _takes_pixels(part: nn.Module) -> bool:
     return is_model and "pixel_values" in signature(type(part).forward).parameters
 
 
-def _said_inside(model: Any) -> Reads:
+def _said_inside(model: Any) -> ReadoutSpec:
     """What a module around the Transformers model says that it reads, as ``ZeroShotModel`` does."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()

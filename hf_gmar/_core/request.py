@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 
 
 @dataclass(frozen=True)
-class Request:
+class ForwardRequest:
     """One call to the model.
 
     Attributes:
@@ -38,24 +38,24 @@ class Request:
     chunk_size: int | None = None
     checkpoint: bool = False
 
-    def layers(self, subject: Subject) -> range:
+    def layers(self, adapter: ModelAdapter) -> range:
         """The layers that take part."""
-        return range(subject.layers)[self.start_layer : self.stop_layer]
+        return range(adapter.layers)[self.start_layer : self.stop_layer]
 
-    def gradient_layers(self, subject: Subject) -> range:
+    def gradient_layers(self, adapter: ModelAdapter) -> range:
         """Those of them whose gradient is needed: the top ones, or none at all."""
-        layers = self.layers(subject)
+        layers = self.layers(adapter)
         if self.gradient == "none":
             return layers[:0]
         return range(max(layers.start, self.gradient_start), layers.stop)
 
-    def call(self, subject: Subject, *, graph: bool = False) -> Tensor:
+    def call(self, adapter: ModelAdapter, *, graph: bool = False) -> Tensor:
         """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
         inputs = _plain(self.inputs)
         inputs = inputs.clone().requires_grad_() if graph else inputs
         args = tuple(_plain(value) for value in self.args)
         kwargs = {name: _plain(value) for name, value in self.kwargs.items()}
-        return subject(inputs, *args, **kwargs)
+        return adapter(inputs, *args, **kwargs)
 
 
 GradientOf: TypeAlias = Literal["score", "layers", "none"]

@@ -18,7 +18,7 @@ Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int,
 
 
 @dataclass(frozen=True)
-class Question:
+class TargetSpec:
     """Which score of each image is explained.
 
     Attributes:
@@ -28,24 +28,24 @@ class Question:
 
     Example:
         >>> scores = torch.tensor([[0.25, 1.0], [0.75, 0.5]])
-        >>> Question(1).among(scores).of(scores)
+        >>> TargetSpec(1).resolve(scores).of(scores)
         tensor(1.5000)
-        >>> Question(1, contrast=0).among(scores).of(scores)
+        >>> TargetSpec(1, contrast=0).resolve(scores).of(scores)
         tensor(0.5000)
     """
 
     target: Target = None
     contrast: Target = None
 
-    def among(self, scores: Tensor) -> Explained:
-        """The question in numbers, for these images.
+    def resolve(self, scores: Tensor) -> ResolvedTarget:
+        """The target by its place, for these images.
 
         Raises:
             TargetError: a class that does not fit the scores, or a target that is its contrast.
         """
         target = resolve_targets(self.target, scores)
         if self.contrast is None:
-            return Explained(target, None)
+            return ResolvedTarget(target, None)
         against = resolve_targets(self.contrast, scores)
         same = (target == against).nonzero().flatten().tolist()
         if same:
@@ -53,11 +53,11 @@ class Question:
                 f"target and contrast of images {same} are the same class, and its score minus "
                 "itself is zero; name two classes"
             )
-        return Explained(target, against)
+        return ResolvedTarget(target, against)
 
 
 @dataclass(frozen=True)
-class Explained:
+class ResolvedTarget:
     """The explained score of each image, by its place.
 
     Attributes:

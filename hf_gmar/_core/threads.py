@@ -26,7 +26,7 @@ def this_thread() -> int:
 
 
 @contextmanager
-def working_for(thread: int) -> Iterator[None]:
+def acting_for_thread(thread: int) -> Iterator[None]:
     """Inside, this thread is taken for another: autograd runs parts of a call in its own."""
     before = getattr(_here, "works_for", None)
     _here.works_for = thread
@@ -43,7 +43,7 @@ def level() -> int:
 
 
 @contextmanager
-def deeper() -> Iterator[None]:
+def nested() -> Iterator[None]:
     """Inside, one more explanation of this thread goes on."""
     _here.level = level() + 1
     try:
@@ -53,7 +53,7 @@ def deeper() -> Iterator[None]:
 
 
 @contextmanager
-def turn(things: Iterable[object]) -> Iterator[None]:
+def lock_models(things: Iterable[object]) -> Iterator[None]:
     """Wait until no other thread is inside a turn with one of these objects.
 
     The locks are reentrant: a hook inside a model may explain the same one.

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from hf_gmar._core.families import (
     FAMILIES,
-    PROMPTED,
     READOUTS,
-    REFUSED,
-    UNPROVEN,
+    UNSUPPORTED,
+    UNTESTED,
+    ZERO_SHOT_CLASSES,
     Family,
     Readout,
     Rest,
 )
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
-Reads: TypeAlias = str | tuple[float, ...] | None
+ReadoutSpec: TypeAlias = str | tuple[float, ...] | None
 """How a user says what a head of their own reads: a name, or a share for each prefix token."""
 
 
@@ -76,7 +76,7 @@ class TokenLayout:
             raise OptionError(f"rest must be one of {', '.join(get_args(Rest))}; got {self.rest!r}")
 
     @property
-    def prefix(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """How many tokens stand before the patches."""
         return len(self.readout)
 
@@ -95,7 +95,7 @@ class TokenLayout:
         rest = max(0.0, 1.0 - math.fsum(self.readout))  # rounding must not make it negative
         if pooling is not None:
             return shares.to(pooling.device) + rest * pooling.to(dtype)
-        shared = slice(self.prefix if self.rest == "patches" else 0, None)
+        shared = slice(self.num_prefix_tokens if self.rest == "patches" else 0, None)
         shares[shared] += rest / len(shares[shared])
         return shares
 
@@ -155,7 +155,7 @@ def register_layout(name: str, layout: TokenLayout) -> None:
     _LAYOUTS[name] = layout
 
 
-def layout_for(model: Any, tower: Any, readout: Reads = None) -> TokenLayout:
+def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> TokenLayout:
     """The layout of a Transformers model, with its patch size filled in.
 
     Args:
@@ -169,61 +169,61 @@ def layout_for(model: Any, tower: Any, readout: Reads = None) -> TokenLayout:
             head and no readout is said; the message tells what to do.
         OptionError: there is no such readout, or it does not fit the tokens.
     """
-    registered, family = _registered(model, tower), family_of(tower)
+    registered, family = _registered(model, vision_model), family_of(vision_model)
     if readout is not None:
-        layout = _said_layout(readout, registered, family, model, tower)
+        layout = _said_layout(readout, registered, family, model, vision_model)
     elif registered is not None:
         layout = registered
-    elif family is None or _kind(model) in (*REFUSED, *UNPROVEN):
-        raise UnsupportedModelError(refusal(model, tower))
+    elif family is None or _kind(model) in (*UNSUPPORTED, *UNTESTED):
+        raise UnsupportedModelError(refusal(model, vision_model))
     else:
-        own = own_readout(family, model, tower)
+        own = own_readout(family, model, vision_model)
         if own is None:
             raise UnsupportedModelError(_no_head(model, family))
-        layout = _layout(prefix_tokens(family, tower), own)
-    size = layout.patch_size or (registered and registered.patch_size) or _patch_size(tower)
+        layout = _layout(prefix_tokens(family, vision_model), own)
+    size = layout.patch_size or (registered and registered.patch_size) or _patch_size(vision_model)
     return replace(layout, patch_size=size)
 
 
 def _said_layout(
-    said: Any, registered: TokenLayout | None, family: Family | None, model: Any, tower: Any
+    said: Any, registered: TokenLayout | None, family: Family | None, model: Any, vision_model: Any
 ) -> TokenLayout:
     """The tokens of the family, or else of the registered layout, with the readout that is said."""
     if family is not None:
-        return _layout(prefix_tokens(family, tower), said)
+        return _layout(prefix_tokens(family, vision_model), said)
     if registered is None:
-        raise UnsupportedModelError(refusal(model, tower))
-    return TokenLayout(_checked_shares(said, registered.prefix))
+        raise UnsupportedModelError(refusal(model, vision_model))
+    return TokenLayout(_checked_shares(said, registered.num_prefix_tokens))
 
 
-def family_of(tower: Any) -> Family | None:
+def family_of(vision_model: Any) -> Family | None:
     """The family of a vision tower, if it is in the table."""
-    return FAMILIES.get(_kind(tower))
+    return FAMILIES.get(_kind(vision_model))
 
 
-def layers_of(tower: Any) -> int:
+def layers_of(vision_model: Any) -> int:
     """How many attention layers a vision tower has.
 
     Raises:
         UnsupportedModelError: its config does not say it.
     """
-    layers = (family_of(tower) or _ANY).layers(tower)
+    layers = (family_of(vision_model) or _ANY).layers(vision_model)
     if layers is None:
         raise UnsupportedModelError(
-            f"the config of {type(tower).__name__} has no num_hidden_layers, the number of its "
+            f"the config of {type(vision_model).__name__} has no num_hidden_layers, the number of its "
             "attention layers; set it: model.config.num_hidden_layers = ..."
         )
     return int(layers)
 
 
-def engines_of(tower: Any) -> tuple[str, ...]:
+def engines_of(vision_model: Any) -> tuple[str, ...]:
     """The engines that can explain a vision tower."""
-    return (family_of(tower) or _ANY).engines
+    return (family_of(vision_model) or _ANY).engines
 
 
-def prefix_tokens(family: Family, tower: Any) -> tuple[str, ...]:
+def prefix_tokens(family: Family, vision_model: Any) -> tuple[str, ...]:
     """Kinds of the tokens before the patches."""
-    return tuple(family.prefix(tower)) if callable(family.prefix) else family.prefix
+    return tuple(family.prefix(vision_model)) if callable(family.prefix) else family.prefix
 
 
 def counted(prefix: tuple[str, ...]) -> str:
@@ -267,15 +267,15 @@ def _checked_shares(said: Any, prefix: int) -> tuple[float, ...]:
     return said
 
 
-def own_readout(family: Family, model: Any, tower: Any) -> str | None:
+def own_readout(family: Family, model: Any, vision_model: Any) -> str | None:
     """What the head of one of Transformers' own classes reads, a key of ``READOUTS``."""
     found = next(_known_as(model, family.heads, own="transformers."), None)
-    return found(tower) if callable(found) else found
+    return found(vision_model) if callable(found) else found
 
 
 def prompted_readout(model: Any) -> str | None:
     """What the image features of a model of image and text read; ``None`` for other models."""
-    return next(_known_as(model, PROMPTED, own="transformers."), None)
+    return next(_known_as(model, ZERO_SHOT_CLASSES, own="transformers."), None)
 
 
 def _known_as(model: Any, table: Mapping[str, Any], own: str = "") -> Iterator[Any]:
@@ -287,21 +287,21 @@ def _known_as(model: Any, table: Mapping[str, Any], own: str = "") -> Iterator[A
     return (table[name] for name in names if name in table)
 
 
-def _registered(model: Any, tower: Any) -> TokenLayout | None:
+def _registered(model: Any, vision_model: Any) -> TokenLayout | None:
     by_class = next(_known_as(model, _LAYOUTS), None)
-    return by_class or _LAYOUTS.get(_kind(model)) or _LAYOUTS.get(_kind(tower))
+    return by_class or _LAYOUTS.get(_kind(model)) or _LAYOUTS.get(_kind(vision_model))
 
 
 def _kind(model: Any) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", None))
 
 
-def _patch_size(tower: Any) -> tuple[int, int]:
-    family = family_of(tower) or _ANY
-    size = family.patch_size(tower)
+def _patch_size(vision_model: Any) -> tuple[int, int]:
+    family = family_of(vision_model) or _ANY
+    size = family.patch_size(vision_model)
     if size is None:
         raise UnsupportedModelError(
-            f"the config of {type(tower).__name__} has no patch_size; register its layout with "
+            f"the config of {type(vision_model).__name__} has no patch_size; register its layout with "
             "register_layout(name, TokenLayout(readout=..., patch_size=(height, width)))"
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -319,16 +319,16 @@ def _no_head(model: Any, family: Family) -> str:
     )
 
 
-def refusal(model: Any, tower: Any) -> str:
+def refusal(model: Any, vision_model: Any) -> str:
     """Why a Transformers model is not explained, and what to do."""
     kind, name = _kind(model), type(model).__name__
-    reason = REFUSED.get(kind) or REFUSED.get(_kind(tower))
+    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(_kind(vision_model))
     if reason:
         return (
             f"attention rollout does not apply to {name}: {reason}; 'hf-gmar models' lists what "
             "is supported"
         )
-    if kind in UNPROVEN:
+    if kind in UNTESTED:
         return (
             f"hf_gmar has not been proven on {name}; 'hf-gmar models' lists what is supported. To "
             "try it all the same, put it into an nn.Module that returns scores and say which "

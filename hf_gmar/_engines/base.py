@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._engines.propagation import Descending
 from hf_gmar.errors import ModelOutputError
 
 
 @dataclass(frozen=True)
-class Run:
+class EngineRun:
     """A model that ran, ready to have scores of the run explained.
 
     Attributes:
@@ -31,7 +31,7 @@ class Run:
     explain: Callable[[Sequence[Tensor], Descending, bool], None]
 
 
-Engine: TypeAlias = Callable[[Subject, Request], AbstractContextManager[Run]]
+Engine: TypeAlias = Callable[[ModelAdapter, ForwardRequest], AbstractContextManager[EngineRun]]
 
 
 def check_reached(reached: int, layers: int) -> None:

@@ -14,28 +14,28 @@ from torch import Tensor
 
 from hf_gmar._core.attention import attention_here
 from hf_gmar._core.hooks import recorded_maps, watched_runs
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import GradientOf, Request
-from hf_gmar._engines.base import Run, check_reached
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest, GradientOf
+from hf_gmar._engines.base import EngineRun, check_reached
 from hf_gmar._engines.propagation import Block, Descending, Groups
 
 Maps: TypeAlias = tuple[Tensor, ...]
 
 
 @contextmanager
-def dense_engine(subject: Subject, request: Request) -> Iterator[Run]:
+def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[EngineRun]:
     """Keep every attention map and its gradient."""
     with (
-        attention_here(subject.tower, "eager"),
-        watched_runs(subject, request.inputs) as runs,
-        recorded_maps(subject.tower) as recorded,
+        attention_here(adapter.vision_model, "eager"),
+        watched_runs(adapter, request.inputs) as runs,
+        recorded_maps(adapter.vision_model) as recorded,
     ):
         # Gradients flow to the maps even if every weight is frozen: the graph starts at the inputs.
-        scores = request.call(subject, graph=True)
+        scores = request.call(adapter, graph=True)
     runs.check(request.inputs, scores)
-    wanted = request.layers(subject)
+    wanted = request.layers(adapter)
     maps = recorded[0][wanted.start : wanted.stop]
-    without = len(wanted) - len(request.gradient_layers(subject))
+    without = len(wanted) - len(request.gradient_layers(adapter))
 
     def explain(scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
         found = _GRADIENTS[request.gradient](scores, maps[without:], again)
@@ -43,7 +43,7 @@ def dense_engine(subject: Subject, request: Request) -> Iterator[Run]:
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             descent.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
-    yield Run(scores, maps[-1].shape[-1], explain)
+    yield EngineRun(scores, maps[-1].shape[-1], explain)
 
 
 def _of_score(scores: Sequence[Tensor], maps: Maps, again: bool) -> Maps:

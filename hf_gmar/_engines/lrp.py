@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hf_gmar._core.constant_weights import ConstantWeights
+from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar.errors import UnsupportedModelError
 
 Rule: TypeAlias = Callable[..., Any]
@@ -85,7 +85,7 @@ _FACTORS = (
 )
 
 
-class RelevanceRules(ConstantWeights):
+class LRPMode(FrozenWeightsMode):
     """Inside, this thread's forward builds a graph whose gradients are relevance / activation.
 
     What has no rule, or is a constant that must become a factor, leaves its name on all that is

@@ -30,34 +30,34 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar._core.attention import attention_here, routed_here
-from hf_gmar._core.constant_weights import ConstantWeights
+from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar._core.hooks import Runs, watched_runs
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.threads import replaced_here, this_thread, working_for
-from hf_gmar._engines.base import Run, check_reached
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.threads import acting_for_thread, replaced_here, this_thread
+from hf_gmar._engines.base import EngineRun, check_reached
 from hf_gmar._engines.blocks import AttentionLayer, BlockWalker, sums_like
 from hf_gmar._engines.propagation import Descending
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 
 @contextmanager
-def streaming_engine(subject: Subject, request: Request) -> Iterator[Run]:
+def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[EngineRun]:
     """One forward under SDPA; each explanation is one backward, through activations alone."""
     with ExitStack() as stack:
-        stack.enter_context(attention_here(subject.tower, "sdpa"))
-        runs = stack.enter_context(watched_runs(subject, request.inputs))
+        stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
+        runs = stack.enter_context(watched_runs(adapter, request.inputs))
         walker = BlockWalker(request.chunk_size)
-        spans = request.layers(subject), request.gradient_layers(subject)
-        state = _Pass(subject.layers, *spans, request, runs, walker)
+        spans = request.layers(adapter), request.gradient_layers(adapter)
+        state = _Pass(adapter.layers, *spans, request, runs, walker)
         mode = _Mode(state)
         if request.checkpoint and request.gradient != "none":
-            stack.enter_context(_recomputed_layers(subject.tower, mode))
+            stack.enter_context(_recomputed_layers(adapter.vision_model, mode))
         with mode:
-            scores = request.call(subject)
+            scores = request.call(adapter)
         runs.check(request.inputs, scores)
         mode.check_calls()
-        yield Run(scores, state.tokens, state.explain)
+        yield EngineRun(scores, state.tokens, state.explain)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class _Pass:
     layers: int
     explained: range
     graded: range
-    request: Request
+    request: ForwardRequest
     runs: Runs
     walker: BlockWalker
     tokens: int = 0
@@ -116,7 +116,7 @@ class _Pass:
         return self.request.gradient != "score" or index <= self.graded.start
 
 
-class _Mode(ConstantWeights):
+class _Mode(FrozenWeightsMode):
     """Inside, this thread's attention calls stream, and weights are constants.
 
     Args:
@@ -381,7 +381,7 @@ class _Again:
 
     def __enter__(self) -> None:
         self.stack = ExitStack()
-        self.stack.enter_context(working_for(self.thread))
+        self.stack.enter_context(acting_for_thread(self.thread))
         self.stack.enter_context(routed_here())
         self.stack.enter_context(_Mode(self.state, self.first, again=True))
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_gmar._core.attention import attention_here
-from hf_gmar._core.constant_weights import ConstantWeights
-from hf_gmar._core.execution import alone, check_finite, check_tokens, graph_enabled
+from hf_gmar._core.constant_weights import FrozenWeightsMode
+from hf_gmar._core.execution import check_finite, check_tokens, exclusive_eval, graph_enabled
 from hf_gmar._core.hooks import watched_runs
 from hf_gmar._core.layers import layer_modules
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar._engines.lrp import RelevanceRules
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar._engines.lrp import LRPMode
 from hf_gmar.errors import ModelOutputError
 
 TokenMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -34,22 +34,22 @@ def product(tokens: Tensor, gradient: Tensor) -> Tensor:
     return (tokens * gradient).sum(-1)
 
 
-def token_maps(
-    subject: Subject,
-    request: Request,
-    questions: Sequence[Question],
+def token_attributions(
+    adapter: ModelAdapter,
+    request: ForwardRequest,
+    target_specs: Sequence[TargetSpec],
     layer: int,
     token_map: TokenMap,
-    rules: RelevanceRules | None = None,
+    rules: LRPMode | None = None,
 ) -> list[Tensor]:
-    """A map (B, rows, columns) for each question, of the tokens that enter a layer.
+    """A map (B, rows, columns) for each target, of the tokens that enter a layer.
 
     Sums are kept in float32, or in float64 for a float64 model.
 
     Args:
         subject: the model.
         request: the call to it.
-        questions: what is explained, with one forward for all of them.
+        target_specs: what is explained, with one forward for all of them.
         layer: whose input is explained, counted from 0.
         token_map: makes the map, see ``TokenMap``.
         rules: propagate relevance by these; the plain gradient without them.
@@ -59,13 +59,13 @@ def token_maps(
         TargetError: a target does not fit the scores.
         ModelOutputError: no scores, no gradient, or values that are not finite.
     """
-    with alone(subject), graph_enabled(), ExitStack() as stack:
+    with exclusive_eval(adapter), graph_enabled(), ExitStack() as stack:
         if rules is not None:  # one form of attention, however the model was loaded
-            stack.enter_context(attention_here(subject.tower, "sdpa"))
-        scores, tokens = _forward(subject, request, layer, rules or ConstantWeights())
-        explained = [question.among(scores) for question in questions]
-        grid = check_tokens(subject, request, tokens.shape[1])
-        prefix, last = subject.layout.prefix, len(questions) - 1
+            stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
+        scores, tokens = _forward(adapter, request, layer, rules or FrozenWeightsMode())
+        explained = [target_spec.resolve(scores) for target_spec in target_specs]
+        grid = check_tokens(adapter, request, tokens.shape[1])
+        prefix, last = adapter.layout.num_prefix_tokens, len(target_specs) - 1
         maps = []
         # A caller's mixed precision is for the forward alone, as PyTorch says.
         with torch.autocast(scores.device.type, enabled=False):
@@ -78,17 +78,17 @@ def token_maps(
 
 
 def _forward(
-    subject: Subject, request: Request, layer: int, mode: ConstantWeights
+    adapter: ModelAdapter, request: ForwardRequest, layer: int, mode: FrozenWeightsMode
 ) -> tuple[Tensor, Tensor]:
     """The scores, and the tokens on which they depend."""
     with (
-        watched_runs(subject, request.inputs) as runs,
-        _entry(layer_modules(subject)[layer], mode) as entry,
+        watched_runs(adapter, request.inputs) as runs,
+        _entry(layer_modules(adapter)[layer], mode) as entry,
         mode,
     ):
-        scores = request.call(subject)
+        scores = request.call(adapter)
     runs.check(request.inputs, scores)
-    if isinstance(mode, RelevanceRules):
+    if isinstance(mode, LRPMode):
         mode.check(scores)
     return scores, entry.tokens(layer)
 
@@ -136,7 +136,7 @@ class _Entry:
 
 
 @contextmanager
-def _entry(layer: nn.Module, mode: ConstantWeights) -> Iterator[_Entry]:
+def _entry(layer: nn.Module, mode: FrozenWeightsMode) -> Iterator[_Entry]:
     """Inside, a graph starts at the tokens that enter the layer, in this thread alone."""
     entry = _Entry()
 

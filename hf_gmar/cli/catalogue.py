@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.families import FAMILIES, READOUTS, REFUSED, UNPROVEN, Family, unlisted
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.families import FAMILIES, READOUTS, UNSUPPORTED, UNTESTED, Family, unlisted
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import (
     counted,
     engines_of,
@@ -29,7 +29,7 @@ from hf_gmar._core.token_layout import (
     prompted_readout,
 )
 from hf_gmar.errors import HfGmarError, UnsupportedModelError
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 
 METHOD_COLUMNS = ("method", "class", "cost", "of one class", "values", "source")
@@ -57,7 +57,7 @@ def methods_of_registry() -> list[tuple[str, ...]]:
     ]
 
 
-def _values(method: type[Method]) -> str:
+def _values(method: type[AttributionMethod]) -> str:
     return "of both signs" if method.signed else ">= 0"
 
 
@@ -120,12 +120,12 @@ def unheard_of() -> list[str]:
 
 def refusals() -> list[tuple[str, str]]:
     """Reasons, each with the model types that rollout does not apply to for it."""
-    reasons = sorted(set(REFUSED.values()))
+    reasons = sorted(set(UNSUPPORTED.values()))
     found = [
-        (", ".join(kind for kind, why in REFUSED.items() if why == reason), reason)
+        (", ".join(kind for kind, why in UNSUPPORTED.items() if why == reason), reason)
         for reason in reasons
     ]
-    return [*found, (", ".join(UNPROVEN), "not proven yet; each may work with register_layout")]
+    return [*found, (", ".join(UNTESTED), "not proven yet; each may work with register_layout")]
 
 
 def markdown() -> str:
@@ -177,8 +177,8 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
     try:
         model = _without_weights(config, named, trusted)
         prompted = prompted_readout(model)
-        subject = Subject.of(nn.Sequential(model) if prompted else model, prompted)
-        found = {**facts, "class": _class_name(model, named), **_facts(subject)}
+        adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)
+        found = {**facts, "class": _class_name(model, named), **_facts(adapter)}
     except Exception as error:  # noqa: BLE001  # a config may say anything, and its code do anything
         return Description(facts, False, _reason(error))
     prompts = ' --prompts "a photo of a dog" "a photo of a cat"' if prompted else ""
@@ -217,29 +217,31 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{kind}{error}".split())
 
 
-def _facts(subject: Subject) -> dict[str, str]:
-    tower: Any = subject.tower
-    family, config = family_of(tower), tower.config
-    reads = prompted_readout(subject.backbone)
+def _facts(adapter: ModelAdapter) -> dict[str, str]:
+    vision_model: Any = adapter.vision_model
+    family, config = family_of(vision_model), vision_model.config
+    reads = prompted_readout(adapter.backbone)
     if family and reads is None:
-        reads = own_readout(family, subject.backbone, tower)
+        reads = own_readout(family, adapter.backbone, vision_model)
     return {
         "family": family.title if family else "registered by you",
         "tokens before the patches": (
-            counted(prefix_tokens(family, tower)) if family else str(subject.layout.prefix)
+            counted(prefix_tokens(family, vision_model))
+            if family
+            else str(adapter.layout.num_prefix_tokens)
         ),
-        "grid, at the config's size": _grid(subject),
-        "the head reads": READOUTS[reads].text if reads else str(subject.layout.readout),
-        "layers": str(subject.layers),
+        "grid, at the config's size": _grid(adapter),
+        "the head reads": READOUTS[reads].text if reads else str(adapter.layout.readout),
+        "layers": str(adapter.layers),
         "heads": str(getattr(config, "num_attention_heads", "as the timm model has")),
-        "explained by": ", ".join(engines_of(tower)),
+        "explained by": ", ".join(engines_of(vision_model)),
         **({"note": family.note} if family and family.note else {}),
     }
 
 
-def _grid(subject: Subject) -> str:
-    height, width = subject.layout.patch_size or (0, 0)
-    size = getattr(subject.tower.config, "image_size", None)
+def _grid(adapter: ModelAdapter) -> str:
+    height, width = adapter.layout.patch_size or (0, 0)
+    size = getattr(adapter.vision_model.config, "image_size", None)
     patches = f"patches of {height} x {width} pixels"
     if size is None:
         return f"{patches}, in whatever the image processor makes"

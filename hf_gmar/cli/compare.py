@@ -17,17 +17,17 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar.cli.options import (
-    Attn,
+    AttnImplementation,
     CacheDir,
     Device,
     Dtype,
     Images,
     ModelName,
-    PickleWeights,
     Prompts,
     Revision,
     Token,
     TrustRemoteCode,
+    UseSafetensors,
     check_prompts,
     err,
     expand,
@@ -39,8 +39,8 @@ from hf_gmar.cli.options import (
     say,
 )
 from hf_gmar.comparison.method_specs import (
-    Column,
-    Entry,
+    MethodLike,
+    MethodSpec,
     captum_columns,
     check_captum_names,
     check_names,
@@ -94,12 +94,12 @@ def compare(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
     device: Device = "auto",
     dtype: Dtype = "float32",
-    attn: Attn = None,
+    attn_implementation: AttnImplementation = None,
     revision: Revision = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
-    pickle_weights: PickleWeights = False,
+    use_safetensors: UseSafetensors = True,
 ) -> None:
     """Explain images by several methods; write one figure, a table and the maps."""
     with said_errors():
@@ -119,9 +119,9 @@ def compare(
             token=token,
             cache_dir=cache_dir,
             dtype=dtype,
-            attention=attn,
+            attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
-            pickle_weights=pickle_weights,
+            use_safetensors=use_safetensors,
         )
         classes = [
             None if word is None else find_class(loaded.model.config, word)
@@ -207,16 +207,16 @@ def _as_seen(loaded: LoadedModel, images: Sequence[Image.Image]) -> list[Image.I
 
 def _columns(
     loaded: LoadedModel, methods: Sequence[str] | None, captum: Sequence[str]
-) -> list[Entry]:
+) -> list[MethodLike]:
     logits = LogitsModel(loaded.model)
-    own = [Column(name) for name in methods or METHODS]
+    own = [MethodSpec(name) for name in methods or METHODS]
     return [*own, *captum_columns(captum, logits)]
 
 
 def _run(
     loaded: LoadedModel,
     batch: _Batch,
-    columns: Sequence[Entry],
+    columns: Sequence[MethodLike],
     classes: Sequence[int | None],
     measure: bool,
     seed: int,

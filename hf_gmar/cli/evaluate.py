@@ -17,16 +17,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_gmar.cli.options import (
-    Attn,
+    AttnImplementation,
     CacheDir,
     Device,
     Dtype,
     ModelName,
-    PickleWeights,
     Prompts,
     Revision,
     Token,
     TrustRemoteCode,
+    UseSafetensors,
     check_prompts,
     err,
     model_name,
@@ -34,13 +34,18 @@ from hf_gmar.cli.options import (
     quiet,
     said_errors,
 )
-from hf_gmar.comparison.method_specs import Entry, as_columns, captum_columns, check_captum_names
-from hf_gmar.data.base import Images
+from hf_gmar.comparison.method_specs import (
+    MethodLike,
+    as_columns,
+    captum_columns,
+    check_captum_names,
+)
+from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
 from hf_gmar.evaluation.evaluator import Evaluation, check_names
 from hf_gmar.evaluation.evaluator import evaluate as measured
 from hf_gmar.evaluation.run.distributed import Processes
-from hf_gmar.evaluation.run.plan import Autocast, Explained, Score
+from hf_gmar.evaluation.run.plan import Autocast, ExplainedClass, Score
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import load_model, pick_device
@@ -98,17 +103,18 @@ def evaluate(
         typer.Option(help="Go on with what is in the folder; --no-resume removes its rows first."),
     ] = True,
     score: Annotated[Score, typer.Option(help="probability or logit.")] = "probability",
-    target: Annotated[
-        Explained, typer.Option(help="Which class is explained: predicted, or the image's label.")
+    explained_class: Annotated[
+        ExplainedClass,
+        typer.Option(help="Which class is explained: predicted, or the image's label."),
     ] = "predicted",
     steps: Annotated[int, typer.Option(min=1, help="Steps in which patches are removed.")] = 10,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many images of the data set at most.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images or paths.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
-    mask_column: Annotated[str | None, typer.Option(help="Column of masks.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="MethodSpec of images or paths.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="MethodSpec of labels.")] = None,
+    mask_column: Annotated[str | None, typer.Option(help="MethodSpec of masks.")] = None,
     memory: Annotated[
         int, typer.Option(min=1, help="MB that perturbed copies of an image may take at a time.")
     ] = 256,
@@ -123,12 +129,12 @@ def evaluate(
     prompts: Prompts = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
-    attn: Attn = None,
+    attn_implementation: AttnImplementation = None,
     revision: Revision = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
-    pickle_weights: PickleWeights = False,
+    use_safetensors: UseSafetensors = True,
 ) -> None:
     """Measure methods on a data set: how faithful, how well placed, how stable their maps are.
 
@@ -150,9 +156,9 @@ def evaluate(
             token=token,
             cache_dir=cache_dir,
             dtype=dtype,
-            attention=attn,
+            attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
-            pickle_weights=pickle_weights,
+            use_safetensors=use_safetensors,
         )
         images = open_data(
             data,
@@ -167,7 +173,7 @@ def evaluate(
         )
         _say_what_to_know(images, processes)
         own = as_columns(methods if methods or not captum else list(METHODS))
-        columns: list[Entry] = [*own, *captum_columns(captum or [], LogitsModel(loaded.model))]
+        columns: list[MethodLike] = [*own, *captum_columns(captum or [], LogitsModel(loaded.model))]
         with _bar(processes) as bar:
             found = measured(
                 loaded,
@@ -176,7 +182,7 @@ def evaluate(
                 metrics,
                 perturbations or ("blur",),
                 score=score,
-                target=target,
+                explained_class=explained_class,
                 steps=steps,
                 baseline=baseline,
                 output=output,
@@ -192,7 +198,7 @@ def evaluate(
     raise typer.Exit(0 if any(cell.mean is not None for cell in found.summary.cells) else 1)
 
 
-def _say_what_to_know(images: Images, processes: Processes) -> None:
+def _say_what_to_know(images: ImageDataset, processes: Processes) -> None:
     if not processes.is_main:
         return
     for notice in images.notices:

@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from hf_gmar.cli.options import (
-    Attn,
+    AttnImplementation,
     CacheDir,
     Device,
     Dtype,
@@ -19,11 +19,11 @@ from hf_gmar.cli.options import (
     MethodName,
     MethodOptions,
     ModelName,
-    PickleWeights,
     Prompts,
     Revision,
     Token,
     TrustRemoteCode,
+    UseSafetensors,
     check_prompts,
     err,
     expand,
@@ -67,12 +67,12 @@ def explain(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
     device: Device = "auto",
     dtype: Dtype = "float32",
-    attn: Attn = None,
+    attn_implementation: AttnImplementation = None,
     revision: Revision = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
-    pickle_weights: PickleWeights = False,
+    use_safetensors: UseSafetensors = True,
 ) -> None:
     """Write a heatmap (PNG) and its numbers (NPZ) for each image."""
     with said_errors():
@@ -96,9 +96,9 @@ def explain(
             token=token,
             cache_dir=cache_dir,
             dtype=dtype,
-            attention=attn,
+            attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
-            pickle_weights=pickle_weights,
+            use_safetensors=use_safetensors,
         )
         explainer = Explainer.build(loaded, method, **options)
         chosen, other = (

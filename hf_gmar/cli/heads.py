@@ -16,17 +16,17 @@ from torch import Tensor
 
 from hf_gmar._utils.validation import check_option
 from hf_gmar.cli.options import (
-    Attn,
+    AttnImplementation,
     CacheDir,
     Device,
     Dtype,
     Images,
     ModelName,
-    PickleWeights,
     Prompts,
     Revision,
     Token,
     TrustRemoteCode,
+    UseSafetensors,
     check_prompts,
     err,
     expand,
@@ -40,10 +40,10 @@ from hf_gmar.cli.options import (
 from hf_gmar.data.image_files import open_image, unique_stems
 from hf_gmar.heads.ablation import ablate_heads
 from hf_gmar.heads.head_methods import head_maps
-from hf_gmar.heads.importance import HEAD_SCORES, HeadImportance, head_importance
+from hf_gmar.heads.importance import HEAD_CRITERIA, HeadImportance, head_importance
 from hf_gmar.methods.layer_rules import NORMS
 from hf_gmar.models.hub import LoadedModel, load_model, sample_image
-from hf_gmar.models.image_view import view_of
+from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class
 from hf_gmar.visualization.head_figures import head_maps_figure
 from hf_gmar.visualization.overlay import save_figure
@@ -59,10 +59,10 @@ def heads(
         str | None,
         typer.Option(help="The class, as label (or prompt) or index. Default: each image's top."),
     ] = None,
-    score: Annotated[
+    criterion: Annotated[
         str,
         typer.Option(
-            help="gmar: share of the gradient; effect: estimated loss of score without the head."
+            help="gmar: share of the gradient; taylor: estimated loss of score without the head."
         ),
     ] = "gmar",
     norm: Annotated[str, typer.Option(help="Norm of the gradient, for gmar: l1 or l2.")] = "l1",
@@ -75,17 +75,17 @@ def heads(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("heads"),
     device: Device = "auto",
     dtype: Dtype = "float32",
-    attn: Attn = None,
+    attn_implementation: AttnImplementation = None,
     revision: Revision = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
-    pickle_weights: PickleWeights = False,
+    use_safetensors: UseSafetensors = True,
 ) -> None:
     """Say which attention heads a class depends on, over all images."""
     with said_errors():
         check_option("norm", norm, NORMS)
-        check_option("score", score, HEAD_SCORES)
+        check_option("criterion", criterion, HEAD_CRITERIA)
         check_prompts(prompts, images, model)
         make_folder(output)
         paths, failed = expand(images or [sample_image()], output)
@@ -101,12 +101,12 @@ def heads(
             token=token,
             cache_dir=cache_dir,
             dtype=dtype,
-            attention=attn,
+            attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
-            pickle_weights=pickle_weights,
+            use_safetensors=use_safetensors,
         )
         chosen = None if target is None else find_class(loaded.model.config, target)
-        measured = {"score": score, "norm": norm}
+        measured = {"criterion": criterion, "norm": norm}
         job = _Job(loaded, chosen, measured, output, maps)
         found, broken = job.measure(paths)
         if found:
@@ -149,7 +149,7 @@ class _Job:
         found = head_importance(self.loaded.model, pixels, self.target, **self.measured)
         found.save_numbers(self.output, f"{stem}.heads")
         if self.maps:
-            view = view_of(self.loaded.processor, (image.height, image.width))
+            view = measure_view(self.loaded.processor, (image.height, image.width))
             looks = head_maps(self.loaded.model, pixels)[0]
             figure = head_maps_figure(image, looks, caption=path.name, view=view)
             save_figure(figure, self.output / f"{stem}.maps.png")
@@ -194,7 +194,7 @@ def _tell(found: dict[Path, HeadImportance]) -> None:
     """The most and the least important heads."""
     importance = HeadImportance.joined(list(found.values()))
     mean, spread, order = importance.mean(), importance.spread(), importance.rank()
-    columns, shares = (5 if len(found) > 1 else 4), importance.score == "gmar"
+    columns, shares = (5 if len(found) > 1 else 4), importance.criterion == "gmar"
     what, form = ("share of its layer", ".1%") if shares else ("loss of score without it", "+.3f")
     title = f"Head importance, {importance.title}: {importance.caption}"
     table = Table(title=escape(title))

@@ -54,11 +54,11 @@ MethodOptions = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
-Attn = Annotated[
+AttnImplementation = Annotated[
     str | None, typer.Option(help="Load with this attention implementation: sdpa, eager, ...")
 ]
-PickleWeights = Annotated[
-    bool, typer.Option("--pickle-weights", help="Read weights that are not safetensors, too.")
+UseSafetensors = Annotated[
+    bool, typer.Option(help="Read safetensors weights alone, or pickled ones as well.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Token = Annotated[

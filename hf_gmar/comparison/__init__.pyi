@@ -1,5 +1,5 @@
-from .method_specs import CAPTUM, Column
+from .method_specs import CAPTUM, MethodSpec
 from .result import Comparison
 from .run import compare
 
-__all__ = ["CAPTUM", "Column", "Comparison", "compare"]
+__all__ = ["CAPTUM", "MethodSpec", "Comparison", "compare"]

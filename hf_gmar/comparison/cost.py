@@ -25,7 +25,7 @@ _REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     """What one call cost.
 
     Attributes:
@@ -42,7 +42,7 @@ class Spent:
 
 def measured(
     run: Callable[[], Result], device: torch.device, reference: Callable[[], Any] | None = None
-) -> tuple[Result, Spent]:
+) -> tuple[Result, Cost]:
     """The result of a call, and what it cost; it is called twice or more.
 
     The first call warms up what a first call loads or chooses, and does not count as time. Calls
@@ -74,7 +74,7 @@ def measured(
         ratios.append(1.0 if beside is None else seconds / beside)
     if on_cuda:
         peak = torch.cuda.max_memory_allocated(device) - before
-    return result, Spent(median(times), peak, median(ratios))
+    return result, Cost(median(times), peak, median(ratios))
 
 
 def _timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:

@@ -14,17 +14,19 @@ from transformers import PreTrainedModel
 
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode, graph_enabled
-from hf_gmar._core.threads import turn
+from hf_gmar._core.threads import lock_models
 
 
 @contextmanager
-def left_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
+def isolated_model(modules: Sequence[nn.Module]) -> Iterator[None]:
     """The model to this thread, in evaluation mode, with gradients on; everything is put back."""
     models = [part for part in modules if isinstance(part, PreTrainedModel)]
     configs = [config for model in models for config in configs_of(model)]
     with (
-        turn([*configs, *modules]),  # first: what another thread's explanation did is not ours
-        as_they_were(modules),
+        lock_models(
+            [*configs, *modules]
+        ),  # first: what another thread's explanation did is not ours
+        preserve_state(modules),
         evaluation_mode(modules),
         graph_enabled(),
     ):
@@ -32,7 +34,7 @@ def left_alone(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
+def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put hooks, attributes, modes and parameters back, also after an error.
 
     Captum's methods take their hooks out only if they come to their end, and some put other weights
@@ -41,7 +43,7 @@ def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Example:
         >>> layer = nn.Linear(2, 2)
-        >>> with as_they_were([layer]):
+        >>> with preserve_state([layer]):
         ...     _ = layer.register_forward_hook(print)
         >>> len(layer._forward_hooks)
         0

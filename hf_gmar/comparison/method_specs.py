@@ -14,10 +14,10 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from hf_gmar._core.targets import Target
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.option_strings import labelled, parsed
 from hf_gmar.errors import ModelOutputError, OptionError
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS, build_method, check_options, option_names
 
 CAPTUM = (
@@ -41,7 +41,7 @@ Transformers have none, and what comes out is the plain gradient.
 
 
 @dataclass(frozen=True)
-class Column:
+class MethodSpec:
     """One method of a comparison.
 
     Attributes:
@@ -51,7 +51,7 @@ class Column:
             keywords of its ``attribute``, which go before those that ``compare`` chooses.
 
     Example:
-        >>> Column("gmar", "GMAR, l2", {"norm": "l2"}).name
+        >>> MethodSpec("gmar", "GMAR, l2", {"norm": "l2"}).name
         'GMAR, l2'
     """
 
@@ -71,11 +71,11 @@ class Column:
     @property
     def is_captum(self) -> bool:
         """Whether the method attributes to pixels rather than to patches."""
-        return not isinstance(self.method, str | Method)
+        return not isinstance(self.method, str | AttributionMethod)
 
 
-Entry: TypeAlias = str | tuple[str, Mapping[str, Any]] | Attribution | Column
-Entries: TypeAlias = Sequence[Entry] | Mapping[str, Entry]
+MethodLike: TypeAlias = str | tuple[str, Mapping[str, Any]] | Attribution | MethodSpec
+MethodLikes: TypeAlias = Sequence[MethodLike] | Mapping[str, MethodLike]
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class Task:
     """
 
     model: Callable[..., Any]
-    readout: Reads
+    readout: ReadoutSpec
     pixels: Tensor
     target: Target
     contrast: Target
     grid: tuple[int, int]
     kwargs: Mapping[str, Any]
 
-    def runner(self, column: Column) -> Callable[[], Tensor]:
+    def runner(self, column: MethodSpec) -> Callable[[], Tensor]:
         """A call that gives the column's map, (B, rows, columns).
 
         Raises:
@@ -110,7 +110,7 @@ class Task:
         method, options = self._built(column)
         # Whatever it does, the caller's stay as they are; and some of Captum's need this format.
         pixels = self.pixels.detach().clone(memory_format=torch.contiguous_format)
-        if isinstance(method, Method):
+        if isinstance(method, AttributionMethod):
             asked = {**self.kwargs, **options}
             return lambda: self._checked(
                 method.attribute_patches(pixels, self.target, contrast=self.contrast, **asked)
@@ -130,7 +130,7 @@ class Task:
 
         return run
 
-    def _built(self, column: Column) -> tuple[Any, Mapping[str, Any]]:
+    def _built(self, column: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
         if not isinstance(column.method, str):
             return column.method, column.options
         options = dict(column.options)
@@ -162,7 +162,7 @@ def _notices_hidden() -> Iterator[None]:
         yield
 
 
-def as_columns(methods: Entries | None) -> list[Column]:
+def as_columns(methods: MethodLikes | None) -> list[MethodSpec]:
     """The columns, each with a label of its own; ``None`` is every method of the registry.
 
     Raises:
@@ -174,7 +174,7 @@ def as_columns(methods: Entries | None) -> list[Column]:
     """
     if methods is None:
         methods = list(METHODS)
-    if isinstance(methods, str | Attribution | Column) or not methods:
+    if isinstance(methods, str | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "
             f"{methods!r}"
@@ -185,11 +185,11 @@ def as_columns(methods: Entries | None) -> list[Column]:
         found = [_as_column(one) for one in methods]
     return [
         replace(column, label=label)
-        for column, label in zip(found, _told_apart([one.name for one in found]), strict=True)
+        for column, label in zip(found, _make_unique([one.name for one in found]), strict=True)
     ]
 
 
-def captum_columns(names: Sequence[str], model: nn.Module) -> list[Column]:
+def captum_columns(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
     """Captum's methods of these names, on a model that returns scores.
 
     Raises:
@@ -200,7 +200,7 @@ def captum_columns(names: Sequence[str], model: nn.Module) -> list[Column]:
         ['Saliency']
     """
     check_captum_names(names)
-    return [Column(getattr(captum.attr, name)(model)) for name in names]
+    return [MethodSpec(getattr(captum.attr, name)(model)) for name in names]
 
 
 def check_captum_names(names: Sequence[str]) -> None:
@@ -253,7 +253,7 @@ def defaults_of(method: Attribution, pixels: Tensor, grid: tuple[int, int]) -> d
     """
     inner = getattr(method, "attribution_method", None)  # NoiseTunnel hands keywords on
     if isinstance(inner, Attribution):
-        return {} if isinstance(inner, Method) else defaults_of(inner, pixels, grid)
+        return {} if isinstance(inner, AttributionMethod) else defaults_of(inner, pixels, grid)
     kind = next((one for one in type(method).__mro__ if one in _DEFAULTS), None)
     return {} if kind is None else _DEFAULTS[kind](pixels, grid)
 
@@ -299,20 +299,20 @@ _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str,
 """What Captum's methods are given where the user says nothing, by class; subclasses inherit."""
 
 
-def _as_column(entry: Any) -> Column:
+def _as_column(entry: Any) -> MethodSpec:
     column = entry
     if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
-        column = Column(entry[0], options=entry[1])
+        column = MethodSpec(entry[0], options=entry[1])
     elif isinstance(entry, str):
         name, options = parsed(entry)
-        column = Column(name, options=options)
+        column = MethodSpec(name, options=options)
     elif isinstance(entry, Attribution):
-        column = Column(entry)
-    if not isinstance(column, Column) or not isinstance(column.method, str | Attribution):
+        column = MethodSpec(entry)
+    if not isinstance(column, MethodSpec) or not isinstance(column.method, str | Attribution):
         raise OptionError(
             f"a method is a name ({_listed(METHODS)}), a name with its options "
             "('gmar:norm=l2,alpha=0.5', or a pair), a method of "
-            f"hf_gmar, one of Captum's attribution methods or a Column; got {entry!r}"
+            f"hf_gmar, one of Captum's attribution methods or a MethodSpec; got {entry!r}"
         )
     if isinstance(column.method, str):
         check_options(column.method, column.options)
@@ -327,7 +327,7 @@ def _own_name(method: Attribution) -> str:
     return next((name for name, one in METHODS.items() if one is kind), kind.__name__)
 
 
-def _told_apart(labels: Sequence[str]) -> list[str]:
+def _make_unique(labels: Sequence[str]) -> list[str]:
     found: list[str] = []
     for label in labels:
         name, number = label, 2
@@ -341,7 +341,7 @@ def _listed(names: Any) -> str:
     return ", ".join(map(str, names))
 
 
-def modules_of(columns: Sequence[Column]) -> Iterator[nn.Module]:
+def modules_of(columns: Sequence[MethodSpec]) -> Iterator[nn.Module]:
     """The modules that methods were built on, which need not be the model itself."""
     for column in columns:
         method: Any = column.method

@@ -21,7 +21,7 @@ from torch import Tensor
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.version import __version__
-from hf_gmar.comparison.cost import Spent
+from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
 from hf_gmar.visualization.grid import GridColumn, grid_figure
 from hf_gmar.visualization.overlay import save_figure
@@ -55,8 +55,8 @@ class Comparison:
 
     maps: dict[str, Tensor]
     failures: dict[str, str]
-    spent: dict[str, Spent]
-    forward: Spent | None
+    spent: dict[str, Cost]
+    forward: Cost | None
     order: tuple[str, ...]
     names: tuple[str, ...]
     targets: tuple[int, ...]

@@ -13,28 +13,28 @@ from transformers import PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question, Target
-from hf_gmar._core.token_layout import Reads
-from hf_gmar.comparison.cost import Spent, measured
-from hf_gmar.comparison.isolation import left_alone, seeded
-from hf_gmar.comparison.method_specs import Column, Entries, Task, as_columns, modules_of
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import Target, TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar.comparison.cost import Cost, measured
+from hf_gmar.comparison.isolation import isolated_model, seeded
+from hf_gmar.comparison.method_specs import MethodLikes, MethodSpec, Task, as_columns, modules_of
 from hf_gmar.comparison.result import Comparison, picture_of
 from hf_gmar.errors import InputError, reason_of
 from hf_gmar.models.labels import label_of, probabilities
 
-__all__ = ["Column", "Comparison", "compare"]
+__all__ = ["MethodSpec", "Comparison", "compare"]
 
 
 def compare(  # noqa: PLR0913  # a keyword each
     model: Callable[..., Any],
     inputs: Tensor | tuple[Tensor, ...],
-    methods: Entries | None = None,
+    methods: MethodLikes | None = None,
     target: Target = None,
     contrast: Target = None,
     *,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     images: Sequence[Image.Image] | None = None,
     names: Sequence[str] | None = None,
     measure: bool = True,
@@ -48,11 +48,11 @@ def compare(  # noqa: PLR0913  # a keyword each
     back as they were, whatever a method does, and so do the generators of random numbers.
 
     Args:
-        model: see :class:`~hf_gmar.methods.Method`; its family must be known, for its grid.
+        model: see :class:`~hf_gmar.methods.AttributionMethod`; its family must be known, for its grid.
         inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
         methods: a list of names of ``hf_gmar.methods.METHODS``, of pairs ``(name, options)``, of
             methods of ours or Captum's that you built on this model (Captum's on
-            ``LogitsModel(model)``), and of :class:`Column`, which adds a label and keywords. A
+            ``LogitsModel(model)``), and of :class:`MethodSpec`, which adds a label and keywords. A
             mapping gives labels. ``None`` is every method of the registry. Captum's attributions
             are summed over channels and over the pixels of each patch; where Occlusion, the SHAP
             and Lime methods need arguments, a patch is their window or feature, and zeros are
@@ -94,24 +94,24 @@ def compare(  # noqa: PLR0913  # a keyword each
         (True, True)
     """
     columns = as_columns(methods)
-    subject = Subject.of(model, readout)
-    pixels = checked_request(subject, inputs, None, forward_kwargs).inputs
+    adapter = ModelAdapter.of(model, readout)
+    pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
     images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
-    modules = [*subject.modules(), *modules_of(columns)]
-    plain = functools.partial(predict, subject, Request(pixels, (), forward_kwargs))
-    with left_alone(modules), size_errors(subject, pixels):
+    modules = [*adapter.modules(), *modules_of(columns)]
+    plain = functools.partial(predict, adapter, ForwardRequest(pixels, (), forward_kwargs))
+    with isolated_model(modules), size_errors(adapter, pixels):
         scores, forward = measured(plain, pixels.device) if measure else (plain(), None)
-        answer = _Answers.of(subject, scores, Question(target, contrast))
-    grid = subject.layout.grid(*pixels.shape[-2:])
+        answer = _Answers.of(adapter, scores, TargetSpec(target, contrast))
+    grid = adapter.layout.grid(*pixels.shape[-2:])
     asked = answer.target(target), answer.contrast(contrast)
     task = Task(model, readout, pixels, *asked, grid, forward_kwargs)
     cells = _Cells()
     for column in columns:
         if progress is not None:
             progress(column.name)
-        with left_alone(modules):  # one for each: no method meets what another left
+        with isolated_model(modules):  # one for each: no method meets what another left
             cells.fill(column, task, plain, measure, seed)
     return Comparison(
         cells.maps,
@@ -125,12 +125,12 @@ def compare(  # noqa: PLR0913  # a keyword each
         probabilities=answer.shares,
         contrasts=None if answer.against is None else answer.labels(answer.against),
         pictures=tuple(images),
-        settings=_settings(task, columns, type(subject.backbone).__name__, measure, seed),
+        settings=_settings(task, columns, type(adapter.backbone).__name__, measure, seed),
     )
 
 
 def _settings(
-    task: Task, columns: Sequence[Column], model: str, measure: bool, seed: int
+    task: Task, columns: Sequence[MethodSpec], model: str, measure: bool, seed: int
 ) -> dict[str, Any]:
     return {
         "model": model,
@@ -149,10 +149,15 @@ class _Cells:
 
     maps: dict[str, Tensor] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    spent: dict[str, Spent] = field(default_factory=dict)
+    spent: dict[str, Cost] = field(default_factory=dict)
 
     def fill(
-        self, column: Column, task: Task, forward: Callable[[], Tensor], measure: bool, seed: int
+        self,
+        column: MethodSpec,
+        task: Task,
+        forward: Callable[[], Tensor],
+        measure: bool,
+        seed: int,
     ) -> None:
         """Run one method; whatever it raises is what its cell says."""
         label, device = column.name, task.pixels.device
@@ -190,10 +195,10 @@ class _Answers:
     classes: bool
 
     @classmethod
-    def of(cls, subject: Subject, scores: Tensor, question: Question) -> _Answers:
-        found = question.among(scores)
-        own = getattr(subject.model, "config", None)  # of prompts, where these are the classes
-        config = own if isinstance(own, PreTrainedConfig) else subject.backbone.config
+    def of(cls, adapter: ModelAdapter, scores: Tensor, target_spec: TargetSpec) -> _Answers:
+        found = target_spec.resolve(scores)
+        own = getattr(adapter.model, "config", None)  # of prompts, where these are the classes
+        config = own if isinstance(own, PreTrainedConfig) else adapter.backbone.config
         shares = probabilities(config, scores).flatten(1).gather(1, found.target[:, None])
         return cls(
             config, found.target, found.against, tuple(shares[:, 0].tolist()), scores.dim() == 2

@@ -1,4 +1,4 @@
-from .base import Example, Images, Mask
+from .base import Example, ImageDataset, Mask
 from .image_files import find_images, open_image
 from .masks import cover
 from .mosaics import Mosaic, Mosaics
@@ -8,7 +8,7 @@ from .source import open_data
 __all__ = [
     "CLASSES",
     "Example",
-    "Images",
+    "ImageDataset",
     "Mask",
     "Mosaic",
     "Mosaics",

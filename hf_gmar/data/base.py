@@ -48,7 +48,7 @@ class Example:
         return self.masks.get(target, self.masks.get(None))
 
 
-class Images(ABC):
+class ImageDataset(ABC):
     """A data set: so many images, each read when it is asked for.
 
     A class of your own needs ``name``, ``settings``, ``__len__``, ``key`` and ``__getitem__``.
@@ -108,7 +108,7 @@ class Images(ABC):
         return (self[index] for index in range(len(self)))
 
 
-class Part(Images):
+class Part(ImageDataset):
     """Some images of a data set, under the names that they have there.
 
     Args:
@@ -118,7 +118,7 @@ class Part(Images):
     """
 
     def __init__(
-        self, whole: Images, chosen: Sequence[int], settings: Mapping[str, Any] | None = None
+        self, whole: ImageDataset, chosen: Sequence[int], settings: Mapping[str, Any] | None = None
     ) -> None:
         """Nothing is read yet."""
         self.whole = whole
@@ -162,7 +162,7 @@ class Part(Images):
         return self.whole[self.chosen[index]]
 
 
-def limited(images: Images, limit: int | None, seed: int = 0) -> Images:
+def limited(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
     """So many images at most, spread evenly.
 
     The data set is cut into ``limit`` runs of equal length, to within one image; of each run, the
@@ -190,17 +190,17 @@ def limited(images: Images, limit: int | None, seed: int = 0) -> Images:
         return images
     edges = [run * count // limit for run in range(limit + 1)]
     chosen = [
-        start + drawn(seed, run) % (end - start)
+        start + stable_hash(seed, run) % (end - start)
         for run, (start, end) in enumerate(itertools.pairwise(edges))
     ]
     return Part(images, chosen, {"limit": limit, "limit_seed": seed})
 
 
-def drawn(*what: object) -> int:
+def stable_hash(*what: object) -> int:
     """A large number that any machine draws for the same things, and another for others.
 
     Example:
-        >>> drawn(0, "a") == drawn(0, "a"), drawn(0, "a") == drawn(1, "a")
+        >>> stable_hash(0, "a") == stable_hash(0, "a"), stable_hash(0, "a") == stable_hash(1, "a")
         (True, False)
     """
     return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big")
@@ -219,11 +219,11 @@ def digest(rows: Iterable[object]) -> str:
     return found.hexdigest()[:16]
 
 
-def told_apart(names: Iterable[str]) -> list[str]:
+def make_unique(names: Iterable[str]) -> list[str]:
     """The same names, where the second of a name gets a number.
 
     Example:
-        >>> told_apart(["a.jpg", "b.jpg", "a.jpg", "a.jpg"])
+        >>> make_unique(["a.jpg", "b.jpg", "a.jpg", "a.jpg"])
         ['a.jpg', 'b.jpg', 'a.jpg#2', 'a.jpg#3']
     """
     names = list(names)

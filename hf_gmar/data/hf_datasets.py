@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_gmar.data.base import Example, Images, digest
+from hf_gmar.data.base import Example, ImageDataset, digest
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.csv_table import LABEL_COLUMNS, MASK_COLUMNS, column
 from hf_gmar.data.image_files import read_image, to_rgb
@@ -22,7 +22,7 @@ IMAGE_NAMES = ("image", "img", "picture", "photo")
 Taken = TypeVar("Taken")
 
 
-class Rows(Images):
+class Rows(ImageDataset):
     """The rows of a data set; its images are decoded when they are asked for.
 
     Args:

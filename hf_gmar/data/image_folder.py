@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gmar.data.base import Example, Images, Mask, digest, told_apart
+from hf_gmar.data.base import Example, ImageDataset, Mask, digest, make_unique
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.image_files import find_images, read_image, to_rgb
 from hf_gmar.data.masks import to_mask
@@ -33,7 +33,7 @@ class File:
     mask: Path | None = None
 
 
-class Files(Images):
+class Files(ImageDataset):
     """Image files, each read when it is asked for.
 
     Args:
@@ -49,7 +49,7 @@ class Files(Images):
         """Classes are found and the sizes of files are read, no image."""
         self._name = name
         self.files = tuple(files)
-        self.keys = told_apart(file.name for file in files)
+        self.keys = make_unique(file.name for file in files)
         self.labels = Labels.find([file.class_name for file in files], classes)
         rows = (
             [key, label, _bytes(file.path), _bytes(file.mask)]

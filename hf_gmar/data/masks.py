@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_gmar.data.base import Mask
 from hf_gmar.errors import ImageFileError, InputError
-from hf_gmar.models.image_view import View
+from hf_gmar.models.image_view import ImageView
 
 
 def to_mask(picture: Image.Image) -> Mask:
@@ -59,7 +59,7 @@ def _smooth(mode: str, levels: NDArray[Any]) -> bool:
     return mode != "P" and bool(levels[-2] >= 128)
 
 
-def cover(mask: Mask, view: View, grid: tuple[int, int]) -> Tensor:
+def cover(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
     """Share of each patch's area that lies in a mask of the original image.
 
     A patch is a rectangle of the original image, whose edges need not be whole pixels: each pixel
@@ -79,7 +79,7 @@ def cover(mask: Mask, view: View, grid: tuple[int, int]) -> Tensor:
     Example:
         >>> import numpy as np
         >>> mask = np.array([[True, True, True, False]])
-        >>> cover(mask, View((1, 4), (0.0, 0.0, 1.0, 4.0)), (1, 2))
+        >>> cover(mask, ImageView((1, 4), (0.0, 0.0, 1.0, 4.0)), (1, 2))
         tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
     if mask.shape != view.size:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_gmar.data.base import Example, Images, Mask, drawn
+from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
 from hf_gmar.errors import DataError, ImageFileError, OptionError
 
 CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -49,7 +49,7 @@ class Mosaic:
         return found
 
 
-class Mosaics(Images):
+class Mosaics(ImageDataset):
     """A mosaic for each image with a label: itself and three images of three other classes.
 
     The other classes, their images and the target's cell are drawn by the seed and the image's key,
@@ -77,7 +77,7 @@ class Mosaics(Images):
         ((96, 96), 'heart', (1, 0), True)
     """
 
-    def __init__(self, data: Images, size: tuple[int, int], seed: int = 0) -> None:
+    def __init__(self, data: ImageDataset, size: tuple[int, int], seed: int = 0) -> None:
         """Labels are read, no image."""
         if min(size) < 2:
             raise OptionError(f"a mosaic has at least 2 x 2 pixels, got {size[0]} x {size[1]}")
@@ -136,7 +136,7 @@ class Mosaics(Images):
         example = self.data[self.indices[index]]
         if example.label is None:  # an image of one's own that changes its mind
             raise DataError(f"the image {example.key} has no label any more")
-        place = drawn(self.seed, example.key, "cell") % len(CELLS)
+        place = stable_hash(self.seed, example.key, "cell") % len(CELLS)
         tiles = self._others(example.key, example.label)
         tiles.insert(place, example)
         return Mosaic(
@@ -150,7 +150,9 @@ class Mosaics(Images):
     def _others(self, key: str, target: int) -> list[Example]:
         """Three images of other classes, none of which shows the target."""
         found: list[Example] = []
-        classes = sorted(self.by_class, key=lambda label: drawn(self.seed, key, "class", label))
+        classes = sorted(
+            self.by_class, key=lambda label: stable_hash(self.seed, key, "class", label)
+        )
         for label in classes:
             if label != target and len(found) < len(CELLS) - 1:
                 found.extend(self._first_good(key, label, target))
@@ -164,7 +166,7 @@ class Mosaics(Images):
     def _first_good(self, key: str, label: int, target: int) -> Iterator[Example]:
         """One image of a class, if any can be used."""
         images = self.by_class[label]
-        first = drawn(self.seed, key, "image", label)
+        first = stable_hash(self.seed, key, "image", label)
         for step in range(len(images)):
             try:
                 example = self.data[images[(first + step) % len(images)]]

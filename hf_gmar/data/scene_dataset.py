@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from hf_gmar.data.base import Example, Images
+from hf_gmar.data.base import Example, ImageDataset
 from hf_gmar.data.class_names import Classes
 from hf_gmar.data.scenes import CLASSES, Scene, draw_scene
 from hf_gmar.errors import OptionError
@@ -18,7 +18,7 @@ SCENES = 300
 """How many scenes there are, unless the user says."""
 
 
-class Scenes(Images):
+class Scenes(ImageDataset):
     """Drawn scenes of the seeds from 0, each with two or three objects and their masks.
 
     The label is the class of the first object; each object has a mask under its class. Objects

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_gmar.data.base import Images, limited
+from hf_gmar.data.base import ImageDataset, limited
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
 from hf_gmar.data.hf_datasets import Rows, from_disk, from_hub, is_dataset, is_saved, split_of
@@ -22,7 +22,7 @@ _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".zip", ".tar",
 
 
 def open_data(  # noqa: PLR0913  # a keyword each
-    source: str | Path | Images | Any,
+    source: str | Path | ImageDataset | Any,
     labels: Mapping[int, str],
     *,
     label_map: LabelMap = None,
@@ -34,7 +34,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
     skip: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> Images:
+) -> ImageDataset:
     """A data set by its name, folder or file; no image is read yet.
 
     Args:
@@ -46,7 +46,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
             - a CSV file with a column of paths, and perhaps one of labels and one of masks.
             - a folder written by ``save_to_disk`` of the package ``datasets``, or the name of a
               data set on the Hub; ``:SPLIT`` after it chooses a split.
-            - a ``datasets.Dataset`` or ``DatasetDict``, or :class:`Images` of your own.
+            - a ``datasets.Dataset`` or ``DatasetDict``, or :class:`ImageDataset` of your own.
         labels: the model's classes by index, ``model.config.id2label``.
         label_map: the model's class, as index or label, of names of classes in the data, or the
             path of a CSV file with two columns ``name,class``. Names that it does not have are
@@ -80,7 +80,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
              "label_column": label_column, "mask_column": mask_column}  # fmt: skip
     options = {name: value for name, value in asked.items() if value is not None}
     classes = Classes.of(labels, label_map)
-    if isinstance(source, Images):
+    if isinstance(source, ImageDataset):
         given = options if label_map is None else {**options, "label_map": label_map}
         _no_more(given, "images of your own", ())
         found = source
@@ -117,7 +117,7 @@ def _apart(source: str | Path, options: dict[str, str]) -> tuple[Path | str, dic
 
 def _found(
     source: Path | str, options: dict[str, str], name: str, classes: Classes, skip: Path | None
-) -> Images:
+) -> ImageDataset:
     if isinstance(source, str):
         return _on_the_hub(source, options, name, classes)
     if source.is_dir() and is_saved(source):
@@ -139,7 +139,7 @@ def _found(
     raise DataError(f"there is no folder or file {source}")
 
 
-def _on_the_hub(source: str, options: dict[str, str], name: str, classes: Classes) -> Images:
+def _on_the_hub(source: str, options: dict[str, str], name: str, classes: Classes) -> ImageDataset:
     if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
         raise DataError(f"there is no folder or file {source}")
     rows = from_hub(source, options.get("config"), options.get("split"))

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.option_strings import labelled, parsed
-from hf_gmar.comparison.method_specs import Entries, as_columns
-from hf_gmar.data.base import Images
+from hf_gmar.comparison.method_specs import MethodLikes, as_columns
+from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
 from hf_gmar.errors import EvaluationError, HfGmarError, OptionError
 from hf_gmar.evaluation.report.summary import Summary, summarise
@@ -25,7 +25,14 @@ from hf_gmar.evaluation.run.examples import load_examples
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
 from hf_gmar.evaluation.run.model_metrics import Asking
-from hf_gmar.evaluation.run.plan import Autocast, Explained, How, Plan, Score, spread
+from hf_gmar.evaluation.run.plan import (
+    Autocast,
+    EvaluationConfig,
+    ExplainedClass,
+    Plan,
+    Score,
+    spread,
+)
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.metrics.base import Metric, options_of
@@ -37,7 +44,11 @@ from hf_gmar.perturbations.base import Perturbation
 from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
 from hf_gmar.perturbations.registry import PERTURBATIONS, build_perturbation
 
-CHEAP = tuple(name for name, kind in METRICS.items() if kind.needs in ("curves", "kept", "located"))
+CHEAP = tuple(
+    name
+    for name, kind in METRICS.items()
+    if kind.input_kind in ("curves", "confidence", "localization")
+)
 """The metrics that are measured unless others are asked for."""
 
 _VERSIONS = ("hf-gmar", "torch", "transformers", "captum", "numpy")
@@ -73,15 +84,15 @@ class Evaluation:
 
 def evaluate(  # noqa: PLR0913  # a keyword each
     model: LoadedModel | Callable[..., Any],
-    data: Images | str | Path,
-    methods: Entries | None = None,
+    data: ImageDataset | str | Path,
+    methods: MethodLikes | None = None,
     metrics: Sequence[Part | Metric[Any]] | None = None,
     perturbations: Sequence[Part | Perturbation] = ("blur",),
     *,
     processor: BaseImageProcessor | None = None,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     score: Score = "probability",
-    target: Explained = "predicted",
+    explained_class: ExplainedClass = "predicted",
     steps: int = 10,
     baseline: str | None = None,
     output: str | Path | None = None,
@@ -111,7 +122,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         processor: the model's image processor.
         readout: which tokens a class head of your own reads.
         score: what falls when patches are removed, ``"probability"`` or ``"logit"``.
-        target: which class is explained, the ``"predicted"`` one or the image's ``"label"``.
+        explained_class: which class is explained, the ``"predicted"`` one or the image's ``"label"``.
         steps: in how many equal steps patches are removed.
         baseline: the label of the method that others are compared with; ``None`` for ``"random"``
             if it is there, else the first one.
@@ -144,7 +155,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         (6, 'gmar', ['deletion:blur', 'insertion:blur'])
     """
     loaded = _loaded(model, processor)
-    how = How(score, target, steps, memory, autocast, seed, examples)
+    how = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
     explainers = Explainers.build(loaded.model, methods, readout, seed)
     base = _baseline(baseline, explainers.labels)
     folder = None if output is None else Path(output)
@@ -156,11 +167,11 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     plan = replace(plan, perturbations=_perturbations(perturbations, plan, images))
     plan.check()
     settings = _settings(loaded, plan, images)
-    processes = Processes.launched(cpu=plan.subject.tower.device.type == "cpu")
+    processes = Processes.launched(cpu=plan.adapter.vision_model.device.type == "cpu")
     runner = Runner(plan, images, settings, processes, folder, resume, progress)
     rows = runner.rows()
-    better = {one.name: one.better for one in plan.metrics.values()}
-    summary = summarise(rows, settings, better, base, seed)
+    directions = {one.name: one.higher_is_better for one in plan.metrics.values()}
+    summary = summarise(rows, settings, directions, base, seed)
     files: list[Path] = []
     if folder is not None and processes.is_main:
         kept = load_examples(folder, spread(len(images), examples))
@@ -169,7 +180,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
 
 
 def check_names(
-    methods: Entries | None,
+    methods: MethodLikes | None,
     metrics: Sequence[Part] | None,
     perturbations: Sequence[Part] | None,
 ) -> None:
@@ -253,7 +264,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, **{f"difference_{name}": value for name, value in difference.items()}}
 
 
-def _perturbations(given: Sequence[Any], plan: Plan, images: Images) -> dict[str, Any]:
+def _perturbations(given: Sequence[Any], plan: Plan, images: ImageDataset) -> dict[str, Any]:
     """Perturbations by label; the mean colour of the data set is found if it is not given."""
 
     def build(name: str, **options: Any) -> Perturbation:
@@ -266,7 +277,7 @@ def _perturbations(given: Sequence[Any], plan: Plan, images: Images) -> dict[str
     return _built(given, build, "perturbations")
 
 
-def _all_pixels(plan: Plan, images: Images) -> Iterator[Tensor]:
+def _all_pixels(plan: Plan, images: ImageDataset) -> Iterator[Tensor]:
     for index in range(len(images)):
         try:
             yield plan.pixels(images[index].image)
@@ -297,12 +308,12 @@ def _baseline(wanted: str | None, labels: Sequence[str]) -> str:
     return wanted
 
 
-def _settings(loaded: LoadedModel, plan: Plan, images: Images) -> dict[str, Any]:
-    layout = plan.subject.layout
+def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str, Any]:
+    layout = plan.adapter.layout
     model: dict[str, Any] = {
         "name": loaded.name,
-        **description_of_model(plan.subject.model, plan.subject.modules()[0]),
-        "dtype": str(plan.subject.tower.dtype).removeprefix("torch."),
+        **description_of_model(plan.adapter.model, plan.adapter.modules()[0]),
+        "dtype": str(plan.adapter.vision_model.dtype).removeprefix("torch."),
         "readout": [list(layout.readout), layout.rest],
         "processor": digest(loaded.processor.to_dict()),
     }

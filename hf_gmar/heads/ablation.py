@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar._core.head_masking import Masking
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.stats import Array, Interval, bootstrap
 from hf_gmar._utils.validation import check_option
@@ -163,7 +163,7 @@ def ablate_heads(
     seed: int = 0,
     mean_order: bool = False,
     within_layers: bool = False,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> HeadAblation:
     """Mask heads, more and more of them, and watch the target's score.
@@ -173,7 +173,7 @@ def ablate_heads(
     order and slower in the second.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: the images that the importance is of, in the same order: a tensor (B, channels,
             height, width), or an iterable of such batches or of (batch, targets) pairs.
         order_by: a :class:`~hf_gmar.heads.importance.HeadImportance`, or any scores of the heads,
@@ -194,7 +194,7 @@ def ablate_heads(
         The curves: ``2 + steps_between * (2 + random_orders)`` forwards of each image.
 
     Raises:
-        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masking.masked_heads_scores`.
+        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masking.scores_with_masked_heads`.
         InputError: no images, or an importance of other images or heads.
         TargetError: a target that does not fit the scores.
         OptionError: steps or random orders out of range.
@@ -206,7 +206,7 @@ def ablate_heads(
         >>> found.curves[MOST].shape
         (1, 5)
     """
-    masking = Masking(Subject.of(model, readout), forward_kwargs)
+    masking = Masking(ModelAdapter.of(model, readout), forward_kwargs)
     plan = _Plan.of(masking.shape, steps, random_orders, seed, within_layers)
     importance = _Importance.of(order_by, mean_order, masking.shape)
     found: list[dict[str, Array]] = []
@@ -351,7 +351,7 @@ class _Importance:
 
 def _curves(
     masking: Masking,
-    request: Request,
+    request: ForwardRequest,
     classes: Tensor,
     plain: Tensor,
     orders: Mapping[str, list[Ranks]],

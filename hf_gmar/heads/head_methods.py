@@ -9,8 +9,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from hf_gmar._core.targets import Question, Target
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.targets import Target, TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 
@@ -45,7 +45,7 @@ class HeadMaps(AttentionMethod):
     the mean of all heads and layers; :meth:`maps` gives them one by one.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         start_layer: the lowest layer that takes part, 0 for all of them.
         engine: ``"streaming"``, or ``"dense"``, the plain reference.
         chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
@@ -67,11 +67,11 @@ class HeadMaps(AttentionMethod):
         start_layer: int = 0,
         engine: str = "streaming",
         chunk_size: int | None = None,
-        readout: Reads = None,
+        readout: ReadoutSpec = None,
     ) -> None:
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, start_layer, engine, chunk_size, readout=readout)
-        self.rule = HeadMapsRule(self.subject.layers - start_layer)
+        self.rule = HeadMapsRule(self.adapter.layers - start_layer)
 
     def maps(
         self,
@@ -87,12 +87,14 @@ class HeadMaps(AttentionMethod):
             Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at
             most 1 over the patches; what is missing went to tokens such as CLS.
         """
-        heads, patches = self._of_heads(inputs, Question(), additional_forward_args, forward_kwargs)
-        rows = heads[..., self.subject.layout.prefix :]
+        heads, patches = self._of_heads(
+            inputs, TargetSpec(), additional_forward_args, forward_kwargs
+        )
+        rows = heads[..., self.adapter.layout.num_prefix_tokens :]
         return rows.reshape(*rows.shape[:3], *patches.shape[1:])
 
 
-class HeadEffects(AttentionMethod):
+class HeadTaylorImportance(AttentionMethod):
     """What the score loses without each head, to first order: the sum of A * dscore/dA.
 
     Signed: a head below zero speaks against the class. As a map of patches it has nothing to say;
@@ -102,7 +104,7 @@ class HeadEffects(AttentionMethod):
     (arXiv 1905.10650), who take the absolute value, of a loss over a data set.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
@@ -117,7 +119,7 @@ class HeadEffects(AttentionMethod):
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
-        self.rule = HeadEffectRule()
+        self.rule = HeadTaylorRule()
 
     def head_importance(
         self,
@@ -131,8 +133,8 @@ class HeadEffects(AttentionMethod):
 
         Takes and raises what :meth:`attribute` does.
         """
-        question = self._question(target, contrast)
-        return self._of_heads(inputs, question, additional_forward_args, forward_kwargs)[0]
+        target_spec = self._target_spec(target, contrast)
+        return self._of_heads(inputs, target_spec, additional_forward_args, forward_kwargs)[0]
 
 
 def head_maps(
@@ -140,7 +142,7 @@ def head_maps(
     inputs: Tensor | tuple[Tensor, ...],
     additional_forward_args: Any = None,
     *,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
     """Where each head looks from the tokens that the class head reads, without gradients.
@@ -151,7 +153,7 @@ def head_maps(
     :func:`~hf_gmar.heads.importance.head_importance`. It costs one forward.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: pixel values (B, channels, height, width).
         additional_forward_args: further positional arguments of the model, as in Captum.
         readout: which tokens a class head of your own reads.
@@ -176,7 +178,7 @@ def head_maps(
     return HeadMaps(model, readout=readout).maps(inputs, additional_forward_args, **forward_kwargs)
 
 
-class HeadEffectRule:
+class HeadTaylorRule:
     """The sum of A * G over each head's matrix; nothing is rolled out.
 
     It is the first-order estimate of what the score loses when the head's attention is set to

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_gmar._core.targets import Target, resolve_targets
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, TargetError
-from hf_gmar.heads.head_methods import HeadEffects
+from hf_gmar.heads.head_methods import HeadTaylorImportance
 from hf_gmar.methods.attention_base import AttentionOptions
 from hf_gmar.methods.gmar import GMAR
 from hf_gmar.methods.layer_rules import Norm
@@ -29,8 +29,8 @@ from hf_gmar.models.labels import label_of
 from hf_gmar.visualization.head_figures import importance_figure
 from hf_gmar.visualization.overlay import save_figure
 
-HeadScore: TypeAlias = Literal["gmar", "effect"]
-HEAD_SCORES: tuple[HeadScore, ...] = ("gmar", "effect")
+HeadCriterion: TypeAlias = Literal["gmar", "taylor"]
+HEAD_CRITERIA: tuple[HeadCriterion, ...] = ("gmar", "taylor")
 
 Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
 """A batch (B, channels, height, width), or an iterable of batches or of (batch, targets) pairs."""
@@ -41,14 +41,14 @@ class HeadImportance:
     """How much a class depends on each head, image by image.
 
     Attributes:
-        values: (images, layers, H), lowest layer first. Of the score ``"gmar"``: w, the head's
-            share of its layer's gradient, >= 0, each layer sums to 1. Of ``"effect"``: what the
+        values: (images, layers, H), lowest layer first. Of the criterion ``"gmar"``: w, the head's
+            share of its layer's gradient, >= 0, each layer sums to 1. Of ``"taylor"``: what the
             class's score loses without the head, to first order, in units of that score; below
             zero the head speaks against the class.
         targets: the class that each image was explained for, (images,).
         names: names of these classes.
         norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
-        score: what the values are, ``"gmar"`` or ``"effect"``.
+        criterion: what the values are, ``"gmar"`` or ``"taylor"``.
         settings: what else to write beside the numbers, such as the model and the images.
 
     Example:
@@ -67,7 +67,7 @@ class HeadImportance:
     targets: Tensor
     names: Mapping[int, str] = field(default_factory=dict)
     norm: str = "l1"
-    score: str = "gmar"
+    criterion: str = "gmar"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +83,7 @@ class HeadImportance:
         values, targets = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("values", "targets")
         )
-        return cls(values, targets, names, parts[0].norm, parts[0].score)
+        return cls(values, targets, names, parts[0].norm, parts[0].criterion)
 
     def mean(self) -> Tensor:
         """Mean over the images, (layers, H)."""
@@ -114,13 +114,13 @@ class HeadImportance:
     def figure(self) -> Figure:
         """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
         spread = self.spread().numpy() if len(self.values) > 1 else None
-        mean, shares = self.mean().numpy(), self.score == "gmar"
+        mean, shares = self.mean().numpy(), self.criterion == "gmar"
         return importance_figure(mean, spread, self.title, self.caption, shares)
 
     def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
 
-        The archive has ``values``, ``targets``, ``norm`` and ``score``; the JSON has the means over
+        The archive has ``values``, ``targets``, ``norm`` and ``criterion``; the JSON has the means over
         all images and for each class, the spread, and the heads in order.
         """
         folder = Path(folder)
@@ -132,12 +132,12 @@ class HeadImportance:
         return archive, summary, picture
 
     def save_numbers(self, folder: Path | str, stem: str = "heads") -> Path:
-        """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``score``."""
+        """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``criterion``."""
         archive = Path(folder) / f"{stem}.npz"
         archive.parent.mkdir(parents=True, exist_ok=True)
         values, targets = self.values.numpy(), self.targets.numpy()
         with whole_file(archive) as part, part.open("wb") as file:
-            np.savez(file, values=values, targets=targets, norm=self.norm, score=self.score)
+            np.savez(file, values=values, targets=targets, norm=self.norm, criterion=self.criterion)
         return archive
 
     def _summary(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class HeadImportance:
         return {
             "images": len(self.values),
             "norm": self.norm,
-            "score": self.score,
+            "criterion": self.criterion,
             "mean": self.mean().tolist(),
             "spread": self.spread().tolist(),
             "most important first": self.rank(),
@@ -174,7 +174,7 @@ class HeadImportance:
     def caption(self) -> str:
         """How many images, and what is measured."""
         count = len(self.values)
-        what = f"GMAR, norm {self.norm}" if self.score == "gmar" else "first-order effect"
+        what = f"GMAR, norm {self.norm}" if self.criterion == "gmar" else "first-order effect"
         return f"{count} image{'s' if count > 1 else ''}, {what}"
 
 
@@ -183,12 +183,12 @@ def head_importance(
     inputs: Batches,
     target: Target = None,
     *,
-    score: HeadScore = "gmar",
+    criterion: HeadCriterion = "gmar",
     norm: Norm = "l1",
     contrast: Target = None,
     engine: str = "streaming",
     checkpoint: bool = False,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> HeadImportance:
     """Which heads a class depends on, over one image or a data set.
@@ -200,13 +200,13 @@ def head_importance(
     them tells what heads the model can do without is measured in ``docs/heads.md``.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: a tensor (B, channels, height, width), or an iterable of such batches or of (batch,
             targets) pairs, such as a ``DataLoader``; one batch is held at a time.
         target: the class of each image: an int, or a list or 1-D tensor for one batch; ``None``
             takes the targets of the pairs, else the top class of each image, which costs one more
             forward.
-        score: ``"gmar"`` or ``"effect"``, as above.
+        criterion: ``"gmar"`` or ``"taylor"``, as above.
         norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm;
             for ``"gmar"`` alone.
         contrast: a second class: the target's score minus this one's is explained then.
@@ -232,10 +232,12 @@ def head_importance(
         >>> found.values.shape, found.names
         (torch.Size([2, 6, 4]), {6: 'heart'})
     """
-    check_option("score", score, HEAD_SCORES)
+    check_option("criterion", criterion, HEAD_CRITERIA)
     options: AttentionOptions = {"engine": engine, "checkpoint": checkpoint, "readout": readout}
-    method: GMAR | HeadEffects = (
-        GMAR(model, norm=norm, **options) if score == "gmar" else HeadEffects(model, **options)
+    method: GMAR | HeadTaylorImportance = (
+        GMAR(model, norm=norm, **options)
+        if criterion == "gmar"
+        else HeadTaylorImportance(model, **options)
     )
     parts = []
     for pixels, wanted in batches(inputs, target):
@@ -244,7 +246,7 @@ def head_importance(
             chosen = resolve_targets(None, method.scores(pixels, **forward_kwargs))
         values = method.head_importance(pixels, chosen, None, contrast, **forward_kwargs).cpu()
         targets = torch.as_tensor(chosen).cpu().reshape(-1).expand(len(values)).clone()
-        parts.append(HeadImportance(values, targets, _names(model, targets), norm, score))
+        parts.append(HeadImportance(values, targets, _names(model, targets), norm, criterion))
     return HeadImportance.joined(parts)
 
 

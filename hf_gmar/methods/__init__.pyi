@@ -1,12 +1,12 @@
 from .attention_base import AttentionMethod
 from .attention_rollout import AttentionRollout
 from .attn_lrp import AttnLRP
-from .base import Method
+from .base import AttributionMethod
 from .gmar import GMAR
 from .grad_sam import GradSAM
 from .gradient_rollout import GradientRollout
 from .input_x_gradient import InputXGradient
-from .joint import explain_together
+from .joint import attribute_jointly
 from .legrad import LeGrad
 from .random_attribution import RandomAttribution
 from .raw_attention import RawAttention
@@ -17,19 +17,19 @@ __all__ = [
     "AttentionMethod",
     "AttentionRollout",
     "AttnLRP",
+    "AttributionMethod",
     "GMAR",
     "GradSAM",
     "GradientRollout",
     "InputXGradient",
     "LeGrad",
     "METHODS",
-    "Method",
     "RandomAttribution",
     "RawAttention",
     "TokenGradCAM",
+    "attribute_jointly",
     "build_method",
     "check_options",
     "default_options",
-    "explain_together",
     "option_names",
 ]

@@ -22,7 +22,7 @@ class AttentionRollout(AttentionMethod):
     A map is >= 0 and sums to at most 1. No gradient is taken.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         head_fusion: ``"mean"`` as in the paper, ``"max"`` or ``"min"`` of the heads.
         discard_ratio: share of the fused attention of each query that is set to zero, smallest
             first, from 0 to less than 1. Other code discards over the whole matrix, where tokens

@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar._core.token_layout import Reads
-from hf_gmar._engines.lrp import RelevanceRules
-from hf_gmar._engines.token_gradients import product, token_maps
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._engines.lrp import LRPMode
+from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_number
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 
 
-class AttnLRP(Method):
+class AttnLRP(AttributionMethod):
     """Propagate the score as relevance through every layer, down to the embedded patches.
 
     map[p] = sum over c of T[p, c] G[p, c], with the tokens T that enter layer 0 and a gradient G
@@ -50,7 +50,7 @@ class AttnLRP(Method):
     ``nn.MultiheadAttention`` (SigLIP's pooling head).
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
         readout: which tokens a class head of your own reads.
 
@@ -73,12 +73,12 @@ class AttnLRP(Method):
     signed = True
 
     def __init__(
-        self, model: Callable[..., Any], gamma: float = 0.0, readout: Reads = None
+        self, model: Callable[..., Any], gamma: float = 0.0, readout: ReadoutSpec = None
     ) -> None:
         """Find the Transformers model in the model and check gamma."""
         super().__init__(model, readout)
         self.gamma = check_number("gamma", gamma, 0)
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        rules = RelevanceRules(self.gamma)
-        return token_maps(self.subject, request, questions, 0, product, rules)
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        rules = LRPMode(self.gamma)
+        return token_attributions(self.adapter, request, target_specs, 0, product, rules)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import checked_request, several, single_tensor, size_errors
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question, Target
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import Target, TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
@@ -25,7 +25,7 @@ Cost: TypeAlias = Literal["forward", "forward + backward", "forward + backward +
 """What a map costs: ``heads`` is the model's head once more for each layer."""
 
 
-class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
+class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
     """Base of all methods: one map of patches for each image and explained class.
 
     The model may be in any mode and under any attention implementation; dropout is off while it
@@ -57,10 +57,10 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
     signed: ClassVar[bool] = False
     """Whether values may be negative: evidence against the class."""
 
-    def __init__(self, model: Callable[..., Any], readout: Reads = None) -> None:
+    def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
         """Find the Transformers model in the model."""
-        self.subject = Subject.of(model, readout)
-        super().__init__(self.subject)  # Captum calls the scores its forward function
+        self.adapter = ModelAdapter.of(model, readout)
+        super().__init__(self.adapter)  # Captum calls the scores its forward function
         self.model = model
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
@@ -122,8 +122,8 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
         Takes and raises what :meth:`attribute` does. The dtype is float32, or float64 for a
         float64 model.
         """
-        question = self._question(target, contrast)
-        (patches,) = self._maps(inputs, [question], additional_forward_args, forward_kwargs)
+        target_spec = self._target_spec(target, contrast)
+        (patches,) = self._maps(inputs, [target_spec], additional_forward_args, forward_kwargs)
         return patches
 
     def attribute_targets(
@@ -150,8 +150,10 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
         Returns:
             Tensor (T, B, rows, columns); row t is ``attribute_patches(inputs, targets[t])``.
         """
-        questions = [self._question(target, contrast) for target in several(targets)]
-        return torch.stack(self._maps(inputs, questions, additional_forward_args, forward_kwargs))
+        target_specs = [self._target_spec(target, contrast) for target in several(targets)]
+        return torch.stack(
+            self._maps(inputs, target_specs, additional_forward_args, forward_kwargs)
+        )
 
     def scores(
         self,
@@ -164,23 +166,23 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
         Takes and raises what :meth:`attribute` does, but for the target.
         """
         request = self._request(inputs, additional_forward_args, forward_kwargs)
-        with size_errors(self.subject, request.inputs):
-            return predict(self.subject, request)
+        with size_errors(self.adapter, request.inputs):
+            return predict(self.adapter, request)
 
     @abstractmethod
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        """A map (B, rows, columns) for each question, with one forward for all of them."""
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        """A map (B, rows, columns) for each target, with one forward for all of them."""
 
     def _maps(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        questions: Sequence[Question],
+        target_specs: Sequence[TargetSpec],
         args: Any,
         kwargs: dict[str, Any],
     ) -> list[Tensor]:
         request = self._request(inputs, args, kwargs)
-        with size_errors(self.subject, request.inputs):
-            return self._explain(request, questions)
+        with size_errors(self.adapter, request.inputs):
+            return self._explain(request, target_specs)
 
     @classmethod
     def check_contrast(cls, contrast: Any) -> None:
@@ -191,11 +193,11 @@ class Method(GradientAttribution):  # type: ignore[misc]  # Captum's base is unt
                 f"contrast={contrast!r}. Leave it out, or use a method with gradients"
             )
 
-    def _question(self, target: Target, contrast: Target) -> Question:
+    def _target_spec(self, target: Target, contrast: Target) -> TargetSpec:
         self.check_contrast(contrast)
-        return Question(target, contrast)
+        return TargetSpec(target, contrast)
 
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
-    ) -> Request:
-        return checked_request(self.subject, inputs, args, kwargs)
+    ) -> ForwardRequest:
+        return checked_request(self.adapter, inputs, args, kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_gmar._core.targets import Target
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.attention_base import AttentionMethod
 from hf_gmar.methods.layer_rules import NORMS, GmarRule, Norm
@@ -25,7 +25,7 @@ class GMAR(AttentionMethod):
     choices where the paper is silent, is in ``docs/gmar.md``.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm.
         alpha: weight of the residual connection in each layer, >= 0; at 0 attention alone moves
             relevance.
@@ -68,7 +68,7 @@ class GMAR(AttentionMethod):
         engine: str = "streaming",
         chunk_size: int | None = None,
         checkpoint: bool = False,
-        readout: Reads = None,
+        readout: ReadoutSpec = None,
     ) -> None:
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, start_layer, engine, chunk_size, checkpoint, readout)
@@ -91,5 +91,5 @@ class GMAR(AttentionMethod):
             Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer
             that the score does not depend on has 1/H everywhere.
         """
-        question = self._question(target, contrast)
-        return self._of_heads(inputs, question, additional_forward_args, forward_kwargs)[0]
+        target_spec = self._target_spec(target, contrast)
+        return self._of_heads(inputs, target_spec, additional_forward_args, forward_kwargs)[0]

@@ -19,7 +19,7 @@ class GradSAM(AttentionMethod):
     A map is >= 0 and has no upper bound: it grows with the score.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
@@ -39,4 +39,4 @@ class GradSAM(AttentionMethod):
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
-        self.rule = PositiveGradientRule(self.subject.layers - self.start_layer, weighted=True)
+        self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=True)

@@ -21,7 +21,7 @@ class GradientRollout(AttentionMethod):
     A map is >= 0 and has no upper bound: it grows with the score.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar._core.token_layout import Reads
-from hf_gmar._engines.token_gradients import product, token_maps
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_layer
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 
 
-class InputXGradient(Method):
+class InputXGradient(AttributionMethod):
     """How much each patch token adds to the score, to first order.
 
     With the tokens T[p, c] that enter the layer and the score s of the explained class:
@@ -29,7 +29,7 @@ class InputXGradient(Method):
     Propagating Activation Differences", 2016 (arXiv 1605.01713), there on the input itself.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
         readout: which tokens a class head of your own reads.
 
@@ -50,10 +50,12 @@ class InputXGradient(Method):
     cost = "forward + backward"
     signed = True
 
-    def __init__(self, model: Callable[..., Any], layer: int = 0, readout: Reads = None) -> None:
+    def __init__(
+        self, model: Callable[..., Any], layer: int = 0, readout: ReadoutSpec = None
+    ) -> None:
         """Find the Transformers model in the model and check the layer."""
         super().__init__(model, readout)
-        self.layer = check_layer("layer", layer, self.subject.layers)
+        self.layer = check_layer("layer", layer, self.adapter.layers)
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        return token_maps(self.subject, request, questions, self.layer, product)
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        return token_attributions(self.adapter, request, target_specs, self.layer, product)

@@ -9,19 +9,19 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from hf_gmar._core.inputs import size_errors
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question, Target
-from hf_gmar._engines.run import Part, capture_each
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import Target, TargetSpec
+from hf_gmar._engines.run import RuleSpan, capture_each
 from hf_gmar.errors import HfGmarError
 from hf_gmar.methods.attention_base import AttentionMethod
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 
 Found: TypeAlias = Tensor | HfGmarError
 """A method's map (B, rows, columns), or why it has none."""
 
 
-def explain_together(
-    methods: Sequence[Method],
+def attribute_jointly(
+    methods: Sequence[AttributionMethod],
     inputs: Tensor | tuple[Tensor, ...],
     target: Target = None,
     additional_forward_args: Any = None,
@@ -40,7 +40,7 @@ def explain_together(
     Args:
         methods: of any kind, on the same model or on several.
         inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
-        target: see :meth:`hf_gmar.methods.base.Method.attribute`.
+        target: see :meth:`hf_gmar.methods.base.AttributionMethod.attribute`.
         additional_forward_args: see there.
         contrast: see there.
         **forward_kwargs: see there.
@@ -55,7 +55,7 @@ def explain_together(
         >>> from hf_gmar import GMAR, AttentionRollout, GradSAM, load_model
         >>> model = load_model("bundled").model
         >>> methods = [GMAR(model), GMAR(model, norm="l2"), GradSAM(model), AttentionRollout(model)]
-        >>> maps = explain_together(methods, torch.rand(2, 3, 96, 96), target=3)
+        >>> maps = attribute_jointly(methods, torch.rand(2, 3, 96, 96), target=3)
         >>> [tuple(found.shape) for found in maps]
         [(2, 8, 8), (2, 8, 8), (2, 8, 8), (2, 8, 8)]
     """
@@ -94,27 +94,29 @@ class _Asked:
 
     place: int
     method: AttentionMethod
-    request: Request
+    request: ForwardRequest
 
     def shares(self, other: _Asked) -> bool:
         """Whether one pass serves both; the other's gradient may be none."""
         mine, theirs = self.method, other.method
-        same = mine.subject == theirs.subject or (
-            mine.model is theirs.model and mine.subject.layout == theirs.subject.layout
+        same = mine.adapter == theirs.adapter or (
+            mine.model is theirs.model and mine.adapter.layout == theirs.adapter.layout
         )
         gradients = other.request.gradient in (self.request.gradient, "none")
         alike = _without_span(self.request) == _without_span(other.request)
         return same and gradients and alike and mine.engine == theirs.engine
 
 
-def _without_span(request: Request) -> tuple[Any, ...]:
+def _without_span(request: ForwardRequest) -> tuple[Any, ...]:
     """What two requests must have in common, compared by what they are and not by value."""
     named = {name: id(value) for name, value in request.kwargs.items()}
     given = id(request.inputs), [id(value) for value in request.args], named
     return *given, request.chunk_size, request.checkpoint
 
 
-def _asked(methods: Sequence[Method], call: _Call, found: dict[int, Found]) -> Iterator[_Asked]:
+def _asked(
+    methods: Sequence[AttributionMethod], call: _Call, found: dict[int, Found]
+) -> Iterator[_Asked]:
     """Those that may share; what can't even be asked is found to be an error."""
     for place, method in enumerate(methods):
         try:
@@ -129,7 +131,7 @@ def _asked(methods: Sequence[Method], call: _Call, found: dict[int, Found]) -> I
 def _is_plain(method: AttentionMethod) -> bool:
     """Its map is what its rule makes: no subclass does something around it."""
     own = type(method)
-    names = "attribute_patches", "_maps", "_question", "_explain", "_captured"
+    names = "attribute_patches", "_maps", "_target_spec", "_explain", "_captured"
     return all(getattr(own, name) is getattr(AttentionMethod, name) for name in names)
 
 
@@ -148,19 +150,19 @@ def _groups(asked: Sequence[_Asked]) -> list[list[_Asked]]:
 
 def _shared(group: Sequence[_Asked], call: _Call) -> dict[int, Found]:
     """The maps of a group by their places; none if its pass failed."""
-    subject, engine = group[0].method.subject, group[0].method.engine
-    parts = [Part(one.method.rule, one.request.layers(subject)) for one in group]
+    adapter, engine = group[0].method.adapter, group[0].method.engine
+    parts = [RuleSpan(one.method.rule, one.request.layers(adapter)) for one in group]
     request = _joined([one.request for one in group], parts)
-    question = Question(call.target, call.contrast)
+    target_spec = TargetSpec(call.target, call.contrast)
     try:
-        with size_errors(subject, request.inputs):
-            (captures,) = capture_each(subject, request, [question], parts, engine)
+        with size_errors(adapter, request.inputs):
+            (captures,) = capture_each(adapter, request, [target_spec], parts, engine)
     except HfGmarError:
         return {}
     return {one.place: had.patches for one, had in zip(group, captures, strict=True)}
 
 
-def _joined(requests: Sequence[Request], parts: Sequence[Part]) -> Request:
+def _joined(requests: Sequence[ForwardRequest], parts: Sequence[RuleSpan]) -> ForwardRequest:
     """One request with all layers and gradients."""
     graded = [
         part.layers.start
@@ -175,7 +177,7 @@ def _joined(requests: Sequence[Request], parts: Sequence[Part]) -> Request:
     )
 
 
-def _alone(method: Method, call: _Call) -> Found:
+def _alone(method: AttributionMethod, call: _Call) -> Found:
     try:
         return method.attribute_patches(
             call.inputs, call.target, call.args, call.contrast, **call.kwargs

@@ -17,7 +17,7 @@ LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
 class LeGrad(AttentionMethod):
     """The positive gradient of each layer's own score by its attention, averaged over layers.
 
-    Source: Bousselham et al., "LeGrad: An Explainability Method for Vision Transformers via
+    Source: Bousselham et al., "LeGrad: An Explainability AttributionMethod for Vision Transformers via
     Feature Formation Sensitivity", ICCV 2025 (arXiv 2404.03214). The score of a layer is what the
     model says of that layer's tokens as if they were its last ones: they go through all that is
     above the layers, its norm, pooling and class head. A layer's map is the mean over heads and
@@ -32,7 +32,7 @@ class LeGrad(AttentionMethod):
     A map is >= 0 and has no upper bound: it grows with the score.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`. Its layers must be those of Transformers,
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`. Its layers must be those of Transformers,
             or the one list of modules that can only be them, each called once; where they can't be
             told, only ``layer_scores="final"`` works.
         layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
@@ -65,6 +65,6 @@ class LeGrad(AttentionMethod):
         check_option("layer_scores", layer_scores, LAYER_SCORES)
         self.layer_scores = layer_scores
         if layer_scores == "own":
-            layer_modules(self.subject)  # now, and not only at the first image
+            layer_modules(self.adapter)  # now, and not only at the first image
         self.gradient = "layers" if layer_scores == "own" else "score"
-        self.rule = PositiveGradientRule(self.subject.layers - self.start_layer, weighted=False)
+        self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=False)

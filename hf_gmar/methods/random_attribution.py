@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import accumulation_dtype, predict
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 
 _SEEDS = range(2**32)
 
 
-class RandomAttribution(Method):
+class RandomAttribution(AttributionMethod):
     """A map of uniform random numbers from 0 to 1: what a method must beat to say anything.
 
     The numbers are drawn anew for each image, from the seed and the image's pixels: they are the
@@ -27,9 +27,9 @@ class RandomAttribution(Method):
     not touched.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         seed: another seed gives other maps.
-        readout: see :class:`~hf_gmar.methods.base.Method`.
+        readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.
@@ -46,20 +46,22 @@ class RandomAttribution(Method):
     cost = "forward"
     class_specific = False
 
-    def __init__(self, model: Callable[..., Any], seed: int = 0, readout: Reads = None) -> None:
+    def __init__(
+        self, model: Callable[..., Any], seed: int = 0, readout: ReadoutSpec = None
+    ) -> None:
         """Check the seed and find the Transformers model in the model."""
         super().__init__(model, readout)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        scores = predict(self.subject, request)
-        for question in questions:
-            question.among(scores)  # what is wrong for other methods is wrong here
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        scores = predict(self.adapter, request)
+        for target_spec in target_specs:
+            target_spec.resolve(scores)  # what is wrong for other methods is wrong here
         images = request.inputs.detach()
-        grid = self.subject.layout.grid(*images.shape[-2:])
+        grid = self.adapter.layout.grid(*images.shape[-2:])
         maps = torch.stack([_numbers(image, self.seed, grid) for image in images])
-        return [maps.to(scores.device, accumulation_dtype(scores), copy=True) for _ in questions]
+        return [maps.to(scores.device, accumulation_dtype(scores), copy=True) for _ in target_specs]
 
 
 def _numbers(image: Tensor, seed: int, grid: tuple[int, int]) -> Tensor:

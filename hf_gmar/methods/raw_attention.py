@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar._core.request import Request
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_layer
 from hf_gmar.methods.attention_base import AttentionMethod
 from hf_gmar.methods.layer_rules import RolloutRule
@@ -25,12 +25,12 @@ class RawAttention(AttentionMethod):
     Self-Supervised Vision Transformers", ICCV 2021 (arXiv 2104.14294), there head by head.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: which layer, from 0; -1 is the last.
         engine: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
         chunk_size: see there.
         checkpoint: see there.
-        readout: see :class:`~hf_gmar.methods.base.Method`.
+        readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several.
@@ -56,15 +56,15 @@ class RawAttention(AttentionMethod):
         engine: str = "streaming",
         chunk_size: int | None = None,
         checkpoint: bool = False,
-        readout: Reads = None,
+        readout: ReadoutSpec = None,
     ) -> None:
         """Check the options and find the Transformers model in the model."""
         super().__init__(model, 0, engine, chunk_size, checkpoint, readout)
-        self.layer = check_layer("layer", layer, self.subject.layers)
+        self.layer = check_layer("layer", layer, self.adapter.layers)
         self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without its residual
 
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
-    ) -> Request:
+    ) -> ForwardRequest:
         request = super()._request(inputs, args, kwargs)
         return replace(request, start_layer=self.layer, stop_layer=self.layer + 1)

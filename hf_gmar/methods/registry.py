@@ -9,7 +9,7 @@ from typing import Any
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.attention_rollout import AttentionRollout
 from hf_gmar.methods.attn_lrp import AttnLRP
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.gmar import GMAR
 from hf_gmar.methods.grad_sam import GradSAM
 from hf_gmar.methods.gradient_rollout import GradientRollout
@@ -19,7 +19,7 @@ from hf_gmar.methods.random_attribution import RandomAttribution
 from hf_gmar.methods.raw_attention import RawAttention
 from hf_gmar.methods.token_grad_cam import TokenGradCAM
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[AttributionMethod]] = {
     "gmar": GMAR,
     "attention-rollout": AttentionRollout,
     "raw-attention": RawAttention,
@@ -84,7 +84,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
         )
 
 
-def build_method(name: str, model: Callable[..., Any], **options: Any) -> Method:
+def build_method(name: str, model: Callable[..., Any], **options: Any) -> AttributionMethod:
     """The method of that name on a model.
 
     Raises:

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gmar._core.request import Request
-from hf_gmar._core.targets import Question
-from hf_gmar._core.token_layout import Reads
-from hf_gmar._engines.token_gradients import token_maps
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._engines.token_gradients import token_attributions
 from hf_gmar._utils.validation import check_layer
-from hf_gmar.methods.base import Method
+from hf_gmar.methods.base import AttributionMethod
 
 
-class TokenGradCAM(Method):
+class TokenGradCAM(AttributionMethod):
     """Weight each channel of a layer's patch tokens by its mean gradient, and keep what is > 0.
 
     With the tokens T[p, c] that enter the layer and the score s of the explained class:
@@ -33,7 +33,7 @@ class TokenGradCAM(Method):
     place of a position in a feature map.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
         readout: which tokens a class head of your own reads.
 
@@ -55,13 +55,15 @@ class TokenGradCAM(Method):
     source = "Selvaraju et al., ICCV 2017, arXiv 1610.02391"
     cost = "forward + backward"
 
-    def __init__(self, model: Callable[..., Any], layer: int = -1, readout: Reads = None) -> None:
+    def __init__(
+        self, model: Callable[..., Any], layer: int = -1, readout: ReadoutSpec = None
+    ) -> None:
         """Find the Transformers model in the model and check the layer."""
         super().__init__(model, readout)
-        self.layer = check_layer("layer", layer, self.subject.layers)
+        self.layer = check_layer("layer", layer, self.adapter.layers)
 
-    def _explain(self, request: Request, questions: Sequence[Question]) -> list[Tensor]:
-        return token_maps(self.subject, request, questions, self.layer, _weighted)
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        return token_attributions(self.adapter, request, target_specs, self.layer, _weighted)
 
 
 def _weighted(tokens: Tensor, gradient: Tensor) -> Tensor:

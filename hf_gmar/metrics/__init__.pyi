@@ -1,51 +1,51 @@
-from .average_drop import AverageDrop, AverageGain, AverageIncrease, KeptMetric
-from .base import Better, Metric, Needs
-from .context import Asked, Explain
-from .context_builder import Examiner, Explainer, second_class
+from .average_drop import AverageDrop, AverageGain, ConfidenceMetric, IncreaseInConfidence
+from .base import InputKind, Metric
+from .context import ContextMetric, Explain, MetricContext
+from .context_builder import ContextBuilder, Explainer, second_class
 from .faithfulness_curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
 from .head_ablation import HeadAblationArea
-from .inputs import Curves, Kept, Located
-from .localization import GridPointing, MaskEnergy, MeanIoU, PatchAP, PointingGame
+from .inputs import ConfidenceChange, Curves, LocalizationInput
+from .localization import AveragePrecision, GridPointing, MeanIoU, PointingGame, RelevanceMass
 from .patch_ranking import FORMS, Form, kept_count, kept_patches, patch_order, unit_scaled
-from .randomization import ClassSensitivity, Randomisation, ssim
+from .randomization import ClassSensitivity, ParameterRandomization, ssim
 from .registry import METRICS, build_metric, check_metric_options, metric_options
-from .robustness import Infidelity, SensitivityMax
+from .robustness import Infidelity, MaxSensitivity
 from .weight_randomization import Cascade, randomised
 
 __all__ = [
     "AOPC",
-    "Asked",
     "AverageDrop",
     "AverageGain",
-    "AverageIncrease",
-    "Better",
+    "AveragePrecision",
     "Cascade",
     "ClassSensitivity",
+    "ConfidenceChange",
+    "ConfidenceMetric",
+    "ContextBuilder",
+    "ContextMetric",
     "Curves",
     "Deletion",
-    "Examiner",
     "Explain",
     "Explainer",
     "FORMS",
     "Form",
     "GridPointing",
     "HeadAblationArea",
+    "IncreaseInConfidence",
     "Infidelity",
+    "InputKind",
     "Insertion",
     "InsertionDeletion",
-    "Kept",
-    "KeptMetric",
-    "Located",
+    "LocalizationInput",
     "METRICS",
-    "MaskEnergy",
+    "MaxSensitivity",
     "MeanIoU",
     "Metric",
-    "Needs",
-    "PatchAP",
+    "MetricContext",
+    "ParameterRandomization",
     "PointingGame",
-    "Randomisation",
+    "RelevanceMass",
     "SRG",
-    "SensitivityMax",
     "build_metric",
     "check_metric_options",
     "kept_count",

@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError
 from hf_gmar.metrics.base import Metric
-from hf_gmar.metrics.inputs import Kept
+from hf_gmar.metrics.inputs import ConfidenceChange
 from hf_gmar.metrics.patch_ranking import FORMS, Form, checked_keep, kept_patches
 
 _GRAD_CAM = "Chattopadhay et al., WACV 2018, arXiv 1710.11063"
@@ -16,7 +16,7 @@ _MISLEADS = "an explanation that keeps more of the image by its form has the bet
 _ROUNDING = 1e-6
 
 
-class KeptMetric(Metric[Kept]):
+class ConfidenceMetric(Metric[ConfidenceChange]):
     """A metric of the scores before and after.
 
     Args:
@@ -30,7 +30,7 @@ class KeptMetric(Metric[Kept]):
         OptionError: an option outside its range.
     """
 
-    needs = "kept"
+    input_kind = "confidence"
     perturbed = True
 
     def __init__(self, keep: float = 0.5, form: Form = "patches") -> None:
@@ -44,7 +44,7 @@ class KeptMetric(Metric[Kept]):
         """What is to be kept of an image by a map (rows, columns)."""
         return kept_patches(relevance, self.keep, self.form)
 
-    def _checked(self, found: Kept) -> Kept:
+    def _checked(self, found: ConfidenceChange) -> ConfidenceChange:
         scores = torch.stack([found.before, found.after])
         outside = (scores < -_ROUNDING) | (scores > 1 + _ROUNDING)
         if outside.any():
@@ -56,57 +56,57 @@ class KeptMetric(Metric[Kept]):
         return found
 
 
-class AverageDrop(KeptMetric):
+class AverageDrop(ConfidenceMetric):
     """Percent of the score that is lost with all but the kept patches.
 
     Source: Chattopadhay et al., Grad-CAM++, WACV 2018 (arXiv 1710.11063).
 
     Example:
-        >>> found = Kept(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
+        >>> found = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
         >>> AverageDrop().values(found).tolist()
         [75.0, 0.0]
     """
 
     name = "average-drop"
-    better = "lower"
+    higher_is_better = False
     formula = "100 max(0, before - after) / before"
     source = _GRAD_CAM
-    limits = f"{_MISLEADS}; read it together with average-gain"
+    caveats = f"{_MISLEADS}; read it together with average-gain"
     probability = True
 
-    def values(self, found: Kept) -> Tensor:
+    def values(self, found: ConfidenceChange) -> Tensor:
         """From 0 to 100, (B,); not defined where the score is 0 before."""
         self._checked(found)
         before, after = found.before, found.after
         return 100 * (before - after).clamp(min=0) / torch.where(before > 0, before, torch.nan)
 
 
-class AverageIncrease(KeptMetric):
+class IncreaseInConfidence(ConfidenceMetric):
     """Percent of the images whose score is higher with the kept patches alone.
 
     Source: Chattopadhay et al., Grad-CAM++, WACV 2018 (arXiv 1710.11063).
 
     Example:
-        >>> metric = AverageIncrease()
-        >>> metric.update(Kept(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))).tolist()
+        >>> metric = IncreaseInConfidence()
+        >>> metric.update(ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))).tolist()
         [0.0, 100.0]
         >>> metric.compute()
         50.0
     """
 
-    name = "average-increase"
-    better = "higher"
+    name = "increase-in-confidence"
+    higher_is_better = True
     formula = "100 if after > before, else 0"
     source = _GRAD_CAM
-    limits = f"{_MISLEADS}; a tiny rise counts as much as a large one"
+    caveats = f"{_MISLEADS}; a tiny rise counts as much as a large one"
 
-    def values(self, found: Kept) -> Tensor:
+    def values(self, found: ConfidenceChange) -> Tensor:
         """0 or 100, (B,)."""
         rises = (found.after > found.before).double() * 100
         return torch.where((found.before + found.after).isnan(), torch.nan, rises)
 
 
-class AverageGain(KeptMetric):
+class AverageGain(ConfidenceMetric):
     """Percent of what the score could still gain that it gains with the kept patches alone.
 
     Where it does not gain it is 0, for a score that is 1 already too.
@@ -114,18 +114,18 @@ class AverageGain(KeptMetric):
     Source: Zhang et al., Opti-CAM, CVIU 2024 (arXiv 2301.07002).
 
     Example:
-        >>> AverageGain().values(Kept(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.75]))).tolist()
+        >>> AverageGain().values(ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.75]))).tolist()
         [0.0, 50.0]
     """
 
     name = "average-gain"
-    better = "higher"
+    higher_is_better = True
     formula = "100 max(0, after - before) / (1 - before)"
     source = "Zhang et al., CVIU 2024, arXiv 2301.07002"
-    limits = f"{_MISLEADS}; where the score is almost 1 a tiny rise counts in full"
+    caveats = f"{_MISLEADS}; where the score is almost 1 a tiny rise counts in full"
     probability = True
 
-    def values(self, found: Kept) -> Tensor:
+    def values(self, found: ConfidenceChange) -> Tensor:
         """From 0 to 100, (B,)."""
         self._checked(found)
         gain, room = found.after - found.before, 1 - found.before

@@ -13,12 +13,10 @@ from torch import Tensor
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError
 
-Needs: TypeAlias = Literal["curves", "kept", "located", "mosaic", "asked"]
+InputKind: TypeAlias = Literal["curves", "confidence", "localization", "mosaic", "context"]
 """What a metric is given: :class:`~hf_gmar.metrics.inputs.Curves`,
-:class:`~hf_gmar.metrics.inputs.Kept`, :class:`~hf_gmar.metrics.inputs.Located` of an image or of a
-mosaic, or :class:`~hf_gmar.metrics.context.Asked`."""
-
-Better: TypeAlias = Literal["higher", "lower"]
+:class:`~hf_gmar.metrics.inputs.ConfidenceChange`, :class:`~hf_gmar.metrics.inputs.LocalizationInput` of an image or of a
+mosaic, or :class:`~hf_gmar.metrics.context.MetricContext`."""
 
 Found = TypeVar("Found")
 
@@ -45,9 +43,9 @@ class Metric(ABC, Generic[Found]):
 
     name: ClassVar[str]
     """By which ``METRICS`` knows it."""
-    needs: ClassVar[Needs]
+    input_kind: ClassVar[InputKind]
     """What it is given."""
-    better: ClassVar[Better]
+    higher_is_better: ClassVar[bool]
     """Which values speak for an explanation."""
     summary: ClassVar[str]
     """What it is, in a sentence: the first of the class's own docstring."""
@@ -55,7 +53,7 @@ class Metric(ABC, Generic[Found]):
     """The value of one image, in a line of plain text."""
     source: ClassVar[str]
     """The paper."""
-    limits: ClassVar[str]
+    caveats: ClassVar[str]
     """What it does not tell, in a sentence."""
     perturbed: ClassVar[bool] = False
     """Whether it is measured for each perturbation."""

@@ -21,10 +21,10 @@ which ever more weights are drawn anew, from the head down. Each is to be asked 
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class MetricContext:
     """One image, and the calls by which an explanation of it is tested.
 
-    :class:`~hf_gmar.metrics.context_builder.Examiner` makes them for a model and a method; for a toy a few
+    :class:`~hf_gmar.metrics.context_builder.ContextBuilder` makes them for a model and a method; for a toy a few
     functions will do.
 
     Attributes:
@@ -76,7 +76,7 @@ class Asked:
         return found.detach().double().cpu().reshape(found.shape[-2:])
 
 
-class AskedMetric(Metric[Asked]):
+class ContextMetric(Metric[MetricContext]):
     """A metric that asks the method and the model again and again.
 
     Args:
@@ -86,7 +86,7 @@ class AskedMetric(Metric[Asked]):
         OptionError: an option outside its range.
     """
 
-    needs = "asked"
+    input_kind = "context"
 
     def __init__(self, images: int | None = None) -> None:
         """Check the option."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_gmar._core.execution import predict
-from hf_gmar._core.head_masking import masked_heads_scores
+from hf_gmar._core.head_masking import scores_with_masked_heads
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
-from hf_gmar.metrics.context import Asked, Explain
+from hf_gmar.metrics.context import Explain, MetricContext
 from hf_gmar.metrics.weight_randomization import Cascade
 from hf_gmar.models.labels import probabilities
 
@@ -38,14 +38,14 @@ Build: TypeAlias = Callable[[Any], Explainer]
 
 
 @dataclass(eq=False)
-class Examiner:
-    """One model, and what metrics of the kind ``"asked"`` may want to know of it.
+class ContextBuilder:
+    """One model, and what metrics of the kind ``"context"`` may want to know of it.
 
     It keeps what all images have in common: the methods that were built, and a copy of the model
     for the loss of its weights (one for each seed, made when it is first wanted).
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         score: what the metrics see: ``"probability"``, as image classification gives it, or
             ``"logit"``.
         batch: how many images the model is given at a time.
@@ -59,7 +59,7 @@ class Examiner:
     Example:
         >>> from hf_gmar import GMAR, load_model
         >>> from hf_gmar.metrics import build_metric
-        >>> examiner = Examiner(load_model("bundled").model)
+        >>> examiner = ContextBuilder(load_model("bundled").model)
         >>> asked = examiner.asked(GMAR, torch.rand(1, 3, 96, 96), target=6)
         >>> 0 < build_metric("class-sensitivity").values(asked).item() <= 1
         True
@@ -68,14 +68,14 @@ class Examiner:
     model: Callable[..., Any]
     score: ScoreKind = "probability"
     batch: int = 8
-    readout: Reads = None
+    readout: ReadoutSpec = None
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the options and find the Transformers model in the model."""
         check_option("score", self.score, SCORE_KINDS)
         check_option("batch", self.batch, range(1, 2**31))
-        self._subject = Subject.of(self.model, self.readout)
+        self._subject = ModelAdapter.of(self.model, self.readout)
         self._built: dict[tuple[Build, int], Explainer] = {}
         self._cascades: dict[int, Cascade] = {}
 
@@ -87,7 +87,7 @@ class Examiner:
         *,
         seed: int = 0,
         known: Tensor | None = None,
-    ) -> Asked:
+    ) -> MetricContext:
         """What the metrics take, for one image and one method.
 
         Args:
@@ -104,7 +104,7 @@ class Examiner:
         method = self._method(build, self.model)
         importance = getattr(method, "head_importance", None)
         heads = importance and functools.partial(self._heads, importance, pixels, target)
-        return Asked(
+        return MetricContext(
             explain=self._explain(method),
             scores=self.scores,
             pixels=pixels,
@@ -139,7 +139,7 @@ class Examiner:
 
     def _masked(self, pixels: Tensor, masks: Tensor) -> Tensor:
         parts = [
-            masked_heads_scores(
+            scores_with_masked_heads(
                 self.model,
                 pixels.expand(len(some), *pixels.shape[1:]),
                 some,

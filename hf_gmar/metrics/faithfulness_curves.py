@@ -14,7 +14,7 @@ _HINTS = "a removed patch may look like something itself; it depends on the pert
 class CurveMetric(Metric[Curves]):
     """A metric of the curves of removal, (B, S) each."""
 
-    needs = "curves"
+    input_kind = "curves"
     perturbed = True
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class Deletion(CurveMetric):
     """
 
     name = "deletion"
-    better = "lower"
+    higher_is_better = False
     formula = "area under score(removed share), most relevant first"
     source = _RISE
-    limits = f"{_HINTS}; a score that any damage breaks is low for every order"
+    caveats = f"{_HINTS}; a score that any damage breaks is low for every order"
 
     def values(self, found: Curves) -> Tensor:
         """From 0 to 1 for probabilities, (B,)."""
@@ -56,10 +56,10 @@ class Insertion(CurveMetric):
     """
 
     name = "insertion"
-    better = "higher"
+    higher_is_better = True
     formula = "area under score(inserted share), most relevant first"
     source = _RISE
-    limits = f"{_HINTS}; a score that one patch alone gives is high for many orders"
+    caveats = f"{_HINTS}; a score that one patch alone gives is high for many orders"
 
     def values(self, found: Curves) -> Tensor:
         """From 0 to 1 for probabilities, (B,)."""
@@ -73,10 +73,10 @@ class InsertionDeletion(CurveMetric):
     """
 
     name = "insertion-deletion"
-    better = "higher"
+    higher_is_better = True
     formula = "insertion - deletion; 0 for a random order"
     source = _RISE
-    limits = _HINTS
+    caveats = _HINTS
 
     def values(self, found: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
@@ -92,14 +92,14 @@ class AOPC(CurveMetric):
     """
 
     name = "aopc"
-    better = "higher"
+    higher_is_better = True
     formula = "mean over steps k of score(0) - score(k), most relevant first"
     source = "Samek et al., TNNLS 2017, arXiv 1509.06321"
-    limits = f"{_HINTS}; with equal steps it orders explanations almost as deletion does"
+    caveats = f"{_HINTS}; with equal steps it orders explanations almost as deletion does"
 
     def values(self, found: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,)."""
-        return (found.most[:, :1] - found.most).mean(1)
+        return (found.morf[:, :1] - found.morf).mean(1)
 
 
 class SRG(CurveMetric):
@@ -110,11 +110,11 @@ class SRG(CurveMetric):
     """
 
     name = "srg"
-    better = "higher"
+    higher_is_better = True
     formula = "mean over steps of score(least removed first) - score(most removed first)"
     source = "Blücher, Vielhaben and Strodthoff, TMLR 2024, arXiv 2401.06654"
-    limits = "with S equal steps it is insertion - deletion times (S - 1) / S, so it adds no rank"
+    caveats = "with S equal steps it is insertion - deletion times (S - 1) / S, so it adds no rank"
 
     def values(self, found: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
-        return (found.least - found.most).mean(1)
+        return (found.lerf - found.morf).mean(1)

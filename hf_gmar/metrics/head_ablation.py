@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_gmar._utils.validation import check_option
-from hf_gmar.metrics.context import Asked, AskedMetric, one_value
+from hf_gmar.metrics.context import ContextMetric, MetricContext, one_value
 from hf_gmar.metrics.patch_ranking import patch_order
 
 
-class HeadAblationArea(AskedMetric):
+class HeadAblationArea(ContextMetric):
     """Area under the score while heads are masked in the method's order, minus that at random.
 
     All heads of the model are masked step by step, the most important first; ties go to the lower
@@ -32,10 +32,10 @@ class HeadAblationArea(AskedMetric):
     """
 
     name = "head-ablation"
-    better = "lower"
+    higher_is_better = False
     formula = "area under score(masked share of heads), most important first, minus random orders"
     source = "masking of Michel, Levy and Neubig, NeurIPS 2019, arXiv 1905.10650"
-    limits = "of the heads' importance, not of the map; a model without heads is off its data"
+    caveats = "of the heads' importance, not of the map; a model without heads is off its data"
 
     def __init__(self, steps: int = 8, random_orders: int = 3, images: int | None = None) -> None:
         """Check the options."""
@@ -45,7 +45,7 @@ class HeadAblationArea(AskedMetric):
         self.steps = int(steps)
         self.random_orders = int(random_orders)
 
-    def values(self, found: Asked) -> Tensor:
+    def values(self, found: MetricContext) -> Tensor:
         """From -1 to 1 for probabilities, (1,)."""
         if found.heads is None or found.masked is None:
             return one_value(torch.nan)

@@ -45,9 +45,9 @@ class Curves(_Exact):
     Attributes:
         fractions: share of the patches that is removed at each step, (S,), from 0 to 1, or to less
             where the last patches can't be removed.
-        most: scores with the most relevant patches removed first, (B, S); NaN for an image that
+        morf: scores with the most relevant patches removed first, (B, S); NaN for an image that
             could not be measured.
-        least: scores with the least relevant patches removed first, (B, S).
+        lerf: scores with the least relevant patches removed first, (B, S).
 
     Raises:
         InputError: other shapes, infinite scores, or fractions that do not rise from 0 to 1 at
@@ -60,32 +60,32 @@ class Curves(_Exact):
     """
 
     fractions: Tensor
-    most: Tensor
-    least: Tensor
+    morf: Tensor
+    lerf: Tensor
 
     def areas(self) -> tuple[Tensor, Tensor]:
         """Area under either curve, (B,) each, by the trapezoidal rule; by the last fraction."""
         steps = self.fractions / self.fractions[-1]
-        return torch.trapezoid(self.most, steps), torch.trapezoid(self.least, steps)
+        return torch.trapezoid(self.morf, steps), torch.trapezoid(self.lerf, steps)
 
     def _check(self) -> None:
         steps = self.fractions
-        shapes = self.most.dim() == 2 and self.most.shape == self.least.shape
+        shapes = self.morf.dim() == 2 and self.morf.shape == self.lerf.shape
         self._need(
-            shapes and steps.dim() == 1 and len(steps) == self.most.shape[1] >= 2,
-            "fractions (S,) with S >= 2, and most and least (B, S)",
+            shapes and steps.dim() == 1 and len(steps) == self.morf.shape[1] >= 2,
+            "fractions (S,) with S >= 2, and morf and lerf (B, S)",
         )
         rising = bool((steps.diff() > 0).all())
         self._need(
             rising and float(steps[0]) == 0 and float(steps[-1]) <= 1,
             f"fractions that rise from 0 to 1 at most, not {steps.tolist()}",
         )
-        curves = torch.stack([self.most, self.least])
+        curves = torch.stack([self.morf, self.lerf])
         self._need(not bool(curves.isinf().any()), "scores that are not infinite")
 
 
 @dataclass(frozen=True, eq=False)
-class Kept(_Exact):
+class ConfidenceChange(_Exact):
     """The score of the target for the whole image, and for what an explanation keeps of it.
 
     Attributes:
@@ -107,7 +107,7 @@ class Kept(_Exact):
 
 
 @dataclass(frozen=True, eq=False)
-class Located(_Exact):
+class LocalizationInput(_Exact):
     """Maps, and where the object is that they are about.
 
     Attributes:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_gmar._utils.validation import check_number
 from hf_gmar.errors import OptionError
 from hf_gmar.metrics.base import Metric
-from hf_gmar.metrics.inputs import Located
+from hf_gmar.metrics.inputs import LocalizationInput
 from hf_gmar.metrics.patch_ranking import patch_order, unit_scaled
 
 INSIDE = 0.5
@@ -19,17 +19,17 @@ INSIDE = 0.5
 _NOT_FAITH = "where the object is, not what the model looks at: context may be the true reason"
 
 
-class LocatedMetric(Metric[Located]):
+class LocalizationMetric(Metric[LocalizationInput]):
     """A metric of maps and of the masks' cover of each patch."""
 
-    needs = "located"
+    input_kind = "localization"
 
     def __init__(self) -> None:
         """No options."""
         super().__init__()
 
 
-class PointingGame(LocatedMetric):
+class PointingGame(LocalizationMetric):
     """Whether the most relevant patch belongs to the object.
 
     Ties go to the patch that comes first, as everywhere. Not defined for an image without a patch
@@ -39,24 +39,24 @@ class PointingGame(LocatedMetric):
 
     Example:
         >>> maps = torch.tensor([[[0.1, 0.9], [0.3, 0.2]]])
-        >>> PointingGame().values(Located(maps, torch.tensor([[[0.0, 0.6], [0.0, 1.0]]]))).tolist()
+        >>> PointingGame().values(LocalizationInput(maps, torch.tensor([[[0.0, 0.6], [0.0, 1.0]]]))).tolist()
         [1.0]
     """
 
     name = "pointing-game"
-    better = "higher"
+    higher_is_better = True
     formula = "1 if the most relevant patch is inside the mask, else 0"
     source = "Zhang et al., ECCV 2016, arXiv 1608.00507"
-    limits = f"{_NOT_FAITH}; one patch decides, and a large object is easy to hit"
+    caveats = f"{_NOT_FAITH}; one patch decides, and a large object is easy to hit"
 
-    def values(self, found: Located) -> Tensor:
+    def values(self, found: LocalizationInput) -> Tensor:
         """0 or 1, (B,)."""
         inside = found.cover.flatten(1) >= INSIDE
         first = patch_order(found.maps)[:, :1]
         return _where(inside.any(1), inside.gather(1, first)[:, 0].double())
 
 
-class MaskEnergy(LocatedMetric):
+class RelevanceMass(LocalizationMetric):
     """Share of the positive relevance that is inside the mask; 0 if there is none at all.
 
     Each patch counts with the share of its area that the mask covers. A constant map gives the
@@ -66,22 +66,22 @@ class MaskEnergy(LocatedMetric):
 
     Example:
         >>> maps = torch.tensor([[[1.0, 2.0], [-5.0, 1.0]]])
-        >>> MaskEnergy().values(Located(maps, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))).tolist()
+        >>> RelevanceMass().values(LocalizationInput(maps, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))).tolist()
         [0.5]
     """
 
-    name = "mask-energy"
-    better = "higher"
+    name = "relevance-mass"
+    higher_is_better = True
     formula = "sum of positive relevance inside the mask / sum of all positive relevance"
     source = "Wang et al., CVPRW 2020, arXiv 1910.01279"
-    limits = f"{_NOT_FAITH}; a map with a high floor loses, whatever its order"
+    caveats = f"{_NOT_FAITH}; a map with a high floor loses, whatever its order"
 
-    def values(self, found: Located) -> Tensor:
+    def values(self, found: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
         return _energy_inside(found)
 
 
-class PatchAP(LocatedMetric):
+class AveragePrecision(LocalizationMetric):
     """Average precision of the patches' ranking, with the object's patches as the right ones.
 
     The sum over thresholds of (recall gained) times (precision); patches of equal relevance are
@@ -93,25 +93,25 @@ class PatchAP(LocatedMetric):
 
     Example:
         >>> maps = torch.tensor([[[0.9, 0.7], [0.7, 0.1]]])
-        >>> found = Located(maps, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
-        >>> round(PatchAP().values(found).item(), 4)
+        >>> found = LocalizationInput(maps, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
+        >>> round(AveragePrecision().values(found).item(), 4)
         0.8333
     """
 
-    name = "patch-ap"
-    better = "higher"
+    name = "average-precision"
+    higher_is_better = True
     formula = "sum over thresholds of (recall gained) x precision, on patches"
     source = "Everingham et al., IJCV 2010, without interpolation"
-    limits = f"{_NOT_FAITH}; its floor is the share of the image that the object has"
+    caveats = f"{_NOT_FAITH}; its floor is the share of the image that the object has"
 
-    def values(self, found: Located) -> Tensor:
+    def values(self, found: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
         inside = (found.cover >= INSIDE).flatten(1)
         each = [_ap(*pair) for pair in zip(found.maps.flatten(1), inside, strict=True)]
         return torch.stack(each) if each else inside.new_empty(0, dtype=torch.float64)
 
 
-class MeanIoU(LocatedMetric):
+class MeanIoU(LocalizationMetric):
     """Mean of the overlaps of object and background, with the map cut at a threshold.
 
     A patch is marked if its relevance is above the threshold. Overlaps are exact areas: of each
@@ -130,16 +130,16 @@ class MeanIoU(LocatedMetric):
 
     Example:
         >>> maps = torch.tensor([[[0.9, 0.7], [0.2, 0.1]]])
-        >>> found = Located(maps, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]))
+        >>> found = LocalizationInput(maps, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]))
         >>> round(MeanIoU().values(found).item(), 4)
         0.775
     """
 
     name = "miou"
-    better = "higher"
+    higher_is_better = True
     formula = "mean of IoU(object) and IoU(background), map cut at its mean or at `threshold`"
     source = "Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838"
-    limits = f"{_NOT_FAITH}; the threshold decides as much as the order"
+    caveats = f"{_NOT_FAITH}; the threshold decides as much as the order"
 
     def __init__(self, threshold: float | Literal["mean"] = "mean") -> None:
         """Check the option."""
@@ -151,7 +151,7 @@ class MeanIoU(LocatedMetric):
         is_mean = isinstance(threshold, str)
         self.threshold = threshold if is_mean else check_number("threshold", threshold, 0, 1)
 
-    def values(self, found: Located) -> Tensor:
+    def values(self, found: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
         if self.threshold == "mean":
             marked = found.maps > found.maps.mean((1, 2), keepdim=True)
@@ -161,7 +161,7 @@ class MeanIoU(LocatedMetric):
         return _where(_has_mask(found), torch.stack(overlaps).mean(0))
 
 
-class GridPointing(Metric[Located]):
+class GridPointing(Metric[LocalizationInput]):
     """Share of the positive relevance in the right cell of a mosaic; 0 if there is none at all.
 
     Four images of different classes make one, and the map of one of the classes is right if it lies
@@ -171,29 +171,29 @@ class GridPointing(Metric[Located]):
     """
 
     name = "grid-pointing"
-    needs = "mosaic"
-    better = "higher"
+    input_kind = "mosaic"
+    higher_is_better = True
     formula = "sum of positive relevance in the right cell / sum of all positive relevance"
     source = "Böhle, Fritz and Schiele, CVPR 2021, arXiv 2104.00032"
-    limits = "mosaics are no photos, and the cells share attention; a map of all classes gives 1/4"
+    caveats = "mosaics are no photos, and the cells share attention; a map of all classes gives 1/4"
 
     def __init__(self, images: int | None = None) -> None:
         """Check the option."""
         super().__init__(images)
 
-    def values(self, found: Located) -> Tensor:
+    def values(self, found: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
         return _energy_inside(found)
 
 
-def _energy_inside(found: Located) -> Tensor:
+def _energy_inside(found: LocalizationInput) -> Tensor:
     positive = found.maps.clamp(min=0)
     inside, everywhere = (positive * found.cover).sum((1, 2)), positive.sum((1, 2))
     share = torch.where(everywhere > 0, inside / everywhere, 0.0)
     return _where(_has_mask(found), share)
 
 
-def _has_mask(found: Located) -> Tensor:
+def _has_mask(found: LocalizationInput) -> Tensor:
     return (found.cover > 0).flatten(1).any(1)
 
 

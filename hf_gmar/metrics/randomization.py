@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.validation import check_option
-from hf_gmar.metrics.context import Asked, AskedMetric, one_value
+from hf_gmar.metrics.context import ContextMetric, MetricContext, one_value
 from hf_gmar.metrics.patch_ranking import unit_scaled
 
 Similarity: TypeAlias = Literal["rank", "ssim"]
@@ -18,7 +18,7 @@ SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 _WINDOW = 7
 
 
-class ClassSensitivity(AskedMetric):
+class ClassSensitivity(ContextMetric):
     """Rank correlation between the maps of the explained class and of another one.
 
     1 for a method whose map is the same for every class. Not defined for a constant map, or for a
@@ -29,19 +29,19 @@ class ClassSensitivity(AskedMetric):
     """
 
     name = "class-sensitivity"
-    better = "lower"
+    higher_is_better = False
     formula = "Spearman correlation of map(target) and map(other class)"
     source = "Spearman, for maps as in Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
-    limits = "random maps that are drawn for each class do well; two classes may share a reason"
+    caveats = "random maps that are drawn for each class do well; two classes may share a reason"
 
-    def values(self, found: Asked) -> Tensor:
+    def values(self, found: MetricContext) -> Tensor:
         """From -1 to 1, (1,)."""
         if found.other is None:
             return one_value(torch.nan)
         return one_value(rank_similarity(found.relevance(), found.relevance(found.other)))
 
 
-class Randomisation(AskedMetric):
+class ParameterRandomization(ContextMetric):
     """How much of the map is left when the model's weights are lost, from the head down.
 
     The weights of the head, then of each layer from the top, then below the layers are drawn anew,
@@ -62,11 +62,11 @@ class Randomisation(AskedMetric):
         OptionError: an option outside its range.
     """
 
-    name = "randomisation"
-    better = "lower"
+    name = "parameter-randomization"
+    higher_is_better = False
     formula = "mean over stages of similarity(map, map after losing weights)"
     source = "Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
-    limits = "a map drawn anew for each model does best; one draw of new weights"
+    caveats = "a map drawn anew for each model does best; one draw of new weights"
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class Randomisation(AskedMetric):
         self.stages = int(stages)
         self.seed = int(seed)
 
-    def values(self, found: Asked) -> Tensor:
+    def values(self, found: MetricContext) -> Tensor:
         """From -1 to 1, (1,); over the stages where it is defined, NaN if there is none."""
         if found.randomised is None:
             return one_value(torch.nan)
         alike = rank_similarity if self.similarity == "rank" else ssim
         own = found.relevance()
         each = [
-            alike(own, Asked.as_map(explain(found.pixels, found.target)))
+            alike(own, MetricContext.as_map(explain(found.pixels, found.target)))
             for explain in found.randomised(self.stages, self.seed)
         ]
         return torch.tensor(each, dtype=torch.float64).nanmean(0, keepdim=True)

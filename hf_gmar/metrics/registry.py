@@ -10,13 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from hf_gmar.errors import OptionError
-from hf_gmar.metrics.average_drop import AverageDrop, AverageGain, AverageIncrease
+from hf_gmar.metrics.average_drop import AverageDrop, AverageGain, IncreaseInConfidence
 from hf_gmar.metrics.base import Metric, options_of
 from hf_gmar.metrics.faithfulness_curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
 from hf_gmar.metrics.head_ablation import HeadAblationArea
-from hf_gmar.metrics.localization import GridPointing, MaskEnergy, MeanIoU, PatchAP, PointingGame
-from hf_gmar.metrics.randomization import ClassSensitivity, Randomisation
-from hf_gmar.metrics.robustness import Infidelity, SensitivityMax
+from hf_gmar.metrics.localization import (
+    AveragePrecision,
+    GridPointing,
+    MeanIoU,
+    PointingGame,
+    RelevanceMass,
+)
+from hf_gmar.metrics.randomization import ClassSensitivity, ParameterRandomization
+from hf_gmar.metrics.robustness import Infidelity, MaxSensitivity
 
 _ALL: tuple[type[Metric[Any]], ...] = (
     Deletion,
@@ -25,17 +31,17 @@ _ALL: tuple[type[Metric[Any]], ...] = (
     AOPC,
     SRG,
     AverageDrop,
-    AverageIncrease,
+    IncreaseInConfidence,
     AverageGain,
     PointingGame,
-    MaskEnergy,
-    PatchAP,
+    RelevanceMass,
+    AveragePrecision,
     MeanIoU,
     GridPointing,
     Infidelity,
-    SensitivityMax,
+    MaxSensitivity,
     ClassSensitivity,
-    Randomisation,
+    ParameterRandomization,
     HeadAblationArea,
 )
 

@@ -10,13 +10,13 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from hf_gmar._utils.validation import check_option, check_positive
-from hf_gmar.metrics.context import Asked, AskedMetric
+from hf_gmar.metrics.context import ContextMetric, MetricContext
 
 _YEH = "Yeh et al., NeurIPS 2019, arXiv 1901.09392"
 _SAMPLES = range(1, 10_001)
 
 
-class Infidelity(AskedMetric):
+class Infidelity(ContextMetric):
     """How badly the map tells what small changes of the patches do to the score.
 
     The brightness of every patch is changed by a random amount; the sum of relevance times change
@@ -38,10 +38,10 @@ class Infidelity(AskedMetric):
     """
 
     name = "infidelity"
-    better = "lower"
+    higher_is_better = False
     formula = "mean over changes I of (c sum(relevance x I) - (score(x) - score(x - I)))^2, best c"
     source = _YEH
-    limits = "in units of the score squared, so images where it hardly moves count little"
+    caveats = "in units of the score squared, so images where it hardly moves count little"
 
     def __init__(self, samples: int = 10, noise: float = 0.2, images: int | None = None) -> None:
         """Check the options."""
@@ -50,7 +50,7 @@ class Infidelity(AskedMetric):
         self.samples = int(samples)
         self.noise = check_positive("noise", noise)
 
-    def values(self, found: Asked) -> Tensor:
+    def values(self, found: MetricContext) -> Tensor:
         """>= 0, (1,)."""
         relevance, pixels = found.relevance(), found.pixels
         random = np.random.default_rng(found.seed)
@@ -78,7 +78,7 @@ class Infidelity(AskedMetric):
         return value.double().cpu().clamp(min=0)
 
 
-class SensitivityMax(AskedMetric):
+class MaxSensitivity(ContextMetric):
     """How far the map moves, at most, when noise that no one sees is added to the image.
 
     By ``captum.metrics.sensitivity_max``: the largest Euclidean distance between the map of the
@@ -95,11 +95,11 @@ class SensitivityMax(AskedMetric):
         OptionError: an option outside its range.
     """
 
-    name = "sensitivity-max"
-    better = "lower"
+    name = "max-sensitivity"
+    higher_is_better = False
     formula = "max over noisy copies y of length(map(y) - map(x)) / length(map(x))"
     source = _YEH
-    limits = "a map that never changes is best, whatever it shows"
+    caveats = "a map that never changes is best, whatever it shows"
 
     def __init__(self, samples: int = 10, radius: float = 0.02, images: int | None = None) -> None:
         """Check the options."""
@@ -108,7 +108,7 @@ class SensitivityMax(AskedMetric):
         self.samples = int(samples)
         self.radius = check_positive("radius", radius)
 
-    def values(self, found: Asked) -> Tensor:
+    def values(self, found: MetricContext) -> Tensor:
         """>= 0, (1,)."""
         random = np.random.default_rng(found.seed)
 
@@ -120,7 +120,7 @@ class SensitivityMax(AskedMetric):
             # Captum gives the image itself as a tuple, and wants one back for a tuple alone.
             if isinstance(images, tuple):
                 return (found.relevance()[None],)
-            return Asked.as_map(found.explain(images, found.target))[None]
+            return MetricContext.as_map(found.explain(images, found.target))[None]
 
         value: Tensor = sensitivity_max(
             explained,

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_gmar._core.attention import configs_of
-from hf_gmar._core.execution import alone, graph_enabled
+from hf_gmar._core.execution import exclusive_eval, graph_enabled
 from hf_gmar._core.inputs import checked_request, size_errors
 from hf_gmar._core.layers import layer_modules
-from hf_gmar._core.model_adapter import Subject, unwrapped
-from hf_gmar._core.request import Request
-from hf_gmar._core.threads import turn
-from hf_gmar._core.token_layout import Reads
+from hf_gmar._core.model_adapter import ModelAdapter, unwrapped
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.threads import lock_models
+from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import UnsupportedModelError
 
@@ -39,7 +39,7 @@ class Cascade:
     tell.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.Method`.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         pixels: pixel values (B, channels, height, width): the copy runs once, to see which weights
             are above the layers.
         seed: of the new weights.
@@ -66,7 +66,7 @@ class Cascade:
         model: Callable[..., Any],
         pixels: Tensor,
         seed: int = 0,
-        readout: Reads = None,
+        readout: ReadoutSpec = None,
         **forward_kwargs: Any,
     ) -> None:
         """Copy the model and find its parts."""
@@ -74,10 +74,10 @@ class Cascade:
         self.seed = int(seed)
         with torch.inference_mode(False):
             self.model: Any = _copied(model, readout)
-        subject = Subject.of(self.model, readout)
-        request = checked_request(subject, pixels, None, forward_kwargs)
-        with size_errors(subject, request.inputs):
-            self._parts = _parts(subject, request)
+        adapter = ModelAdapter.of(self.model, readout)
+        request = checked_request(adapter, pixels, None, forward_kwargs)
+        with size_errors(adapter, request.inputs):
+            self._parts = _parts(adapter, request)
         self._own = [{name: one.data for name, one in part.items()} for part in self._parts]
         self._new: list[dict[str, Tensor]] = []
 
@@ -121,7 +121,7 @@ def randomised(
     pixels: Tensor,
     stages: int = 4,
     seed: int = 0,
-    readout: Reads = None,
+    readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Iterator[Any]:
     """The copy of a model after each stage in which it loses weights, from the head down.
@@ -154,10 +154,12 @@ def randomised(
         yield cascade.model
 
 
-def _copied(model: Any, readout: Reads) -> Any:
-    subject = Subject.of(model, readout)
-    modules = subject.modules()
-    with turn([*configs_of(subject.tower), *modules]):  # no other thread is changing its settings
+def _copied(model: Any, readout: ReadoutSpec) -> Any:
+    adapter = ModelAdapter.of(model, readout)
+    modules = adapter.modules()
+    with lock_models(
+        [*configs_of(adapter.vision_model), *modules]
+    ):  # no other thread is changing its settings
         weights = {id(one): one for part in modules for one in part.parameters(recurse=False)}
         # Tensors of their own, on the same memory: deepcopy takes what its memo has.
         memo: dict[int, Any] = {key: _sharing(one) for key, one in weights.items()}
@@ -165,7 +167,7 @@ def _copied(model: Any, readout: Reads) -> Any:
             return copy.deepcopy(unwrapped(model), memo)
         except (RuntimeError, TypeError) as error:
             raise UnsupportedModelError(
-                f"{type(subject.backbone).__name__} can't be copied, which the loss of its weights "
+                f"{type(adapter.backbone).__name__} can't be copied, which the loss of its weights "
                 f"needs: {error}"
             ) from error
 
@@ -174,13 +176,13 @@ def _sharing(weight: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(weight.detach(), requires_grad=weight.is_floating_point())
 
 
-def _parts(subject: Subject, request: Request) -> list[dict[str, nn.Parameter]]:
+def _parts(adapter: ModelAdapter, request: ForwardRequest) -> list[dict[str, nn.Parameter]]:
     """The weights by part, each once, by the name that they have in the model."""
-    root, layers = subject.modules()[0], layer_modules(subject)
+    root, layers = adapter.modules()[0], layer_modules(adapter)
     weights = {name: one for name, one in root.named_parameters() if one.is_floating_point()}
     of_layers = [{id(one) for one in layer.parameters()} for layer in reversed(layers)]
-    above = {id(one) for one in _reached(subject, request, layers, list(weights.values()))}
-    below = {id(one) for one in subject.tower.parameters()}
+    above = {id(one) for one in _reached(adapter, request, layers, list(weights.values()))}
+    below = {id(one) for one in adapter.vision_model.parameters()}
     found: list[dict[str, nn.Parameter]] = []
     for wanted in (above, *of_layers, below):  # each takes what those before it have left
         part = {name: one for name, one in weights.items() if id(one) in wanted}
@@ -190,11 +192,14 @@ def _parts(subject: Subject, request: Request) -> list[dict[str, nn.Parameter]]:
 
 
 def _reached(
-    subject: Subject, request: Request, layers: list[nn.Module], weights: list[nn.Parameter]
+    adapter: ModelAdapter,
+    request: ForwardRequest,
+    layers: list[nn.Module],
+    weights: list[nn.Parameter],
 ) -> list[nn.Parameter]:
     """Those weights on which the scores depend by another way than through a layer."""
-    with alone(subject), graph_enabled(), _cut_after(layers):
-        scores = request.call(subject)
+    with exclusive_eval(adapter), graph_enabled(), _cut_after(layers):
+        scores = request.call(adapter)
         if not weights or not scores.requires_grad:
             return []
         gradients = torch.autograd.grad(scores.sum(), weights, allow_unused=True)

@@ -1,20 +1,20 @@
 from .hub import LoadedModel, bundled_folder, load_config, load_model, sample_image
-from .image_view import View, seen_part, view_of
+from .image_view import ImageView, measure_view, seen_part
 from .labels import find_class, label_of, probabilities
 from .wrappers import LogitsModel, ZeroShotModel
 
 __all__ = [
+    "ImageView",
     "LoadedModel",
     "LogitsModel",
-    "View",
     "ZeroShotModel",
     "bundled_folder",
     "find_class",
     "label_of",
     "load_config",
     "load_model",
+    "measure_view",
     "probabilities",
     "sample_image",
     "seen_part",
-    "view_of",
 ]

@@ -29,12 +29,12 @@ from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.threads import turn
+from hf_gmar._core.threads import lock_models
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.hub_errors import (
     CLASSIFIER,
+    IMAGE_TEXT_MODEL,
     MODEL,
-    OF_TWO,
     Source,
     check_complete,
     check_prompts,
@@ -118,9 +118,9 @@ def load_model(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     dtype: str | torch.dtype = "float32",
-    attention: str | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
-    pickle_weights: bool = False,
+    use_safetensors: bool = True,
 ) -> LoadedModel:
     """Load a classifier and its image processor.
 
@@ -140,11 +140,11 @@ def load_model(
         cache_dir: where downloads are kept, instead of in the cache of the Hub's client.
         dtype: one of ``DTYPES``, by name or as a torch dtype. Weights saved in half precision are
             widened unless it says otherwise: the explanation rests on gradients.
-        attention: ``"sdpa"``, ``"eager"`` or another attention implementation of Transformers;
+        attn_implementation: ``"sdpa"``, ``"eager"`` or another attention implementation of Transformers;
             ``None`` leaves the choice to it, whatever the model's config says.
         trust_remote_code: run the Python code in the repository, where it has a model of its own.
-        pickle_weights: where there are no safetensors weights, read ``pytorch_model.bin``; of what
-            it may hold only tensors and plain values are read.
+        use_safetensors: ``False`` reads ``pytorch_model.bin`` where there are no safetensors
+            weights; of what it may hold only tensors and plain values are read.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
@@ -160,16 +160,16 @@ def load_model(
     Example:
         >>> load_model("bundled").model.config.problem_type
         'multi_label_classification'
-        >>> load_model("bundled", dtype="bfloat16", attention="eager").model.dtype
+        >>> load_model("bundled", dtype="bfloat16", attn_implementation="eager").model.dtype
         torch.bfloat16
     """
     where = pick_device(device)
-    settings = {"dtype": _pick_dtype(dtype), **_attention_setting(attention)}
-    kind = CLASSIFIER if prompts is None else OF_TWO
+    settings = {"dtype": _pick_dtype(dtype), **_attention_setting(attn_implementation)}
+    kind = CLASSIFIER if prompts is None else IMAGE_TEXT_MODEL
     source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
     config = _read_config(source)
     check_prompts(source, config)
-    network = _load_network(source, config, settings, attention, pickle_weights).eval()
+    network = _load_network(source, config, settings, attn_implementation, use_safetensors).eval()
     model = network if prompts is None else _with_prompts(source, network, prompts)
     return LoadedModel(source.name, model.to(where), _load_processor(source))
 
@@ -290,8 +290,8 @@ def _load_network(
     source: Source,
     config: PreTrainedConfig,
     settings: dict[str, Any],
-    attention: str | None,
-    pickled: bool,
+    attn_implementation: str | None,
+    use_safetensors: bool,
 ) -> PreTrainedModel:
     classifier = source.kind == CLASSIFIER
     loader: Any = (
@@ -303,7 +303,7 @@ def _load_network(
             model, info = loader.from_pretrained(
                 source.place,
                 config=config,
-                use_safetensors=None if pickled else True,
+                use_safetensors=True if use_safetensors else None,
                 weights_only=True,
                 trust_remote_code=source.trusted,
                 output_loading_info=True,
@@ -311,7 +311,7 @@ def _load_network(
                 **settings,
             )
     except Exception as error:
-        raise network_error(source, error, attention, pickled) from error
+        raise network_error(source, error, attn_implementation, use_safetensors) from error
     check_complete(source, config, info.get("missing_keys", ()))
     return model
 
@@ -324,7 +324,7 @@ def _no_conversion() -> Iterator[None]:
     request with them, and load what is in it.
     """
     switch = "DISABLE_SAFETENSORS_CONVERSION"
-    with turn([os.environ]):
+    with lock_models([os.environ]):
         before = os.environ.get(switch)
         os.environ[switch] = "1"
         try:

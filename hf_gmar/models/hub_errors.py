@@ -28,12 +28,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.hub import has_file
 
-from hf_gmar._core.families import PROMPTED
+from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # What a model is to be loaded as.
 CLASSIFIER = "an image classifier"
-OF_TWO = "a model of image and text"
+IMAGE_TEXT_MODEL = "a model of image and text"
 MODEL = "a model of Transformers"
 
 
@@ -87,18 +87,18 @@ def config_error(source: Source, error: Exception) -> HfGmarError:
 
 
 def network_error(
-    source: Source, error: Exception, attention: str | None, pickled: bool
+    source: Source, error: Exception, attn_implementation: str | None, use_safetensors: bool
 ) -> HfGmarError:
     """Why the model could not be loaded.
 
     Args:
         source: where from.
         error: what Transformers raised.
-        attention: the attention implementation that was asked for.
-        pickled: whether pickled weights may be read.
+        attn_implementation: the one that was asked for.
+        use_safetensors: whether safetensors weights alone may be read.
     """
-    found = _known_error(source, error) or _attention_error(attention, error)
-    return found or _weights_error(source, error, pickled) or _other_error(source, error)
+    found = _known_error(source, error) or _attention_error(attn_implementation, error)
+    return found or _weights_error(source, error, use_safetensors) or _other_error(source, error)
 
 
 def processor_error(source: Source, error: Exception) -> HfGmarError:
@@ -141,13 +141,13 @@ def check_prompts(source: Source, config: PreTrainedConfig) -> None:
     """
     name = next(iter(config.architectures or ()), None)
     own_code = source.trusted and bool(getattr(config, "auto_map", None))
-    if source.kind == OF_TWO and name not in (None, *PROMPTED) and not own_code:
+    if source.kind == IMAGE_TEXT_MODEL and name not in (None, *ZERO_SHOT_CLASSES) and not own_code:
         raise OptionError(
-            f"prompts need a model of image and text, one of {', '.join(PROMPTED)}; "
+            f"prompts need a model of image and text, one of {', '.join(ZERO_SHOT_CLASSES)}; "
             f"{source.name!r} is of the class {name}: name another model, or leave the prompts out "
             "(prompts=, on the command line --prompts)"
         )
-    if source.kind == CLASSIFIER and name in PROMPTED:
+    if source.kind == CLASSIFIER and name in ZERO_SHOT_CLASSES:
         raise _no_prompts(source)
 
 
@@ -162,7 +162,7 @@ def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[s
     if not absent:
         return
     of_two = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
-    if source.kind == CLASSIFIER and of_two in PROMPTED:
+    if source.kind == CLASSIFIER and of_two in ZERO_SHOT_CLASSES:
         raise _no_prompts(source)
     raise ModelLoadError(
         f"the weights of {source.name} lack {', '.join(absent[:3])}{' ...' if absent[3:] else ''}; "
@@ -259,14 +259,16 @@ def _quoted(pattern: str, cause: BaseException) -> str:
     return found[1] if found else "config"
 
 
-def _attention_error(attention: str | None, error: Exception) -> HfGmarError | None:
+def _attention_error(name: str | None, error: Exception) -> HfGmarError | None:
     words = "attn_implementation|attention implementation|flash ?attention"
-    if attention is None or not re.search(words, str(error), re.IGNORECASE):
+    if name is None or not re.search(words, str(error), re.IGNORECASE):
         return None
-    return OptionError(f"the attention {attention!r} can't be used here: {_reason(error)}")
+    return OptionError(f"attn_implementation={name!r} can't be used here: {_reason(error)}")
 
 
-def _weights_error(source: Source, error: Exception, pickled: bool) -> ModelLoadError | None:
+def _weights_error(
+    source: Source, error: Exception, use_safetensors: bool
+) -> ModelLoadError | None:
     unread = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
     if not unread or source.has("model.safetensors", "model.safetensors.index.json"):
         return None
@@ -275,15 +277,15 @@ def _weights_error(source: Source, error: Exception, pickled: bool) -> ModelLoad
             f"no weights of {source.name!r} are found, neither model.safetensors nor "
             f"pytorch_model.bin; save them with save_pretrained{_or_retry(source)}"
         )
-    if pickled:
+    if not use_safetensors:
         return ModelLoadError(
             f"the pickled weights of {source.name!r} can't be read: damaged, or more than tensors "
             "and plain values, which could be code; have the model saved anew with save_pretrained"
         )
     return ModelLoadError(
         f"{source.name!r} has only pickled weights (pytorch_model.bin), no safetensors; to read "
-        "them all the same, without running code in them, give pickle_weights=True (on the "
-        "command line --pickle-weights)"
+        "them all the same, without running code in them, give use_safetensors=False (on the "
+        "command line --no-use-safetensors)"
     )
 
 

@@ -36,7 +36,7 @@ _Bytes: TypeAlias = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """The part of an image that a model saw.
 
     Attributes:
@@ -46,10 +46,10 @@ class View:
             reaches outside of the image where the processor padded.
 
     Example:
-        >>> view = View((2, 6), (0.0, 1.0, 2.0, 5.0))  # a square out of a wide image
+        >>> view = ImageView((2, 6), (0.0, 1.0, 2.0, 5.0))  # a square out of a wide image
         >>> view.unexplained
         True
-        >>> view.onto_image(torch.tensor([[0.25, 0.75]]))
+        >>> view.project(torch.tensor([[0.25, 0.75]]))
         tensor([[   nan, 0.2500, 0.2500, 0.7500, 0.7500,    nan],
                 [   nan, 0.2500, 0.2500, 0.7500, 0.7500,    nan]])
     """
@@ -63,7 +63,7 @@ class View:
         top, left, bottom, right = self.box
         return top > 0 or left > 0 or bottom < self.size[0] or right < self.size[1]
 
-    def onto_image(self, patches: Tensor) -> Tensor:
+    def project(self, patches: Tensor) -> Tensor:
         """Give each pixel of the original the value of the patch in which its centre lies.
 
         Args:
@@ -95,7 +95,7 @@ def _cells(pixels: int, start: float, end: float, cells: int) -> Tensor:
     return found.where((found >= 0) & (found < cells), torch.tensor(cells))
 
 
-def view_of(processor: BaseImageProcessor, size: tuple[int, int]) -> View:
+def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageView:
     """Measure which part of an image of that size a processor gives to its model, and where.
 
     Nothing is read from the processor's settings, so any processor will do that only resizes, crops
@@ -122,7 +122,7 @@ def view_of(processor: BaseImageProcessor, size: tuple[int, int]) -> View:
 
     Example:
         >>> from transformers import DeiTImageProcessorPil  # to 256 x 256, of which 224 x 224
-        >>> view = view_of(DeiTImageProcessorPil(), (480, 640))
+        >>> view = measure_view(DeiTImageProcessorPil(), (480, 640))
         >>> [round(edge) for edge in view.box]
         [30, 40, 450, 600]
     """
@@ -135,16 +135,16 @@ def seen_part(processor: BaseImageProcessor, image: Image.Image) -> Image.Image:
     """The part of an image that the model sees, in the image's own pixels.
 
     Raises:
-        InputError: see :func:`view_of`.
+        InputError: see :func:`measure_view`.
     """
-    top, left, bottom, right = view_of(processor, (image.height, image.width)).box
+    top, left, bottom, right = measure_view(processor, (image.height, image.width)).box
     return image.crop((round(left), round(top), max(round(right), 1), max(round(bottom), 1)))
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, int]) -> View:
+def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, int]) -> ImageView:
     try:
-        return View(size, _box(processor, _Ramps(size)))
+        return ImageView(size, _box(processor, _Ramps(size)))
     except _NoPictureError as error:
         raise InputError(
             f"the image processor {type(processor).__name__} gives {error}; to show relevance on "

@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
-from hf_gmar._core.families import PROMPTED
+from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar._core.model_adapter import scores_of, unwrapped
-from hf_gmar._core.threads import turn
+from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
 
@@ -127,7 +127,7 @@ class ZeroShotModel(nn.Module):
         with (
             # Another thread may be explaining the model; and what inference mode makes can't be
             # part of a graph later.
-            turn([*configs_of(model), *model.modules()]),
+            lock_models([*configs_of(model), *model.modules()]),
             evaluation_mode(model.modules()),
             torch.inference_mode(False),
             torch.no_grad(),
@@ -166,7 +166,7 @@ def _of_image_and_text(model: Any) -> PreTrainedModel:
     inside = base() if callable(base) else inside
     if not isinstance(inside, PreTrainedModel) or not prompted_readout(inside):
         raise UnsupportedModelError(
-            f"prompts need a model of image and text itself, one of {', '.join(PROMPTED)}; got "
+            f"prompts need a model of image and text itself, one of {', '.join(ZERO_SHOT_CLASSES)}; got "
             f"{type(inside).__name__}"
         )
     return inside

@@ -1,5 +1,5 @@
-from .base import Perturbation, Perturbed
-from .memory import copies_at_once
+from .base import CopyPlan, Perturbation, PerturbationInput, Perturbed
+from .memory import max_batch_size
 from .pixels import Blur, DatasetMean, MeanColour, Noise, dataset_mean
 from .registry import PERTURBATIONS, build_perturbation
 from .tokens import AttentionMasking, TokenDropping
@@ -7,14 +7,16 @@ from .tokens import AttentionMasking, TokenDropping
 __all__ = [
     "AttentionMasking",
     "Blur",
+    "CopyPlan",
     "DatasetMean",
     "MeanColour",
     "Noise",
     "PERTURBATIONS",
     "Perturbation",
+    "PerturbationInput",
     "Perturbed",
     "TokenDropping",
     "build_perturbation",
-    "copies_at_once",
     "dataset_mean",
+    "max_batch_size",
 ]

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_gmar._core.execution import alone, check_finite
+from hf_gmar._core.execution import check_finite, exclusive_eval
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.request import Request
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError, ModelOutputError, OptionError
 from hf_gmar.perturbations.token_removal import fewest_patches
@@ -29,7 +29,7 @@ def _nothing(_kept: Tensor) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class Image:
+class PerturbationInput:
     """One image for a model.
 
     Attributes:
@@ -38,18 +38,18 @@ class Image:
         key: a name that stands for the image; ``None`` if it has none.
     """
 
-    subject: Subject
+    adapter: ModelAdapter
     pixels: Tensor
     key: str | None
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.subject.layout.grid(*self.pixels.shape[-2:])
+        return self.adapter.layout.grid(*self.pixels.shape[-2:])
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopyPlan:
     """How copies of an image are made and run, given their kept patches (K, rows, columns).
 
     Attributes:
@@ -64,11 +64,11 @@ class Copies:
     same_count: bool = False
     one_by_one: bool = False
 
-    def batches(self, kept: Tensor, most: int) -> Iterator[Tensor]:
+    def batches(self, keep_mask: Tensor, most: int) -> Iterator[Tensor]:
         """Places of the copies that run together, not more than ``most``."""
-        groups = [torch.arange(len(kept))]
+        groups = [torch.arange(len(keep_mask))]
         if self.same_count:
-            counts = kept.flatten(1).sum(1)
+            counts = keep_mask.flatten(1).sum(1)
             groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
         for group in groups:
             yield from group.split(1 if self.one_by_one else most)
@@ -90,13 +90,13 @@ class Perturbation(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
 
-    def fewest(self, subject: Subject) -> int:
+    def fewest(self, adapter: ModelAdapter) -> int:
         """How many patches must be kept: 1 where nothing else is left to attend to or to pool."""
-        return 0 if self.soft else fewest_patches(subject)
+        return 0 if self.soft else fewest_patches(adapter)
 
-    def begin(
+    def bind(
         self,
-        subject: Subject,
+        adapter: ModelAdapter,
         pixels: Tensor,
         *,
         batch: int = 8,
@@ -122,7 +122,7 @@ class Perturbation(ABC):
                 does not know.
             UnsupportedModelError: the model can't be perturbed like that.
         """
-        request = checked_request(subject, pixels, None, dict(forward_kwargs or {}))
+        request = checked_request(adapter, pixels, None, dict(forward_kwargs or {}))
         images = len(request.inputs)
         if images != 1:
             raise InputError(f"one image is perturbed at a time, got {images}; begin with each")
@@ -131,11 +131,11 @@ class Perturbation(ABC):
             raise OptionError(
                 f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}"
             )
-        image = Image(subject, request.inputs.detach(), key)
+        image = PerturbationInput(adapter, request.inputs.detach(), key)
         return Perturbed(self, image, self.copies(image), batch, _Forwards(request, autocast))
 
     @abstractmethod
-    def copies(self, image: Image) -> Copies:
+    def copies(self, image: PerturbationInput) -> CopyPlan:
         """How copies of this image are made and run."""
 
 
@@ -152,8 +152,8 @@ class Perturbed:
     """
 
     perturbation: Perturbation
-    image: Image
-    copies: Copies
+    image: PerturbationInput
+    copies: CopyPlan
     batch: int
     forwards: _Forwards
 
@@ -162,7 +162,7 @@ class Perturbed:
         """Rows and columns of patches."""
         return self.image.grid
 
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, keep_mask: Tensor) -> Tensor:
         """Class scores of copies of the image, each with other patches missing.
 
         How the copies are put into batches changes no score beyond rounding.
@@ -180,57 +180,67 @@ class Perturbed:
             UnsupportedModelError: the model can't be perturbed like that.
             ModelOutputError: the model gives no scores (K, C), or scores that are not finite.
         """
-        kept = self._checked(kept)
-        with torch.no_grad(), alone(self.image.subject), self.forwards.precision():
-            batches = [(places, self._some(kept[places])) for places in self._batches(kept)]
+        keep_mask = self._checked(keep_mask)
+        with torch.no_grad(), exclusive_eval(self.image.adapter), self.forwards.precision():
+            batches = [
+                (places, self._some(keep_mask[places])) for places in self._batches(keep_mask)
+            ]
         found = torch.cat([scores for _, scores in batches])
         check_finite(found, (), "attention")
         order = torch.cat([places for places, _ in batches]).argsort()
         return found[order.to(found.device)]
 
-    def _batches(self, kept: Tensor) -> Iterator[Tensor]:
-        return self.copies.batches(kept, self.batch)
+    def _batches(self, keep_mask: Tensor) -> Iterator[Tensor]:
+        return self.copies.batches(keep_mask, self.batch)
 
-    def _some(self, kept: Tensor) -> Tensor:
-        pixels = self.copies.pixels(kept)
-        with size_errors(self.image.subject, pixels), self.copies.inside(kept):
-            return self.forwards.scores(self.image.subject, pixels)
+    def _some(self, keep_mask: Tensor) -> Tensor:
+        pixels = self.copies.pixels(keep_mask)
+        with size_errors(self.image.adapter, pixels), self.copies.inside(keep_mask):
+            return self.forwards.scores(self.image.adapter, pixels)
 
-    def _checked(self, kept: Any) -> Tensor:
-        fits = isinstance(kept, Tensor) and kept.dim() == 3 and kept.shape[1:] == self.grid
-        if not fits or not len(kept):
-            got = tuple(kept.shape) if isinstance(kept, Tensor) else type(kept).__name__
+    def _checked(self, keep_mask: Any) -> Tensor:
+        fits = (
+            isinstance(keep_mask, Tensor)
+            and keep_mask.dim() == 3
+            and keep_mask.shape[1:] == self.grid
+        )
+        if not fits or not len(keep_mask):
+            got = (
+                tuple(keep_mask.shape)
+                if isinstance(keep_mask, Tensor)
+                else type(keep_mask).__name__
+            )
             raise InputError(
                 f"a tensor (copies, {self.grid[0]}, {self.grid[1]}) says which patches of each "
                 f"copy are kept, got {got}"
             )
-        found: Tensor = kept.detach().cpu()
+        found: Tensor = keep_mask.detach().cpu()
         if found.dtype == torch.bool:
             self._check_enough(found)
         else:
             self._check_soft(found)
         return found
 
-    def _check_enough(self, kept: Tensor) -> None:
-        fewest = self.perturbation.fewest(self.image.subject)
-        found = int(kept.flatten(1).sum(1).min())
+    def _check_enough(self, keep_mask: Tensor) -> None:
+        fewest = self.perturbation.fewest(self.image.adapter)
+        found = int(keep_mask.flatten(1).sum(1).min())
         if found < fewest:
             raise InputError(
                 f"{self.perturbation.name} needs at least {fewest} patch of this model's, as there "
                 f"is nothing else to attend to or to pool; one of the copies has {found}"
             )
 
-    def _check_soft(self, kept: Tensor) -> None:
+    def _check_soft(self, keep_mask: Tensor) -> None:
         name = self.perturbation.name
         if not self.perturbation.soft:
             raise InputError(
                 f"with {name} a patch is there or missing, so a bool tensor is needed; got "
-                f"{kept.dtype}"
+                f"{keep_mask.dtype}"
             )
-        if not kept.is_floating_point() or not ((kept >= 0) & (kept <= 1)).all():
+        if not keep_mask.is_floating_point() or not ((keep_mask >= 0) & (keep_mask <= 1)).all():
             raise InputError(
                 f"{name} takes a bool tensor, or floats from 0 (missing) to 1 (there); got "
-                f"{kept.dtype}{' with other values' if kept.is_floating_point() else ''}"
+                f"{keep_mask.dtype}{' with other values' if keep_mask.is_floating_point() else ''}"
             )
 
 
@@ -243,7 +253,7 @@ class _Forwards:
         autocast: their precision, if it is not the model's.
     """
 
-    request: Request
+    request: ForwardRequest
     autocast: torch.dtype | None
 
     def precision(self) -> AbstractContextManager[Any]:
@@ -255,9 +265,9 @@ class _Forwards:
         keep = not torch.is_autocast_enabled(kind)
         return torch.autocast(kind, dtype=self.autocast, cache_enabled=keep)
 
-    def scores(self, subject: Subject, pixels: Tensor) -> Tensor:
+    def scores(self, adapter: ModelAdapter, pixels: Tensor) -> Tensor:
         """Scores (K, C) of some copies."""
-        found = subject(pixels, **self.request.kwargs)
+        found = adapter(pixels, **self.request.kwargs)
         if found.dim() != 2 or len(found) != len(pixels):
             raise ModelOutputError(
                 f"one row of class scores is needed for each of {len(pixels)} copies of an image, "

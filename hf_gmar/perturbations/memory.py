@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_gmar._core.attention import implementations_of
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
 from hf_gmar.perturbations.base import Perturbation, Perturbed
 from hf_gmar.perturbations.pixels import MeanColour
@@ -76,8 +76,8 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
     return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
-def copies_at_once(
-    subject: Subject,
+def max_batch_size(
+    adapter: ModelAdapter,
     pixels: Tensor,
     budget_bytes: int,
     *,
@@ -95,8 +95,8 @@ def copies_at_once(
         pixels: pixel values of an image, (1, channels, height, width).
         budget_bytes: memory that a forward may take beside the model's weights.
         perturbation: whose forwards are measured; :class:`MeanColour` if none is said.
-        autocast: see :meth:`~hf_gmar.perturbations.base.Perturbation.begin`.
-        forward_kwargs: see :meth:`~hf_gmar.perturbations.base.Perturbation.begin`.
+        autocast: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
+        forward_kwargs: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
 
     Returns:
         At least 1, also where one copy needs more than the budget.
@@ -106,17 +106,17 @@ def copies_at_once(
 
     Example:
         >>> from hf_gmar import load_model
-        >>> subject = Subject.of(load_model("bundled").model)
-        >>> copies_at_once(subject, torch.zeros(1, 3, 96, 96), 1)
+        >>> adapter = ModelAdapter.of(load_model("bundled").model)
+        >>> max_batch_size(adapter, torch.zeros(1, 3, 96, 96), 1)
         1
     """
     check_option("budget_bytes", budget_bytes, range(1, 2**63))
     wanted = perturbation or MeanColour()
-    begun = wanted.begin(subject, pixels, batch=2, autocast=autocast, forward_kwargs=forward_kwargs)
-    tower = subject.tower
-    model = subject.model if isinstance(subject.model, nn.Module) else subject.backbone
+    begun = wanted.bind(adapter, pixels, batch=2, autocast=autocast, forward_kwargs=forward_kwargs)
+    vision_model = adapter.vision_model
+    model = adapter.model if isinstance(adapter.model, nn.Module) else adapter.backbone
     way = (wanted, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
-    key = (*way, implementations_of(tower), tower.dtype, tower.device)
+    key = (*way, implementations_of(vision_model), vision_model.dtype, vision_model.device)
     known = _NEEDS.setdefault(model, {})
     if key not in known:
         known[key] = _needs(_history(begun, 1), _history(begun, 2))

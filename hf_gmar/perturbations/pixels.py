@@ -17,31 +17,33 @@ from torch import Tensor
 
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.errors import InputError, OptionError
-from hf_gmar.perturbations.base import Copies, Image, Perturbation
+from hf_gmar.perturbations.base import CopyPlan, Perturbation, PerturbationInput
 
 
 class _Pixels(Perturbation):
-    """Other pixels take the place of a patch: ``kept * image + (1 - kept) * baseline``."""
+    """Other pixels take the place of a patch: ``keep_mask * image + (1 - keep_mask) * baseline``."""
 
     soft = True
 
     @abstractmethod
-    def baseline(self, image: Image) -> Tensor:
+    def baseline(self, image: PerturbationInput) -> Tensor:
         """What is seen where patches are missing: as large as the image, or one pixel of it."""
 
-    def copies(self, image: Image) -> Copies:
-        """Copies of the image with the baseline in places."""
+    def copies(self, image: PerturbationInput) -> CopyPlan:
+        """CopyPlan of the image with the baseline in places."""
         pixels = image.pixels
         precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        baseline = self.baseline(Image(image.subject, precise, image.key)).to(pixels)
+        baseline = self.baseline(PerturbationInput(image.adapter, precise, image.key)).to(pixels)
         patch = [size // count for size, count in zip(pixels.shape[2:], image.grid, strict=True)]
 
-        def mixed(kept: Tensor) -> Tensor:
-            share = kept.to(pixels).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+        def mixed(keep_mask: Tensor) -> Tensor:
+            share = (
+                keep_mask.to(pixels).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
+            )
             share = share[:, None]
             return share * pixels + (1 - share) * baseline
 
-        return Copies(mixed)
+        return CopyPlan(mixed)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Blur(_Pixels):
         if self.radius is not None and check_number("radius", self.radius, 0) == 0:
             raise OptionError("radius must be above 0 pixels, got 0, which blurs nothing")
 
-    def baseline(self, image: Image) -> Tensor:
+    def baseline(self, image: PerturbationInput) -> Tensor:
         """The image blurred."""
         height, width = image.pixels.shape[2:]
         rows, columns = image.grid
@@ -100,7 +102,7 @@ class MeanColour(_Pixels):
     summary = "the mean colour of the image"
     source = "Fong and Vedaldi 2017"
 
-    def baseline(self, image: Image) -> Tensor:
+    def baseline(self, image: PerturbationInput) -> Tensor:
         """The mean colour, (1, channels, 1, 1)."""
         return image.pixels.mean((2, 3), keepdim=True)
 
@@ -135,7 +137,7 @@ class DatasetMean(_Pixels):
         colour = tuple(check_number("colour", value, -np.inf) for value in given)
         object.__setattr__(self, "colour", colour)
 
-    def baseline(self, image: Image) -> Tensor:
+    def baseline(self, image: PerturbationInput) -> Tensor:
         """The colour, (1, channels, 1, 1)."""
         channels = image.pixels.shape[1]
         if len(self.colour) != channels:
@@ -205,7 +207,7 @@ class Noise(_Pixels):
         check_option("seed", self.seed, range(2**63))
         check_number("std", self.std, 0)
 
-    def baseline(self, image: Image) -> Tensor:
+    def baseline(self, image: PerturbationInput) -> Tensor:
         """The noise."""
         pixels = image.pixels
         # NumPy draws the same numbers on every processor, PyTorch does not.
@@ -215,7 +217,7 @@ class Noise(_Pixels):
         return pixels.mean((2, 3), keepdim=True) + self.std * contrast * noise
 
 
-def _number_of(image: Image) -> int:
+def _number_of(image: PerturbationInput) -> int:
     """A number that stands for an image: of its name, or else of its pixels."""
     pixels = image.pixels.cpu().double().numpy()
     content = pixels.tobytes() if image.key is None else image.key.encode()

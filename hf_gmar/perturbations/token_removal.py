@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_gmar._core.attention import hidden_keys
 from hf_gmar._core.layers import layer_modules
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.threads import level, replaced_here, this_thread
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 
@@ -35,15 +35,15 @@ _TABLE, _TIMM = "relative_position_bias_table", "_get_rel_pos_bias"
 """The weight of a module that makes biases of relative positions; what timm's attention calls."""
 
 
-def reads_patches(subject: Subject) -> bool:
+def reads_patches(adapter: ModelAdapter) -> bool:
     """Whether the class head reads other tokens than those of the prefix."""
-    return sum(subject.layout.readout) < 1 - 1e-6
+    return sum(adapter.layout.readout) < 1 - 1e-6
 
 
-def fewest_patches(subject: Subject) -> int:
+def fewest_patches(adapter: ModelAdapter) -> int:
     """1 where nothing would be left to attend to, or to pool; else 0."""
-    pools_patches = reads_patches(subject) and subject.layout.rest == "patches"
-    return int(pools_patches or not subject.layout.prefix)
+    pools_patches = reads_patches(adapter) and adapter.layout.rest == "patches"
+    return int(pools_patches or not adapter.layout.num_prefix_tokens)
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,28 @@ class Sites:
     one_by_one: bool
 
     @classmethod
-    def of(cls, subject: Subject) -> Sites:
+    def of(cls, adapter: ModelAdapter) -> Sites:
         """Find them.
 
         Raises:
             UnsupportedModelError: the layers can't be found.
         """
-        layers = layer_modules(subject)
+        layers = layer_modules(adapter)
         inside = {id(part) for layer in layers for part in layer.modules()}
         makers = [
             (part, _TIMM if hasattr(part, _TIMM) else "forward", id(part) in inside)
-            for part in subject.tower.modules()
+            for part in adapter.vision_model.modules()
             if isinstance(getattr(part, _TABLE, None), Tensor)
         ]
         rotary = any(name in _arguments(type(layers[0]).forward) for name in _ROTARY)
-        kind = getattr(subject.tower.config, "model_type", None)
+        kind = getattr(adapter.vision_model.config, "model_type", None)
         return cls(layers, makers, rotary and kind not in _ROTARY_BY_IMAGE)
 
 
 @contextmanager
-def dropped_tokens(subject: Subject, kept: Tensor, sites: Sites | None = None) -> Iterator[None]:
+def drop_tokens(
+    adapter: ModelAdapter, keep_mask: Tensor, sites: Sites | None = None
+) -> Iterator[None]:
     """Inside, one forward of this thread runs without the tokens of missing patches.
 
     They are taken out of what enters the lowest layer, so all layers and the head above them have
@@ -98,7 +100,7 @@ def dropped_tokens(subject: Subject, kept: Tensor, sites: Sites | None = None) -
         UnsupportedModelError: the layers can't be found, or take what can't be cut.
         ModelOutputError: other tokens than the layout says, or layers that did not run once each.
     """
-    sites, cut = sites or Sites.of(subject), _Cut.of(subject, kept)
+    sites, cut = sites or Sites.of(adapter), _Cut.of(adapter, keep_mask)
     with ExitStack() as stack:
         for module, name, inside in sites.makers:
             made = functools.partial(_bias, cut, inside, getattr(module, name))
@@ -111,7 +113,7 @@ def dropped_tokens(subject: Subject, kept: Tensor, sites: Sites | None = None) -
 
 
 @contextmanager
-def unattended_tokens(subject: Subject, kept: Tensor) -> Iterator[None]:
+def mask_tokens(adapter: ModelAdapter, keep_mask: Tensor) -> Iterator[None]:
     """Inside, no token of one forward of this thread attends to missing patches, in any layer.
 
     Their own tokens run along. Where the head reads other tokens than the prefix, they are taken
@@ -129,17 +131,17 @@ def unattended_tokens(subject: Subject, kept: Tensor) -> Iterator[None]:
         ModelOutputError: other tokens than the layout says, or not one call for each layer.
     """
     with ExitStack() as stack:
-        if reads_patches(subject):
-            hook = _here_alone(functools.partial(_leaves, _Cut.of(subject, kept)))
-            stack.callback(layer_modules(subject)[-1].register_forward_hook(hook).remove)
-        hidden = _of_all_tokens(subject, ~kept, False)
-        stack.enter_context(hidden_keys(subject.tower, subject.layers, hidden))
+        if reads_patches(adapter):
+            hook = _here_alone(functools.partial(_leaves, _Cut.of(adapter, keep_mask)))
+            stack.callback(layer_modules(adapter)[-1].register_forward_hook(hook).remove)
+        hidden = _of_all_tokens(adapter, ~keep_mask, False)
+        stack.enter_context(hidden_keys(adapter.vision_model, adapter.layers, hidden))
         yield
 
 
-def _of_all_tokens(subject: Subject, patches: Tensor, prefix: bool) -> Tensor:
+def _of_all_tokens(adapter: ModelAdapter, patches: Tensor, prefix: bool) -> Tensor:
     """Flags of all tokens, (B, N), from those of the patches, (B, P)."""
-    return nn.functional.pad(patches, (subject.layout.prefix, 0), value=prefix)
+    return nn.functional.pad(patches, (adapter.layout.num_prefix_tokens, 0), value=prefix)
 
 
 @dataclass
@@ -148,27 +150,27 @@ class _Cut:
 
     Attributes:
         places: of the tokens that stay, (B, M), in their order.
-        prefix: how many tokens stand before the patches.
+        num_prefix_tokens: how many tokens stand before the patches.
         tokens: how many tokens there are before any is dropped.
         entered: indices of the layers that ran, in their order.
     """
 
     places: Tensor
-    prefix: int
+    num_prefix_tokens: int
     tokens: int
     entered: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, subject: Subject, kept: Tensor) -> _Cut:
+    def of(cls, adapter: ModelAdapter, keep_mask: Tensor) -> _Cut:
         """Places from flags (B, P)."""
-        counts = kept.sum(1)
+        counts = keep_mask.sum(1)
         if (counts != counts[0]).any():
             raise InputError(
                 f"images in one forward must have as many patches each, got {counts.tolist()}"
             )
-        stay = _of_all_tokens(subject, kept, True)
+        stay = _of_all_tokens(adapter, keep_mask, True)
         places = stay.nonzero()[:, 1].reshape(len(stay), -1)
-        return cls(places, subject.layout.prefix, stay.shape[1])
+        return cls(places, adapter.layout.num_prefix_tokens, stay.shape[1])
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """Those that stay of (B, N, numbers).
@@ -206,7 +208,7 @@ class _Cut:
     @property
     def _sizes(self) -> tuple[int, int]:
         """How many tokens and patches there are."""
-        return self.tokens, self.tokens - self.prefix
+        return self.tokens, self.tokens - self.num_prefix_tokens
 
     def _is_of_tokens(self, value: Any) -> bool:
         return isinstance(value, Tensor) and any(size in self._sizes for size in value.shape)
@@ -215,7 +217,7 @@ class _Cut:
         """Those that stay of (..., N or P, numbers)."""
         places = self.places.to(positions.device)
         if positions.shape[-2] != self.tokens:  # they are of patches alone
-            places = places[:, self.prefix :] - self.prefix
+            places = places[:, self.num_prefix_tokens :] - self.num_prefix_tokens
         if len(places) == 1:
             return positions.index_select(-2, places[0])
         return positions[places][:, None]

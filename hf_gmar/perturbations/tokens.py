@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_gmar.perturbations.base import Copies, Image, Perturbation
+from hf_gmar.perturbations.base import CopyPlan, Perturbation, PerturbationInput
 from hf_gmar.perturbations.token_removal import (
     Sites,
-    dropped_tokens,
+    drop_tokens,
+    mask_tokens,
     reads_patches,
-    unattended_tokens,
 )
 
 
@@ -31,12 +31,12 @@ class AttentionMasking(Perturbation):
     summary = "no attention to the patch in any layer"
     source = "Deiseroth et al. 2023"
 
-    def copies(self, image: Image) -> Copies:
+    def copies(self, image: PerturbationInput) -> CopyPlan:
         """The image itself, with tokens that get no attention."""
-        return Copies(
-            lambda kept: image.pixels.expand(len(kept), -1, -1, -1),
-            lambda kept: unattended_tokens(image.subject, kept.flatten(1)),
-            same_count=reads_patches(image.subject),
+        return CopyPlan(
+            lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
+            lambda keep_mask: mask_tokens(image.adapter, keep_mask.flatten(1)),
+            same_count=reads_patches(image.adapter),
         )
 
 
@@ -52,12 +52,12 @@ class TokenDropping(Perturbation):
     summary = "nothing: its token does not enter the layers"
     source = "Jain et al. 2022"
 
-    def copies(self, image: Image) -> Copies:
+    def copies(self, image: PerturbationInput) -> CopyPlan:
         """The image itself, with tokens that are dropped."""
-        sites = Sites.of(image.subject)
-        return Copies(
-            lambda kept: image.pixels.expand(len(kept), -1, -1, -1),
-            lambda kept: dropped_tokens(image.subject, kept.flatten(1), sites),
+        sites = Sites.of(image.adapter)
+        return CopyPlan(
+            lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
+            lambda keep_mask: drop_tokens(image.adapter, keep_mask.flatten(1), sites),
             same_count=True,
             one_by_one=sites.one_by_one,
         )

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar._utils.stats import Array, Interval
-from hf_gmar.models.image_view import View
+from hf_gmar.models.image_view import ImageView
 from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image, wrapped
 
 _TILE = 120  # pixels of the longer side of a head's map
@@ -114,7 +114,7 @@ def head_maps_figure(
     maps: Tensor,
     title: str = "where each head looks",
     caption: str = "",
-    view: View | None = None,
+    view: ImageView | None = None,
 ) -> Figure:
     """A grid of small maps over one image, layers by heads, top layer at the top.
 
@@ -172,16 +172,16 @@ def _small(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
-def _grid(image: Image.Image, maps: Tensor, view: View | None) -> Image.Image:
+def _grid(image: Image.Image, maps: Tensor, view: ImageView | None) -> Image.Image:
     """All maps on small copies of the image, as one picture."""
     shrunk = _small(image, _TILE)
     view = _scaled(
-        view or View((image.height, image.width), (0, 0, image.height, image.width)), shrunk
+        view or ImageView((image.height, image.width), (0, 0, image.height, image.width)), shrunk
     )
     layers, heads = maps.shape[:2]
     width, height = shrunk.width + _GAP, shrunk.height + _GAP
     grid = Image.new("RGB", (heads * width, layers * height), "white")
-    heat = view.onto_image(maps.detach().float().cpu())
+    heat = view.project(maps.detach().float().cpu())
     for layer in range(layers):
         for head in range(heads):
             place = head * width + _GAP // 2, (layers - 1 - layer) * height + _GAP // 2
@@ -189,12 +189,12 @@ def _grid(image: Image.Image, maps: Tensor, view: View | None) -> Image.Image:
     return grid
 
 
-def _scaled(view: View, image: Image.Image) -> View:
+def _scaled(view: ImageView, image: Image.Image) -> ImageView:
     """The same part of a smaller copy of the image."""
     down, across = image.height / view.size[0], image.width / view.size[1]
     top, left, bottom, right = view.box
     box = top * down, left * across, bottom * down, right * across
-    return View((image.height, image.width), box)
+    return ImageView((image.height, image.width), box)
 
 
 _COLOURS = ("#c1272d", "#0072b2", "0.45")

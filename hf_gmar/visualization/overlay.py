@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hf_gmar._utils.files import whole_file
 from hf_gmar.errors import InputError
-from hf_gmar.models.image_view import View
+from hf_gmar.models.image_view import ImageView
 
 COLOUR_MAP = "inferno"
 """Colours from zero to the greatest value."""
@@ -38,7 +38,11 @@ _Edges: TypeAlias = tuple[float, float, float, float]
 
 
 def overlay_figure(
-    image: Image.Image, patches: Tensor, title: str, caption: str = "", view: View | None = None
+    image: Image.Image,
+    patches: Tensor,
+    title: str,
+    caption: str = "",
+    view: ImageView | None = None,
 ) -> Figure:
     """The image, and the image under its heatmap, side by side.
 
@@ -49,7 +53,7 @@ def overlay_figure(
             the class.
         title: the explained class, for example with its probability.
         caption: one line below the picture.
-        view: the part of the image that the patches cover, as ``view_of`` measures it; the rest is
+        view: the part of the image that the patches cover, as ``measure_view`` measures it; the rest is
             hatched as not seen by the model. ``None`` is the whole image.
 
     Returns:
@@ -64,7 +68,7 @@ def overlay_figure(
         >>> len(figure.axes)  # image, overlay, colour bar
         3
     """
-    view = view or View((image.height, image.width), (0.0, 0.0, image.height, image.width))
+    view = view or ImageView((image.height, image.width), (0.0, 0.0, image.height, image.width))
     _check_size("view", view.size, image)
     figure, (plain, heated, bar) = _laid_out(image, title, caption, view.unexplained)
     _show(plain, image)
@@ -85,7 +89,7 @@ def overlay_image(image: Image.Image, heat: Tensor) -> Image.Image:
     Args:
         image: the original image.
         heat: relevance on the image's own pixels, (height, width), NaN where nothing is explained,
-            as ``View.onto_image`` gives it. The colours run from zero to its maximum; where a value
+            as ``ImageView.project`` gives it. The colours run from zero to its maximum; where a value
             is negative, from minus to plus its largest absolute value.
 
     Returns:
@@ -199,7 +203,7 @@ def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
     return COLOUR_MAP, 0, top  # from zero, for a flat map must look flat
 
 
-def _draw_heat(axes: Axes, view: View, heat: NDArray[np.float32]) -> AxesImage:
+def _draw_heat(axes: Axes, view: ImageView, heat: NDArray[np.float32]) -> AxesImage:
     limits = axes.get_xlim(), axes.get_ylim()
     colours, low, high = _scale(heat)
     drawn = axes.imshow(
@@ -216,7 +220,7 @@ def _draw_heat(axes: Axes, view: View, heat: NDArray[np.float32]) -> AxesImage:
     return drawn
 
 
-def _hatch_unseen(axes: Axes, view: View) -> None:
+def _hatch_unseen(axes: Axes, view: ImageView) -> None:
     """Cover what is outside of the view's box."""
     top, left, bottom, right = view.box
     height, width = view.size

@@ -15,7 +15,7 @@ from hf_gmar._utils.stats import Array
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.results import Failure, Order
 
-ORDERS: tuple[Order, ...] = ("most", "least")
+ORDERS: tuple[Order, ...] = ("morf", "lerf")
 
 CurveKey: TypeAlias = tuple[str, Order, str]
 """Perturbation, order of the patches, method."""

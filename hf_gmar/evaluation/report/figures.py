@@ -25,8 +25,8 @@ _NAME = 28  # letters of a method in a line
 _RED, _BLUE, _GREY = "#c1272d", "#0072b2", "0.45"
 
 _ORDERS = {
-    "most": (_RED, "most relevant removed first: the area is deletion"),
-    "least": (_BLUE, "least relevant removed first: the area is insertion"),
+    "morf": (_RED, "most relevant removed first: the area is deletion"),
+    "lerf": (_BLUE, "least relevant removed first: the area is insertion"),
 }
 _VERDICTS = {
     "better": (_BLUE, "better"),
@@ -63,7 +63,7 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
 
     Example:
         >>> ends = (0.0, 1.0)
-        >>> curve = Curve("gmar", "blur", "most", ends, (0.9, 0.1), None, None, 1)
+        >>> curve = Curve("gmar", "blur", "morf", ends, (0.9, 0.1), None, None, 1)
         >>> found = Results({}, ("gmar",), (), None, 0, 1, (), (curve,), ())
         >>> [axes.get_title() for axes in curves_figure(found, "blur").axes]
         ['gmar']

@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Better: TypeAlias = Literal["higher", "lower"] | None
 Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no difference"]
-Order: TypeAlias = Literal["most", "least"]
+Order: TypeAlias = Literal["morf", "lerf"]
 
 ALPHA = 0.05
 """The level at which a difference counts as one, after Holm's correction."""
 
-LOCALISATION = ("pointing-game", "mask-energy", "patch-ap", "miou", "grid-pointing")
-SANITY = ("infidelity", "sensitivity-max", "class-sensitivity", "randomisation", "head-ablation")
+LOCALISATION = ("pointing-game", "relevance-mass", "average-precision", "miou", "grid-pointing")
+SANITY = (
+    "infidelity",
+    "max-sensitivity",
+    "class-sensitivity",
+    "parameter-randomization",
+    "head-ablation",
+)
 """Metrics that share a table, by name."""
 
 
@@ -34,33 +39,28 @@ class Measure:
         title: the metric with its options.
         metric: its name alone.
         perturbation: the perturbation with its options, if there is one.
-        better: which direction is better, ``None`` if neither is.
+        higher_is_better: whether higher values are better, ``None`` if neither direction is.
 
     Example:
-        >>> found = Measure.of("average-drop (keep=0.3):blur (radius=8)", {"average-drop": "lower"})
-        >>> found.title, found.metric, found.perturbation, found.better
-        ('average-drop (keep=0.3)', 'average-drop', 'blur (radius=8)', 'lower')
+        >>> found = Measure.of("average-drop (keep=0.3):blur (radius=8)", {"average-drop": False})
+        >>> found.title, found.metric, found.perturbation, found.higher_is_better
+        ('average-drop (keep=0.3)', 'average-drop', 'blur (radius=8)', False)
     """
 
     label: str
     title: str
     metric: str
     perturbation: str | None
-    better: Better
+    higher_is_better: bool | None
 
     @classmethod
-    def of(cls, label: str, better: Mapping[str, str | None]) -> Measure:
-        """The measure of a key in the rows.
-
-        Raises:
-            KeyError: a direction that is neither ``"higher"``, ``"lower"`` nor ``None``.
-        """
+    def of(cls, label: str, directions: Mapping[str, bool | None]) -> Measure:
+        """The measure of a key in the rows; ``directions`` says of metrics if higher is better."""
         # A colon within the brackets of an option is none that divides.
         found = re.match(r"((?:[^:(]|\([^)]*\))+):(.+)", label, re.DOTALL)
         title, perturbation = found.groups() if found else (label, None)
         metric = title.split(" (")[0]
-        directions: dict[str | None, Better] = {"higher": "higher", "lower": "lower", None: None}
-        return cls(label, title, metric, perturbation, directions[better.get(metric)])
+        return cls(label, title, metric, perturbation, directions.get(metric))
 
     @property
     def group(self) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from hf_gmar.evaluation.report.columns import ORDERS, Collected, CurveKey
 from hf_gmar.evaluation.report.markdown import page
 from hf_gmar.evaluation.report.results import (
     ALPHA,
-    Better,
     Cell,
     Curve,
     Difference,
@@ -76,7 +75,7 @@ class Summary(Results):
 def summarise(
     rows: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    better: Mapping[str, str | None],
+    higher_is_better: Mapping[str, bool | None],
     baseline: str | None = None,
     seed: int = 0,
 ) -> Summary:
@@ -91,8 +90,8 @@ def summarise(
             failure does not count where another row says that it went well.
         settings: how it was measured. Lists under ``methods`` and ``perturbations`` give their
             order in the report, and ``score``, ``model`` and ``data`` are said in its first lines.
-        better: ``"higher"``, ``"lower"`` or ``None`` for each metric by its name, in the order of
-            the report. Metrics that it lacks come last, without a direction.
+        higher_is_better: ``True``, ``False`` or ``None`` (neither) for each metric by its name, in
+            the order of the report. Metrics that it lacks come last, without a direction.
         baseline: label of the method that the others are compared with; ``None`` compares none.
         seed: of the bootstrap and the sign flips.
 
@@ -106,19 +105,18 @@ def summarise(
         ...     {"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}},
         ...     {"index": 1, "key": "b", "method": "gmar", "values": {"deletion:blur": 0.4}},
         ... ]
-        >>> found = summarise(rows, {}, {"deletion": "lower"})
+        >>> found = summarise(rows, {}, {"deletion": False})
         >>> found.images, round(found.cells[0].mean, 3)
         (2, 0.3)
     """
-    for metric, direction in better.items():
-        if direction not in ("higher", "lower", None):
+    for metric, direction in higher_is_better.items():
+        if direction not in (True, False, None):
             raise OptionError(
-                f'the better direction of {metric} must be "higher", "lower" or None, got '
-                f"{direction!r}"
+                f"higher_is_better of {metric} must be True, False or None, got {direction!r}"
             )
     found = Collected.of(rows)
     methods = _ordered(found.methods, settings.get("methods"))
-    measures = _measures({label for label, _ in found.columns}, settings, better)
+    measures = _measures({label for label, _ in found.columns}, settings, higher_is_better)
     baseline = _checked_baseline(baseline, methods, settings)
     return Summary(
         settings=dict(settings),
@@ -141,14 +139,14 @@ def _ordered(found: Iterable[str], wanted: Any) -> tuple[str, ...]:
 
 
 def _measures(
-    labels: set[str], settings: Mapping[str, Any], better: Mapping[str, str | None]
+    labels: set[str], settings: Mapping[str, Any], higher_is_better: Mapping[str, bool | None]
 ) -> tuple[Measure, ...]:
     """Faithfulness by perturbation first, then the other groups, each in the metrics' order."""
-    measures = [Measure.of(label, better) for label in labels]
+    measures = [Measure.of(label, higher_is_better) for label in labels]
     perturbations = _ordered(
         {one.perturbation for one in measures if one.perturbation}, settings.get("perturbations")
     )
-    metrics = _ordered({one.metric for one in measures}, better)
+    metrics = _ordered({one.metric for one in measures}, higher_is_better)
     groups = ("Localisation", "Robustness and sanity checks", "Other measures")
 
     def place(one: Measure) -> tuple[int, int, str]:
@@ -214,18 +212,17 @@ def _differences(
             mean, low, high, images = _numbers(each, column)
             assert mean is not None  # noqa: S101  # where there is a p-value there are images
             tests = float(p[column]), float(corrected[column])
-            verdict = _verdict(mean, tests[1], measure.better)
+            verdict = _verdict(mean, tests[1], measure.higher_is_better)
             found[row, column] = Difference(mean, low, high, images, *tests, verdict)
     return found
 
 
-def _verdict(mean: float, corrected: float, better: Better) -> Verdict:
+def _verdict(mean: float, corrected: float, higher_is_better: bool | None) -> Verdict:
     if corrected >= ALPHA:
         return "no difference"
-    way: Literal["higher", "lower"] = "higher" if mean > 0 else "lower"
-    if better is None:
-        return way
-    return "better" if way == better else "worse"
+    if higher_is_better is None:
+        return "higher" if mean > 0 else "lower"
+    return "better" if (mean > 0) == higher_is_better else "worse"
 
 
 def _by_measure(found: Estimates, measures: int) -> list[Array]:
@@ -285,7 +282,7 @@ def _record(cell: Cell, measure: Measure, baseline: str | None) -> dict[str, Any
         "measure": cell.measure,
         "metric": measure.metric,
         "perturbation": measure.perturbation,
-        "better": measure.better,
+        "higher_is_better": measure.higher_is_better,
         "mean": cell.mean,
         "low": cell.low,
         "high": cell.high,

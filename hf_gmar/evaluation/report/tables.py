@@ -21,7 +21,6 @@ LEVELS = {"**": 0.01, "*": ALPHA}
 NONE = "–"  # noqa: RUF001  # the dash of an empty cell
 _ROUNDING = 1e-9  # an interval that is narrower than this share of the means has no width
 _DECIMALS, _TINY = 4, 0.01  # so many at most, unless all is tiny
-_ARROWS = {"higher": "↑", "lower": "↓"}
 _MARKS = {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}
 
 
@@ -46,7 +45,7 @@ def heading(measure: Measure) -> str:
     """The measure and which direction is better, as an arrow and a word.
 
     Example:
-        >>> heading(Measure.of("deletion:blur", {"deletion": "lower"}))
+        >>> heading(Measure.of("deletion:blur", {"deletion": False}))
         'deletion ↓ lower is better'
     """
     return f"{measure.title} {direction(measure)}".strip()
@@ -54,9 +53,14 @@ def heading(measure: Measure) -> str:
 
 def direction(measure: Measure) -> str:
     """Which direction is better, as an arrow and a word; nothing if neither is."""
-    if measure.better is None:
+    if measure.higher_is_better is None:
         return ""
-    return f"{_ARROWS[measure.better]} {measure.better} is better"
+    word = "higher" if measure.higher_is_better else "lower"
+    return f"{_arrow(measure)} {word} is better"
+
+
+def _arrow(measure: Measure) -> str:
+    return {True: "↑", False: "↓", None: ""}[measure.higher_is_better]
 
 
 def mark(difference: Difference | None) -> str:
@@ -142,8 +146,8 @@ class TerminalTables:
         table.add_column("method", no_wrap=True)
         for measure in measures:
             words = measure.title.replace("-", "-\n").replace(" ", "\n")
-            arrow = f" {_ARROWS[measure.better]}" if measure.better else ""
-            table.add_column(escape(words + arrow), justify="right", no_wrap=True)
+            heading = f"{words} {_arrow(measure)}".rstrip()
+            table.add_column(escape(heading), justify="right", no_wrap=True)
         for name, *cells in means(self.results, measures)[1]:
             table.add_row(escape(name.value), *map(_rich, cells))
         return table
@@ -173,7 +177,7 @@ def _mean_column(results: Results, measure: Measure) -> list[Text]:
     cells = _cells(results, measure, results.methods)
     form = _form([(cell.mean, cell.low, cell.high) for cell in cells])
     known = [cell.mean for cell in cells if cell.mean is not None]
-    best = {"higher": max, "lower": min}[measure.better] if measure.better else None
+    best = {True: max, False: min, None: None}[measure.higher_is_better]
     top = best(known) if best and len(known) > 1 else None
     most = max(cell.images for cell in cells)
     return [_mean(cell, form, top, most) for cell in cells]

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 Found = TypeVar("Found")
 
 
-class Memo(Generic[Found]):
+class LRUCache(Generic[Found]):
     """The last answers, by their questions.
 
     Args:
         size: how many are kept.
 
     Example:
-        >>> memo = Memo[int](2)
+        >>> memo = LRUCache[int](2)
         >>> [memo.get(question, lambda: question + 1) for question in (1, 1, 2)], memo.made
         ([2, 2, 3], 2)
     """

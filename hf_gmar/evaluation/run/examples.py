@@ -13,7 +13,7 @@ from hf_gmar._utils.files import whole_file
 from hf_gmar.comparison.result import picture_of
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.figures import ExampleMaps
-from hf_gmar.evaluation.run.per_image import Case
+from hf_gmar.evaluation.run.per_image import Sample
 from hf_gmar.evaluation.run.plan import Plan
 from hf_gmar.evaluation.run.store import EXAMPLES
 from hf_gmar.models.image_view import seen_part
@@ -22,7 +22,7 @@ from hf_gmar.models.labels import label_of
 _SIZE = (384, 384)  # of a picture, at most
 
 
-def save_example(folder: Path, case: Case, plan: Plan) -> None:
+def save_example(folder: Path, case: Sample, plan: Plan) -> None:
     """Write one image's maps below the folder of a run."""
     path = _file(folder, case.index)
     path.parent.mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ def _file(folder: Path, index: int) -> Path:
     return folder / EXAMPLES / f"{index:06}.npz"
 
 
-def _picture(plan: Plan, case: Case) -> Image.Image:
+def _picture(plan: Plan, case: Sample) -> Image.Image:
     try:
         seen = seen_part(plan.processor, case.example.image)
     except InputError:  # what the processor does to an image is nothing that can be drawn on it

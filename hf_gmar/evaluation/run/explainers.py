@@ -10,15 +10,15 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from hf_gmar._core.model_adapter import Subject
-from hf_gmar._core.token_layout import Reads
-from hf_gmar.comparison.isolation import left_alone, seeded
-from hf_gmar.comparison.method_specs import Column, Entries, Task, as_columns, modules_of
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar.comparison.isolation import isolated_model, seeded
+from hf_gmar.comparison.method_specs import MethodLikes, MethodSpec, Task, as_columns, modules_of
 from hf_gmar.errors import ModelOutputError, reason_of
-from hf_gmar.evaluation.run.cache import Memo, content, places
+from hf_gmar.evaluation.run.cache import LRUCache, content, places
 from hf_gmar.evaluation.run.fingerprint import described, plain
-from hf_gmar.methods.base import Method
-from hf_gmar.methods.joint import explain_together
+from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.joint import attribute_jointly
 from hf_gmar.methods.registry import build_method, option_names
 
 _REMEMBERED = 512  # samples of an image, stages of a cascade: small maps
@@ -39,15 +39,15 @@ class Explainers:
         memo: the last maps: what one method is asked, the others mostly are as well.
     """
 
-    subject: Subject
-    columns: tuple[Column, ...]
-    readout: Reads
+    adapter: ModelAdapter
+    columns: tuple[MethodSpec, ...]
+    readout: ReadoutSpec
     seed: int
-    memo: Memo[Maps] = field(default_factory=lambda: Memo(_REMEMBERED), repr=False)
+    memo: LRUCache[Maps] = field(default_factory=lambda: LRUCache(_REMEMBERED), repr=False)
 
     @classmethod
     def build(
-        cls, model: Callable[..., Any], methods: Entries | None, readout: Reads, seed: int
+        cls, model: Callable[..., Any], methods: MethodLikes | None, readout: ReadoutSpec, seed: int
     ) -> Explainers:
         """Find and build the methods.
 
@@ -56,7 +56,7 @@ class Explainers:
             UnsupportedModelError: a model that can't be explained.
         """
         built = tuple(_built(model, column, readout, seed) for column in as_columns(methods))
-        return cls(Subject.of(model, readout), built, readout, seed)
+        return cls(ModelAdapter.of(model, readout), built, readout, seed)
 
     @property
     def labels(self) -> list[str]:
@@ -68,18 +68,18 @@ class Explainers:
         return {column.name: _described(column) for column in self.columns}
 
     @property
-    def movable(self) -> dict[str, Column]:
+    def movable(self) -> dict[str, MethodSpec]:
         """The methods that can be put on a copy of the model: ours."""
-        return {one.name: one for one in self.columns if isinstance(one.method, Method)}
+        return {one.name: one for one in self.columns if isinstance(one.method, AttributionMethod)}
 
     def on(self, model: Callable[..., Any]) -> Explainers:
         """The methods that can be moved, on a copy of the model."""
-        subject = Subject.of(model, self.readout)
+        adapter = ModelAdapter.of(model, self.readout)
         moved = tuple(
-            replace(one, method=_moved(one.method, model, subject), label=label)
+            replace(one, method=_moved(one.method, model, adapter), label=label)
             for label, one in self.movable.items()
         )
-        return Explainers(subject, moved, self.readout, self.seed)
+        return Explainers(adapter, moved, self.readout, self.seed)
 
     def method(self, label: str) -> Any:
         """A method, as it was built."""
@@ -87,16 +87,16 @@ class Explainers:
 
     def maps(self, pixels: Tensor, target: int) -> Maps:
         """The maps of images, (B, rows, columns) each; forwards are shared where they can be."""
-        question = content(pixels), target, places(self.subject.modules()[0])
+        question = content(pixels), target, places(self.adapter.modules()[0])
         return self.memo.get(question, lambda: self._made(pixels, target))
 
     def _made(self, pixels: Tensor, target: int) -> Maps:
         ours = {
             column.name: column.method
             for column in self.columns
-            if isinstance(column.method, Method) and not column.options
+            if isinstance(column.method, AttributionMethod) and not column.options
         }
-        found = explain_together(list(ours.values()), pixels, target)
+        found = attribute_jointly(list(ours.values()), pixels, target)
         maps: Maps = {
             label: reason_of(one) if isinstance(one, Exception) else one.cpu()
             for label, one in zip(ours, found, strict=True)
@@ -116,30 +116,34 @@ class Explainers:
             raise ModelOutputError(found)
         return found
 
-    def _by_captum(self, column: Column, pixels: Tensor, target: int) -> Tensor:
-        grid = self.subject.layout.grid(*pixels.shape[-2:])
-        task = Task(self.subject.model, self.readout, pixels, target, None, grid, {})
+    def _by_captum(self, column: MethodSpec, pixels: Tensor, target: int) -> Tensor:
+        grid = self.adapter.layout.grid(*pixels.shape[-2:])
+        task = Task(self.adapter.model, self.readout, pixels, target, None, grid, {})
         with ExitStack() as stack:
             if column.is_captum:
-                stack.enter_context(left_alone([*self.subject.modules(), *modules_of([column])]))
+                stack.enter_context(
+                    isolated_model([*self.adapter.modules(), *modules_of([column])])
+                )
                 stack.enter_context(seeded(self.seed, pixels.device))
             return task.runner(column)()
 
-    def _alone(self, column: Column, pixels: Tensor, target: int) -> Tensor | str:
+    def _alone(self, column: MethodSpec, pixels: Tensor, target: int) -> Tensor | str:
         try:
             return self._by_captum(column, pixels, target)
         except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
             return reason_of(error)
 
 
-def _moved(method: Any, model: Callable[..., Any], subject: Subject) -> Method:
-    found: Method = copy.copy(method)
+def _moved(method: Any, model: Callable[..., Any], adapter: ModelAdapter) -> AttributionMethod:
+    found: AttributionMethod = copy.copy(method)
     found.model = model
-    found.subject = replace(subject, layout=method.subject.layout)  # its own readout
+    found.adapter = replace(adapter, layout=method.adapter.layout)  # its own readout
     return found
 
 
-def _built(model: Callable[..., Any], column: Column, readout: Reads, seed: int) -> Column:
+def _built(
+    model: Callable[..., Any], column: MethodSpec, readout: ReadoutSpec, seed: int
+) -> MethodSpec:
     if not isinstance(column.method, str):
         return column
     options = dict(column.options)
@@ -151,14 +155,14 @@ def _built(model: Callable[..., Any], column: Column, readout: Reads, seed: int)
     return replace(column, method=method, label=column.name, options={})
 
 
-def _described(column: Column) -> dict[str, Any]:
+def _described(column: MethodSpec) -> dict[str, Any]:
     """What tells a method from others, as plain data."""
     if isinstance(column.method, str):
         return {"method": column.method, **column.options}
     method: Any = column.method
     found = described(method)
-    if isinstance(method, Method):
-        layout = method.subject.layout
+    if isinstance(method, AttributionMethod):
+        layout = method.adapter.layout
         found["readout"] = [list(layout.readout), layout.rest]
     for name in ("rule", "attribution_method"):  # of a layer; of Captum's NoiseTunnel
         if (inner := getattr(method, name, None)) is not None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_gmar.errors import reason_of
-from hf_gmar.evaluation.run.cache import Memo, content, places
+from hf_gmar.evaluation.run.cache import LRUCache, content, places
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.metrics.base import Metric
-from hf_gmar.metrics.context_builder import Examiner, ScoreKind
+from hf_gmar.metrics.context_builder import ContextBuilder, ScoreKind
 
 _REMEMBERED = 512
 
@@ -58,10 +58,10 @@ class Asking:
 
     def __init__(self, explainers: Explainers, score: ScoreKind) -> None:
         """Nothing is asked yet."""
-        subject = explainers.subject
-        self._examiner = Examiner(subject.model, score, readout=explainers.readout)
-        self._memo = Memo[Tensor](_REMEMBERED)
-        self._explainers = {id(subject.model): explainers}
+        adapter = explainers.adapter
+        self._examiner = ContextBuilder(adapter.model, score, readout=explainers.readout)
+        self._memo = LRUCache[Tensor](_REMEMBERED)
+        self._explainers = {id(adapter.model): explainers}
         self._asked = {label: _Asked(label, self._on) for label in explainers.labels}
 
     def values(
@@ -99,7 +99,7 @@ class Asking:
 
     def _scores(self, pixels: Tensor) -> Tensor:
         """The scores of images, which the other methods mostly ask for as well."""
-        question = content(pixels), places(self._main.subject.modules()[0])
+        question = content(pixels), places(self._main.adapter.modules()[0])
         return self._memo.get(question, lambda: self._examiner.scores(pixels))
 
     @property

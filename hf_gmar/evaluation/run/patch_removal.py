@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_gmar.evaluation.run.plan import Plan, number
-from hf_gmar.metrics.inputs import Curves, Kept
+from hf_gmar.metrics.inputs import ConfidenceChange, Curves
 from hf_gmar.metrics.patch_ranking import patch_order
 from hf_gmar.perturbations.base import Perturbation, Perturbed
 
@@ -38,18 +38,18 @@ class Removal:
     asked: dict[str, _Asked] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, plan: Plan, pixels: Tensor, target: int, perturbation: Perturbation) -> Removal:
+    def bind(cls, plan: Plan, pixels: Tensor, target: int, perturbation: Perturbation) -> Removal:
         """Nothing is asked for yet."""
-        perturbed = plan.begun(perturbation, pixels)
-        return cls(plan, target, perturbed, perturbation.fewest(plan.subject))
+        perturbed = plan.bind(perturbation, pixels)
+        return cls(plan, target, perturbed, perturbation.fewest(plan.adapter))
 
     def ask(self, label: str, patches: Tensor) -> None:
         """Ask for all copies that a method's map (rows, columns) needs."""
         order = patch_order(patches)
         asked = _Asked(whole=self._copy(torch.ones_like(patches, dtype=torch.bool)))
         if self.plan.needing("curves"):
-            asked.most = [self._copy(one) for one in self._without(order, patches.shape)]
-            asked.least = [self._copy(one) for one in self._without(order.flip(0), patches.shape)]
+            asked.morf = [self._copy(one) for one in self._without(order, patches.shape)]
+            asked.lerf = [self._copy(one) for one in self._without(order.flip(0), patches.shape)]
         for name, metric in self.plan.kept.items():
             asked.kept[name] = self._copy(metric.kept(patches))
         self.asked[label] = asked
@@ -66,13 +66,13 @@ class Removal:
         """The metrics of a method."""
         asked = self.asked[label]
         found: dict[str, float | None] = {}
-        if asked.most:
+        if asked.morf:
             curves = Curves(self.plan.how.fractions, *(self._at(one)[None] for one in asked.curves))
             for name, metric in self.plan.needing("curves").items():
                 found[name] = number(metric.values(curves))
         for name, metric in self.plan.kept.items():
             ends = (self._at([key]) for key in (asked.whole, asked.kept[name]))
-            found[name] = number(metric.values(Kept(*ends)))
+            found[name] = number(metric.values(ConfidenceChange(*ends)))
         return found
 
     def curve(self, label: str) -> dict[str, Any]:
@@ -81,10 +81,10 @@ class Removal:
         Empty if no metric needs them.
         """
         asked = self.asked[label]
-        if not asked.most:
+        if not asked.morf:
             return {}
-        most, least = (self._at(one).tolist() for one in asked.curves)
-        return {"most": most, "least": least}
+        morf, lerf = (self._at(one).tolist() for one in asked.curves)
+        return {"morf": morf, "lerf": lerf}
 
     def _without(self, order: Tensor, shape: torch.Size) -> Tensor:
         """What is kept (steps + 1, rows, columns) while patches go in that order."""
@@ -110,10 +110,10 @@ class _Asked:
     """The copies that one method needs, by their keys."""
 
     whole: bytes
-    most: list[bytes] = field(default_factory=list)
-    least: list[bytes] = field(default_factory=list)
+    morf: list[bytes] = field(default_factory=list)
+    lerf: list[bytes] = field(default_factory=list)
     kept: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def curves(self) -> tuple[list[bytes], list[bytes]]:
-        return self.most, self.least
+        return self.morf, self.lerf

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import size_errors
-from hf_gmar._core.request import Request
-from hf_gmar.data.base import Example, Images, Mask, drawn
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
 from hf_gmar.data.masks import cover
 from hf_gmar.data.mosaics import Mosaics
 from hf_gmar.errors import (
@@ -28,9 +28,9 @@ from hf_gmar.evaluation.run.explainers import Maps
 from hf_gmar.evaluation.run.patch_removal import Removal
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.evaluation.run.store import Row
-from hf_gmar.metrics.base import Metric, Needs
-from hf_gmar.metrics.inputs import Located
-from hf_gmar.models.image_view import view_of
+from hf_gmar.metrics.base import InputKind, Metric
+from hf_gmar.metrics.inputs import LocalizationInput
+from hf_gmar.models.image_view import measure_view
 
 # Not of one image.
 _OF_THE_RUN = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
@@ -40,7 +40,7 @@ Rows: TypeAlias = dict[str, Row]
 
 
 @dataclass(frozen=True)
-class Case:
+class Sample:
     """An image with what is asked about it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Case:
         return exact(self.maps)
 
 
-class Measuring:
+class ImageEvaluator:
     """What is measured, and on which images.
 
     Args:
@@ -75,13 +75,13 @@ class Measuring:
         data: the images.
     """
 
-    def __init__(self, plan: Plan, data: Images) -> None:
+    def __init__(self, plan: Plan, data: ImageDataset) -> None:
         """Nothing is measured yet."""
         self.plan = plan
         self.data = data
         self._mosaics: dict[tuple[int, int], Mosaics] = {}
 
-    def image(self, index: int) -> tuple[list[Row], Case | None]:
+    def image(self, index: int) -> tuple[list[Row], Sample | None]:
         """The rows of one image, and what was asked about it.
 
         An image that can't be read or put through the model has one row, which says why; a method
@@ -109,24 +109,24 @@ class Measuring:
                     _undefined(rows[label], {part.__name__.strip("_"): reason_of(error)})
         return list(rows.values()), case
 
-    def _case(self, index: int) -> Case:
+    def _case(self, index: int) -> Sample:
         plan, example = self.plan, self.data[index]
         pixels = plan.pixels(example.image)
-        with size_errors(plan.subject, pixels):
-            logits = predict(plan.subject, Request(pixels))
+        with size_errors(plan.adapter, pixels):
+            logits = predict(plan.adapter, ForwardRequest(pixels))
         predicted = int(logits[0].argmax())
-        predict_it = plan.how.target == "predicted"
+        predict_it = plan.how.explained_class == "predicted"
         target = predicted if predict_it else _label(example, logits.shape[1])
         before = float(plan.score(logits)[0, target])
         maps = plan.explainers.maps(pixels, target)
-        return Case(index, example, pixels, predicted, target, before, maps)
+        return Sample(index, example, pixels, predicted, target, before, maps)
 
-    def _removed(self, case: Case, rows: Rows) -> None:
+    def _removed(self, case: Sample, rows: Rows) -> None:
         """Metrics of removed and of kept patches, for each perturbation."""
-        if not self.plan.needing("curves", "kept"):
+        if not self.plan.needing("curves", "confidence"):
             return
         for name, perturbation in self.plan.perturbations.items():
-            removal = Removal.begin(self.plan, case.pixels, case.target, perturbation)
+            removal = Removal.bind(self.plan, case.pixels, case.target, perturbation)
             for label, patches in case.found.items():
                 removal.ask(label, patches)
             removal.run()
@@ -137,14 +137,14 @@ class Measuring:
                     rows[label]["curves"][name] = curve
                     rows[label]["fractions"] = self.plan.how.fractions.tolist()
 
-    def _located(self, case: Case, rows: Rows) -> None:
+    def _located(self, case: Sample, rows: Rows) -> None:
         """Metrics of the object's mask; none is defined for an image without one."""
-        metrics, mask = self.plan.needing("located"), case.example.mask_of(case.target)
+        metrics, mask = self.plan.needing("localization"), case.example.mask_of(case.target)
         if metrics and mask is not None:
             covered = self._cover(case.example.image, mask, case.pixels)
             _place(metrics, case.found, covered, rows)
 
-    def _mosaic(self, case: Case, rows: Rows) -> None:
+    def _mosaic(self, case: Sample, rows: Rows) -> None:
         """The same on a mosaic with the image as one of its tiles."""
         metrics = self._measured(case, "mosaic")
         if not metrics:
@@ -164,10 +164,10 @@ class Measuring:
                 _undefined(rows[label], {"mosaic": reason})
         _place(metrics, exact(maps), self._cover(found.image, found.mask, pixels), rows)
 
-    def _asked(self, case: Case, rows: Rows) -> None:
+    def _asked(self, case: Sample, rows: Rows) -> None:
         """Metrics that ask a method again and again."""
-        metrics = self._measured(case, "asked")
-        seed = drawn(self.plan.how.seed, case.example.key) % 2**32
+        metrics = self._measured(case, "context")
+        seed = stable_hash(self.plan.how.seed, case.example.key) % 2**32
         for label, patches in case.found.items() if metrics else ():
             values, reasons = self.plan.asking.values(
                 metrics, label, patches, case.pixels, case.target, seed
@@ -175,7 +175,7 @@ class Measuring:
             rows[label]["values"] |= {name: number(value) for name, value in values.items()}
             _undefined(rows[label], reasons)
 
-    def _measured(self, case: Case, need: Needs) -> dict[str, Metric[Any]]:
+    def _measured(self, case: Sample, need: InputKind) -> dict[str, Metric[Any]]:
         """The metrics that this image is one of the images for."""
         count = len(self.data)
         return {
@@ -185,8 +185,8 @@ class Measuring:
         }
 
     def _cover(self, image: Image.Image, mask: Mask, pixels: Tensor) -> Tensor:
-        view = view_of(self.plan.processor, (image.height, image.width))
-        return cover(mask, view, self.plan.subject.layout.grid(*pixels.shape[-2:]))
+        view = measure_view(self.plan.processor, (image.height, image.width))
+        return cover(mask, view, self.plan.adapter.layout.grid(*pixels.shape[-2:]))
 
 
 def _undefined(row: Row, reasons: Mapping[str, str]) -> None:
@@ -199,7 +199,7 @@ def _place(
     metrics: Mapping[str, Metric[Any]], maps: Mapping[str, Tensor], covered: Tensor, rows: Rows
 ) -> None:
     for label, patches in maps.items():
-        found = Located(patches[None], covered[None])
+        found = LocalizationInput(patches[None], covered[None])
         values = {name: number(metric.values(found)) for name, metric in metrics.items()}
         if "values" in rows[label]:  # it may have failed on the image alone
             rows[label]["values"] |= values
@@ -220,7 +220,7 @@ def _label(example: Example, classes: int) -> int:
     return example.label
 
 
-def _row(case: Case, key: str, label: str) -> Row:
+def _row(case: Sample, key: str, label: str) -> Row:
     row: Row = {"index": case.index, "key": key, "method": label}
     found = case.maps[label]
     if isinstance(found, str):

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from hf_gmar._core.model_adapter import Subject
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import OptionError
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.evaluation.run.model_metrics import Asking
-from hf_gmar.metrics.average_drop import KeptMetric
+from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.models.labels import probabilities
 from hf_gmar.perturbations.base import Perturbation, Perturbed
-from hf_gmar.perturbations.memory import copies_at_once
+from hf_gmar.perturbations.memory import max_batch_size
 
 Score: TypeAlias = Literal["probability", "logit"]
-Explained: TypeAlias = Literal["predicted", "label"]
+ExplainedClass: TypeAlias = Literal["predicted", "label"]
 Autocast: TypeAlias = Literal["bfloat16", "float16"]
 
 
@@ -35,12 +35,12 @@ _COUNTS = {
 
 
 @dataclass(frozen=True)
-class How:
+class EvaluationConfig:
     """How a run measures.
 
     Attributes:
         score: what falls when patches are removed: the class's probability or its logit.
-        target: which class is explained: the predicted one, or the image's label.
+        explained_class: which class is explained: the predicted one, or the image's label.
         steps: in how many equal steps patches are removed.
         memory: bytes that perturbed copies may take at a time.
         autocast: half precision for the perturbed copies alone; ``None`` keeps the model's own.
@@ -49,7 +49,7 @@ class How:
     """
 
     score: Score = "probability"
-    target: Explained = "predicted"
+    explained_class: ExplainedClass = "predicted"
     steps: int = 10
     memory: int = 2**28
     autocast: Autocast | None = None
@@ -58,7 +58,7 @@ class How:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, known in (("score", Score), ("target", Explained)):
+        for name, known in (("score", Score), ("explained_class", ExplainedClass)):
             if getattr(self, name) not in get_args(known):
                 raise OptionError(
                     f"{name} must be one of {get_args(known)}, got {getattr(self, name)!r}"
@@ -83,7 +83,7 @@ class How:
         """What makes a difference to the results, as plain data."""
         return {
             "score": self.score,
-            "target": self.target,
+            "explained_class": self.explained_class,
             "steps": self.steps,
             "autocast": self.autocast,
             "seed": self.seed,
@@ -107,19 +107,19 @@ class Plan:
     processor: BaseImageProcessor
     metrics: Mapping[str, Metric[Any]]
     perturbations: Mapping[str, Perturbation]
-    how: How
+    how: EvaluationConfig
     asking: Asking
 
     @property
-    def subject(self) -> Subject:
+    def adapter(self) -> ModelAdapter:
         """The model."""
-        return self.explainers.subject
+        return self.explainers.adapter
 
     @property
     def config(self) -> Any:
         """The model's config, which names the classes."""
         # The outermost one: of prompts, where these are the classes.
-        configs = (getattr(part, "config", None) for part in self.subject.modules())
+        configs = (getattr(part, "config", None) for part in self.adapter.modules())
         return next(one for one in configs if isinstance(one, PreTrainedConfig))
 
     def check(self) -> None:
@@ -149,31 +149,35 @@ class Plan:
         return self.how.score == "probability" and not regression
 
     @property
-    def kept(self) -> dict[str, KeptMetric]:
+    def kept(self) -> dict[str, ConfidenceMetric]:
         """The metrics of what is kept."""
-        return {label: one for label, one in self.metrics.items() if isinstance(one, KeptMetric)}
+        return {
+            label: one for label, one in self.metrics.items() if isinstance(one, ConfidenceMetric)
+        }
 
-    def needing(self, *needs: str) -> dict[str, Metric[Any]]:
+    def needing(self, *input_kind: str) -> dict[str, Metric[Any]]:
         """The metrics that need this."""
-        return {label: one for label, one in self.metrics.items() if one.needs in needs}
+        return {label: one for label, one in self.metrics.items() if one.input_kind in input_kind}
 
     def pixels(self, image: Any) -> Tensor:
         """Pixel values (1, channels, height, width) of an image, where the model is."""
         found = self.processor(images=image, return_tensors="pt").pixel_values
-        return torch.as_tensor(found).to(self.subject.tower.device, self.subject.tower.dtype)
+        return torch.as_tensor(found).to(
+            self.adapter.vision_model.device, self.adapter.vision_model.dtype
+        )
 
     def score(self, scores: Tensor) -> Tensor:
         """What is measured of class scores (K, C): (K, C) float64 on the CPU."""
         scores = scores.detach().double().cpu()
         return probabilities(self.config, scores) if self.how.score == "probability" else scores
 
-    def begun(self, perturbation: Perturbation, pixels: Tensor) -> Perturbed:
+    def bind(self, perturbation: Perturbation, pixels: Tensor) -> Perturbed:
         """A perturbation on an image, with as many copies at a time as fit into the memory."""
         half = None if self.how.autocast is None else getattr(torch, self.how.autocast)
-        batch = copies_at_once(
-            self.subject, pixels, self.how.memory, perturbation=perturbation, autocast=half
+        batch = max_batch_size(
+            self.adapter, pixels, self.how.memory, perturbation=perturbation, autocast=half
         )
-        return perturbation.begin(self.subject, pixels, batch=batch, autocast=half)
+        return perturbation.bind(self.adapter, pixels, batch=batch, autocast=half)
 
 
 def spread(count: int, wanted: int) -> set[int]:

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from hf_gmar.data.base import Images
+from hf_gmar.data.base import ImageDataset
 from hf_gmar.errors import EvaluationError
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import save_example
 from hf_gmar.evaluation.run.fingerprint import digest
-from hf_gmar.evaluation.run.per_image import Measuring
+from hf_gmar.evaluation.run.per_image import ImageEvaluator
 from hf_gmar.evaluation.run.plan import Plan, spread
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
@@ -39,7 +39,7 @@ class Runner:
     """
 
     plan: Plan
-    data: Images
+    data: ImageDataset
     settings: Mapping[str, Any]
     processes: Processes
     folder: Path | None = None
@@ -61,7 +61,7 @@ class Runner:
             self.processes.agreed(lambda: self._begin(store, stack))
             if not store.is_of(self.settings):  # a folder that the processes do not share
                 store.folder.mkdir(parents=True, exist_ok=True)
-                store.begin(self.settings, self.resume)
+                store.open(self.settings, self.resume)
             done = self._done(store)
             missing = [index for index in range(len(self.data)) if index not in done]
             self._measured(missing, store)
@@ -70,8 +70,8 @@ class Runner:
     def _begin(self, store: Store, stack: ExitStack) -> None:
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(store.alone())
-            store.begin(self.settings, self.resume)
+            stack.enter_context(store.lock())
+            store.open(self.settings, self.resume)
         except OSError as error:
             raise EvaluationError(
                 f"nothing can be written to {store.folder}: {error.strerror}; name another folder"
@@ -104,7 +104,7 @@ class Runner:
         share, found = self.processes.share(missing), []
         self._say(0, len(share), [])
         kept = spread(len(self.data), self.plan.how.examples)
-        measuring = Measuring(self.plan, self.data)
+        measuring = ImageEvaluator(self.plan, self.data)
         for count, index in enumerate(share, 1):
             try:
                 rows, case = measuring.image(index)

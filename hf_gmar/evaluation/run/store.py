@@ -50,7 +50,7 @@ class Store:
         return self.folder / ("rows.jsonl" if not self.process else f"rows.{self.process}.jsonl")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Inside, no other run writes to the folder.
 
         Raises:
@@ -68,7 +68,7 @@ class Store:
         finally:
             lock.release()
 
-    def begin(self, settings: Mapping[str, Any], resume: bool) -> None:
+    def open(self, settings: Mapping[str, Any], resume: bool) -> None:
         """Make the folder that of a run with these settings.
 
         Args:
