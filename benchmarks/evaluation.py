@@ -32,7 +32,7 @@ from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.metrics import patch_order
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import labels_of
-from hf_gmar.perturbations import build_perturbation, max_batch_size
+from hf_gmar.perturbations import PERTURBATIONS, max_batch_size
 
 PLAIN = "plain way, blur"
 CURVES_HEAD = (
@@ -66,7 +66,7 @@ class Curve:
             target = int(loaded.model(pixels).logits.argmax())
         patches = GMAR(loaded.model).attribute_patches(pixels, target)[0]
         order, count = patch_order(patches), patches.numel()
-        fewest = build_perturbation("token-dropping").fewest(ModelAdapter.of(loaded.model))
+        fewest = PERTURBATIONS.build("token-dropping").fewest(ModelAdapter.of(loaded.model))
         kept = torch.ones(2, steps + 1, count, dtype=torch.bool)
         for step in range(steps + 1):
             gone = min(round(step * count / steps), count - fewest)
@@ -77,14 +77,14 @@ class Curve:
     def plainly(self) -> Tensor:
         """Deletion, then insertion, step by step: blurred, one copy at a time, all tokens."""
         adapter = ModelAdapter.of(self.loaded.model)
-        begun = build_perturbation("blur").bind(adapter, self.pixels, batch=1)
+        begun = PERTURBATIONS.build("blur").bind(adapter, self.pixels, batch=1)
         steps = [self.kept[0], self.kept[1].flip(0)]
         return torch.cat([begun.scores(one[None]) for half in steps for one in half])
 
     def by(self, name: str, memory: int) -> Tensor:
         """The same scores as the package measures them: in batches, each copy once."""
         adapter = ModelAdapter.of(self.loaded.model)
-        perturbation = build_perturbation(name)
+        perturbation = PERTURBATIONS.build(name)
         batch = max_batch_size(adapter, self.pixels, memory, perturbation=perturbation)
         begun = perturbation.bind(adapter, self.pixels, batch=batch)
         whole, *between, nothing = self.kept[0]

@@ -29,14 +29,14 @@ def metrics() -> str:
     """The metrics of the registry."""
     rows = [
         (one.name, one.formula, "higher" if one.higher_is_better else "lower", one.source)
-        for one in METRICS.values()
+        for _, one in METRICS.items()
     ]
     return _table(("metric", "value of one image", "better", "source"), rows)
 
 
 def metric_limits() -> str:
     """What each metric does not tell."""
-    return _table(("metric", "limits"), [(one.name, one.caveats) for one in METRICS.values()])
+    return _table(("metric", "limits"), [(one.name, one.caveats) for _, one in METRICS.items()])
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,16 +32,19 @@ from .methods.joint import attribute_jointly
 from .methods.legrad import LeGrad
 from .methods.random_attribution import RandomAttribution
 from .methods.raw_attention import RawAttention
+from .methods.registry import register_method
 from .methods.token_grad_cam import TokenGradCAM
+from .metrics.registry import register_metric
 from .models.hub import load_model
 from .models.wrappers import LogitsModel, ZeroShotModel
+from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
 
 __all__ = [
     "AttentionMethod",
     "AttentionRollout",
     "AttnLRP",
-    "MethodSpec",
+    "AttributionMethod",
     "Comparison",
     "Evaluation",
     "GMAR",
@@ -53,7 +56,7 @@ __all__ = [
     "InputXGradient",
     "LeGrad",
     "LogitsModel",
-    "AttributionMethod",
+    "MethodSpec",
     "RandomAttribution",
     "RawAttention",
     "TokenGradCAM",
@@ -61,13 +64,13 @@ __all__ = [
     "ZeroShotModel",
     "__version__",
     "ablate_heads",
+    "attribute_jointly",
     "compare",
     "comparison",
     "data",
     "errors",
     "evaluate",
     "evaluation",
-    "attribute_jointly",
     "head_importance",
     "head_maps",
     "heads",
@@ -78,5 +81,8 @@ __all__ = [
     "perturbations",
     "pipeline",
     "register_layout",
+    "register_method",
+    "register_metric",
+    "register_perturbation",
     "visualization",
 ]

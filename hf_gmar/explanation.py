@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.version import __version__
 from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import build_method, default_options
+from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import label_of, probabilities
@@ -122,12 +122,12 @@ class Explainer:
             OptionError: there is no such method, or an option is outside its range.
             UnsupportedModelError: the model is of a family that can't be explained.
         """
-        chosen = {**default_options(method), **options}
+        chosen = {**METHODS.options(method), **options}
         said = {name: value for name, value in chosen.items() if value is not None}
         settings = {"model": loaded.name, "method": method, **said}
         if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
             settings["prompts"] = loaded.model.prompts
-        return cls(loaded, build_method(method, loaded.model, **options), settings)
+        return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
 
     def explain(
         self,

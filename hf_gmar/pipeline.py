@@ -27,7 +27,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import METHODS, build_method, option_names
+from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import DEFAULT_MODEL
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
@@ -183,13 +183,13 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return None if contrast is None else find_class(self.model.config, str(contrast))
 
     def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
-        known = option_names(name)
+        known = METHODS.options(name)
         if unknown := sorted(options.keys() - known):
             raise OptionError(
                 f"the pipeline has no option {', '.join(unknown)}; it has method, target, top_k, "
                 f"contrast, overlay, timeout and, for the method {name!r}, {', '.join(known)}"
             )
-        return build_method(name, self.model, **options)
+        return METHODS.build(name, self.model, **options)
 
     def _wanted(self, target: Any, top_k: Any) -> list[int] | int:
         """The classes to explain, or how many of the most probable ones."""

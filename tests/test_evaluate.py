@@ -35,14 +35,14 @@ from hf_gmar.errors import (
 )
 from hf_gmar.evaluation import CHEAP
 from hf_gmar.evaluation.run.plan import spread
-from hf_gmar.methods import AttributionMethod, build_method
-from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion, build_metric
+from hf_gmar.methods import METHODS, AttributionMethod
+from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
 from tests.test_state import unchanged
 
-METHODS = ["gmar", "grad-sam", "random"]
+NAMES = ["gmar", "grad-sam", "random"]
 
 
 def by_method(found: Evaluation, index: int) -> dict[str, dict[str, Any]]:
@@ -83,13 +83,13 @@ def area(curve: Sequence[float]) -> float:
     return sum((left + right) / 2 for left, right in steps) / (len(curve) - 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> None:
     steps = 5
     metrics = ["deletion", "insertion", "srg", "average-drop:keep=0.25"]
-    found = evaluate(bundled, "scenes:3", METHODS, metrics, ["mean"], steps=steps)
+    found = evaluate(bundled, "scenes:3", NAMES, metrics, ["mean"], steps=steps)
     data = open_data("scenes:3", labels_of(bundled.model.config))
-    chosen = build_method(method, bundled.model)
+    chosen = METHODS.build(method, bundled.model)
     for index in range(3):
         row = by_method(found, index)[method]
         pixels = pixels_of(bundled, data[index].image)
@@ -162,7 +162,7 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
     assert first["gmar"]["class-sensitivity"] < 1
     pixels = pixels_of(bundled, draw_scene(0).image)
     asked = ContextBuilder(bundled.model).asked(GMAR, pixels, found.rows[0]["target"])
-    plain = build_metric("parameter-randomization", stages=2, seed=3).values(asked)
+    plain = METRICS.build("parameter-randomization", stages=2, seed=3).values(asked)
     assert first["gmar"][lost] == pytest.approx(float(plain), abs=1e-5)
     # Captum's methods are built on one model, and have no heads.
     assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
@@ -188,7 +188,7 @@ def test_copies_and_maps_are_made_once(bundled: LoadedModel) -> None:
 
 
 def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Path) -> None:
-    whole = evaluate(bundled, "scenes:4", METHODS, output=tmp_path / "whole", steps=3)
+    whole = evaluate(bundled, "scenes:4", NAMES, output=tmp_path / "whole", steps=3)
     part = tmp_path / "part"
     shutil.copytree(tmp_path / "whole", part)
     (part / "summary.json").unlink()
@@ -197,7 +197,7 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
     (part / "rows.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:50])
     done: list[tuple[int, int]] = []
     again = evaluate(
-        bundled, "scenes:4", METHODS, output=part, steps=3,
+        bundled, "scenes:4", NAMES, output=part, steps=3,
         progress=lambda count, total, _rows: done.append((count, total)),
     )  # fmt: skip
     assert done == [(0, 2), (1, 2), (2, 2)]
@@ -206,7 +206,7 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
     for name in ("summary.json", "report.md"):
         assert (part / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     nothing: list[int] = []
-    evaluate(bundled, "scenes:4", METHODS, output=part, steps=3, baseline="gmar",
+    evaluate(bundled, "scenes:4", NAMES, output=part, steps=3, baseline="gmar",
              progress=lambda _count, total, _rows: nothing.append(total))  # fmt: skip
     assert nothing == [0]
 
@@ -234,7 +234,7 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
 def test_other_settings_never_mix(
     bundled: LoadedModel, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    asked: dict[str, Any] = {"data": "scenes:2", "methods": METHODS, "steps": 3, "output": tmp_path}
+    asked: dict[str, Any] = {"data": "scenes:2", "methods": NAMES, "steps": 3, "output": tmp_path}
     asked |= {"metrics": ["aopc"], "examples": 0}
     evaluate(bundled, **asked)
     before = (tmp_path / "rows.jsonl").read_bytes()
@@ -278,18 +278,18 @@ def test_broken_images_are_counted_and_skipped(
     bundled: LoadedModel, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    found = evaluate(bundled, folder, METHODS, ["deletion"], output=out, steps=2)
+    found = evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
     broken = [row for row in found.rows if row["method"] is None]
     assert [(row["index"], row["key"]) for row in broken] == [(1, "1.png"), (3, "3.png")]
     assert "broken" in broken[0]["error"]
     assert "not an image" in broken[1]["error"]
     assert found.summary.images == 3
-    assert len(found.rows) == 2 + 3 * len(METHODS)
+    assert len(found.rows) == 2 + 3 * len(NAMES)
     assert "1.png" in (out / "report.md").read_text()
     # Other files are another data set.
     draw_scene(1).image.save(folder / "1.png")
     with pytest.raises(EvaluationError, match="data"):
-        evaluate(bundled, folder, METHODS, ["deletion"], output=out, steps=2)
+        evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
 
 
 class Unreliable(ImageDataset):
@@ -321,14 +321,14 @@ def test_images_that_could_not_be_read_are_tried_again(
     bundled: LoadedModel, tmp_path: Path
 ) -> None:
     data, done = Unreliable(), list[int]()
-    first = evaluate(bundled, data, METHODS, ["deletion"], output=tmp_path, steps=2)
+    first = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2)
     assert [row["error"] for row in first.rows if "error" in row] == ["it can't be reached"]
     data.away.clear()
-    again = evaluate(bundled, data, METHODS, ["deletion"], output=tmp_path, steps=2,
+    again = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2,
                      progress=lambda _c, total, _r: done.append(total))  # fmt: skip
     assert set(done) == {1}
     assert again.summary.images == 3
-    assert again.rows == evaluate(bundled, data, METHODS, ["deletion"], steps=2).rows
+    assert again.rows == evaluate(bundled, data, NAMES, ["deletion"], steps=2).rows
 
 
 class Failing(AttributionMethod):
@@ -363,7 +363,7 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
     loaded = load_model("bundled")
     loaded.model.train()
     state = torch.get_rng_state()
-    methods = [*METHODS, Saliency(LogitsModel(loaded.model))]
+    methods = [*NAMES, Saliency(LogitsModel(loaded.model))]
     metrics = ["deletion", "class-sensitivity", "parameter-randomization:stages=2,images=1",
                "max-sensitivity:samples=1,images=1"]  # fmt: skip
     perturbations = ["blur", "token-dropping", "attention-masking", "noise"]

@@ -68,8 +68,8 @@ def rows_of(methods: tuple[str, ...] = METHODS, images: int = 24) -> Iterator[di
             for perturbation in ("blur", "token-dropping"):
                 shift = hard + 0.02 * place + generator.normal(0, 0.02)
                 curves[perturbation] = {
-                    "most": (0.9 - FRACTIONS * (0.8 - shift)).tolist(),
-                    "least": (0.9 - FRACTIONS**2 * (0.8 + shift)).tolist(),
+                    "morf": (0.9 - FRACTIONS * (0.8 - shift)).tolist(),
+                    "lerf": (0.9 - FRACTIONS**2 * (0.8 + shift)).tolist(),
                 }
                 values[f"deletion:{perturbation}"] = 0.2 + shift
                 values[f"insertion:{perturbation}"] = 0.8 - shift

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_gmar._utils.option_strings import labelled, parsed
+from hf_gmar._utils.option_strings import format_spec, parse_spec
 from hf_gmar.errors import EvaluationError, OptionError
 from hf_gmar.evaluation.run.fingerprint import described, differences, digest, digest_of_weights
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
@@ -208,14 +208,14 @@ def test_things_are_described_by_their_plain_attributes() -> None:
     ],
 )
 def test_names_with_options_are_read(text: str, found: tuple[str, dict[str, object]]) -> None:
-    assert parsed(text) == found
+    assert parse_spec(text) == found
 
 
 @pytest.mark.parametrize("text", ["", ":a=1", "gmar:", "gmar:alpha", "gmar:=1", "gmar:a=1,a=2"])
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(OptionError):
-        parsed(text)
+        parse_spec(text)
 
 
 def test_labels_say_the_options() -> None:
-    assert labelled(*parsed("gmar:norm=l2,alpha=0.5")) == "gmar (norm=l2, alpha=0.5)"
+    assert format_spec(*parse_spec("gmar:norm=l2,alpha=0.5")) == "gmar (norm=l2, alpha=0.5)"

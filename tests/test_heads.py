@@ -162,7 +162,9 @@ def test_an_unknown_norm() -> None:
 
 
 def test_an_unknown_criterion() -> None:
-    with pytest.raises(OptionError, match="criterion must be one of 'gmar', 'taylor', got 'impact'"):
+    with pytest.raises(
+        OptionError, match="criterion must be one of 'gmar', 'taylor', got 'impact'"
+    ):
         head_importance(VIT.build(), VIT.images(), criterion="impact")  # type: ignore[arg-type]
 
 

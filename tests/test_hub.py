@@ -158,7 +158,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "commit": {"name": "owner/scenes", "revision": commit_of("owner/scenes", "v2")},
     "no such revision": {"name": "owner/scenes", "revision": "v9"},
     "half": {"name": "owner/scenes", "dtype": "bfloat16"},
-    "eager": {"name": "owner/scenes", "attention": "eager"},
+    "eager": {"name": "owner/scenes", "attn_implementation": "eager"},
     "no such model": {"name": "owner/nothing"},
     "private, no token": {"name": "owner/private"},
     "private, another's token": {"name": "owner/private", "token": "hf_gated"},
@@ -503,7 +503,9 @@ def test_attention_is_what_the_model_is_loaded_with(attention: str) -> None:
 
 @pytest.mark.parametrize("attention", ["sdp", "", "some-one/kernel", "paged|eager"])
 def test_an_attention_that_is_not_there(attention: str) -> None:
-    with pytest.raises(OptionError, match=r"attn_implementation must be one of 'eager'.*'sdpa'") as caught:
+    with pytest.raises(
+        OptionError, match=r"attn_implementation must be one of 'eager'.*'sdpa'"
+    ) as caught:
         load_model(attn_implementation=attention)
     assert repr(attention) in str(caught.value)
 
@@ -575,7 +577,7 @@ def test_a_missing_folder_is_said_to_be_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [100, "one hundred", None])
-@pytest.mark.parametrize("options", [{}, {"attention": "sdpa"}])
+@pytest.mark.parametrize("options", [{}, {"attn_implementation": "sdpa"}])
 def test_a_config_that_does_not_fit_is_refused(
     model: Path, value: object, options: dict[str, Any]
 ) -> None:

@@ -36,7 +36,6 @@ ATTENTION_SETTINGS = {
     "AttentionMaskInterface",
     "_attn_implementation",
     "_attn_implementation_internal",
-    "attn_implementation",
     "eager_attention_forward",
     "output_attentions",
     "set_attn_implementation",

@@ -25,7 +25,7 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.methods import METHODS, build_method, option_names
+from hf_gmar.methods import METHODS
 from hf_gmar.methods.layer_rules import RolloutRule
 from tests import oracles
 from tests.cases import (
@@ -333,15 +333,20 @@ def test_legrad_of_a_layer_that_runs_twice(engine: str) -> None:
 
 def test_options_of_the_methods() -> None:
     shared = ["start_layer", "engine", "chunk_size", "checkpoint", "readout"]
-    assert option_names("gmar") == ["norm", "alpha", *shared]
-    assert option_names("attention-rollout") == ["head_fusion", "discard_ratio", "alpha", *shared]
-    assert option_names("raw-attention") == ["layer", *shared[1:]]
-    assert option_names("legrad") == ["layer_scores", *shared]
-    assert option_names("grad-sam") == shared
-    assert option_names("random") == ["seed", "readout"]
+    assert list(METHODS.options("gmar")) == ["norm", "alpha", *shared]
+    assert list(METHODS.options("attention-rollout")) == [
+        "head_fusion",
+        "discard_ratio",
+        "alpha",
+        *shared,
+    ]
+    assert list(METHODS.options("raw-attention")) == ["layer", *shared[1:]]
+    assert list(METHODS.options("legrad")) == ["layer_scores", *shared]
+    assert list(METHODS.options("grad-sam")) == shared
+    assert list(METHODS.options("random")) == ["seed", "readout"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_says_what_it_is(name: str) -> None:
     method = METHODS[name]
     assert method.source
@@ -352,15 +357,15 @@ def test_every_method_says_what_it_is(name: str) -> None:
     assert name in {
         known for known in METHODS if any(case.about is METHODS[known] for case in CASES)
     }
-    explain = build_method(name, VIT.build())
+    explain = METHODS.build(name, VIT.build())
     assert explain.attribute_patches(VIT.images(), 3).shape == (BATCH, *VIT.grid)
     with pytest.raises(OptionError, match="has no option sharpness"):
-        build_method(name, VIT.build(), sharpness=1)
+        METHODS.build(name, VIT.build(), sharpness=1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_refuses_bad_inputs(name: str) -> None:
-    explain = build_method(name, VIT.build())
+    explain = METHODS.build(name, VIT.build())
     with pytest.raises(InputError, match="NaN or infinity"):
         explain.attribute(torch.full((1, 3, 32, 32), float("nan")), 3)
     with pytest.raises(InputError, match="refused images of 40 x 40"):
@@ -453,12 +458,12 @@ def _larger(_: nn.Module, args: tuple[Tensor]) -> Tensor:
     return args[0] * 1.5
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", list(METHODS))
 def test_weights_made_in_inference_mode(name: str) -> None:
     with torch.inference_mode():
         model = VIT.build()
     with pytest.raises(UnsupportedModelError, match=r"made inside torch.inference_mode\(\)"):
-        build_method(name, model)
+        METHODS.build(name, model)
 
 
 def test_legrad_runs_the_head_for_explained_layers_alone() -> None:

@@ -22,10 +22,8 @@ from hf_gmar.metrics import (
     Curves,
     LocalizationInput,
     Metric,
-    build_metric,
     kept_count,
     kept_patches,
-    metric_options,
     patch_order,
     unit_scaled,
 )
@@ -53,7 +51,7 @@ def linear_curves(*orders: list[int], weights: list[float] = WEIGHTS) -> Curves:
 
 def value(name: str, found: Any, **options: Any) -> float:
     """Of the first image."""
-    return float(build_metric(name, **options).values(found)[0])
+    return float(METRICS.build(name, **options).values(found)[0])
 
 
 def area(values: list[float], steps: list[float]) -> float:
@@ -84,7 +82,7 @@ def test_a_linear_model_in_the_best_order(name: str) -> None:
 @pytest.mark.parametrize("name", ON_CURVES)
 def test_the_best_and_the_worst_order_are_the_bounds(name: str) -> None:
     orders = [list(order) for order in itertools.permutations(range(4))]
-    values = build_metric(name).values(linear_curves(*orders))
+    values = METRICS.build(name).values(linear_curves(*orders))
     best, worst = orders.index(BEST), orders.index(BEST[::-1])
     sign = 1 if METRICS[name].higher_is_better else -1
     assert (sign * values).argmax() == best
@@ -151,7 +149,7 @@ def test_an_image_that_could_not_be_measured_is_not_defined() -> None:
     found = linear_curves(BEST, BEST)
     broken = Curves(found.fractions, found.morf * tensor([[math.nan], [1]]), found.lerf)
     for name in set(ON_CURVES) - {"insertion"}:
-        metric = build_metric(name)
+        metric = METRICS.build(name)
         values = metric.update(broken).tolist()
         assert math.isnan(values[0])
         assert metric.compute() == values[1]
@@ -174,9 +172,9 @@ def test_an_image_that_could_not_be_measured_is_not_defined() -> None:
         ([0, 1], [[1, 0]], [[1, -math.inf]]),
     ],
 )
-def test_curves_that_are_none(fractions: Any, most: Any, least: Any) -> None:
+def test_curves_that_are_none(fractions: Any, morf: Any, lerf: Any) -> None:
     with pytest.raises(InputError, match=r"Curves needs .*; got \{'fractions'"):
-        Curves(tensor(fractions), tensor(most), tensor(least))
+        Curves(tensor(fractions), tensor(morf), tensor(lerf))
 
 
 def test_numbers_must_be_tensors_and_become_exact() -> None:
@@ -196,7 +194,7 @@ def test_numbers_must_be_tensors_and_become_exact() -> None:
 def test_drop_increase_and_gain_of_any_probabilities(pairs: list[tuple[float, float]]) -> None:
     found = ConfidenceChange(tensor([one[0] for one in pairs]), tensor([one[1] for one in pairs]))
     drops, rises, gains = (
-        build_metric(f"average-{name}").values(found).tolist()
+        METRICS.build(f"average-{name}").values(found).tolist()
         for name in ("drop", "increase", "gain")
     )
     for (before, after), drop, rise, gain in zip(pairs, drops, rises, gains, strict=True):
@@ -228,7 +226,7 @@ def test_the_ends_of_what_is_kept() -> None:
 @pytest.mark.parametrize("name", ["average-drop", "average-gain"])
 @pytest.mark.parametrize("bad", [-0.2, 1.2])
 def test_logits_are_no_probabilities(name: str, bad: float) -> None:
-    metric = build_metric(name)
+    metric = METRICS.build(name)
     assert metric.probability
     for found in (
         ConfidenceChange(tensor([bad]), tensor([0.5])),
@@ -255,13 +253,13 @@ def test_an_increase_is_defined_for_logits() -> None:
     ("before", "after"), [([0.5], [0.5, 0.5]), ([[0.5]], [[0.5]]), ([math.inf], [0.5])]
 )
 def test_scores_that_are_none(before: Any, after: Any) -> None:
-    with pytest.raises(InputError, match=r"Kept needs .*; got \{'before': "):
+    with pytest.raises(InputError, match=r"ConfidenceChange needs .*; got \{'before': "):
         ConfidenceChange(tensor(before), tensor(after))
 
 
 def test_what_is_kept_follows_the_options() -> None:
     relevance = tensor([[0.3, 0.1, 0.2, 0.6]])
-    kept: Callable[..., Any] = lambda **options: build_metric("average-drop", **options).kept(  # type: ignore[attr-defined]  # noqa: E731
+    kept: Callable[..., Any] = lambda **options: METRICS.build("average-drop", **options).kept(  # type: ignore[attr-defined]  # noqa: E731
         relevance
     )
     assert kept().tolist() == [[True, False, False, True]]
@@ -342,14 +340,14 @@ def test_shares_that_are_none(keep: Any) -> None:
     with pytest.raises(OptionError, match="keep must be a number above 0 and at most 1, got"):
         kept_patches(torch.zeros(2, 2), keep)
     with pytest.raises(OptionError, match="keep must be a number above 0"):
-        build_metric("average-drop", keep=keep)
+        METRICS.build("average-drop", keep=keep)
 
 
 def test_forms_that_are_none() -> None:
     with pytest.raises(OptionError, match="form must be one of 'patches', 'soft', got 'hard'"):
         kept_patches(torch.zeros(2, 2), form="hard")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="form must be one of"):
-        build_metric("average-gain", form="hard")
+        METRICS.build("average-gain", form="hard")
 
 
 # Where a map lies
@@ -377,7 +375,7 @@ def test_a_map_on_the_object_and_one_off_it(name: str) -> None:
 @pytest.mark.parametrize("name", LOCATED)
 def test_without_a_mask_nothing_is_defined(name: str) -> None:
     found = LocalizationInput(tensor([MASK, MASK]), tensor([[[0.0] * 3] * 2, MASK]))
-    assert [math.isnan(one) for one in build_metric(name).values(found).tolist()] == [True, False]
+    assert [math.isnan(one) for one in METRICS.build(name).values(found).tolist()] == [True, False]
 
 
 def test_a_constant_map_gives_the_floor() -> None:
@@ -412,7 +410,7 @@ def test_images_of_a_batch_are_apart(name: str) -> None:
         value(name, LocalizationInput(one[None], own[None]))
         for one, own in zip(maps, cover, strict=True)
     ]
-    assert build_metric(name).values(LocalizationInput(maps, cover)).tolist() == pytest.approx(
+    assert METRICS.build(name).values(LocalizationInput(maps, cover)).tolist() == pytest.approx(
         exclusive_eval
     )
     for options in [{"threshold": 0.5}] if name == "miou" else []:
@@ -420,7 +418,7 @@ def test_images_of_a_batch_are_apart(name: str) -> None:
             value(name, LocalizationInput(one[None], own[None]), **options)
             for one, own in zip(maps, cover, strict=True)
         ]
-        together = build_metric(name, **options).values(LocalizationInput(maps, cover))
+        together = METRICS.build(name, **options).values(LocalizationInput(maps, cover))
         assert together.tolist() == pytest.approx(exclusive_eval)
 
 
@@ -484,14 +482,14 @@ def pixel_miou(marked: list[bool], inside: list[int]) -> float:
     ],
 )
 def test_places_that_are_none(relevance: Any, cover: Any) -> None:
-    with pytest.raises(InputError, match="Located needs "):
+    with pytest.raises(InputError, match="LocalizationInput needs "):
         LocalizationInput(tensor(relevance), tensor(cover))
 
 
 @pytest.mark.parametrize("threshold", [1, 1.5, -0.1, math.nan, "median", None, True])
 def test_thresholds_that_are_none(threshold: Any) -> None:
     with pytest.raises(OptionError, match="threshold must be"):
-        build_metric("miou", threshold=threshold)
+        METRICS.build("miou", threshold=threshold)
 
 
 # What all of them share
@@ -507,12 +505,12 @@ def some_images(count: int) -> ConfidenceChange:
 @given(st.integers(1, 30), st.lists(st.integers(0, 30), max_size=4), st.randoms())
 def test_parts_in_any_order_are_one(count: int, cuts: list[int], shuffled: random.Random) -> None:
     found = some_images(count + 1)  # one more, so that one is defined
-    whole = build_metric("average-drop")
+    whole = METRICS.build("average-drop")
     whole.update(found)
     bounds = sorted({0, count + 1, *(min(cut, count) for cut in cuts)})
     parts = []
     for left, right in itertools.pairwise(bounds):
-        part = build_metric("average-drop")
+        part = METRICS.build("average-drop")
         part.update(ConfidenceChange(found.before[left:right], found.after[left:right]))
         parts.append(pickle.loads(pickle.dumps(part)))  # noqa: S301  # as between processes
     shuffled.shuffle(parts)
@@ -523,7 +521,7 @@ def test_parts_in_any_order_are_one(count: int, cuts: list[int], shuffled: rando
 
 
 def test_the_mean_is_over_the_images_that_are_defined() -> None:
-    metric = build_metric("average-drop")
+    metric = METRICS.build("average-drop")
     assert metric.update(ConfidenceChange(tensor([0.5, 0]), tensor([0.25, 0.5])))[0] == 50
     metric.update(ConfidenceChange(tensor([0.5]), tensor([0.5])))
     assert metric.compute() == 25
@@ -534,13 +532,13 @@ def test_the_mean_is_over_the_images_that_are_defined() -> None:
 
 
 def test_values_are_not_kept() -> None:
-    metric = build_metric("deletion")
+    metric = METRICS.build("deletion")
     assert metric.values(linear_curves(BEST)).dtype == torch.float64
     assert metric.seen == []
 
 
 def test_no_images_have_no_mean() -> None:
-    metric = build_metric("average-drop", keep=0.25)
+    metric = METRICS.build("average-drop", keep=0.25)
     with pytest.raises(InputError, match=r"average-drop \(keep=0.25\) has seen 0 images"):
         metric.compute()
     metric.update(ConfidenceChange(tensor([0]), tensor([0.5])))
@@ -549,18 +547,18 @@ def test_no_images_have_no_mean() -> None:
 
 
 def test_a_metric_merged_with_itself_counts_twice() -> None:
-    metric = build_metric("deletion")
+    metric = METRICS.build("deletion")
     metric.update(linear_curves(BEST, BEST[::-1]))
     metric.merge([metric])
     assert len(metric.seen) == 4
 
 
 @pytest.mark.parametrize(
-    "other", [build_metric("insertion"), build_metric("average-drop", keep=0.3), "deletion"]
+    "other", [METRICS.build("insertion"), METRICS.build("average-drop", keep=0.3), "deletion"]
 )
 def test_other_metrics_are_not_merged(other: Any) -> None:
     name = "average-drop" if getattr(other, "input_kind", None) == "confidence" else "deletion"
-    metric, good = build_metric(name), build_metric(name)
+    metric, good = METRICS.build(name), METRICS.build(name)
     good.seen = [0.5]
     with pytest.raises(InputError, match=f"{name} can be merged with the same metric .* got "):
         metric.merge([good, other])
@@ -568,34 +566,34 @@ def test_other_metrics_are_not_merged(other: Any) -> None:
 
 
 def test_labels_say_the_options_that_are_not_the_usual_ones() -> None:
-    assert build_metric("average-drop", keep=0.5, form="patches").label == "average-drop"
-    assert build_metric("average-drop", keep=0.25, form="soft").label == (
+    assert METRICS.build("average-drop", keep=0.5, form="patches").label == "average-drop"
+    assert METRICS.build("average-drop", keep=0.25, form="soft").label == (
         "average-drop (keep=0.25, form=soft)"
     )
-    assert build_metric("miou", threshold=0.5).label == "miou (threshold=0.5)"
-    assert build_metric("grid-pointing", images=5).label == "grid-pointing"
+    assert METRICS.build("miou", threshold=0.5).label == "miou (threshold=0.5)"
+    assert METRICS.build("grid-pointing", images=5).label == "grid-pointing"
 
 
 @given(st.integers(1, 50), st.integers(1, 60))
 def test_measured_images_are_spread_evenly(images: int, count: int) -> None:
-    metric = build_metric("grid-pointing", images=images)
+    metric = METRICS.build("grid-pointing", images=images)
     chosen = [index for index in range(count) if metric.measures(index, count)]
     assert len(chosen) == min(images, count)
     assert chosen[0] == 0
     gaps = [right - left for left, right in itertools.pairwise([*chosen, count])]
     assert max(gaps) - min(gaps) <= 1
-    every = build_metric("grid-pointing")
+    every = METRICS.build("grid-pointing")
     assert all(every.measures(index, count) for index in range(count))
 
 
 @pytest.mark.parametrize("images", [0, -1, 2.5, True, "all"])
 def test_numbers_of_images_that_are_none(images: Any) -> None:
     with pytest.raises(OptionError, match="images must be a whole number from 1"):
-        build_metric("grid-pointing", images=images)
+        METRICS.build("grid-pointing", images=images)
 
 
 def test_every_metric_says_what_it_is() -> None:
-    assert len(METRICS) == 18
+    assert len(METRICS.built_in) == 18
     for name, metric in METRICS.items():
         assert metric.name == name
         assert metric.higher_is_better in {True, False}
@@ -604,15 +602,15 @@ def test_every_metric_says_what_it_is() -> None:
             assert text
             assert not {"|", "\n"} & set(text)  # it stands in a table
         assert metric.summary.endswith(".")
-        built = build_metric(name)
+        built = METRICS.build(name)
         assert isinstance(built, Metric)
-        assert {key: getattr(built, key) for key in metric_options(name)} == metric_options(name)
+        assert {key: getattr(built, key) for key in METRICS.options(name)} == METRICS.options(name)
 
 
 def test_names_and_options_that_do_not_exist() -> None:
     with pytest.raises(OptionError, match="there is no metric 'beauty'; there are deletion, "):
-        build_metric("beauty")
+        METRICS.build("beauty")
     with pytest.raises(OptionError, match="'deletion' has no option keep; it has none"):
-        build_metric("deletion", keep=0.5)
+        METRICS.build("deletion", keep=0.5)
     with pytest.raises(OptionError, match="no option a, b; it has keep, form"):
-        build_metric("average-drop", b=1, a=2)
+        METRICS.build("average-drop", b=1, a=2)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_gmar.errors import InputError, OptionError
-from hf_gmar.metrics import Explain, MetricContext, build_metric, ssim
+from hf_gmar.metrics import METRICS, Explain, MetricContext, ssim
 
 CHANNELS, PATCH, ROWS, COLUMNS = 2, 3, 2, 3
 WEIGHTS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]], dtype=torch.float64)
@@ -50,7 +50,7 @@ TOY = MetricContext(gives(WEIGHTS), linear, PIXELS, target=1, other=0)
 
 
 def value(name: str, asked: MetricContext, **options: Any) -> float:
-    (found,) = build_metric(name, **options).values(asked).tolist()
+    (found,) = METRICS.build(name, **options).values(asked).tolist()
     return float(found)
 
 
@@ -387,7 +387,7 @@ def test_methods_without_importance_of_heads() -> None:
 def test_options_outside_their_range(name: str, options: dict[str, Any]) -> None:
     (option,) = options
     with pytest.raises(OptionError, match=f"{option} must be "):
-        build_metric(name, **options)
+        METRICS.build(name, **options)
 
 
 @pytest.mark.parametrize("pixels", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4)])
@@ -397,7 +397,7 @@ def test_one_image_at_a_time(pixels: Tensor) -> None:
 
 
 def test_means_of_what_was_asked() -> None:
-    metric = build_metric("class-sensitivity")
+    metric = METRICS.build("class-sensitivity")
     for asked in (TOY, replace(TOY, explain=of_class), replace(TOY, other=None)):
         metric.update(asked)
     assert metric.compute() == 0

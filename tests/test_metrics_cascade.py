@@ -17,12 +17,12 @@ from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
-from hf_gmar.metrics import Cascade, ContextBuilder, build_metric, randomised, second_class
+from hf_gmar.metrics import METRICS, Cascade, ContextBuilder, randomised, second_class
 from hf_gmar.metrics.weight_randomization import _cut_after
 from hf_gmar.models import LoadedModel, load_model
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
 
-METRICS = [
+NAMES = [
     "infidelity",
     "max-sensitivity",
     "class-sensitivity",
@@ -269,8 +269,8 @@ def pixels(bundled: LoadedModel, scene: Any) -> Tensor:
 @pytest.mark.parametrize("method", [GMAR, AttentionRollout, RandomAttribution])
 def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: Any) -> None:
     asked = ContextBuilder(bundled.model).asked(method, pixels, 6)
-    for name in METRICS:
-        (found,) = build_metric(name).values(asked).tolist()
+    for name in NAMES:
+        (found,) = METRICS.build(name).values(asked).tolist()
         if name == "head-ablation":
             assert math.isnan(found) == (method is not GMAR)
         elif name == "class-sensitivity":
@@ -284,7 +284,7 @@ def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: A
 def test_randomisation_by_hand(bundled: LoadedModel, pixels: Tensor) -> None:
     examiner = ContextBuilder(bundled.model)
     asked = examiner.asked(GradientRollout, pixels, 6)
-    (found,) = build_metric("parameter-randomization", stages=3, seed=8).values(asked).tolist()
+    (found,) = METRICS.build("parameter-randomization", stages=3, seed=8).values(asked).tolist()
     own, cascade = GradientRollout(bundled.model).attribute_patches(pixels, 6), None
     cascade = Cascade(bundled.model, pixels, 8)
     expected = []
@@ -380,13 +380,13 @@ def test_a_method_is_built_once_for_each_model(bundled: LoadedModel, pixels: Ten
 
     examiner, metric = (
         ContextBuilder(bundled.model),
-        build_metric("parameter-randomization", stages=2),
+        METRICS.build("parameter-randomization", stages=2),
     )
     first, second = (metric.update(examiner.asked(build_it, pixels, target)) for target in (6, 4))
     assert first != second
     assert built[0] is bundled.model
     assert len(built) == 2
-    again = build_metric("parameter-randomization", stages=2, seed=1)
+    again = METRICS.build("parameter-randomization", stages=2, seed=1)
     assert again.values(examiner.asked(build_it, pixels, 6)) != first
     assert len(built) == 3
 
@@ -396,12 +396,12 @@ def test_readouts_and_keywords_reach_all_calls() -> None:
     examiner = ContextBuilder(case.build(), score="logit", **case.options)
     build_it = functools.partial(GMAR, **case.options)
     asked = examiner.asked(build_it, case.images(batch=1), 3)
-    assert all(torch.isfinite(build_metric(name).values(asked)).all() for name in METRICS)
+    assert all(torch.isfinite(METRICS.build(name).values(asked)).all() for name in NAMES)
     tall = torch.rand(1, 3, 40, 16)
     larger = ContextBuilder(VIT.build(), forward_kwargs={"interpolate_pos_encoding": True})
     asked = larger.asked(GMAR, tall, 3)
     assert asked.relevance().shape == (5, 2)
-    assert all(torch.isfinite(build_metric(name).values(asked)).all() for name in METRICS)
+    assert all(torch.isfinite(METRICS.build(name).values(asked)).all() for name in NAMES)
 
 
 def test_one_class_has_no_second() -> None:

@@ -33,7 +33,6 @@ from hf_gmar.perturbations import (
     Noise,
     Perturbation,
     TokenDropping,
-    build_perturbation,
     dataset_mean,
     max_batch_size,
 )
@@ -104,7 +103,7 @@ def seen(perturbation: Perturbation, case: ModelCase, kept: Tensor, **how: Any) 
 
 def test_names() -> None:
     assert list(PERTURBATIONS) == [one.name for one in ALL]
-    assert [type(one) for one in ALL] == list(PERTURBATIONS.values())
+    assert [type(one) for one in ALL] == [kind for _, kind in PERTURBATIONS.items()]
     assert {one.name for one in ALL if not one.soft} == {"attention-masking", "token-dropping"}
 
 
@@ -116,7 +115,7 @@ def test_the_page_has_them_all() -> None:
 @every_perturbation
 def test_built_by_name(perturbation: Perturbation) -> None:
     options = dataclasses.asdict(perturbation)
-    assert build_perturbation(perturbation.name, **options) == perturbation
+    assert PERTURBATIONS.build(perturbation.name, **options) == perturbation
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_built_by_name(perturbation: Perturbation) -> None:
 )
 def test_options_that_do_not_exist(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        build_perturbation(name, **options)
+        PERTURBATIONS.build(name, **options)
 
 
 # What is seen

@@ -54,7 +54,7 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.methods import build_method
+from hf_gmar.methods import METHODS
 from hf_gmar.models import ImageView, LoadedModel, bundled_folder, find_class
 from hf_gmar.visualization import overlay_image
 from tests.models import PROMPTS, build, of_two, prompted
@@ -515,7 +515,7 @@ def test_refused(
 
 def test_a_method_says_its_options(bundled: LoadedModel) -> None:
     with pytest.raises(OptionError, match="'gmar' has no option nrom, top_k; it has norm, alpha"):
-        build_method("gmar", bundled.model, nrom="l2", top_k=3)
+        METHODS.build("gmar", bundled.model, nrom="l2", top_k=3)
 
 
 def test_a_family_without_rollout_is_refused() -> None:

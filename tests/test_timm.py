@@ -15,7 +15,7 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from hf_gmar import GMAR
 from hf_gmar._core.head_masking import scores_with_masked_heads
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
-from hf_gmar.methods import METHODS, build_method
+from hf_gmar.methods import METHODS
 from tests import oracles
 from tests.cases import LABELS, TARGETS, VIT
 from tests.parity import relative_error
@@ -108,13 +108,13 @@ def test_heads_of_timm_models_are_not_masked() -> None:
         scores_with_masked_heads(build("vit_tiny_patch16_224"), VIT.images(), masked)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", list(METHODS))
 @pytest.mark.parametrize("architecture", ["vit", "deit-distilled", "eva"])
 def test_every_method_explains_it(architecture: str, name: str) -> None:
     """Those that need layers find timm's blocks; what LeGrad gives is that of cut-off models."""
     model_name, settings, readout = ARCHITECTURES[architecture]
     model, images = build(model_name, **settings), torch.randn(2, 3, 32, 32)
-    patches = build_method(name, model).attribute_patches(images, 3)
+    patches = METHODS.build(name, model).attribute_patches(images, 3)
     assert patches.shape == (2, 4, 4)
     assert patches.abs().sum() > 0
     if name != "legrad":

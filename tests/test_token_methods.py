@@ -27,7 +27,7 @@ from transformers import (
 from hf_gmar import GMAR, AttnLRP, InputXGradient, LogitsModel, TokenGradCAM
 from hf_gmar._core.layers import layer_modules
 from hf_gmar.errors import ModelOutputError, OptionError, TargetError, UnsupportedModelError
-from hf_gmar.methods import AttributionMethod, build_method
+from hf_gmar.methods import METHODS, AttributionMethod
 from tests import oracle_tokens, oracles
 from tests.cases import LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, every_model
 from tests.models import SIZES, OwnHead, build
@@ -246,7 +246,7 @@ def test_relevance_through_gates(name: str) -> None:
 
 
 def test_attribute_spreads_the_map_over_the_pixels() -> None:
-    explain = build_method("token-grad-cam", VIT.build(), layer=-2)
+    explain = METHODS.build("token-grad-cam", VIT.build(), layer=-2)
     spread = explain.attribute(VIT.images(), TARGETS)
     assert spread.shape == VIT.images().shape
     assert torch.equal(spread[:, 0, ::8, ::8], explain.attribute_patches(VIT.images(), TARGETS))

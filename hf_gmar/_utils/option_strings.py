@@ -10,11 +10,11 @@ from typing import Any
 from hf_gmar.errors import OptionError
 
 
-def python_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A number, true, false, null or a list as JSON has them; anything else is text.
 
     Example:
-        >>> python_value("0.5"), python_value("true"), python_value("[1, 2]"), python_value("max")
+        >>> parse_value("0.5"), parse_value("true"), parse_value("[1, 2]"), parse_value("max")
         (0.5, True, [1, 2], 'max')
     """
     try:
@@ -23,14 +23,14 @@ def python_value(text: str) -> Any:
         return text
 
 
-def parsed(text: str) -> tuple[str, dict[str, Any]]:
+def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """The name and the options in ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE``.
 
     Raises:
         OptionError: no such form, or an option that is given twice.
 
     Example:
-        >>> parsed("gmar:norm=l2,alpha=0.5"), parsed("legrad")
+        >>> parse_spec("gmar:norm=l2,alpha=0.5"), parse_spec("legrad")
         (('gmar', {'norm': 'l2', 'alpha': 0.5}), ('legrad', {}))
     """
     name, colon, rest = text.partition(":")
@@ -38,17 +38,17 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     pairs = [one.partition("=") for one in re.split(r",(?=\s*\w+=)", rest)] if colon else []
     if not name or not all(option.strip() and equals for option, equals, _ in pairs):
         raise OptionError(f"NAME or NAME:OPTION=VALUE,OPTION=VALUE is needed, got {text!r}")
-    options = {option.strip(): python_value(value) for option, _, value in pairs}
+    options = {option.strip(): parse_value(value) for option, _, value in pairs}
     if len(options) < len(pairs):
         raise OptionError(f"an option is given twice in {text!r}; give it once")
     return name, options
 
 
-def labelled(name: str, options: Mapping[str, Any]) -> str:
+def format_spec(name: str, options: Mapping[str, Any]) -> str:
     """How it is called in tables.
 
     Example:
-        >>> labelled("gmar", {"norm": "l2", "alpha": 0.5}), labelled("legrad", {})
+        >>> format_spec("gmar", {"norm": "l2", "alpha": 0.5}), format_spec("legrad", {})
         ('gmar (norm=l2, alpha=0.5)', 'legrad')
     """
     said = ", ".join(f"{option}={value}" for option, value in options.items())

@@ -1,3 +1,5 @@
 from .main import app
 
-__all__ = ["app"]
+__all__ = [
+    "app",
+]

@@ -38,7 +38,7 @@ from hf_gmar.cli.options import (
 from hf_gmar.data.image_files import open_image, unique_stems
 from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explanation import Explainer, Explanation
-from hf_gmar.methods.registry import METHODS, check_options
+from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import load_model, sample_image
 from hf_gmar.models.labels import find_class
 
@@ -80,7 +80,7 @@ def explain(
             raise OptionError("give either --target (one class) or --top-k (several), not both")
         check_prompts(prompts, images, model)
         options = method_options(option, norm=norm, alpha=alpha, engine=engine)
-        check_options(method, options)
+        METHODS.check(method, options)
         make_folder(output)
         # Before the model: a misspelt file name should not cost a download.
         paths, missing = expand(images or [sample_image()], output)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from transformers.utils import logging as transformers_logging
 from typer.core import TyperCommand
 
-from hf_gmar._utils.option_strings import python_value
+from hf_gmar._utils.option_strings import parse_value
 from hf_gmar.data.image_files import find_images
 from hf_gmar.errors import HfGmarError, OptionError, TargetError
 from hf_gmar.models.hub import BUNDLED, DEFAULT_MODEL
@@ -120,7 +120,7 @@ def method_options(given: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
             raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {one!r}")
         if name in found:
             raise OptionError(f"the option {name} is given twice; give it once")
-        found[name] = python_value(value)
+        found[name] = parse_value(value)
     return found
 
 

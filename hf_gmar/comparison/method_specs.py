@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.option_strings import labelled, parsed
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import METHODS, build_method, check_options, option_names
+from hf_gmar.methods.registry import METHODS
 
 CAPTUM = (
     "DeepLift",
@@ -65,7 +64,7 @@ class MethodSpec:
         if self.label is not None:
             return self.label
         if isinstance(self.method, str):
-            return labelled(self.method, self.options)
+            return METHODS.label(self.method, self.options)
         return _own_name(self.method)
 
     @property
@@ -134,9 +133,9 @@ class Task:
         if not isinstance(column.method, str):
             return column.method, column.options
         options = dict(column.options)
-        if self.readout is not None and "readout" in option_names(column.method):
+        if self.readout is not None and "readout" in METHODS.options(column.method):
             options.setdefault("readout", self.readout)
-        return build_method(column.method, self.model, **options), {}
+        return METHODS.build(column.method, self.model, **options), {}
 
     def _checked(self, patches: Any) -> Tensor:
         needed = (len(self.pixels), *self.grid)
@@ -215,7 +214,7 @@ def check_captum_names(names: Sequence[str]) -> None:
 def check_names(names: Sequence[str]) -> None:
     """An OptionError for a name that is not in the registry."""
     for name in names:
-        option_names(name)
+        METHODS.options(name)
 
 
 def pooled(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -301,10 +300,8 @@ _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str,
 
 def _as_column(entry: Any) -> MethodSpec:
     column = entry
-    if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
-        column = MethodSpec(entry[0], options=entry[1])
-    elif isinstance(entry, str):
-        name, options = parsed(entry)
+    if isinstance(entry, str) or (isinstance(entry, tuple) and len(entry) == 2):
+        name, options = METHODS.parse(entry)
         column = MethodSpec(name, options=options)
     elif isinstance(entry, Attribution):
         column = MethodSpec(entry)
@@ -315,7 +312,7 @@ def _as_column(entry: Any) -> MethodSpec:
             f"hf_gmar, one of Captum's attribution methods or a MethodSpec; got {entry!r}"
         )
     if isinstance(column.method, str):
-        check_options(column.method, column.options)
+        METHODS.check(column.method, column.options)
     return column
 
 
@@ -324,7 +321,7 @@ def _own_name(method: Attribution) -> str:
     inner = getattr(method, "attribution_method", None)
     if isinstance(inner, Attribution):
         return f"{kind.__name__} of {_own_name(inner)}"
-    return next((name for name, one in METHODS.items() if one is kind), kind.__name__)
+    return METHODS.name_of(kind) or kind.__name__
 
 
 def _make_unique(labels: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.option_strings import labelled, parsed
+from hf_gmar._utils.registry import Registry
 from hf_gmar.comparison.method_specs import MethodLikes, as_columns
 from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
@@ -36,18 +35,18 @@ from hf_gmar.evaluation.run.plan import (
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.metrics.base import Metric, options_of
-from hf_gmar.metrics.registry import METRICS, build_metric
+from hf_gmar.metrics.registry import METRICS
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import labels_of
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
 from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
-from hf_gmar.perturbations.registry import PERTURBATIONS, build_perturbation
+from hf_gmar.perturbations.registry import PERTURBATIONS
 
 CHEAP = tuple(
     name
-    for name, kind in METRICS.items()
-    if kind.input_kind in ("curves", "confidence", "localization")
+    for name in METRICS.built_in
+    if METRICS[name].input_kind in ("curves", "confidence", "localization")
 )
 """The metrics that are measured unless others are asked for."""
 
@@ -193,10 +192,10 @@ def check_names(
         >>> check_names(["gmar"], ["deletion"], ["blur", "dataset-mean"])
     """
     as_columns(methods)
-    _built(CHEAP if metrics is None else metrics, build_metric, "metrics")
-    for name, options in map(_named, perturbations or ()):
+    _built(CHEAP if metrics is None else metrics, METRICS, METRICS.build)
+    for name, options in map(PERTURBATIONS.parse, perturbations or ()):
         if name != DatasetMean.name or options:  # its colour is found in the data
-            build_perturbation(name, **options)
+            PERTURBATIONS.build(name, **options)
 
 
 def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
@@ -211,46 +210,51 @@ def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
     return LoadedModel(name, model, processor)
 
 
-def _built(given: Sequence[Any], build: Callable[..., Any], what: str) -> dict[str, Any]:
+def _built(
+    given: Sequence[Any],
+    registry: Registry[Any],
+    build: Callable[..., Any],
+) -> dict[str, Any]:
     """Metrics or perturbations by label."""
     if isinstance(given, str) or not given:
-        raise OptionError(f"{what} must be a list of one or more, got {given!r}")
+        raise OptionError(f"{registry.kind}s must be a list of one or more, got {given!r}")
     found: dict[str, Any] = {}
-    for one in given:
-        name, options = (one.name, _unusual(one)) if hasattr(one, "name") else _named(one)
-        made = one if hasattr(one, "name") else build(name, **options)
-        label = getattr(made, "label", "") or labelled(name, options)
+    for item in given:
+        if hasattr(item, "name"):
+            name, options, built = item.name, _unusual(item), item
+        else:
+            name, options = registry.parse(item)
+            built = build(name, **options)
+        label = getattr(built, "label", "") or registry.label(name, options)
         if label in found:
-            raise OptionError(f"{label!r} is given twice in {what}; give it once")
-        found[label] = made
+            raise OptionError(f"{label!r} is given twice in {registry.kind}s; give it once")
+        found[label] = built
     return found
 
 
-def _unusual(made: Any) -> dict[str, Any]:
+def _unusual(built: Any) -> dict[str, Any]:
     """The options of a perturbation that are not as they are by default."""
-    if not is_dataclass(made):
+    if not is_dataclass(built):
         return {}
-    return {
-        one.name: value for one in fields(made) if (value := getattr(made, one.name)) != one.default
-    }
+    values = ((field, getattr(built, field.name)) for field in fields(built))
+    return {field.name: value for field, value in values if value != field.default}
 
 
 def _metrics(given: Sequence[Any] | None, plan: Plan) -> dict[str, Any]:
     """Metrics by label; those that need probabilities are no default where there are none."""
     if given is None:
-        given = [one for one in CHEAP if plan.has_probabilities or not METRICS[one].probability]
-    return _built(given, _seeded(build_metric, METRICS, plan.how.seed), "metrics")
+        given = [name for name in CHEAP if plan.has_probabilities or not METRICS[name].probability]
+    return _built(given, METRICS, _seeded(METRICS, plan.how.seed))
 
 
-def _seeded(build: Callable[..., Any], kinds: Mapping[str, Any], seed: int) -> Callable[..., Any]:
-    """What is drawn at random depends on the run's seed, unless it has one of its own."""
+def _seeded(registry: Registry[Any], seed: int) -> Callable[..., Any]:
+    """Build what is random with the run's seed, unless it has one of its own."""
 
-    def built(name: str, **options: Any) -> Any:
-        known = inspect.signature(kinds[name]).parameters if name in kinds else {}
-        given = {"seed": seed, **options} if seed and "seed" in known else options
-        return build(name, **given)
+    def build(name: str, **options: Any) -> Any:
+        own = {"seed": seed} if seed and "seed" in registry.options(name) else {}
+        return registry.build(name, **{**own, **options})
 
-    return built
+    return build
 
 
 def _beside(data: Any, folder: Path | None) -> dict[str, Any]:
@@ -267,14 +271,14 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 def _perturbations(given: Sequence[Any], plan: Plan, images: ImageDataset) -> dict[str, Any]:
     """Perturbations by label; the mean colour of the data set is found if it is not given."""
 
-    def build(name: str, **options: Any) -> Perturbation:
+    seeded = _seeded(PERTURBATIONS, plan.how.seed)
+
+    def build(name: str, **options: Any) -> Any:
         if name == DatasetMean.name and not options:
             return DatasetMean(dataset_mean(_all_pixels(plan, images)))
-        seeded = _seeded(build_perturbation, PERTURBATIONS, plan.how.seed)
-        found: Perturbation = seeded(name, **options)
-        return found
+        return seeded(name, **options)
 
-    return _built(given, build, "perturbations")
+    return _built(given, PERTURBATIONS, build)
 
 
 def _all_pixels(plan: Plan, images: ImageDataset) -> Iterator[Tensor]:
@@ -288,14 +292,6 @@ def _all_pixels(plan: Plan, images: ImageDataset) -> Iterator[Tensor]:
 def _options(metric: Metric[Any]) -> dict[str, Any]:
     options = {one.name: getattr(metric, one.name) for one in options_of(type(metric))}
     return {"class": kind_of(metric), **options}
-
-
-def _named(part: Any) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(part, str):
-        return parsed(part)
-    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str):
-        return part
-    raise OptionError(f"a name, or a pair of a name and its options, is needed; got {part!r}")
 
 
 def _baseline(wanted: str | None, labels: Sequence[str]) -> str:

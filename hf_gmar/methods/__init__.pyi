@@ -10,7 +10,7 @@ from .joint import attribute_jointly
 from .legrad import LeGrad
 from .random_attribution import RandomAttribution
 from .raw_attention import RawAttention
-from .registry import METHODS, build_method, check_options, default_options, option_names
+from .registry import METHODS, register_method
 from .token_grad_cam import TokenGradCAM
 
 __all__ = [
@@ -28,8 +28,5 @@ __all__ = [
     "RawAttention",
     "TokenGradCAM",
     "attribute_jointly",
-    "build_method",
-    "check_options",
-    "default_options",
-    "option_names",
+    "register_method",
 ]

@@ -1,100 +1,53 @@
-"""The methods, one file each. A new one is a file here and a line in ``METHODS``."""
+"""Attribution methods by name."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hf_gmar.errors import OptionError
-from hf_gmar.methods.attention_rollout import AttentionRollout
-from hf_gmar.methods.attn_lrp import AttnLRP
-from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.gmar import GMAR
-from hf_gmar.methods.grad_sam import GradSAM
-from hf_gmar.methods.gradient_rollout import GradientRollout
-from hf_gmar.methods.input_x_gradient import InputXGradient
-from hf_gmar.methods.legrad import LeGrad
-from hf_gmar.methods.random_attribution import RandomAttribution
-from hf_gmar.methods.raw_attention import RawAttention
-from hf_gmar.methods.token_grad_cam import TokenGradCAM
+from hf_gmar._utils.registry import Registry
 
-METHODS: dict[str, type[AttributionMethod]] = {
-    "gmar": GMAR,
-    "attention-rollout": AttentionRollout,
-    "raw-attention": RawAttention,
-    "gradient-rollout": GradientRollout,
-    "legrad": LeGrad,
-    "grad-sam": GradSAM,
-    "token-grad-cam": TokenGradCAM,
-    "input-x-gradient": InputXGradient,
-    "attn-lrp": AttnLRP,
-    "random": RandomAttribution,
-}
-"""Methods by the name that the command line and the pipeline take."""
+if TYPE_CHECKING:  # the names are known before PyTorch is loaded
+    from hf_gmar.methods.base import AttributionMethod
+
+METHODS: Registry[AttributionMethod] = Registry(
+    "method",
+    "hf_gmar.methods.base:AttributionMethod",
+    {
+        "gmar": "hf_gmar.methods.gmar:GMAR",
+        "attention-rollout": "hf_gmar.methods.attention_rollout:AttentionRollout",
+        "raw-attention": "hf_gmar.methods.raw_attention:RawAttention",
+        "gradient-rollout": "hf_gmar.methods.gradient_rollout:GradientRollout",
+        "legrad": "hf_gmar.methods.legrad:LeGrad",
+        "grad-sam": "hf_gmar.methods.grad_sam:GradSAM",
+        "token-grad-cam": "hf_gmar.methods.token_grad_cam:TokenGradCAM",
+        "input-x-gradient": "hf_gmar.methods.input_x_gradient:InputXGradient",
+        "attn-lrp": "hf_gmar.methods.attn_lrp:AttnLRP",
+        "random": "hf_gmar.methods.random_attribution:RandomAttribution",
+    },
+    given=1,  # the model
+)
+"""Methods by the name that the command line, the pipeline, ``compare`` and ``evaluate`` take."""
 
 
-def option_names(name: str) -> list[str]:
-    """The options of the method of that name.
+def register_method(name: str, method: type[AttributionMethod]) -> None:
+    """Make a method of your own known by name in this process.
+
+    A package makes its own known to every process by an entry point of the group
+    ``hf_gmar.methods``.
+
+    Args:
+        name: lower-case letters, digits, dots, dashes and underscores.
+        method: a subclass of :class:`~hf_gmar.methods.AttributionMethod`.
 
     Raises:
-        OptionError: there is no such method.
+        OptionError: the name is taken or can't be typed, or it is no such class.
 
     Example:
-        >>> option_names("gmar")[:2]
-        ['norm', 'alpha']
+        >>> from hf_gmar import GMAR, register_method
+        >>> class Residual(GMAR):
+        ...     class_specific = True
+        >>> register_method("residual-gmar", Residual)
+        >>> "residual-gmar" in METHODS
+        True
     """
-    return list(default_options(name))
-
-
-def default_options(name: str) -> dict[str, Any]:
-    """The options of the method of that name, with their values when nothing is said.
-
-    Raises:
-        OptionError: there is no such method.
-
-    Example:
-        >>> default_options("random")
-        {'seed': 0, 'readout': None}
-    """
-    if name not in METHODS:
-        raise OptionError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
-    return {one.name: one.default for one in _options_of(METHODS[name])}
-
-
-def _options_of(method: type) -> Iterator[inspect.Parameter]:
-    """Those that its constructor names after the model, then those that it passes on."""
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    yield from (one for one in parameters if one.kind is not one.VAR_KEYWORD)
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        yield from _options_of(method.__mro__[1])
-
-
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Check the names before a model is there.
-
-    Raises:
-        OptionError: there is no such method, or it has no such option.
-    """
-    known = option_names(name)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise OptionError(
-            f"the method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-
-
-def build_method(name: str, model: Callable[..., Any], **options: Any) -> AttributionMethod:
-    """The method of that name on a model.
-
-    Raises:
-        OptionError: there is no such method, or it has no such option, or a value is out of range.
-        UnsupportedModelError: the model can't be explained.
-
-    Example:
-        >>> from hf_gmar import load_model
-        >>> build_method("gmar", load_model("bundled").model, norm="l2").engine
-        'streaming'
-    """
-    check_options(name, options)
-    return METHODS[name](model, **options)
+    METHODS.register(name, method)

@@ -8,7 +8,7 @@ from .inputs import ConfidenceChange, Curves, LocalizationInput
 from .localization import AveragePrecision, GridPointing, MeanIoU, PointingGame, RelevanceMass
 from .patch_ranking import FORMS, Form, kept_count, kept_patches, patch_order, unit_scaled
 from .randomization import ClassSensitivity, ParameterRandomization, ssim
-from .registry import METRICS, build_metric, check_metric_options, metric_options
+from .registry import METRICS, register_metric
 from .robustness import Infidelity, MaxSensitivity
 from .weight_randomization import Cascade, randomised
 
@@ -46,13 +46,11 @@ __all__ = [
     "PointingGame",
     "RelevanceMass",
     "SRG",
-    "build_metric",
-    "check_metric_options",
     "kept_count",
     "kept_patches",
-    "metric_options",
     "patch_order",
     "randomised",
+    "register_metric",
     "second_class",
     "ssim",
     "unit_scaled",

@@ -133,8 +133,8 @@ class Metric(ABC, Generic[Found]):
         """Whether the image of that index, of so many in the data set, is to be measured.
 
         Example:
-            >>> from hf_gmar.metrics import build_metric
-            >>> metric = build_metric("class-sensitivity", images=3)
+            >>> from hf_gmar.metrics import METRICS
+            >>> metric = METRICS.build("class-sensitivity", images=3)
             >>> [index for index in range(10) if metric.measures(index, 10)]
             [0, 4, 7]
         """

@@ -58,10 +58,10 @@ class ContextBuilder:
 
     Example:
         >>> from hf_gmar import GMAR, load_model
-        >>> from hf_gmar.metrics import build_metric
+        >>> from hf_gmar.metrics import METRICS
         >>> examiner = ContextBuilder(load_model("bundled").model)
         >>> asked = examiner.asked(GMAR, torch.rand(1, 3, 96, 96), target=6)
-        >>> 0 < build_metric("class-sensitivity").values(asked).item() <= 1
+        >>> 0 < METRICS.build("class-sensitivity").values(asked).item() <= 1
         True
     """
 

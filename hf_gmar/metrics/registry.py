@@ -1,93 +1,62 @@
-"""The metrics: how good an explanation is, in one number for each image.
-
-No metric knows a method: it is given what was measured. A new one is a class and a line in
-``METRICS``.
-"""
+"""Metrics by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_gmar.errors import OptionError
-from hf_gmar.metrics.average_drop import AverageDrop, AverageGain, IncreaseInConfidence
-from hf_gmar.metrics.base import Metric, options_of
-from hf_gmar.metrics.faithfulness_curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
-from hf_gmar.metrics.head_ablation import HeadAblationArea
-from hf_gmar.metrics.localization import (
-    AveragePrecision,
-    GridPointing,
-    MeanIoU,
-    PointingGame,
-    RelevanceMass,
+from hf_gmar._utils.registry import Registry
+
+if TYPE_CHECKING:  # the names are known before PyTorch is loaded
+    from hf_gmar.metrics.base import Metric
+
+METRICS: Registry[Metric[Any]] = Registry(
+    "metric",
+    "hf_gmar.metrics.base:Metric",
+    {
+        "deletion": "hf_gmar.metrics.faithfulness_curves:Deletion",
+        "insertion": "hf_gmar.metrics.faithfulness_curves:Insertion",
+        "insertion-deletion": "hf_gmar.metrics.faithfulness_curves:InsertionDeletion",
+        "aopc": "hf_gmar.metrics.faithfulness_curves:AOPC",
+        "srg": "hf_gmar.metrics.faithfulness_curves:SRG",
+        "average-drop": "hf_gmar.metrics.average_drop:AverageDrop",
+        "increase-in-confidence": "hf_gmar.metrics.average_drop:IncreaseInConfidence",
+        "average-gain": "hf_gmar.metrics.average_drop:AverageGain",
+        "pointing-game": "hf_gmar.metrics.localization:PointingGame",
+        "relevance-mass": "hf_gmar.metrics.localization:RelevanceMass",
+        "average-precision": "hf_gmar.metrics.localization:AveragePrecision",
+        "miou": "hf_gmar.metrics.localization:MeanIoU",
+        "grid-pointing": "hf_gmar.metrics.localization:GridPointing",
+        "infidelity": "hf_gmar.metrics.robustness:Infidelity",
+        "max-sensitivity": "hf_gmar.metrics.robustness:MaxSensitivity",
+        "class-sensitivity": "hf_gmar.metrics.randomization:ClassSensitivity",
+        "parameter-randomization": "hf_gmar.metrics.randomization:ParameterRandomization",
+        "head-ablation": "hf_gmar.metrics.head_ablation:HeadAblationArea",
+    },
 )
-from hf_gmar.metrics.randomization import ClassSensitivity, ParameterRandomization
-from hf_gmar.metrics.robustness import Infidelity, MaxSensitivity
-
-_ALL: tuple[type[Metric[Any]], ...] = (
-    Deletion,
-    Insertion,
-    InsertionDeletion,
-    AOPC,
-    SRG,
-    AverageDrop,
-    IncreaseInConfidence,
-    AverageGain,
-    PointingGame,
-    RelevanceMass,
-    AveragePrecision,
-    MeanIoU,
-    GridPointing,
-    Infidelity,
-    MaxSensitivity,
-    ClassSensitivity,
-    ParameterRandomization,
-    HeadAblationArea,
-)
-
-METRICS: dict[str, type[Metric[Any]]] = {metric.name: metric for metric in _ALL}
-"""Metrics by name."""
+"""Metrics by the name that the command line, settings and results have."""
 
 
-def metric_options(name: str) -> dict[str, Any]:
-    """The options of the metric of that name, with their values when nothing is said.
+def register_metric(name: str, metric: type[Metric[Any]]) -> None:
+    """Make a metric of your own known by name in this process.
+
+    A package makes its own known to every process by an entry point of the group
+    ``hf_gmar.metrics``.
+
+    Args:
+        name: lower-case letters, digits, dots, dashes and underscores; the metric's own ``name``.
+        metric: a subclass of :class:`~hf_gmar.metrics.Metric`.
 
     Raises:
-        OptionError: there is no such metric.
+        OptionError: the name is taken or can't be typed, or it is no such class.
 
     Example:
-        >>> metric_options("average-drop")
-        {'keep': 0.5, 'form': 'patches'}
+        >>> from hf_gmar.metrics import Deletion
+        >>> class Halved(Deletion):
+        ...     name = "half-deletion"
+        ...     def values(self, found):
+        ...         return super().values(found) / 2
+        >>> register_metric("half-deletion", Halved)
+        >>> METRICS.build("half-deletion").label
+        'half-deletion'
     """
-    if name not in METRICS:
-        raise OptionError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
-    return {one.name: one.default for one in options_of(METRICS[name])}
-
-
-def check_metric_options(name: str, options: Iterable[str]) -> None:
-    """Check the names of options.
-
-    Raises:
-        OptionError: there is no such metric, or it has no such option.
-    """
-    known = list(metric_options(name))
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise OptionError(
-            f"the metric {name!r} has no option {', '.join(unknown)}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
-
-
-def build_metric(name: str, **options: Any) -> Metric[Any]:
-    """The metric of that name.
-
-    Raises:
-        OptionError: there is no such metric, or it has no such option, or a value is out of range.
-
-    Example:
-        >>> build_metric("average-drop", keep=0.3).label
-        'average-drop (keep=0.3)'
-    """
-    check_metric_options(name, options)
-    return METRICS[name](**options)
+    METRICS.register(name, metric)

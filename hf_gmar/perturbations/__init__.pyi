@@ -1,7 +1,7 @@
 from .base import CopyPlan, Perturbation, PerturbationInput, Perturbed
 from .memory import max_batch_size
 from .pixels import Blur, DatasetMean, MeanColour, Noise, dataset_mean
-from .registry import PERTURBATIONS, build_perturbation
+from .registry import PERTURBATIONS, register_perturbation
 from .tokens import AttentionMasking, TokenDropping
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "PerturbationInput",
     "Perturbed",
     "TokenDropping",
-    "build_perturbation",
     "dataset_mean",
     "max_batch_size",
+    "register_perturbation",
 ]

@@ -1,46 +1,48 @@
-"""Perturbations: what it means that a patch of an image is missing."""
+"""Perturbations by name."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hf_gmar.errors import OptionError
-from hf_gmar.perturbations.base import Perturbation
-from hf_gmar.perturbations.pixels import Blur, DatasetMean, MeanColour, Noise
-from hf_gmar.perturbations.tokens import AttentionMasking, TokenDropping
+from hf_gmar._utils.registry import Registry
 
-_ALL = (Blur, MeanColour, DatasetMean, Noise, AttentionMasking, TokenDropping)
+if TYPE_CHECKING:  # the names are known before PyTorch is loaded
+    from hf_gmar.perturbations.base import Perturbation
+
+PERTURBATIONS: Registry[Perturbation] = Registry(
+    "perturbation",
+    "hf_gmar.perturbations.base:Perturbation",
+    {
+        "blur": "hf_gmar.perturbations.pixels:Blur",
+        "mean": "hf_gmar.perturbations.pixels:MeanColour",
+        "dataset-mean": "hf_gmar.perturbations.pixels:DatasetMean",
+        "noise": "hf_gmar.perturbations.pixels:Noise",
+        "attention-masking": "hf_gmar.perturbations.tokens:AttentionMasking",
+        "token-dropping": "hf_gmar.perturbations.tokens:TokenDropping",
+    },
+)
+"""Perturbations by the name that the command line, settings and results have."""
 
 
-PERTURBATIONS: dict[str, type[Perturbation]] = {kind.name: kind for kind in _ALL}
-"""Perturbations by the name that settings and results have."""
+def register_perturbation(name: str, perturbation: type[Perturbation]) -> None:
+    """Make a perturbation of your own known by name in this process.
 
+    A package makes its own known to every process by an entry point of the group
+    ``hf_gmar.perturbations``.
 
-def build_perturbation(name: str, **options: Any) -> Perturbation:
-    """The perturbation of that name.
+    Args:
+        name: lower-case letters, digits, dots, dashes and underscores.
+        perturbation: a subclass of :class:`~hf_gmar.perturbations.Perturbation`.
 
     Raises:
-        OptionError: there is no such perturbation, or it has no such option, or it needs one that
-            is not given, or a value is out of range.
+        OptionError: the name is taken or can't be typed, or it is no such class.
 
     Example:
-        >>> build_perturbation("blur", radius=4)
-        Blur(radius=4)
+        >>> from hf_gmar.perturbations import Blur
+        >>> class StrongBlur(Blur):
+        ...     name = "strong-blur"
+        >>> register_perturbation("strong-blur", StrongBlur)
+        >>> PERTURBATIONS.build("strong-blur", radius=20).name
+        'strong-blur'
     """
-    if name not in PERTURBATIONS:
-        raise OptionError(
-            f"there is no perturbation {name!r}; there are {', '.join(PERTURBATIONS)}"
-        )
-    known = inspect.signature(PERTURBATIONS[name]).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise OptionError(
-            f"the perturbation {name!r} has no option {', '.join(unknown)}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
-    absent = [one.name for one in known.values() if one.default is one.empty]
-    absent = [one for one in absent if one not in options]
-    if absent:
-        raise OptionError(f"the perturbation {name!r} needs a value for {', '.join(absent)}")
-    return PERTURBATIONS[name](**options)
+    PERTURBATIONS.register(name, perturbation)

@@ -58,7 +58,7 @@ def write_report(
         >>> import tempfile
         >>> from hf_gmar.evaluation import summarise
         >>> rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}}]
-        >>> written = write_report(tempfile.mkdtemp(), summarise(rows, {}, {"deletion": "lower"}))
+        >>> written = write_report(tempfile.mkdtemp(), summarise(rows, {}, {"deletion": False}))
         >>> [path.name for path in written]
         ['summary.json', 'report.md', 'report.html']
     """

@@ -19,7 +19,7 @@ from hf_gmar.evaluation.run.cache import LRUCache, content, places
 from hf_gmar.evaluation.run.fingerprint import described, plain
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.joint import attribute_jointly
-from hf_gmar.methods.registry import build_method, option_names
+from hf_gmar.methods.registry import METHODS
 
 _REMEMBERED = 512  # samples of an image, stages of a cascade: small maps
 
@@ -147,11 +147,11 @@ def _built(
     if not isinstance(column.method, str):
         return column
     options = dict(column.options)
-    if readout is not None and "readout" in option_names(column.method):
+    if readout is not None and "readout" in METHODS.options(column.method):
         options.setdefault("readout", readout)
-    if "seed" in option_names(column.method):
+    if "seed" in METHODS.options(column.method):
         options.setdefault("seed", seed)
-    method = build_method(column.method, model, **options)
+    method = METHODS.build(column.method, model, **options)
     return replace(column, method=method, label=column.name, options={})
 
 

@@ -1,0 +1,197 @@
+"""Classes by name: built in, registered by a program, or offered by an installed package."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from hf_gmar._utils.option_strings import format_spec, parse_spec
+from hf_gmar.errors import OptionError, reason_of
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by name; none is imported before it is used.
+
+    Another package offers a class as an entry point of the group ``hf_gmar.<kind>s``: its name is
+    the entry point's. A class that is registered is known in this process alone.
+
+    Args:
+        kind: the noun in messages, such as ``"method"``.
+        base: the class that all must derive from, as ``"module:Class"``.
+        built_in: the classes of this package by name, in the same form.
+        given: how many arguments :meth:`build` hands to the constructor; they are no options.
+
+    Example:
+        >>> from hf_gmar.methods import METHODS
+        >>> list(METHODS)[:2], list(METHODS.options("gmar"))[:2]
+        (['gmar', 'attention-rollout'], ['norm', 'alpha'])
+        >>> METHODS.parse("gmar:norm=l2,alpha=0.5")
+        ('gmar', {'norm': 'l2', 'alpha': 0.5})
+    """
+
+    def __init__(self, kind: str, base: str, built_in: Mapping[str, str], given: int = 0) -> None:
+        self.kind = kind
+        self.built_in = tuple(built_in)
+        self._base = base
+        self._given = given
+        self._classes: dict[str, str | type[T]] = dict(built_in)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._classes, *self._entry_points)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes or name in self._entry_points
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class of that name; an OptionError if there is none, or it can't be loaded."""
+        found = self._classes.get(name)
+        if isinstance(found, type):
+            return found
+        if found is not None:
+            self._classes[name] = _imported(found)
+        elif name in self._entry_points:
+            self._classes[name] = self._checked(name, self._loaded(name))
+        else:
+            raise OptionError(f"there is no {self.kind} {name!r}; there are {', '.join(self)}")
+        return self[name]
+
+    def items(self) -> Iterator[tuple[str, type[T]]]:
+        """All names with their classes; of other packages, those that can be loaded."""
+        for name in self:
+            try:
+                yield name, self[name]
+            except OptionError as error:
+                warnings.warn(str(error), stacklevel=2)
+
+    def name_of(self, kind: type) -> str | None:
+        """The name under which a class is known, or ``None``."""
+        spelled = f"{kind.__module__}:{kind.__qualname__}"
+        known = self._classes.items()
+        return next((name for name, one in known if one is kind or one == spelled), None)
+
+    def register(self, name: str, kind: type[T]) -> None:
+        """Make a class known under a name in this process.
+
+        Raises:
+            OptionError: the name is taken or can't be typed, or the class is of another kind.
+        """
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+            raise OptionError(
+                f"the name of a {self.kind} has lower-case letters, digits, dots, dashes and "
+                f"underscores alone, got {name!r}"
+            )
+        if name in self and self._classes.get(name) is not kind:
+            raise OptionError(f"there is a {self.kind} {name!r} already; take another name")
+        self._classes[name] = self._checked(name, kind)
+
+    def options(self, name: str) -> dict[str, Any]:
+        """The options of a class with their default values.
+
+        An option that must be given has ``inspect.Parameter.empty``. An OptionError is raised if
+        there is no such name.
+        """
+        parameters = _parameters(self[name], self._given)
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    def check(self, name: str, options: Iterable[str] = ()) -> None:
+        """Raise an OptionError if there is no such name, or one has no such option."""
+        known = self.options(name)
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise OptionError(
+                f"the {self.kind} {name!r} has no option {', '.join(unknown)}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+
+    def build(self, name: str, /, *given: Any, **options: Any) -> T:
+        """An instance of the class of that name.
+
+        Raises:
+            OptionError: no such name or option, an option that must be given and is not, or a value
+                out of range.
+        """
+        self.check(name, options)
+        known = self.options(name).items()
+        absent = [
+            option
+            for option, default in known
+            if default is inspect.Parameter.empty and option not in options
+        ]
+        if absent:
+            raise OptionError(f"the {self.kind} {name!r} needs a value for {', '.join(absent)}")
+        return self[name](*given, **options)
+
+    def parse(self, spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+        """The name and the options of ``"NAME:OPTION=VALUE,..."`` or of a pair of both, checked.
+
+        Raises:
+            OptionError: another form, or no such name or option.
+        """
+        if isinstance(spec, str):
+            name, options = parse_spec(spec)
+        elif isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], str):
+            name, options = spec[0], dict(spec[1])
+        else:
+            raise OptionError(
+                f"a name, or a pair of a name and its options, is needed; got {spec!r}"
+            )
+        self.check(name, options)
+        return name, options
+
+    @staticmethod
+    def label(name: str, options: Mapping[str, Any]) -> str:
+        """The name with its options, as tables show it."""
+        return format_spec(name, options)
+
+    @functools.cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        found = {point.name: point for point in entry_points(group=f"hf_gmar.{self.kind}s")}
+        for name in sorted(found.keys() & set(self.built_in)):
+            warnings.warn(
+                f"the {self.kind} {name!r} of {found.pop(name).value} is left out: the name is "
+                "hf_gmar's own; its package has to take another one",
+                stacklevel=2,
+            )
+        return found
+
+    def _loaded(self, name: str) -> Any:
+        point = self._entry_points[name]
+        try:
+            return point.load()
+        except Exception as error:  # of a package of somebody else's
+            package = point.dist.name if point.dist else point.value
+            raise OptionError(
+                f"the {self.kind} {name!r} of the package {package} can't be loaded: "
+                f"{reason_of(error)}"
+            ) from error
+
+    def _checked(self, name: str, kind: Any) -> type[T]:
+        base = _imported(self._base)
+        if not (isinstance(kind, type) and issubclass(kind, base)):
+            raise OptionError(
+                f"the {self.kind} {name!r} must be a subclass of {base.__module__}."
+                f"{base.__name__}, got {kind!r}"
+            )
+        return kind
+
+
+def _imported(place: str) -> type[Any]:
+    module, _, name = place.partition(":")
+    kind: type[Any] = getattr(importlib.import_module(module), name)
+    return kind
+
+
+def _parameters(kind: type, given: int) -> Iterator[inspect.Parameter]:
+    """Those that a constructor names, then those that it passes on to its base class."""
+    parameters = list(inspect.signature(kind).parameters.values())[given:]
+    yield from (one for one in parameters if one.kind is not one.VAR_KEYWORD)
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        yield from _parameters(kind.__mro__[1], given)
