@@ -97,7 +97,6 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     _load_tokenizer = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Check the model and the options, before there are images."""
         super().__init__(*args, **kwargs)
         _refuse_incomplete(self.model)
         self._check(**self._forward_params)

@@ -107,7 +107,6 @@ class BlockWalker:
     """
 
     def __init__(self, rows: int | None = None) -> None:
-        """Nothing is held yet."""
         self.rows = rows
         self._held: dict[str, Tensor] = {}
 

@@ -97,7 +97,6 @@ class LRPMode(FrozenWeightsMode):
     """
 
     def __init__(self, gamma: float = 0.0) -> None:
-        """No name is on anything."""
         super().__init__()
         self._names: Any = WeakTensorKeyDictionary()
         self._rules: dict[str, Rule] = dict(_RULES)

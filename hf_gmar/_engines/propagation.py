@@ -135,7 +135,6 @@ class Descent:
     """
 
     def __init__(self, rule: LayerRule, relevance: Tensor) -> None:
-        """Nothing is fed yet."""
         self.rule = rule
         self.relevance = relevance
         self.layers = 0
@@ -174,7 +173,6 @@ class Descents:
     """
 
     def __init__(self, each: Sequence[tuple[Descent, range]], top: int) -> None:
-        """Nothing is fed yet."""
         self.each = each
         self.top = top
         self.layers = 0

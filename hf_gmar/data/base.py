@@ -120,7 +120,6 @@ class Part(ImageDataset):
     def __init__(
         self, whole: ImageDataset, chosen: Sequence[int], settings: Mapping[str, Any] | None = None
     ) -> None:
-        """Nothing is read yet."""
         self.whole = whole
         self.chosen = chosen
         self._settings = {**whole.settings, **(settings or {})}

@@ -49,7 +49,6 @@ class Rows(ImageDataset):
         mask_column: str | None = None,
         settings: Mapping[str, Any],
     ) -> None:
-        """Labels and the sizes of images are read, no image."""
         self._name = name
         rows = rows.with_format(None)
         self.mask_column = _mask_column(rows, mask_column)

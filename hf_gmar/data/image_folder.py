@@ -46,7 +46,6 @@ class Files(ImageDataset):
     def __init__(
         self, name: str, files: Sequence[File], classes: Classes, settings: Mapping[str, Any]
     ) -> None:
-        """Classes are found and the sizes of files are read, no image."""
         self._name = name
         self.files = tuple(files)
         self.keys = make_unique(file.name for file in files)

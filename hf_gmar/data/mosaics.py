@@ -78,7 +78,6 @@ class Mosaics(ImageDataset):
     """
 
     def __init__(self, data: ImageDataset, size: tuple[int, int], seed: int = 0) -> None:
-        """Labels are read, no image."""
         if min(size) < 2:
             raise OptionError(f"a mosaic has at least 2 x 2 pixels, got {size[0]} x {size[1]}")
         self.data, self.size, self.seed = data, (int(size[0]), int(size[1])), seed

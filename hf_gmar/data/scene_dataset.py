@@ -38,7 +38,6 @@ class Scenes(ImageDataset):
     """
 
     def __init__(self, count: int, classes: Classes) -> None:
-        """Nothing is drawn yet."""
         if not 1 <= count <= HELD_OUT:
             raise OptionError(f"there are between 1 and {HELD_OUT} scenes to choose, got {count}")
         self.count = count

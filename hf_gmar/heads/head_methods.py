@@ -69,7 +69,6 @@ class HeadMaps(AttentionMethod):
         chunk_size: int | None = None,
         readout: ReadoutSpec = None,
     ) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, start_layer, engine, chunk_size, readout=readout)
         self.rule = HeadMapsRule(self.adapter.layers - start_layer)
 
@@ -117,7 +116,6 @@ class HeadTaylorImportance(AttentionMethod):
     signed = True
 
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
         self.rule = HeadTaylorRule()
 

@@ -70,7 +70,6 @@ class AttentionMethod(AttributionMethod):
         checkpoint: bool = False,
         readout: ReadoutSpec = None,
     ) -> None:
-        """Find the Transformers model in the model and check the options."""
         super().__init__(model, readout)
         check_option("start_layer", start_layer, range(self.adapter.layers))
         check_option("engine", engine, ENGINES)

@@ -55,7 +55,6 @@ class AttentionRollout(AttentionMethod):
         alpha: float = 1.0,
         **options: Unpack[AttentionOptions],
     ) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
         check_option("head_fusion", head_fusion, FUSIONS)
         share = check_number("discard_ratio", discard_ratio, 0, below=1)

@@ -75,7 +75,6 @@ class AttnLRP(AttributionMethod):
     def __init__(
         self, model: Callable[..., Any], gamma: float = 0.0, readout: ReadoutSpec = None
     ) -> None:
-        """Find the Transformers model in the model and check gamma."""
         super().__init__(model, readout)
         self.gamma = check_number("gamma", gamma, 0)
 

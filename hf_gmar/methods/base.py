@@ -58,7 +58,6 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """Whether values may be negative: evidence against the class."""
 
     def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
-        """Find the Transformers model in the model."""
         self.adapter = ModelAdapter.of(model, readout)
         super().__init__(self.adapter)  # Captum calls the scores its forward function
         self.model = model

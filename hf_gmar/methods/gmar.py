@@ -70,7 +70,6 @@ class GMAR(AttentionMethod):
         checkpoint: bool = False,
         readout: ReadoutSpec = None,
     ) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, start_layer, engine, chunk_size, checkpoint, readout)
         check_option("norm", norm, NORMS)
         self.rule = GmarRule(norm, check_number("alpha", alpha, 0))

@@ -37,6 +37,5 @@ class GradSAM(AttentionMethod):
     cost = "forward + backward"
 
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
         self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=True)

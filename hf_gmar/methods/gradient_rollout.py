@@ -40,6 +40,5 @@ class GradientRollout(AttentionMethod):
     cost = "forward + backward"
 
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
         self.rule = GradientRolloutRule()

@@ -60,7 +60,6 @@ class LeGrad(AttentionMethod):
         layer_scores: LayerScores = "own",
         **options: Unpack[AttentionOptions],
     ) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, **options)
         check_option("layer_scores", layer_scores, LAYER_SCORES)
         self.layer_scores = layer_scores

@@ -49,7 +49,6 @@ class RandomAttribution(AttributionMethod):
     def __init__(
         self, model: Callable[..., Any], seed: int = 0, readout: ReadoutSpec = None
     ) -> None:
-        """Check the seed and find the Transformers model in the model."""
         super().__init__(model, readout)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)

@@ -58,7 +58,6 @@ class RawAttention(AttentionMethod):
         checkpoint: bool = False,
         readout: ReadoutSpec = None,
     ) -> None:
-        """Check the options and find the Transformers model in the model."""
         super().__init__(model, 0, engine, chunk_size, checkpoint, readout)
         self.layer = check_layer("layer", layer, self.adapter.layers)
         self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without its residual

@@ -58,7 +58,6 @@ class TokenGradCAM(AttributionMethod):
     def __init__(
         self, model: Callable[..., Any], layer: int = -1, readout: ReadoutSpec = None
     ) -> None:
-        """Find the Transformers model in the model and check the layer."""
         super().__init__(model, readout)
         self.layer = check_layer("layer", layer, self.adapter.layers)
 

@@ -34,7 +34,6 @@ class ConfidenceMetric(Metric[ConfidenceChange]):
     perturbed = True
 
     def __init__(self, keep: float = 0.5, form: Form = "patches") -> None:
-        """Check the options."""
         super().__init__()
         check_option("form", form, FORMS)
         self.keep = checked_keep(keep)

@@ -66,7 +66,6 @@ class Metric(ABC, Generic[Found]):
         cls.summary = (cls.__doc__ or "").partition("\n")[0]
 
     def __init__(self, images: int | None = None) -> None:
-        """Check the option; nothing is seen yet."""
         if images is not None:
             check_option("images", images, range(1, _MOST_IMAGES))
         self.images = images

@@ -89,7 +89,6 @@ class ContextMetric(Metric[MetricContext]):
     input_kind = "context"
 
     def __init__(self, images: int | None = None) -> None:
-        """Check the option."""
         super().__init__(images)
 
 

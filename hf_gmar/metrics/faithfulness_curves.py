@@ -18,7 +18,6 @@ class CurveMetric(Metric[Curves]):
     perturbed = True
 
     def __init__(self) -> None:
-        """No options."""
         super().__init__()
 
 

@@ -38,7 +38,6 @@ class HeadAblationArea(ContextMetric):
     caveats = "of the heads' importance, not of the map; a model without heads is off its data"
 
     def __init__(self, steps: int = 8, random_orders: int = 3, images: int | None = None) -> None:
-        """Check the options."""
         super().__init__(images)
         check_option("steps", steps, range(2, 10_001))  # with one, all orders are the same
         check_option("random_orders", random_orders, range(1, 1001))

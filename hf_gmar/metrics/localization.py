@@ -25,7 +25,6 @@ class LocalizationMetric(Metric[LocalizationInput]):
     input_kind = "localization"
 
     def __init__(self) -> None:
-        """No options."""
         super().__init__()
 
 
@@ -142,7 +141,6 @@ class MeanIoU(LocalizationMetric):
     caveats = f"{_NOT_FAITH}; the threshold decides as much as the order"
 
     def __init__(self, threshold: float | Literal["mean"] = "mean") -> None:
-        """Check the option."""
         super().__init__()
         if isinstance(threshold, str) and threshold != "mean":
             raise OptionError(
@@ -178,7 +176,6 @@ class GridPointing(Metric[LocalizationInput]):
     caveats = "mosaics are no photos, and the cells share attention; a map of all classes gives 1/4"
 
     def __init__(self, images: int | None = None) -> None:
-        """Check the option."""
         super().__init__(images)
 
     def values(self, found: LocalizationInput) -> Tensor:

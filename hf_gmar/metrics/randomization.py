@@ -75,7 +75,6 @@ class ParameterRandomization(ContextMetric):
         seed: int = 0,
         images: int | None = None,
     ) -> None:
-        """Check the options."""
         super().__init__(images)
         check_option("similarity", similarity, SIMILARITIES)
         check_option("stages", stages, range(1, 1001))

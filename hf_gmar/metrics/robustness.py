@@ -44,7 +44,6 @@ class Infidelity(ContextMetric):
     caveats = "in units of the score squared, so images where it hardly moves count little"
 
     def __init__(self, samples: int = 10, noise: float = 0.2, images: int | None = None) -> None:
-        """Check the options."""
         super().__init__(images)
         check_option("samples", samples, _SAMPLES)
         self.samples = int(samples)
@@ -102,7 +101,6 @@ class MaxSensitivity(ContextMetric):
     caveats = "a map that never changes is best, whatever it shows"
 
     def __init__(self, samples: int = 10, radius: float = 0.02, images: int | None = None) -> None:
-        """Check the options."""
         super().__init__(images)
         check_option("samples", samples, _SAMPLES)
         self.samples = int(samples)

@@ -69,7 +69,6 @@ class Cascade:
         readout: ReadoutSpec = None,
         **forward_kwargs: Any,
     ) -> None:
-        """Copy the model and find its parts."""
         check_option("seed", seed, range(2**32))
         self.seed = int(seed)
         with torch.inference_mode(False):

@@ -36,7 +36,6 @@ class LogitsModel(nn.Module):
     """
 
     def __init__(self, model: Callable[..., Any], **forward_kwargs: Any) -> None:
-        """Wrap the model; it is shared, not copied, and its mode stays as it is."""
         super().__init__()
         self.model = model
         self.forward_kwargs = forward_kwargs
@@ -80,7 +79,6 @@ class ZeroShotModel(nn.Module):
     """Features of the prompts, (prompts, numbers), of length 1."""
 
     def __init__(self, model: nn.Module, processor: Any, prompts: Iterable[str]) -> None:
-        """Encode the prompts."""
         super().__init__()
         self.model: Any = _of_image_and_text(model)
         self.readout = prompted_readout(self.model)

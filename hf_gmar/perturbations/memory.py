@@ -38,7 +38,6 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.history: list[int] = []

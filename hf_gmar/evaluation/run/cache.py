@@ -25,7 +25,6 @@ class LRUCache(Generic[Found]):
     """
 
     def __init__(self, size: int) -> None:
-        """Nothing is known yet."""
         self.size = size
         self.made = 0
         self._found: OrderedDict[Hashable, Found] = OrderedDict()

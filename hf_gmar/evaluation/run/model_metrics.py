@@ -57,7 +57,6 @@ class Asking:
     """
 
     def __init__(self, explainers: Explainers, score: ScoreKind) -> None:
-        """Nothing is asked yet."""
         adapter = explainers.adapter
         self._examiner = ContextBuilder(adapter.model, score, readout=explainers.readout)
         self._memo = LRUCache[Tensor](_REMEMBERED)

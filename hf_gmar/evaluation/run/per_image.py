@@ -76,7 +76,6 @@ class ImageEvaluator:
     """
 
     def __init__(self, plan: Plan, data: ImageDataset) -> None:
-        """Nothing is measured yet."""
         self.plan = plan
         self.data = data
         self._mosaics: dict[tuple[int, int], Mosaics] = {}
