@@ -26,7 +26,7 @@ docs: $(VENV)/.installed-dev
 
 examples: $(VENV)/.installed
 	$(BIN)/python examples/captum_side_by_side.py explanations
-	$(BIN)/python examples/heat_in_masks.py --scenes 20
+	$(BIN)/python examples/relevance_in_masks.py --scenes 20
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

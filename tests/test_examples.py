@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "captum_side_by_side.py": ["{output}"],
     "heads_of_a_class.py": ["{output}", "--scenes", "3"],
-    "heat_in_masks.py": ["--scenes", "4"],
+    "relevance_in_masks.py": ["--scenes", "4"],
     "measure_bundled_model.py": ["--scenes", "30"],
     "train_bundled_model.py": ["{output}", "--share", "0.001"],
     "draw_scenes.py": ["{output}"],
@@ -40,8 +40,8 @@ def test_side_by_side_says_where_its_figure_is(tmp_path: Path) -> None:
     assert Path(said.split(":")[0]).stat().st_size > 50_000
 
 
-def test_heat_in_masks_prints_a_table(tmp_path: Path) -> None:
-    lines = _run("heat_in_masks.py", tmp_path).splitlines()
+def test_relevance_in_masks_prints_a_table(tmp_path: Path) -> None:
+    lines = _run("relevance_in_masks.py", tmp_path).splitlines()
     assert sum(line.startswith("| l") for line in lines) == 4
 
 

@@ -1,10 +1,10 @@
 """How much of an explanation lands on the object that it explains?
 
-    python examples/heat_in_masks.py --scenes 300
+    python examples/relevance_in_masks.py --scenes 300
 
 Draws fresh scenes, explains each object that the bundled model finds, and prints the share of the
-heat inside that object's mask, beside two references: heat spread evenly over the image, and the
-heat that the same map has on the scene's other objects. Every patch counts with the share of its
+relevance inside that object's mask, beside two references: relevance spread evenly over the image, and the
+relevance that the same map has on the scene's other objects. Every patch counts with the share of its
 area that the mask covers; maps are scaled to sum to 1. Intervals: 95 %, bootstrap over scenes.
 """
 
@@ -28,7 +28,7 @@ Shares = NDArray[np.float64]
 
 
 def shares_of_scene(loaded: LoadedModel, gmar: GMAR, scene: Scene) -> Shares:
-    """(found objects, 3): heat in the object's own mask, evenly spread heat, heat on the others."""
+    """(found objects, 3): relevance in the object's own mask, evenly spread relevance, relevance on the others."""
     model = loaded.model
     pixels = loaded.processor(images=scene.image, return_tensors="pt").pixel_values
     found = (model(pixels).logits[0, list(scene.classes)] > 0).tolist()
@@ -36,8 +36,8 @@ def shares_of_scene(loaded: LoadedModel, gmar: GMAR, scene: Scene) -> Shares:
     covered = avg_pool2d(masks, model.config.patch_size).flatten(1)  # (objects, patches)
     rows = []
     for number in (n for n, present in enumerate(found) if present):
-        heat = gmar.attribute_patches(pixels, scene.classes[number]).flatten()
-        inside = covered @ (heat / heat.sum())
+        relevance = gmar.attribute_patches(pixels, scene.classes[number]).flatten()
+        inside = covered @ (relevance / relevance.sum())
         others = [n for n in range(len(covered)) if n != number]
         rows.append([inside[number], covered[number].mean(), inside[others].mean()])
     return np.asarray(rows, dtype=float).reshape(-1, 3)
@@ -61,7 +61,7 @@ def main(
     """Print a table: one row for each norm and alpha."""
     loaded = load_model("bundled")
     drawn = [draw_scene(first_seed + i) for i in range(scenes)]
-    typer.echo("| GMAR | heat in the object | even heat | heat on another object |")
+    typer.echo("| GMAR | relevance in the object | even relevance | relevance on another object |")
     typer.echo("|---|---|---|---|")
     for norm, alpha in itertools.product(NORMS, (1.0, 0.25)):
         gmar = GMAR(loaded.model, norm=norm, alpha=alpha)
