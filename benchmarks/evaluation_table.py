@@ -27,11 +27,11 @@ COLUMNS: dict[str, str] = {
     "srg:blur": "SRG, blur ↑",
     "srg:token-dropping": "SRG, dropping ↑",
     "average-drop:blur": "average drop, blur ↓",
-    "relevance-mass": "energy in mask ↑",
-    "average-precision": "patch AP ↑",
+    "relevance-mass": "relevance mass ↑",
+    "average-precision": "average precision ↑",
     "grid-pointing": "GridPG ↑",
     "class-sensitivity": "class sensitivity ↓",
-    "parameter-randomization": "parameter-randomization ↓",
+    "parameter-randomization": "parameter randomization ↓",
 }
 """What the short table shows of a summary, where it has it."""
 
@@ -62,8 +62,8 @@ def _shown(cells: dict[tuple[str, str], dict[str, Any]], method: str, measure: s
     text = f"{cell['mean']:.2f}"
     if cell["low"] is not None:
         text += f" ({cell['low']:.2f} to {cell['high']:.2f})"
-    rivals = [one["mean"] for key, one in cells.items() if key[1] == measure and _has(one)]
-    best = max(rivals) if cell["higher_is_better"] else min(rivals)
+    others = [one["mean"] for key, one in cells.items() if key[1] == measure and _has(one)]
+    best = max(others) if cell["higher_is_better"] else min(others)
     return f"**{text}**" if cell["mean"] == best else text
 
 
