@@ -1,30 +1,33 @@
-# make demo   explain the bundled sample with the bundled model
-# make test   all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types docs examples
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types docs examples
 
-demo: $(VENV)/.installed
+help: ## say what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.installed ## explain the bundled sample with the bundled model
 	$(BIN)/hf-gmar explain --top-k 2
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal tests hf_gmar benchmarks
 	$(BIN)/python -m pytest README.md docs  # the blocks of a page go on from each other
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed-dev
+types: $(VENV)/.installed-dev ## check types
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev
+docs: $(VENV)/.installed-dev ## check pages, links and examples in docstrings
 	$(BIN)/python -m pytest -q README.md CONTRIBUTING.md docs hf_gmar tests/test_docs.py
 
-examples: $(VENV)/.installed
+examples: $(VENV)/.installed ## run two of the examples
 	$(BIN)/python examples/captum_side_by_side.py explanations
 	$(BIN)/python examples/relevance_in_masks.py --scenes 20
 

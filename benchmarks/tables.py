@@ -57,7 +57,7 @@ TABLES: dict[str, Callable[[], str]] = {
 """What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
 
 PAGES: dict[Path, tuple[str, ...]] = {
-    ROOT / "README.md": ("families", "methods", "benchmark"),
+    ROOT / "README.md": ("methods",),
     ROOT / "docs" / "engines.md": ("benchmark",),
     ROOT / "docs" / "evaluate.md": ("evaluation_scenes", "evaluation_photos"),
     ROOT / "docs" / "methods.md": ("methods",),
