@@ -16,7 +16,7 @@ from hf_gmar.evaluation.store import Row, Store
 
 def held(after: int) -> None:
     """Run the command; the process never writes the rows of one more image than that."""
-    append, written = Store.append, []
+    append, written = Store.append, list[None]()
 
     def appending(self: Store, rows: Iterable[Row]) -> None:
         while len(written) == after:

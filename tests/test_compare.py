@@ -41,6 +41,7 @@ from hf_gmar.methods import METHODS, Method
 from hf_gmar.ranks import average_ranks, rank_correlations
 from hf_gmar.restored import as_they_were, seeded
 from tests.cases import MODELS, VIT, ModelCase
+from tests.parity import same
 from tests.test_state import unchanged, used
 
 NAN = float("nan")
@@ -206,7 +207,7 @@ def test_options_contrast_and_keywords_reach_our_methods() -> None:
     sharp = GMAR(model, alpha=0.0)
     for method, patches in zip((sharp, gmar), found.maps.values(), strict=True):
         alone = method.attribute_patches(images, 1, contrast=2, **case.forward_kwargs)
-        assert torch.equal(patches, alone)
+        assert same(patches, alone)
     assert "not the difference of two" in found.failures["NoiseTunnel of gmar"]
     assert found.contrasts == ("LABEL_2",) * 3
     assert "less that of LABEL_2." in found.figure().texts[-1].get_text().replace("\n", " ")
@@ -246,7 +247,7 @@ def test_a_head_of_the_users_own() -> None:
     own = Head()
     found = quick(own, VIT.images(), ["gmar", Saliency(own)], 1, readout="patches")
     alone = GMAR(own, readout="patches").attribute_patches(VIT.images(), 1)
-    assert torch.equal(found.maps["gmar"], alone)
+    assert same(found.maps["gmar"], alone)
     assert not found.failures
 
 

@@ -25,8 +25,10 @@ from hf_gmar.hiding import Sites, dropped_tokens, fewest_patches, unattended_tok
 from hf_gmar.subject import Subject
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
 from tests.models import build
+from tests.parity import same
 from tests.test_state import unchanged, used
-from tests.test_threads import PATIENCE, Halfway
+from tests.test_threads import Halfway
+from tests.tolerances import PATIENCE
 
 CASES = {case.name: case for case in (*MODELS, *MORE_MODELS)}
 WAYS = {"dropped": dropped_tokens, "unattended": unattended_tokens}
@@ -294,7 +296,7 @@ def test_a_plain_forward_of_another_thread(name: str, way: Any) -> None:
         work = halfway.during(lambda: hidden(way, subject, case, kept), pool)
         meanwhile = scores(subject, case)
         halfway.go_on.set()
-        assert torch.equal(work.result(PATIENCE), wanted)
+        assert same(work.result(PATIENCE), wanted)
     assert torch.equal(meanwhile, plain)
 
 
@@ -314,9 +316,9 @@ def test_an_explanation_in_the_middle(way: Any) -> None:
             explained.append(gmar.attribute_patches(VIT.images(torch.float64), 2))
 
     model.vit.layers[1].register_forward_hook(explain)
-    assert torch.equal(hidden(way, subject, VIT, kept), wanted)
+    assert same(hidden(way, subject, VIT, kept), wanted)
     assert explained[1] is not None
-    assert torch.equal(explained[1], alone)
+    assert same(explained[1], alone)
 
 
 def test_another_model_in_the_middle() -> None:
@@ -330,8 +332,8 @@ def test_another_model_in_the_middle() -> None:
     pixels = VIT.images(torch.float64)
     wanted, plain = hidden(unattended_tokens, subject, VIT, kept), other(pixels).logits
     model.vit.layers[1].register_forward_hook(lambda *_: seen.append(other(pixels).logits))
-    assert torch.equal(hidden(unattended_tokens, subject, VIT, kept), wanted)
-    assert torch.equal(seen[0], plain)
+    assert same(hidden(unattended_tokens, subject, VIT, kept), wanted)
+    assert same(seen[0], plain)
 
 
 def twice(model: Any, pixels: Tensor) -> Any:
@@ -415,7 +417,7 @@ def test_layers_that_take_something_else() -> None:
         return forward(*args)
 
     with patch.object(layer, "forward", looked_at):
-        assert torch.equal(hidden(dropped_tokens, subject, VIT, kept), wanted)
+        assert same(hidden(dropped_tokens, subject, VIT, kept), wanted)
     assert all(seen[0][name] is value for name, value in given.items())
 
 
@@ -443,7 +445,7 @@ def test_tokens_that_are_given_by_name() -> None:
             lambda _module, args, kwargs: ((), {"hidden_states": args[0], **kwargs}),
             with_kwargs=True,
         )
-    assert torch.equal(hidden(dropped_tokens, subject, VIT, kept), wanted)
+    assert same(hidden(dropped_tokens, subject, VIT, kept), wanted)
 
 
 def test_a_top_layer_that_gives_more_than_tokens() -> None:
@@ -459,7 +461,7 @@ def test_a_top_layer_that_gives_more_than_tokens() -> None:
         got = scores(subject, case)
         handle.remove()
         last.remove()
-    assert torch.equal(got, wanted)
+    assert same(got, wanted)
     assert [one[1:] for one in more] == [("more",)]
 
 

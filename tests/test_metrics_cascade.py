@@ -21,6 +21,7 @@ from hf_gmar.metrics.cascade import _cut_after
 from hf_gmar.ranks import rank_correlations
 from hf_gmar.subject import Subject
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
+from tests.parity import same
 
 METRICS = ["infidelity", "sensitivity-max", "class-sensitivity", "randomisation", "head-ablation"]
 
@@ -58,7 +59,7 @@ def test_weights_are_lost_from_the_head_down(case: ModelCase) -> None:
     for parts in (*range(LAYERS + 3), 1, 0):
         cascade.randomise(parts)
         same = [
-            torch.equal(left, right)
+            same(left, right)
             for left, right in zip(own, seen_by_layers(case, cascade.model), strict=True)
         ]
         # The scores go first, then the top layer's output; what enters the lowest layer goes last.
@@ -248,7 +249,7 @@ def test_copies_after_each_stage() -> None:
     scores = [copy(pixels).logits.detach() for copy in randomised(model, pixels, 2, 4)]
     for parts, found in zip((2, 5), scores, strict=True):
         cascade.randomise(parts)
-        assert torch.equal(found, cascade.model(pixels).logits)
+        assert same(found, cascade.model(pixels).logits)
 
 
 # The examiner

@@ -31,17 +31,16 @@ from tests.cases import (
     ModelCase,
     every_method_and_engine,
 )
-from tests.parity import ROWS, Row, errors, largest_error, relative_error
-from tests.report_parity import report
+from tests.parity import ROWS, Row, errors, largest_error, near, relative_error
+from tests.report_parity import DTYPES, machine, report
+from tests.tolerances import PARITY
 
-LIMITS = {torch.float32: 2e-5, torch.float64: 1e-12}
 
-
-@pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
     found = errors(row, dtype)
-    assert max(found) < LIMITS[dtype], found
+    assert max(found) < PARITY.of(dtype), found
 
 
 @every_method_and_engine
@@ -157,20 +156,25 @@ def test_a_model_from_disk(tmp_path: Path, attention: str) -> None:
     loaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
     assert loaded.config._attn_implementation == attention
     wanted = oracles.gmar(oracles.trace(model, images, TARGETS))
-    assert relative_error(GMAR(loaded).attribute_patches(images, TARGETS), wanted.patches) < 1e-5
+    assert near(GMAR(loaded).attribute_patches(images, TARGETS), wanted.patches, PARITY)
 
 
-def test_the_report_names_the_largest_error() -> None:
+def test_the_report_names_the_largest_error_beside_its_limit() -> None:
     rows = ROWS[:2] + ROWS[-2:]
-    lines = report(rows).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:5]] == [
-        "| vit",
-        f"| {MORE_MODELS[-1].name}",
-        "| all",
-    ]
-    found = [max(errors(row, torch.float32)) for row in rows]
-    assert largest_error(torch.float32, rows) == max(found)
-    assert f"{max(found):.1e}" in lines[4]
+    first, _, head, _, *lines = report(rows).splitlines()
+    assert first == machine()
+    assert torch.backends.cpu.get_cpu_capability() in first
+    assert f"{torch.get_num_threads()} threads" in first
+    cells = [line.strip("| ").split(" | ") for line in (head, *lines[:3])]
+    assert cells[0][2:] == ["float32", "limit", "share of it", "float64", "limit", "share of it"]
+    assert [line[0] for line in cells[1:]] == ["vit", MORE_MODELS[-1].name, "all"]
+    for place, dtype in ((2, torch.float32), (5, torch.float64)):
+        found = max(max(errors(row, dtype)) for row in rows)
+        assert largest_error(dtype, rows) == found
+        limit = PARITY.of(dtype)
+        assert cells[3][place : place + 3] == [
+            f"{found:.1e}", f"{limit:.0e}", f"{found / limit:.3f}",
+        ]  # fmt: skip
 
 
 def test_a_wrong_result_is_a_large_error() -> None:
