@@ -303,7 +303,7 @@ def test_low_precision(method: Callable[..., Method], dtype: torch.dtype) -> Non
     low = method(VIT.build().to(dtype)).attribute_patches(VIT.images(dtype), TARGETS)
     for found in (mixed, low):
         assert found.dtype == torch.float32
-        assert relative_error(found, exact.double().numpy()) < 0.1
+        assert relative_error(found, exact.double().numpy()) < 0.2
     assert not torch.equal(mixed, exact)
 
 

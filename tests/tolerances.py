@@ -24,10 +24,10 @@ class Limit(NamedTuple):
         return self.float64 if dtype == torch.float64 else self.float32
 
 
-PARITY = Limit(1e-4, 1e-12)
+PARITY = Limit(2e-4, 1e-12)
 """The package beside the oracle, on tiny models."""
 
-SAME = Limit(1e-4, 1e-12)
+SAME = Limit(5e-5, 1e-12)
 """One result by two ways of the package."""
 
 PATIENCE = 1800.0
