@@ -58,12 +58,12 @@ def test_weights_are_lost_from_the_head_down(case: ModelCase) -> None:
     assert len(cascade.parts) == LAYERS + 2
     for parts in (*range(LAYERS + 3), 1, 0):
         cascade.randomise(parts)
-        same = [
+        kept = [
             same(left, right)
             for left, right in zip(own, seen_by_layers(case, cascade.model), strict=True)
         ]
         # The scores go first, then the top layer's output; what enters the lowest layer goes last.
-        assert same == [True] * (LAYERS + 2 - parts) + [False] * parts
+        assert kept == [True] * (LAYERS + 2 - parts) + [False] * parts
     for name, one in model.state_dict().items():
         assert torch.equal(one, before[name])
 
