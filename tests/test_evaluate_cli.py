@@ -205,7 +205,8 @@ def test_a_killed_worker_ends_the_run_and_loses_nothing(
 ) -> None:
     output = tmp_path / "out"
     process = started([*LAUNCHED, *held(output, 1)], tmp_path)
-    wait_for(lambda: rows_in(output) == 4)  # of two methods
+    wait_for(lambda: rows_in(output) == 4 or process.poll() is not None)  # of two methods
+    assert process.poll() is None
     workers = sorted(psutil.Process(process.pid).children(recursive=True), key=lambda one: one.pid)
     ranks = {one.environ().get("RANK"): one for one in workers if str(HELD) in one.cmdline()}
     ranks[str(victim)].send_signal(signal.SIGKILL)
@@ -229,7 +230,7 @@ def test_whoever_stops_it_is_told_how_to_go_on(tmp_path: Path, number: int, code
     words = command(output)
     words[3] = "scenes:200"
     process = started([PYTHON, *words], tmp_path)
-    wait_for(lambda: rows_in(output) > 0)
+    wait_for(lambda: rows_in(output) > 0 or process.poll() is not None)
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code

@@ -30,6 +30,7 @@ from tests.cases import (
     MethodCase,
     ModelCase,
     every_method_and_engine,
+    shared,
 )
 from tests.parity import ROWS, Row, errors, largest_error, near, relative_error
 from tests.report_parity import DTYPES, machine, report
@@ -49,7 +50,7 @@ def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: s
     images = case.images()
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        explain = method.made(case.build().to(dtype), engine)
+        explain = method.made(shared(case, dtype=dtype), engine)
         # float32 images where the model casts them, as it does for a user.
         pixels = images if case.casts else images.to(dtype)
         results.append(explain.attribute_patches(pixels, TARGETS, **case.forward_kwargs))
