@@ -74,7 +74,18 @@ from hf_gmar.methods import (
     TokenGradCAM,
 )
 from tests import oracles
-from tests.models import HEADS, LABELS, LAYERS, PROMPTS, Around, build, of_two, own_head, prompted
+from tests.models import (
+    HEADS,
+    LABELS,
+    LAYERS,
+    PROMPTS,
+    Around,
+    build,
+    of_two,
+    own_head,
+    prompted,
+    state_of,
+)
 
 __all__ = ["HEADS", "LABELS", "LAYERS", "PROMPTS", "Around", "build"]
 
@@ -459,6 +470,30 @@ MORE_METHODS = (
 """Other options, for the tests of parity alone."""
 
 VIT = MODELS[0]
+
+
+@functools.cache
+def shared(case: ModelCase, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+    """The model of a case, built once for all tests that only read it.
+
+    When the tests are over, ``changed_models`` must find it as it was.
+    """
+    model = case.build(attention=attention).to(dtype)
+    _AS_BUILT.append((f"{case.name}-{attention}-{dtype}", model, state_of(model)))
+    return model
+
+
+_AS_BUILT: list[tuple[str, Any, dict[str, Any]]] = []
+
+
+def changed_models() -> list[str]:
+    """What is no longer as it was built, of the shared models."""
+    found = []
+    for name, model, before in _AS_BUILT:
+        after = state_of(model)
+        keys = {key for key in before | after if before.get(key) != after.get(key)}
+        found += [f"{name}: {key}" for key in sorted(keys)]
+    return found
 
 
 every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from hf_gmar.cli import app
+from tests.tolerances import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ print(json.dumps([asdict(run(*words)) for words in json.loads(sys.argv[1])]))
 
 
 def run_elsewhere(
-    calls: list[list[str]], cwd: Path, timeout: float = 120, **environment: str
+    calls: list[list[str]], cwd: Path, timeout: float = PATIENCE, **environment: str
 ) -> list[Done]:
     """The command for each list of arguments, in one process in that folder.
 

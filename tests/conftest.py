@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from hf_gmar._core import token_layout as tokens
 from hf_gmar.models import LoadedModel, load_model, sample_image
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
+
+# The same examples every time, however long a busy machine takes for them.
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +33,14 @@ def bundled() -> Iterator[LoadedModel]:
     pairs = zip(shared.model.state_dict().items(), own.model.state_dict().items(), strict=True)
     for (name, left), (_, right) in pairs:
         assert torch.equal(left, right), name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_models() -> Iterator[None]:
+    """Models that many tests read must come back unchanged from all."""
+    yield
+    cases = sys.modules.get("tests.cases")  # importing it takes seconds
+    assert cases is None or cases.changed_models() == []
 
 
 @pytest.fixture(scope="session")

@@ -158,3 +158,33 @@ def own_head(
     """A headless tiny model with a head of the tests' own."""
     model = build(model_class, config_class, **settings)
     return OwnHead(model, read, read(torch.zeros(1, 17, HIDDEN)).shape[1])
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """All of a model that a caller could find changed, in forms that compare with ``==``."""
+    state: dict[str, Any] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state[f"{name} values"] = (id(tensor), tensor._version, _bits(tensor))
+        state[f"{name} gradient"] = None if tensor.grad is None else _bits(tensor.grad)
+        state[f"{name} requires_grad"] = tensor.requires_grad
+    for name, module in model.named_modules():
+        state[f"{name} training"] = module.training
+        state[f"{name} attributes"] = sorted(module.__dict__)
+        for attribute, value in module.__dict__.items():
+            if "hook" in attribute:
+                state[f"{name} {attribute}"] = (
+                    list(value.items()) if isinstance(value, dict) else value
+                )
+        config = getattr(module, "config", None)
+        if config is not None:
+            state[f"{name} config"] = (
+                id(config),
+                repr(config.to_dict()),
+                config._attn_implementation,
+                sorted(vars(config)),
+            )
+    return state
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().flatten().view(torch.uint8).numpy().tobytes()

@@ -20,20 +20,32 @@ from hf_gmar import GMAR
 from tests.cases import BATCH, LABELS, VIT
 from tests.models import prompted
 from tests.parity import ROWS, Row, largest_error, largest_errors
+from tests.tolerances import PARITY
 
 DTYPES = (torch.float32, torch.float64)
 
 
+def machine() -> str:
+    """What the rounding depends on."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    return f"CPU capability {capability}, {threads} threads, PyTorch {torch.__version__}."
+
+
 def report(rows: tuple[Row, ...] = ROWS) -> str:
     """A table with one line for each model and method, and one for all."""
-    lines = ["| model | method | float32 | float64 |", "|---|---|---|---|"]
+    head = ["model", "method"]
+    for dtype in DTYPES:
+        head += [str(dtype).removeprefix("torch."), "limit", "share of it"]
+    lines = [machine(), "", _line(head), "|---" * len(head) + "|"]
     for model, method in largest_errors(DTYPES[0], rows):
         found = [max(largest_errors(dtype, rows)[model, method]) for dtype in DTYPES]
-        lines.append(f"| {model} | {method} | {_cells(found)} |")
-    lines.append(f"| all | all | {_cells([largest_error(dtype, rows) for dtype in DTYPES])} |")
+        lines.append(_line([model, method, *_cells(found)]))
+    lines.append(_line(["all", "all", *_cells([largest_error(one, rows) for one in DTYPES])]))
     lines.append(
         "\nLargest |difference| / largest |value| of patch map, head importance and attribute(), "
-        f"over {len(rows)} combinations of model, method, engine, loading and target."
+        f"over {len(rows)} combinations of model, method, engine, loading and target; beside it "
+        "what the tests allow."
     )
     return "\n".join(lines)
 
@@ -57,8 +69,16 @@ def prompts() -> str:
     return "Mean correlation of the maps of two prompts. " + ", ".join(lines)
 
 
-def _cells(errors: list[float]) -> str:
-    return " | ".join(f"{error:.1e}" for error in errors)
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(errors: list[float]) -> list[str]:
+    cells: list[str] = []
+    for error, dtype in zip(errors, DTYPES, strict=True):
+        limit = PARITY.of(dtype)
+        cells += [f"{error:.1e}", f"{limit:.0e}", f"{error / limit:.3f}"]
+    return cells
 
 
 if __name__ == "__main__":

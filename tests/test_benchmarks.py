@@ -30,6 +30,7 @@ from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
 from hf_gmar.methods import METHODS
+from tests.tolerances import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     options += ["--dense-limit-gb", "0.000005"]  # room for 32 pixels, not for 64
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.engine", *options, "--output", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "engine.md").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1",
          "--output", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name in [*METHODS, "Saliency"]:

@@ -39,8 +39,10 @@ from tests.cases import (
     every_engine,
     every_method,
     every_model,
+    shared,
 )
-from tests.parity import relative_error
+from tests.parity import near, same
+from tests.tolerances import PARITY
 
 
 def scores(change: Callable[[Tensor], Tensor]) -> Around:
@@ -66,7 +68,7 @@ def test_it_is_a_gradient_attribution(method: MethodCase) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_output_is_like_the_inputs(case: ModelCase, method: MethodCase, dtype: torch.dtype) -> None:
     images = case.images(dtype)
-    model = case.build() if case.casts else case.build().to(dtype)
+    model = shared(case) if case.casts else shared(case, dtype=dtype)
     attribution = method.made(model).attribute(images, TARGETS, **case.forward_kwargs)
     assert (attribution.shape, attribution.dtype) == (images.shape, dtype)
     assert attribution.device == images.device
@@ -96,7 +98,7 @@ def test_target_for_all_images(form: str, engine: str) -> None:
     model = VIT.build()
     wanted = oracles.gmar(oracles.trace(model, VIT.images(), [3] * BATCH)).patches
     patches = explain(model, engine).attribute_patches(VIT.images(), SAME_FOR_ALL[form])
-    assert relative_error(patches, wanted) < 1e-5
+    assert near(patches, wanted, PARITY)
 
 
 ONE_EACH: dict[str, Any] = {
@@ -112,14 +114,14 @@ def test_target_for_each_image(form: str, engine: str) -> None:
     model = VIT.build()
     wanted = oracles.gmar(oracles.trace(model, VIT.images(), TARGETS)).patches
     patches = explain(model, engine).attribute_patches(VIT.images(), ONE_EACH[form])
-    assert relative_error(patches, wanted) < 1e-5
+    assert near(patches, wanted, PARITY)
 
 
 @every_engine
 def test_no_target_is_the_top_class(engine: str) -> None:
     model, images = VIT.build(), VIT.images()
     top = model(images).logits.argmax(dim=1)
-    assert torch.equal(
+    assert same(
         explain(model, engine).attribute(images), explain(model, engine).attribute(images, top)
     )
 
@@ -132,12 +134,12 @@ def _as_grid(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("target", [(1, 0), [(1, 0)] * BATCH], ids=["tuple", "list of tuples"])
 def test_scores_with_two_dimensions(target: Any, engine: str) -> None:
     got = explain(scores(_as_grid), engine).attribute(VIT.images(), target)
-    assert torch.equal(got, explain(engine=engine).attribute(VIT.images(), 3))
+    assert same(got, explain(engine=engine).attribute(VIT.images(), 3))
 
 
 def test_a_tuple_of_its_own_for_each_image() -> None:
     got = explain(scores(_as_grid)).attribute(VIT.images(), [(1, 2), (0, 0), (1, 0)])
-    assert torch.equal(got, explain().attribute(VIT.images(), [5, 0, 3]))
+    assert same(got, explain().attribute(VIT.images(), [5, 0, 3]))
 
 
 @every_engine
@@ -146,7 +148,7 @@ def test_a_tuple_of_its_own_for_each_image() -> None:
 def test_one_score_for_each_image(shape: tuple[int, ...], target: Any, engine: str) -> None:
     model = scores(lambda logits: logits[:, 3].reshape(shape))
     got = explain(model, engine).attribute(VIT.images(), target)
-    assert torch.equal(got, explain(engine=engine).attribute(VIT.images(), 3))
+    assert same(got, explain(engine=engine).attribute(VIT.images(), 3))
 
 
 def test_tuple_in_tuple_out() -> None:
@@ -176,7 +178,7 @@ def test_inputs_of_any_kind(form: str, engine: str) -> None:
     assert form in {"requires_grad", "no leaf"} or not images.is_contiguous()
     got = explain(engine=engine).attribute(images, TARGETS)
     wanted = explain(engine=engine).attribute(images.detach().clone().contiguous(), TARGETS)
-    assert relative_error(got, wanted.double().numpy()) < 1e-5
+    assert same(got, wanted)
     assert got.is_contiguous()
     assert not got.requires_grad
 
@@ -185,15 +187,15 @@ def test_inputs_of_any_kind(form: str, engine: str) -> None:
 @every_model
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inside_the_callers_grad_mode(case: ModelCase, mode: Any, engine: str) -> None:
-    gmar = explain(case.build(), engine)
+    gmar = explain(shared(case), engine)
     wanted = gmar.attribute(case.images(), TARGETS, **case.forward_kwargs)
     with mode():
         images, target = case.images() * 1, torch.tensor(TARGETS)  # made inside as well
         assert images.is_inference() == (mode is torch.inference_mode)
         got = gmar.attribute(images, target, **case.forward_kwargs)
-    assert torch.equal(got, wanted)
+    assert same(got, wanted)
     # What was made in inference mode can be explained outside of it, too.
-    assert torch.equal(gmar.attribute(images, target, **case.forward_kwargs), wanted)
+    assert same(gmar.attribute(images, target, **case.forward_kwargs), wanted)
 
 
 @every_engine
@@ -219,7 +221,7 @@ def test_forward_arguments_made_in_inference_mode(by_keyword: bool, engine: str)
     extra = {"scale": scale} if by_keyword else {"additional_forward_args": scale}
     got = gmar.attribute(VIT.images(), TARGETS, **extra)
     wanted = explain(engine=engine).attribute(VIT.images(), TARGETS)
-    assert torch.allclose(got, wanted, rtol=1e-5)
+    assert same(got, wanted)
 
 
 def test_forward_arguments() -> None:
@@ -227,11 +229,9 @@ def test_forward_arguments() -> None:
     gmar = explain(case.build())
     wanted = gmar.attribute(case.images(), 3, interpolate_pos_encoding=True)
     assert torch.equal(gmar.attribute(case.images(), 3, (None, True)), wanted)
-    assert torch.equal(
-        gmar.attribute(case.images(), 3, additional_forward_args=(None, True)), wanted
-    )
+    assert same(gmar.attribute(case.images(), 3, additional_forward_args=(None, True)), wanted)
     # One value that is no tuple is one argument, as in Captum.
-    assert torch.equal(
+    assert same(
         explain().attribute(VIT.images(), 3, torch.tensor([1, 2, 3])),
         explain().attribute(VIT.images(), 3),
     )

@@ -33,6 +33,7 @@ from tests import command, folders
 from tests.command import Done, run_elsewhere
 from tests.hub_server import commit_of, serve_hub
 from tests.models import build
+from tests.tolerances import PATIENCE
 
 Run = Callable[..., SimpleNamespace]
 
@@ -58,7 +59,7 @@ def _installed(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
         env={**os.environ, "COLUMNS": "160", **environment},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -42,6 +42,7 @@ from hf_gmar.comparison.method_specs import as_columns, captum_columns
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.methods import METHODS, AttributionMethod
 from tests.cases import MODELS, VIT, ModelCase
+from tests.parity import same
 from tests.test_state import unchanged, used
 
 NAN = float("nan")
@@ -111,7 +112,7 @@ def test_captums_maps_are_captums(target: Any) -> None:
     logits = LogitsModel(model)
     window = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
     mask = torch.arange(16).view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    exclusive_eval: list[tuple[Any, dict[str, Any]]] = [
+    alone: list[tuple[Any, dict[str, Any]]] = [
         (IntegratedGradients(logits), {}),
         (Saliency(logits), {}),
         (InputXGradient(logits), {}),
@@ -123,10 +124,10 @@ def test_captums_maps_are_captums(target: Any) -> None:
     ]
     classes = model(images).logits.argmax(1) if target is None else target
     columns = [MethodSpec(method, options={"nt_samples": 2} if "nt_samples" in given else {})
-               for method, given in exclusive_eval]  # fmt: skip
+               for method, given in alone]  # fmt: skip
     found = quick(model, images, columns, target)
     assert not found.failures
-    for (method, options), patches in zip(exclusive_eval, found.maps.values(), strict=True):
+    for (method, options), patches in zip(alone, found.maps.values(), strict=True):
         with seeded(0, CPU):
             expected = method.attribute(images.clone().requires_grad_(), target=classes, **options)
         assert torch.allclose(patches.double(), summed(expected), rtol=1e-4, atol=1e-5), method
@@ -142,8 +143,8 @@ def test_every_family_and_grid(case: ModelCase) -> None:
     patch = images.shape[2] // case.grid[0], images.shape[3] // case.grid[1]
     classes = logits(images).argmax(1)
     assert found.targets == tuple(classes.tolist())
-    exclusive_eval = GMAR(model).attribute_patches(images, classes, **case.forward_kwargs)
-    assert torch.allclose(found.maps["gmar"], exclusive_eval, atol=1e-6)
+    alone = GMAR(model).attribute_patches(images, classes, **case.forward_kwargs)
+    assert torch.allclose(found.maps["gmar"], alone, atol=1e-6)
     heat = Saliency(logits).attribute(images.requires_grad_(), target=classes)
     assert torch.allclose(found.maps["Saliency"].double(), summed(heat, patch), rtol=1e-4)
     assert found.maps["Occlusion"].shape == (len(images), *case.grid)
@@ -208,8 +209,8 @@ def test_options_contrast_and_keywords_reach_our_methods() -> None:
                   **case.forward_kwargs)  # fmt: skip
     sharp = GMAR(model, alpha=0.0)
     for method, patches in zip((sharp, gmar), found.maps.values(), strict=True):
-        exclusive_eval = method.attribute_patches(images, 1, contrast=2, **case.forward_kwargs)
-        assert torch.equal(patches, exclusive_eval)
+        alone = method.attribute_patches(images, 1, contrast=2, **case.forward_kwargs)
+        assert same(patches, alone)
     assert "not the difference of two" in found.failures["NoiseTunnel of gmar"]
     assert found.contrasts == ("LABEL_2",) * 3
     assert "less that of LABEL_2." in found.figure().texts[-1].get_text().replace("\n", " ")
@@ -248,8 +249,8 @@ def test_a_head_of_the_users_own() -> None:
 
     own = Head()
     found = quick(own, VIT.images(), ["gmar", Saliency(own)], 1, readout="patches")
-    exclusive_eval = GMAR(own, readout="patches").attribute_patches(VIT.images(), 1)
-    assert torch.equal(found.maps["gmar"], exclusive_eval)
+    alone = GMAR(own, readout="patches").attribute_patches(VIT.images(), 1)
+    assert same(found.maps["gmar"], alone)
     assert not found.failures
 
 

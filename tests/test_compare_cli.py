@@ -65,8 +65,8 @@ def test_the_files_hold_what_python_gives(output: Path, bundled: LoadedModel, ph
         assert stored["methods"].tolist() == ["gmar", "gmar (2)", "Saliency", "Occlusion"]
         assert stored["names"].tolist() == ["wide.jpg", "scene.png"]
         assert stored["targets"].tolist() == [heart, heart]
-        exclusive_eval = GMAR(bundled.model).attribute_patches(pixels, heart)
-        assert np.allclose(stored["maps"][0], exclusive_eval, atol=1e-6)
+        alone = GMAR(bundled.model).attribute_patches(pixels, heart)
+        assert np.allclose(stored["maps"][0], alone, atol=1e-6)
         heat = Saliency(LogitsModel(bundled.model)).attribute(pixels.requires_grad_(), target=heart)
         by_patch = torch.nn.functional.avg_pool2d(heat, 12).sum(1) * 144
         assert np.allclose(stored["maps"][2], by_patch, rtol=1e-4, atol=1e-6)
@@ -81,8 +81,8 @@ def test_a_contrast(output: Path, bundled: LoadedModel, scene: Image.Image) -> N
     heart, cross = (find_class(bundled.model.config, name) for name in ("heart", "cross"))
     with np.load(output / "maps.npz") as stored:
         assert stored["methods"].tolist() == ["gmar"]
-        exclusive_eval = GMAR(bundled.model).attribute_patches(pixels, heart, contrast=cross)
-        assert np.allclose(stored["maps"][0], exclusive_eval, atol=1e-6)
+        alone = GMAR(bundled.model).attribute_patches(pixels, heart, contrast=cross)
+        assert np.allclose(stored["maps"][0], alone, atol=1e-6)
     assert "Saliency failed: Captum's methods explain one score" in done.out
     assert json.loads((output / "comparison.json").read_text())["forward"] is None
 

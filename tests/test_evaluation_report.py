@@ -26,6 +26,7 @@ from hf_gmar.evaluation import ExampleMaps, Summary, summarise, write_report
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import LIMITS, page
 from hf_gmar.evaluation.report.writer import html
+from tests.tolerances import PATIENCE
 
 METHODS = (
     *("gmar", "gmar (alpha=0.25)", "gmar (alpha=0.5)", "gmar (alpha=2.0)"),
@@ -632,7 +633,7 @@ def test_a_browser_shows_the_report(report: Path, tmp_path: Path, width: int) ->
         *(f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"),
         copy.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     found = json.loads(
         Read(done.stdout.replace("<body>", "<h1>").replace("</body>", "</h1>")).headings[0]
     )

@@ -125,8 +125,8 @@ def test_the_correction_is_over_the_methods_of_one_measure() -> None:
 def test_a_level_that_is_just_reached_is_no_difference() -> None:
     """Six differences of one sign: p = 2 / 64 for one method, and 4 / 64 for two."""
     values = {"a": [0.0] * 6, "b": [1.0] * 6}
-    exclusive_eval = summarise(rows_of("deletion", values), {}, BETTER, "a")
-    assert difference(exclusive_eval, "b", "deletion").verdict == "worse"
+    alone = summarise(rows_of("deletion", values), {}, BETTER, "a")
+    assert difference(alone, "b", "deletion").verdict == "worse"
     pair = summarise(rows_of("deletion", {**values, "c": [1.0] * 6}), {}, BETTER, "a")
     assert difference(pair, "b", "deletion").corrected == 0.0625
     assert difference(pair, "b", "deletion").verdict == "no difference"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tolerances import PATIENCE
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "captum_side_by_side.py": ["{output}"],
@@ -25,7 +27,7 @@ def _run(name: str, output: Path) -> str:
     arguments = [word.format(output=output) for word in RUNS[name]]
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments],
-        cwd=output, capture_output=True, text=True, timeout=300, check=False,
+        cwd=output, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -64,7 +66,7 @@ def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
     measure = "measure_bundled_model.py"
     said = subprocess.run(
         [sys.executable, EXAMPLES / measure, "--scenes", "2", "--model", tmp_path],
-        capture_output=True, text=True, timeout=300, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     assert json.loads(said.stdout)["scenes"] == 2
     assert (tmp_path / "training_log.jsonl").read_text()

@@ -20,9 +20,10 @@ from hf_gmar.heads import HeadMaps
 from hf_gmar.models import ImageView, LoadedModel
 from hf_gmar.visualization import head_maps_figure, save_figure
 from tests import oracles
-from tests.cases import HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase
-from tests.parity import relative_error, same
+from tests.cases import HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, shared
+from tests.parity import near, same
 from tests.test_state import unchanged, used
+from tests.tolerances import PARITY
 
 TOY = HeadImportance(
     torch.tensor(
@@ -60,7 +61,7 @@ def test_it_is_gmars_head_importance(norm: Any) -> None:
     found = head_importance(model, images, TARGETS, norm=norm)
     wanted = oracles.gmar(oracles.trace(model, images, TARGETS), norm=norm).heads
     assert wanted is not None
-    assert relative_error(found.values, wanted) < 1e-5
+    assert near(found.values, wanted, PARITY)
     assert found.targets.tolist() == TARGETS
     assert found.norm == norm
     assert torch.allclose(found.values.sum(2), torch.ones(3, LAYERS))
@@ -134,7 +135,7 @@ def test_a_head_of_your_own() -> None:
     found = head_importance(model, images, TARGETS, readout="cls+patches")
     wanted = oracles.gmar(oracles.trace(model, images, TARGETS, reads="cls+patches")).heads
     assert wanted is not None
-    assert relative_error(found.values, wanted) < 1e-5
+    assert near(found.values, wanted, PARITY)
 
 
 WRONG: dict[str, tuple[Any, Any, type[HfGmarError], str]] = {
@@ -168,15 +169,20 @@ def test_an_unknown_criterion() -> None:
         head_importance(VIT.build(), VIT.images(), criterion="impact")  # type: ignore[arg-type]
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@DTYPES
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
-def test_effects_equal_the_dense_trace(case: ModelCase, engine: str) -> None:
-    model, images = case.build(), case.images()
-    found = head_importance(
-        model, images, TARGETS, criterion="taylor", engine=engine, **case.forward_kwargs
-    )
-    trace = oracles.trace(model, images, TARGETS, case.forward_kwargs)
-    assert relative_error(found.values, oracles.head_effects(trace)) < 1e-5
+def test_effects_equal_the_dense_trace(case: ModelCase, engine: str, dtype: torch.dtype) -> None:
+    model, images = shared(case, dtype=dtype), case.images(dtype)
+    with oracles.unrounded_softmax():
+        found = head_importance(
+            model, images, TARGETS, criterion="taylor", engine=engine, **case.forward_kwargs
+        )
+        trace = oracles.trace(model, images, TARGETS, case.forward_kwargs)
+    assert near(found.values, oracles.head_effects(trace), PARITY)
     assert (found.criterion, found.caption) == ("taylor", "3 images, first-order effect")
 
 
@@ -189,7 +195,7 @@ def test_effects_of_several_batches_and_a_contrast() -> None:
     ]
     assert same(found.values, each[0])
     difference = head_importance(model, images, TARGETS, criterion="taylor", contrast=1)
-    assert torch.allclose(difference.values, each[0] - each[1], atol=1e-6)
+    assert same(difference.values, each[0] - each[1])
     assert found.criterion == "taylor"  # of the whole, as of its parts
 
 
@@ -260,17 +266,13 @@ def test_files(tmp_path: Path) -> None:
         assert min(picture.size) > 200
 
 
-LIMITS = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-@pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("case", [*MODELS, *MORE_MODELS], ids=lambda case: case.name)
 def test_maps_of_heads_equal_the_dense_trace(case: ModelCase, dtype: torch.dtype) -> None:
     images = case.images(dtype)
     for loaded, engines in case.loadings.items():
         with oracles.unrounded_softmax():
-            model = case.build(attention=loaded).to(dtype)
-            eager = case.build(attention="eager").to(dtype)
+            model, eager = (shared(case, one, dtype) for one in (loaded, "eager"))
             reads = case.options.get("readout")
             found = oracles.trace(eager, images, TARGETS, case.forward_kwargs, reads)
             wanted = oracles.head_maps(found)
@@ -278,9 +280,9 @@ def test_maps_of_heads_equal_the_dense_trace(case: ModelCase, dtype: torch.dtype
             for engine in {"streaming", "dense"} & set(engines):
                 maps = HeadMaps(model, engine=engine, **case.options)
                 got = maps.maps(images, **case.forward_kwargs)
-                assert relative_error(got, wanted) < LIMITS[dtype], (loaded, engine)
+                assert near(got, wanted, PARITY), (loaded, engine)
                 mean = maps.attribute_patches(images, **case.forward_kwargs)
-                assert relative_error(mean, wanted.mean((1, 2))) < LIMITS[dtype]
+                assert near(mean, wanted.mean((1, 2)), PARITY)
 
 
 def test_maps_from_some_layers() -> None:

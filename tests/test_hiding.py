@@ -30,8 +30,10 @@ from hf_gmar.perturbations.token_removal import (
 )
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
 from tests.models import build
+from tests.parity import same
 from tests.test_state import unchanged, used
-from tests.test_threads import PATIENCE, Halfway
+from tests.test_threads import Halfway
+from tests.tolerances import PATIENCE
 
 CASES = {case.name: case for case in (*MODELS, *MORE_MODELS)}
 WAYS = {"dropped": drop_tokens, "unattended": mask_tokens}
@@ -145,11 +147,11 @@ def test_only_the_other_tokens_are_left(case: ModelCase) -> None:
 @every_case
 def test_several_copies_in_one_forward(case: ModelCase) -> None:
     adapter, kept = subject_of(case), some(case, copies=3)
-    exclusive_eval = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
+    alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     assert Sites.of(adapter).one_by_one == case.name.startswith("mlcd")
     if not Sites.of(adapter).one_by_one:
         together = hidden(drop_tokens, adapter, case, kept)
-        torch.testing.assert_close(together, exclusive_eval, rtol=0, atol=1e-10)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
 
 
 @every_way
@@ -303,7 +305,7 @@ def test_a_plain_forward_of_another_thread(name: str, way: Any) -> None:
         work = halfway.during(lambda: hidden(way, adapter, case, kept), pool)
         meanwhile = scores(adapter, case)
         halfway.go_on.set()
-        assert torch.equal(work.result(PATIENCE), wanted)
+        assert same(work.result(PATIENCE), wanted)
     assert torch.equal(meanwhile, plain)
 
 
@@ -315,7 +317,7 @@ def test_an_explanation_in_the_middle(way: Any) -> None:
     wanted = hidden(way, adapter, VIT, kept)
     explained: list[Any] = []
     gmar = GMAR(model)
-    exclusive_eval = gmar.attribute_patches(VIT.images(torch.float64), 2)
+    alone = gmar.attribute_patches(VIT.images(torch.float64), 2)
 
     def explain(*_: Any) -> None:
         if not explained:
@@ -323,9 +325,9 @@ def test_an_explanation_in_the_middle(way: Any) -> None:
             explained.append(gmar.attribute_patches(VIT.images(torch.float64), 2))
 
     model.vit.layers[1].register_forward_hook(explain)
-    assert torch.equal(hidden(way, adapter, VIT, kept), wanted)
+    assert same(hidden(way, adapter, VIT, kept), wanted)
     assert explained[1] is not None
-    assert torch.equal(explained[1], exclusive_eval)
+    assert same(explained[1], alone)
 
 
 def test_another_model_in_the_middle() -> None:
@@ -339,8 +341,8 @@ def test_another_model_in_the_middle() -> None:
     pixels = VIT.images(torch.float64)
     wanted, plain = hidden(mask_tokens, adapter, VIT, kept), other(pixels).logits
     model.vit.layers[1].register_forward_hook(lambda *_: seen.append(other(pixels).logits))
-    assert torch.equal(hidden(mask_tokens, adapter, VIT, kept), wanted)
-    assert torch.equal(seen[0], plain)
+    assert same(hidden(mask_tokens, adapter, VIT, kept), wanted)
+    assert same(seen[0], plain)
 
 
 def twice(model: Any, pixels: Tensor) -> Any:
@@ -422,7 +424,7 @@ def test_layers_that_take_something_else() -> None:
         return forward(*args)
 
     with patch.object(layer, "forward", looked_at):
-        assert torch.equal(hidden(drop_tokens, adapter, VIT, kept), wanted)
+        assert same(hidden(drop_tokens, adapter, VIT, kept), wanted)
     assert all(seen[0][name] is value for name, value in given.items())
 
 
@@ -450,7 +452,7 @@ def test_tokens_that_are_given_by_name() -> None:
             lambda _module, args, kwargs: ((), {"hidden_states": args[0], **kwargs}),
             with_kwargs=True,
         )
-    assert torch.equal(hidden(drop_tokens, adapter, VIT, kept), wanted)
+    assert same(hidden(drop_tokens, adapter, VIT, kept), wanted)
 
 
 def test_a_top_layer_that_gives_more_than_tokens() -> None:
@@ -468,7 +470,7 @@ def test_a_top_layer_that_gives_more_than_tokens() -> None:
         got = scores(adapter, case)
         handle.remove()
         last.remove()
-    assert torch.equal(got, wanted)
+    assert same(got, wanted)
     assert [one[1:] for one in more] == [("more",)]
 
 
@@ -536,13 +538,11 @@ TIMM = [
 def test_timm(name: str) -> None:
     case, model = _timm(name)
     adapter, kept = subject_of(case, model), some(case, copies=2)
-    exclusive_eval = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
-    torch.testing.assert_close(
-        exclusive_eval, torch.stack([_by_columns(case, one) for one in kept])
-    )
+    alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
+    torch.testing.assert_close(alone, torch.stack([_by_columns(case, one) for one in kept]))
     assert Sites.of(adapter).one_by_one == (name in ("eva", "dinov3"))
     if not Sites.of(adapter).one_by_one:
-        torch.testing.assert_close(hidden(drop_tokens, adapter, case, kept), exclusive_eval)
+        torch.testing.assert_close(hidden(drop_tokens, adapter, case, kept), alone)
     with pytest.raises(HfGmarError, match="use token-dropping"):
         hidden(mask_tokens, adapter, case, kept)
 

@@ -37,6 +37,7 @@ from hf_gmar.models.hub import pick_device
 from tests import folders
 from tests.hub_server import commit_of, serve_hub
 from tests.models import PROMPTS
+from tests.tolerances import PATIENCE
 
 # What a user's machine would do, in a process of its own: the Hub's settings are read at import.
 _LOAD = """
@@ -83,7 +84,7 @@ def _load_elsewhere(calls: list[dict[str, Any]], home: Path, **environment: str)
         env={**clean, **settings},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
         stdin=subprocess.DEVNULL,  # whoever asks the user something fails at once
     )

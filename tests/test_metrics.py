@@ -406,20 +406,20 @@ def test_images_of_a_batch_are_apart(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     maps, cover = torch.rand(2, 6, 3, 4, generator=generator, dtype=torch.float64)
     maps *= torch.arange(1, 7)[:, None, None]
-    exclusive_eval = [
+    alone = [
         value(name, LocalizationInput(one[None], own[None]))
         for one, own in zip(maps, cover, strict=True)
     ]
     assert METRICS.build(name).values(LocalizationInput(maps, cover)).tolist() == pytest.approx(
-        exclusive_eval
+        alone
     )
     for options in [{"threshold": 0.5}] if name == "miou" else []:
-        exclusive_eval = [
+        alone = [
             value(name, LocalizationInput(one[None], own[None]), **options)
             for one, own in zip(maps, cover, strict=True)
         ]
         together = METRICS.build(name, **options).values(LocalizationInput(maps, cover))
-        assert together.tolist() == pytest.approx(exclusive_eval)
+        assert together.tolist() == pytest.approx(alone)
 
 
 covers = st.integers(0, 16)

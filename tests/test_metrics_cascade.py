@@ -21,6 +21,7 @@ from hf_gmar.metrics import METRICS, Cascade, ContextBuilder, randomised, second
 from hf_gmar.metrics.weight_randomization import _cut_after
 from hf_gmar.models import LoadedModel, load_model
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
+from tests.parity import same
 
 NAMES = [
     "infidelity",
@@ -63,12 +64,12 @@ def test_weights_are_lost_from_the_head_down(case: ModelCase) -> None:
     assert len(cascade.parts) == LAYERS + 2
     for parts in (*range(LAYERS + 3), 1, 0):
         cascade.randomise(parts)
-        same = [
-            torch.equal(left, right)
+        kept = [
+            same(left, right)
             for left, right in zip(own, seen_by_layers(case, cascade.model), strict=True)
         ]
         # The scores go first, then the top layer's output; what enters the lowest layer goes last.
-        assert same == [True] * (LAYERS + 2 - parts) + [False] * parts
+        assert kept == [True] * (LAYERS + 2 - parts) + [False] * parts
     for name, one in model.state_dict().items():
         assert torch.equal(one, before[name])
 
@@ -254,7 +255,7 @@ def test_copies_after_each_stage() -> None:
     scores = [copy(pixels).logits.detach() for copy in randomised(model, pixels, 2, 4)]
     for parts, found in zip((2, 5), scores, strict=True):
         cascade.randomise(parts)
-        assert torch.equal(found, cascade.model(pixels).logits)
+        assert same(found, cascade.model(pixels).logits)
 
 
 # The examiner

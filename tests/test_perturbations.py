@@ -38,8 +38,10 @@ from hf_gmar.perturbations import (
 )
 from hf_gmar.perturbations.memory import LiveBytes
 from tests.cases import LABELS, MODELS, MORE_MODELS, VIT, Around, ModelCase, every_model
+from tests.parity import same
 from tests.test_state import unchanged, used
-from tests.test_threads import PATIENCE, Halfway
+from tests.test_threads import Halfway
+from tests.tolerances import PATIENCE
 
 DOCS = Path(__file__).parents[1] / "docs" / "perturbations.md"
 COLOUR = (0.25, -0.5, 1.0)
@@ -292,7 +294,7 @@ def test_flags_are_zero_and_one(perturbation: Perturbation) -> None:
     kept, adapter = some(VIT), subject_of(VIT)
     flags = scores(perturbation, adapter, VIT, kept)
     for dtype in (torch.float64, torch.float32, torch.float16):
-        assert torch.equal(scores(perturbation, adapter, VIT, kept.to(dtype)), flags)
+        assert same(scores(perturbation, adapter, VIT, kept.to(dtype)), flags)
 
 
 def test_the_mean_of_a_data_set() -> None:
@@ -466,7 +468,7 @@ def test_models_in_wrappers(perturbation: Perturbation) -> None:
     wanted = scores(perturbation, ModelAdapter.of(model), case, kept)
     wrapped = LogitsModel(model, **case.forward_kwargs)
     found = perturbation.bind(ModelAdapter.of(wrapped), image_of(case)).scores(kept)
-    assert torch.equal(found, wanted)
+    assert same(found, wanted)
     with pytest.raises(OptionError, match="unknown keyword interpolate"):
         perturbation.bind(
             ModelAdapter.of(model), image_of(case), forward_kwargs={"interpolate": True}
@@ -497,13 +499,13 @@ def test_modes_of_the_caller(perturbation: Perturbation) -> None:
     wanted = scores(perturbation, adapter, VIT, kept)
     with torch.inference_mode():
         inside = scores(perturbation, adapter, VIT, kept)
-    assert torch.equal(inside, wanted)
+    assert same(inside, wanted)
     image = image_of(VIT).requires_grad_()
     with torch.enable_grad():
         begun = perturbation.bind(adapter, image)
         found = begun.scores(kept)
     assert not found.requires_grad
-    assert torch.equal(found, wanted)
+    assert same(found, wanted)
 
 
 @every_perturbation
@@ -519,9 +521,9 @@ def test_threads_share_a_model(perturbation: Perturbation) -> None:
         other = pool.submit(lambda: scores(perturbation, adapter, VIT, kept))
         third = pool.submit(lambda: gmar.attribute_patches(pixels, 2))
         halfway.go_on.set()
-        assert torch.equal(work.result(PATIENCE), wanted)
-        assert torch.equal(other.result(PATIENCE), wanted)
-        assert torch.equal(third.result(PATIENCE), explained)
+        assert same(work.result(PATIENCE), wanted)
+        assert same(other.result(PATIENCE), wanted)
+        assert same(third.result(PATIENCE), explained)
 
 
 @every_perturbation

@@ -59,6 +59,7 @@ from hf_gmar.models import ImageView, LoadedModel, bundled_folder, find_class
 from hf_gmar.visualization import overlay_image
 from tests.models import PROMPTS, build, of_two, prompted
 from tests.test_state import unchanged
+from tests.tolerances import PATIENCE
 
 Found = list[dict[str, Any]]
 
@@ -308,7 +309,7 @@ def test_a_path_and_a_url(explain: Any, files: Path) -> None:
     assert_same(explain(str(files / "2.png")), wanted)
     assert_same(explain(files / "2.png"), wanted)
     with serve(files) as address:
-        assert_same(explain(f"{address}/2.png", timeout=5), wanted)
+        assert_same(explain(f"{address}/2.png", timeout=PATIENCE), wanted)
 
 
 def test_a_photo_is_turned_upright(explain: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import logging
 import random
@@ -30,7 +31,9 @@ from tests.cases import (
     every_method_and_engine,
     every_model,
 )
-from tests.parity import relative_error
+from tests.models import state_of
+from tests.parity import near, same
+from tests.tolerances import PARITY
 
 loadings = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
@@ -44,37 +47,8 @@ def snapshot(*models: nn.Module) -> dict[str, Any]:
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
     }
     for number, model in enumerate(models):
-        state.update({f"{number} {name}": value for name, value in _of_model(model).items()})
+        state.update({f"{number} {name}": value for name, value in state_of(model).items()})
     return state
-
-
-def _of_model(model: nn.Module) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        state[f"{name} values"] = (id(tensor), tensor._version, _bits(tensor))
-        state[f"{name} gradient"] = None if tensor.grad is None else _bits(tensor.grad)
-        state[f"{name} requires_grad"] = tensor.requires_grad
-    for name, module in model.named_modules():
-        state[f"{name} training"] = module.training
-        state[f"{name} attributes"] = sorted(module.__dict__)
-        for attribute, value in module.__dict__.items():
-            if "hook" in attribute:
-                state[f"{name} {attribute}"] = (
-                    list(value.items()) if isinstance(value, dict) else value
-                )
-        config = getattr(module, "config", None)
-        if config is not None:
-            state[f"{name} config"] = (
-                id(config),
-                repr(config.to_dict()),
-                config._attn_implementation,
-                sorted(vars(config)),
-            )
-    return state
-
-
-def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().numpy().tobytes()
 
 
 @contextmanager
@@ -104,13 +78,17 @@ def used(case: ModelCase, attention: str = "sdpa") -> Any:
     return model
 
 
+_used = functools.cache(used)
+"""One for all methods: each must leave it as it was."""
+
+
 @loadings
 @every_method_and_engine
 @every_model
 def test_a_call_leaves_the_model_as_it_was(
     case: ModelCase, method: MethodCase, attention: str, engine: str
 ) -> None:
-    model = used(case, attention)
+    model = _used(case, attention)
     explain = method.made(model, engine)
     with unchanged(model):
         explain.attribute(case.images(), TARGETS, **case.forward_kwargs)
@@ -132,7 +110,7 @@ def test_models_that_share_a_config(engine: str) -> None:
     wanted = other(VIT.images()).logits
     with unchanged(one, other):
         GMAR(one, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
-    assert torch.equal(other(VIT.images()).logits, wanted)
+    assert same(other(VIT.images()).logits, wanted)
 
 
 @every_engine
@@ -143,7 +121,7 @@ def test_a_model_whose_attention_was_asked_for_before(engine: str) -> None:
     assert len(model(VIT.images(), output_attentions=True).attentions) == 3
     with unchanged(model):
         again = GMAR(model, **ENGINE_OPTIONS[engine]).attribute_patches(VIT.images(), 3)
-    assert torch.equal(again, wanted)
+    assert same(again, wanted)
     assert len(model(VIT.images(), output_attentions=True).attentions) == 3
 
 
@@ -182,7 +160,7 @@ def test_a_model_that_raises_half_way(place: str, attention: str, engine: str) -
         gmar.attribute(VIT.images(), 3)
     handle.remove()
     wanted = oracles.gmar(oracles.trace(VIT.build(), VIT.images(), TARGETS))
-    assert relative_error(gmar.attribute_patches(VIT.images(), TARGETS), wanted.patches) < 1e-5
+    assert near(gmar.attribute_patches(VIT.images(), TARGETS), wanted.patches, PARITY)
 
 
 @every_engine
@@ -248,7 +226,7 @@ def test_the_callers_grad_mode_stays(mode: str, engine: str) -> None:
     model = used(VIT)
     wanted = GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3)
     with MODES[mode](), unchanged(model):
-        assert torch.equal(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3), wanted)
+        assert same(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 3), wanted)
         with pytest.raises(TargetError):
             GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), 99)
 
@@ -261,9 +239,7 @@ def test_dropout_is_off(engine: str) -> None:
     wanted = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(images, TARGETS)
     with unchanged(model):
         for _ in range(2):
-            assert torch.equal(
-                GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted
-            )
+            assert same(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted)
     assert model.training
 
 
@@ -274,7 +250,7 @@ def test_gradient_checkpointing_while_training(engine: str) -> None:
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     wanted = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(images, TARGETS)
     with unchanged(model):
-        assert torch.equal(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted)
+        assert same(GMAR(model, **ENGINE_OPTIONS[engine]).attribute(images, TARGETS), wanted)
 
 
 def _live_tensors() -> tuple[int, int]:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from hf_gmar import GMAR, LogitsModel
 from hf_gmar.errors import UnsupportedModelError
 from tests.cases import ENGINE_OPTIONS, TARGETS, VIT, Around, ModelCase, every_engine, every_model
+from tests.parity import same
 
 
 def explained(model: Any, engine: str, images: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -35,8 +36,8 @@ def test_a_model_of_logits_is_the_model(case: ModelCase, engine: str) -> None:
     model, images, options = case.build(), case.images(), dict(case.forward_kwargs)
     wanted = explained(model, engine, images, **options)
     # The keywords may be given with the model, or with the call.
-    assert torch.equal(explained(LogitsModel(model, **options), engine, images), wanted)
-    assert torch.equal(explained(LogitsModel(model), engine, images, **options), wanted)
+    assert same(explained(LogitsModel(model, **options), engine, images), wanted)
+    assert same(explained(LogitsModel(model), engine, images, **options), wanted)
 
 
 def _hooked_by_accelerate(model: Any) -> Any:
@@ -65,7 +66,7 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("form", WRAPPED)
 def test_a_model_in_another_form(form: str, attention: str, engine: str) -> None:
     got = explained(WRAPPED[form](VIT.build(attention=attention)), engine)
-    assert torch.equal(got, explained(VIT.build(), engine))
+    assert same(got, explained(VIT.build(), engine))
 
 
 @every_engine
@@ -74,7 +75,7 @@ def test_a_module_that_normalises_first(engine: str) -> None:
     mean = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
     model = Around(VIT.build(), lambda vit, pixels: vit((pixels - mean) / 0.25).logits)
     wanted = explained(VIT.build(), engine, (images - mean) / 0.25)
-    assert torch.equal(explained(model, engine, images), wanted)
+    assert same(explained(model, engine, images), wanted)
 
 
 @every_engine
@@ -82,7 +83,7 @@ def test_a_model_held_twice_is_one_model(engine: str) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels))
     model.again = nn.ModuleList([model.model])
     model.inner = model.model.vit
-    assert torch.equal(explained(model, engine), explained(VIT.build(), engine))
+    assert same(explained(model, engine), explained(VIT.build(), engine))
 
 
 SEEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -107,7 +108,7 @@ def test_a_module_sees_what_it_asked_for(by_config: bool, asked: str, engine: st
         seen.append(inner(pixels, **({} if by_config else options)))
         return seen[-1].logits
 
-    assert torch.equal(explained(Around(vit, how), engine), explained(VIT.build(), engine))
+    assert same(explained(Around(vit, how), engine), explained(VIT.build(), engine))
     assert [set(output) for output in seen] == [keys]
 
 
@@ -117,27 +118,27 @@ def test_a_module_that_unpacks_a_tuple(engine: str) -> None:
         (logits,) = vit(pixels, return_dict=False)
         return logits
 
-    assert torch.equal(explained(Around(VIT.build(), how), engine), explained(VIT.build(), engine))
+    assert same(explained(Around(VIT.build(), how), engine), explained(VIT.build(), engine))
 
 
 @every_engine
 def test_a_hook_of_the_user_that_changes_the_output(engine: str) -> None:
     model = VIT.build()
     model.register_forward_hook(lambda *called: called[2].logits)
-    assert torch.equal(explained(model, engine), explained(VIT.build(), engine))
+    assert same(explained(model, engine), explained(VIT.build(), engine))
 
 
 @every_engine
 def test_a_method_of_a_module_around(engine: str) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels))
-    assert torch.equal(explained(model.forward, engine), explained(VIT.build(), engine))
+    assert same(explained(model.forward, engine), explained(VIT.build(), engine))
 
 
 @every_engine
 def test_a_compiled_model_is_explained_as_the_model_inside(engine: str) -> None:
     model = VIT.build()
     compiled = torch.compile(model, backend="eager")
-    assert torch.equal(explained(compiled, engine), explained(model, engine))
+    assert same(explained(compiled, engine), explained(model, engine))
 
 
 @pytest.fixture
@@ -161,8 +162,8 @@ def test_a_parallel_model_is_explained_as_the_model_inside(wrapper: Any, engine:
     parallel = wrapper(model)
     wanted = explained(model, engine)
     for _ in range(2):  # DistributedDataParallel counts forwards that had no backward of its own
-        assert torch.equal(explained(parallel, engine), wanted)
-    assert torch.equal(explained(torch.compile(parallel, backend="eager"), engine), wanted)
+        assert same(explained(parallel, engine), wanted)
+    assert same(explained(torch.compile(parallel, backend="eager"), engine), wanted)
     parallel(VIT.images()).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.vit.layers.parameters())
 
@@ -186,7 +187,7 @@ def test_weights_that_accelerate_keeps_on_disk(tmp_path: Path, engine: str) -> N
     spread = dispatch_model(model, places, main_device="cpu", offload_dir=str(tmp_path))
     where = {name: weight.device.type for name, weight in spread.named_parameters()}
     assert set(where.values()) == {"cpu", "meta"}
-    assert torch.equal(explained(spread, engine), wanted)
+    assert same(explained(spread, engine), wanted)
     assert {name: weight.device.type for name, weight in spread.named_parameters()} == where
 
 

@@ -18,8 +18,8 @@ from hf_gmar import GMAR, AttentionRollout, LeGrad, TokenGradCAM, compare
 from hf_gmar._core.model_adapter import scores_of
 from hf_gmar._core.request import ForwardRequest
 from tests.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
-
-PATIENCE = 10.0
+from tests.parity import same
+from tests.tolerances import PATIENCE
 
 
 class Halfway:
@@ -62,8 +62,8 @@ def test_two_threads_explain_one_model(training: bool, engine: str) -> None:
         with pytest.raises(TimeoutError):  # it waits; it must not switch the model meanwhile
             other.result(0.2)
         halfway.go_on.set()
-        assert torch.equal(one.result(PATIENCE), wanted)
-        assert torch.equal(other.result(PATIENCE), wanted)
+        assert same(one.result(PATIENCE), wanted)
+        assert same(other.result(PATIENCE), wanted)
     assert model.config._attn_implementation == "sdpa"
     assert all(module.training == training for module in model.modules())
 
@@ -87,7 +87,7 @@ def test_a_plain_forward_goes_on_meanwhile(attention: str, method: Any, engine: 
         output = model(VIT.images())
         also_masked = model(VIT.images(), attention_mask=mask).logits
         halfway.go_on.set()
-        assert torch.equal(explained.result(PATIENCE), wanted)
+        assert same(explained.result(PATIENCE), wanted)
     assert set(output) == {"logits"}
     assert torch.equal(output.logits, logits)
     assert torch.equal(also_masked, masked)
@@ -105,7 +105,7 @@ def test_a_plain_forward_while_the_head_reads_lower_layers(engine: str) -> None:
         assert all("forward" in layer.__dict__ for layer in model.vit.layers)
         output = model(VIT.images()).logits
         halfway.go_on.set()
-        assert torch.equal(explained.result(PATIENCE), wanted)
+        assert same(explained.result(PATIENCE), wanted)
     assert torch.equal(output, logits)
     assert not any("forward" in layer.__dict__ for layer in model.vit.layers)
 
@@ -136,7 +136,7 @@ def test_two_models_do_not_wait_for_each_other(engine: str) -> None:
         meanwhile = GMAR(other, **options).attribute(VIT.images(), 3)
         assert not explained.done()
         halfway.go_on.set()
-        assert torch.equal(explained.result(PATIENCE), meanwhile)
+        assert same(explained.result(PATIENCE), meanwhile)
 
 
 @every_engine
@@ -154,7 +154,7 @@ def test_models_that_share_a_config_take_turns(engine: str) -> None:
             second.result(0.2)
         halfway.go_on.set()
         first.result(PATIENCE)
-        assert torch.equal(second.result(PATIENCE), wanted)
+        assert same(second.result(PATIENCE), wanted)
     assert one.config._attn_implementation == "eager"
 
 
@@ -175,8 +175,8 @@ def test_an_explanation_inside_an_explanation(engine: str, inner: str) -> None:
             found.append(other.attribute(VIT.images(), 3))
 
     model.vit.layers[2].register_forward_pre_hook(explain)
-    assert torch.equal(gmar.attribute(VIT.images(), TARGETS), wanted)
-    assert torch.equal(found[1], wanted_inside)
+    assert same(gmar.attribute(VIT.images(), TARGETS), wanted)
+    assert same(found[1], wanted_inside)
 
 
 @every_engine
@@ -195,7 +195,7 @@ def test_a_forward_that_began_before_the_explanation(engine: str) -> None:
         explaining.go_on.set()
         explained.result(PATIENCE)
         halfway.go_on.set()
-        assert torch.equal(plain.result(PATIENCE), wanted)
+        assert same(plain.result(PATIENCE), wanted)
 
 
 class Counting:
@@ -256,7 +256,7 @@ def test_compiled_models(compiled: Callable[[Counting], Any], engine: str) -> No
         before = backend.runs
         assert before
         got = GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), TARGETS)
-        assert torch.equal(got, wanted)
+        assert same(got, wanted)
         assert backend.runs == before
         model(VIT.images())
     assert backend.runs == 2 * before
@@ -291,7 +291,7 @@ def test_compiled_models_run_in_other_threads(
         gmar = GMAR(model, **ENGINE_OPTIONS[engine])
         explained = halfway.during(lambda: gmar.attribute(VIT.images(), 3), pool)
         with torch.no_grad():
-            assert torch.equal(scores_of(model(VIT.images())), wanted)
+            assert same(scores_of(model(VIT.images())), wanted)
         halfway.go_on.set()
         explained.result(PATIENCE)
     assert backend.runs > before
@@ -321,7 +321,7 @@ def test_a_comparison_takes_its_turn(method: Any, engine: str) -> None:
         with pytest.raises(TimeoutError):
             other.result(0.2)
         halfway.go_on.set()
-        assert torch.equal(one.result(PATIENCE), wanted)
+        assert same(one.result(PATIENCE), wanted)
         other.result(PATIENCE)
     assert all(module.training for module in model.modules())
     assert {name: len(part._forward_hooks) for name, part in model.named_modules()} == before

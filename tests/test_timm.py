@@ -18,7 +18,8 @@ from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.methods import METHODS
 from tests import oracles
 from tests.cases import LABELS, TARGETS, VIT
-from tests.parity import relative_error
+from tests.parity import near
+from tests.tolerances import PARITY
 
 try:
     importlib.import_module("timm")
@@ -73,7 +74,7 @@ def test_equals_the_oracle(name: str) -> None:
     model, images = build(architecture, **settings), VIT.images()
     maps = GMAR(model).attribute_patches(images, TARGETS)
     for image, target, patches in zip(images, TARGETS, maps, strict=True):
-        assert relative_error(patches, wanted(model, image, target, readout)) < 1e-5
+        assert near(patches, wanted(model, image, target, readout), PARITY)
 
 
 def test_no_attention_maps_for_the_dense_engine() -> None:

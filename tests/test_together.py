@@ -103,7 +103,7 @@ def test_each_is_as_alone(case: ModelCase, attention: str, engine: str) -> None:
 
 
 @functools.cache
-def exclusive_eval(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
+def alone(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
     """A model, the methods that read attention, and the map of each by itself."""
     model = VIT.build()
     methods = [method.made(model, engine) for method in READERS]
@@ -113,7 +113,7 @@ def exclusive_eval(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
 @pytest.mark.parametrize("method", READERS, ids=lambda method: method.name)
 def test_every_pair_in_both_orders(method: MethodCase) -> None:
     """The first is in a group with whoever comes; which of the two it is must not matter."""
-    _, methods, maps = exclusive_eval("streaming")
+    _, methods, maps = alone("streaming")
     one = READERS.index(method)
     for other in range(len(READERS)):
         pair = (one, other)
@@ -129,7 +129,7 @@ def test_every_pair_in_both_orders(method: MethodCase) -> None:
 )
 def test_any_list_of_methods(numbers: list[int], engine: str) -> None:
     """Also the same method twice."""
-    model, methods, maps = exclusive_eval(engine)
+    model, methods, maps = alone(engine)
     with forwards(model) as noted:
         found = attribute_jointly([methods[number] for number in numbers], VIT.images(), TARGETS)
     for number, got in zip(numbers, found, strict=True):
@@ -215,7 +215,7 @@ def test_layers_that_nobody_reads_are_not_recomputed(engine: str) -> None:
 
 
 def test_images_in_blocks_of_their_own() -> None:
-    _, methods, maps = exclusive_eval("streaming")
+    _, methods, maps = alone("streaming")
     with patch.object(blocks, "_CPU_SHARED_BYTES", 1):
         found = attribute_jointly(methods, VIT.images(), TARGETS)
     assert all(map(equal, found, maps))

@@ -33,6 +33,7 @@ from tests.cases import ENGINE_NAMES, ENGINE_OPTIONS, TARGETS, VIT
 from tests.models import LABELS, PROMPTS, prompted, tokenizer
 from tests.parity import same
 from tests.report_parity import prompt_correlation
+from tests.tolerances import PATIENCE
 
 TWO_TOWERS: list[tuple[type[PreTrainedModel], Any]] = [
     (CLIPModel, CLIPConfig),
@@ -94,7 +95,7 @@ def test_an_explanation_does_not_read_the_text_again(
 
     zero_shot.model.text_model.register_forward_pre_hook(refuse)
     got = GMAR(zero_shot, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), TARGETS)
-    assert torch.equal(got, wanted)
+    assert same(got, wanted)
 
 
 @every_pair
@@ -172,7 +173,7 @@ def test_a_subclass_of_a_known_model() -> None:
     with pytest.raises(UnsupportedModelError, match="Mine scores images by text prompts"):
         GMAR(model)
     got = GMAR(ZeroShotModel(model, tokenizer(), PROMPTS)).attribute(VIT.images(), TARGETS)
-    assert torch.equal(got, wanted)
+    assert same(got, wanted)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
@@ -180,7 +181,7 @@ def test_a_compiled_model() -> None:
     model = prompted(CLIPModel, CLIPConfig).model
     wanted = ZeroShotModel(model, tokenizer(), PROMPTS)(VIT.images())
     compiled: Any = torch.compile(model)
-    assert torch.equal(ZeroShotModel(compiled, tokenizer(), PROMPTS)(VIT.images()), wanted)
+    assert same(ZeroShotModel(compiled, tokenizer(), PROMPTS)(VIT.images()), wanted)
 
 
 def test_made_in_inference_mode() -> None:
@@ -206,7 +207,7 @@ def test_prompts_wait_for_an_explanation_in_another_thread() -> None:
         waited.append(not explained.wait(0.5))
 
     def explain() -> None:
-        ready.wait(10)
+        assert ready.wait(PATIENCE)
         GMAR(zero_shot).attribute(VIT.images(), TARGETS)
         explained.set()
 
