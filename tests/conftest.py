@@ -14,6 +14,7 @@ from PIL import Image
 
 from hf_gmar._core import token_layout as tokens
 from hf_gmar.models import LoadedModel, load_model, sample_image
+from tests.pairs import covering_rows, factors_of
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
@@ -68,6 +69,19 @@ def layouts() -> Iterator[None]:
     """Layouts that a test registers are gone afterwards."""
     with patch.dict(tokens._LAYOUTS):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``pairwise``, rows beyond those that hold each pair are ``extended``."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("pairwise"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in groups.values():
+        chosen = covering_rows([factors_of(item.callspec.params) for item in group])  # type: ignore[attr-defined]
+        for place, item in enumerate(group):
+            if place not in chosen:
+                item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture(autouse=True)

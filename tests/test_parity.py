@@ -37,6 +37,7 @@ from tests.report_parity import DTYPES, machine, report
 from tests.tolerances import PARITY
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
@@ -44,6 +45,7 @@ def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
     assert max(found) < PARITY.of(dtype), found
 
 
+@pytest.mark.pairwise
 @every_method_and_engine
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: str) -> None:

@@ -52,6 +52,7 @@ every_class_specific_method_and_engine = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.pairwise
 @every_method_and_engine
 @every_model
 def test_maps_are_in_their_range(case: ModelCase, method: MethodCase, engine: str) -> None:
@@ -99,6 +100,7 @@ def test_a_batch_is_its_images(case: ModelCase, method: MethodCase) -> None:
     assert same(permuted, batch[order])
 
 
+@pytest.mark.pairwise
 @every_class_specific_method_and_engine
 @every_model
 def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, engine: str) -> None:
@@ -112,6 +114,7 @@ def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, eng
             assert (one - other).abs().max() / one.abs().max() > 1e-4
 
 
+@pytest.mark.pairwise
 @every_method_and_engine
 @every_model
 def test_several_targets_are_one_after_another(
@@ -153,6 +156,7 @@ def test_several_targets_share_one_forward(engine: str) -> None:
     assert len(runs) == 1
 
 
+@pytest.mark.pairwise
 @every_method_and_engine
 @every_model
 def test_frozen_weights_change_nothing(case: ModelCase, method: MethodCase, engine: str) -> None:

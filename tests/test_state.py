@@ -82,6 +82,7 @@ _used = functools.cache(used)
 """One for all methods: each must leave it as it was."""
 
 
+@pytest.mark.pairwise
 @loadings
 @every_method_and_engine
 @every_model
@@ -292,6 +293,7 @@ class Records(logging.Handler):
         self.messages.append(record.getMessage())
 
 
+@pytest.mark.pairwise
 @every_engine
 @loadings
 @every_model
