@@ -43,7 +43,7 @@ def factors_of(parameters: Mapping[str, Any]) -> dict[str, str]:
         >>> factors_of({"engine": "dense", "number": 3})
         {'engine': 'dense', 'number': '3'}
     """
-    factors = {}
+    factors: dict[str, str] = {}
     for name, value in parameters.items():
         fields = getattr(value, "_asdict", None)
         if fields is not None and not hasattr(value, "name"):
