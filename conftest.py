@@ -18,9 +18,9 @@ pytest_collect_file = Sybil(
 @pytest.fixture(autouse=True)
 def _own_registries() -> Iterator[None]:
     """What a test or an example registers is gone afterwards."""
-    from hf_gmar.methods import METHODS  # noqa: PLC0415  # after the setting above
-    from hf_gmar.metrics import METRICS  # noqa: PLC0415
-    from hf_gmar.perturbations import PERTURBATIONS  # noqa: PLC0415
+    from hf_gmar.methods import METHODS  # after the setting above
+    from hf_gmar.metrics import METRICS
+    from hf_gmar.perturbations import PERTURBATIONS
 
     before = [(one, dict(one._classes)) for one in (METHODS, METRICS, PERTURBATIONS)]
     yield

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +21,9 @@ from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import label_of, probabilities
 from hf_gmar.models.wrappers import ZeroShotModel
-from hf_gmar.visualization.overlay import overlay_figure, save_figure
+
+if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
+    from matplotlib.figure import Figure
 
 _UNSAID = ("prompts", "contrast")  # the title says what matters of them
 _USUAL = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
@@ -64,6 +65,8 @@ class Explanation:
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``, ``source``,
         ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
+        from hf_gmar.visualization.overlay import save_figure
+
         words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
         name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
         method = self.settings.get("method", "gmar")
@@ -74,6 +77,8 @@ class Explanation:
         return picture, archive
 
     def _figure(self) -> Figure:
+        from hf_gmar.visualization.overlay import overlay_figure
+
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()

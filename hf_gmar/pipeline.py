@@ -28,10 +28,9 @@ from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
-from hf_gmar.models.hub import DEFAULT_MODEL
+from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
-from hf_gmar.visualization.overlay import overlay_image
 
 TASK = "image-attribution"
 """The name that ``transformers.pipeline`` knows it by."""
@@ -210,8 +209,12 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         for index, score, patches in zip(*parts, strict=True):
             heat = outputs["view"].project(patches)
             label = label_of(self.model.config, int(index))
-            picture = {"overlay": overlay_image(outputs["image"], heat)} if overlay else {}
-            yield {"label": label, "score": float(score), "attribution": heat, **picture}
+            result = {"label": label, "score": float(score), "attribution": heat}
+            if overlay:
+                from hf_gmar.visualization.overlay import overlay_image
+
+                result["overlay"] = overlay_image(outputs["image"], heat)
+            yield result
 
 
 def _checked_count(top_k: Any) -> int:

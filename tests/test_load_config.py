@@ -130,7 +130,7 @@ def test_a_kernel_for_a_part_is_not_fetched(tmp_path: Path, said: str, part: str
 
 def test_the_kernel_would_be_looked_for(tmp_path: Path) -> None:
     """By Transformers itself: what the tests above rest on."""
-    from transformers import AutoModelForImageClassification  # noqa: PLC0415
+    from transformers import AutoModelForImageClassification
 
     for said in ("in public", "in private", "for each part"):
         folder = folders.copy(tmp_path / said, **SAYING[said])

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -23,8 +22,9 @@ from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
-from hf_gmar.visualization.grid import GridColumn, grid_figure
-from hf_gmar.visualization.overlay import save_figure
+
+if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
+    from matplotlib.figure import Figure
 
 Format = Literal["markdown", "json", "pandas"]
 
@@ -96,6 +96,8 @@ class Comparison:
         Returns:
             A matplotlib figure without a window; ``figure.savefig(path)`` writes it.
         """
+        from hf_gmar.visualization.grid import GridColumn, grid_figure
+
         columns = [
             GridColumn(
                 label,
@@ -147,6 +149,8 @@ class Comparison:
         Returns:
             The four files.
         """
+        from hf_gmar.visualization.overlay import save_figure
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         writers = {

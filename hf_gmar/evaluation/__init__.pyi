@@ -1,5 +1,5 @@
 from .evaluator import CHEAP, Evaluation, evaluate
-from .report.figures import ExampleMaps
+from .report.results import ExampleMaps
 from .report.summary import Summary, summarise
 from .report.writer import write_report
 

@@ -17,21 +17,14 @@ from hf_gmar.comparison.method_specs import MethodLikes, as_columns
 from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
 from hf_gmar.errors import EvaluationError, HfGmarError, OptionError
+from hf_gmar.evaluation.choices import Autocast, ExplainedClass, Score
 from hf_gmar.evaluation.report.summary import Summary, summarise
-from hf_gmar.evaluation.report.writer import write_report
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import load_examples
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
 from hf_gmar.evaluation.run.model_metrics import Asking
-from hf_gmar.evaluation.run.plan import (
-    Autocast,
-    EvaluationConfig,
-    ExplainedClass,
-    Plan,
-    Score,
-    spread,
-)
+from hf_gmar.evaluation.run.plan import EvaluationConfig, Plan, spread
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.metrics.base import Metric, options_of
@@ -173,6 +166,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     summary = summarise(rows, settings, directions, base, seed)
     files: list[Path] = []
     if folder is not None and processes.is_main:
+        from hf_gmar.evaluation.report.writer import write_report  # matplotlib comes with it
+
         kept = load_examples(folder, spread(len(images), examples))
         files = write_report(folder, summary, kept)
     return Evaluation(rows, summary, settings, files)

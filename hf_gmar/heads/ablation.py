@@ -11,11 +11,10 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
@@ -31,8 +30,9 @@ from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.heads.importance import Batches, HeadImportance, batches
-from hf_gmar.visualization.head_figures import ablation_figure
-from hf_gmar.visualization.overlay import save_figure
+
+if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
+    from matplotlib.figure import Figure
 
 Ranks: TypeAlias = NDArray[np.int64]
 
@@ -116,6 +116,8 @@ class HeadAblation:
 
     def figure(self) -> Figure:
         """Mean curves with 95 % bands."""
+        from hf_gmar.visualization.head_figures import ablation_figure
+
         said = {key: value for key, value in self.settings.items() if key != "images"}
         caption = ", ".join(f"{key} {value}" for key, value in said.items())
         return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
@@ -126,6 +128,8 @@ class HeadAblation:
         The archive has ``fractions``, ``targets`` and a curve for each order
         (``most_important_first``, ...); the JSON has mean areas and differences with intervals.
         """
+        from hf_gmar.visualization.overlay import save_figure
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         archive, summary, picture = (folder / f"{stem}.{end}" for end in ("npz", "json", "png"))

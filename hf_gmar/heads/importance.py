@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -26,8 +25,9 @@ from hf_gmar.methods.attention_base import AttentionOptions
 from hf_gmar.methods.gmar import GMAR
 from hf_gmar.methods.layer_rules import Norm
 from hf_gmar.models.labels import label_of
-from hf_gmar.visualization.head_figures import importance_figure
-from hf_gmar.visualization.overlay import save_figure
+
+if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
+    from matplotlib.figure import Figure
 
 HeadCriterion: TypeAlias = Literal["gmar", "taylor"]
 HEAD_CRITERIA: tuple[HeadCriterion, ...] = ("gmar", "taylor")
@@ -113,6 +113,8 @@ class HeadImportance:
 
     def figure(self) -> Figure:
         """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
+        from hf_gmar.visualization.head_figures import importance_figure
+
         spread = self.spread().numpy() if len(self.values) > 1 else None
         mean, shares = self.mean().numpy(), self.criterion == "gmar"
         return importance_figure(mean, spread, self.title, self.caption, shares)
@@ -123,6 +125,8 @@ class HeadImportance:
         The archive has ``values``, ``targets``, ``norm`` and ``criterion``; the JSON has the means over
         all images and for each class, the spread, and the heads in order.
         """
+        from hf_gmar.visualization.overlay import save_figure
+
         folder = Path(folder)
         archive = self.save_numbers(folder, stem)
         summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"

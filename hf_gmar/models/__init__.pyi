@@ -1,4 +1,5 @@
-from .hub import LoadedModel, bundled_folder, load_config, load_model, sample_image
+from .defaults import bundled_folder, sample_image
+from .hub import LoadedModel, load_config, load_model
 from .image_view import ImageView, measure_view, seen_part
 from .labels import find_class, label_of, probabilities
 from .wrappers import LogitsModel, ZeroShotModel

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
+from hf_gmar.models.defaults import BUNDLED, bundled_folder
 from hf_gmar.models.hub_errors import (
     CLASSIFIER,
     IMAGE_TEXT_MODEL,
@@ -46,12 +46,6 @@ from hf_gmar.models.hub_errors import (
     tokenizer_error,
 )
 from hf_gmar.models.wrappers import ZeroShotModel
-
-DEFAULT_MODEL = "google/vit-base-patch16-224"
-"""What the command line takes from the Hub when no model is named."""
-
-BUNDLED = "bundled"
-"""The name of the model that comes with the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 """What the parameters of a model can be loaded as; ``"auto"`` is as they were saved."""
@@ -71,16 +65,6 @@ class LoadedModel:
     name: str
     model: PreTrainedModel | ZeroShotModel
     processor: BaseImageProcessor
-
-
-def bundled_folder() -> Path:
-    """The folder of the bundled model."""
-    return Path(str(files("hf_gmar") / "assets" / "model"))
-
-
-def sample_image() -> Path:
-    """The bundled sample: a drawn scene with several objects."""
-    return Path(str(files("hf_gmar") / "assets" / "scene.png"))
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import Tensor
 
-from hf_gmar.evaluation.report.results import Curve, Difference, Measure, Results
+from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
 from hf_gmar.visualization.grid import GridColumn, grid_figure
 from hf_gmar.visualization.overlay import wrapped
@@ -35,21 +33,6 @@ _VERDICTS = {
     "lower": ("black", "differs, neither direction is better"),
     "no difference": (_GREY, "no difference found"),
 }
-
-
-@dataclass(frozen=True)
-class ExampleMaps:
-    """One image with its maps by several methods, to be shown in a report.
-
-    Attributes:
-        picture: the image as far as the model saw it.
-        title: what is written below it, such as its class and its name; two lines at most.
-        maps: relevance of each patch, (rows, columns), by label of the method.
-    """
-
-    picture: Image.Image
-    title: str
-    maps: Mapping[str, Tensor]
 
 
 def curves_figure(results: Results, perturbation: str) -> Figure:

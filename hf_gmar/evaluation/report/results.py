@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from PIL import Image
+from torch import Tensor
+
 Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no difference"]
 Order: TypeAlias = Literal["morf", "lerf"]
 
@@ -28,6 +31,21 @@ SANITY = (
 def faithfulness(perturbation: str) -> str:
     """The heading of what is measured under a perturbation."""
     return f"Faithfulness, patches removed by {perturbation}"
+
+
+@dataclass(frozen=True)
+class ExampleMaps:
+    """One image with its maps by several methods, to be shown in a report.
+
+    Attributes:
+        picture: the image as far as the model saw it.
+        title: what is written below it, such as its class and its name; two lines at most.
+        maps: relevance of each patch, (rows, columns), by label of the method.
+    """
+
+    picture: Image.Image
+    title: str
+    maps: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

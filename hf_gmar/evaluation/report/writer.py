@@ -21,14 +21,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_gmar._utils.files import whole_file
-from hf_gmar.evaluation.report.figures import (
-    ExampleMaps,
-    curves_figure,
-    differences_figure,
-    examples_figure,
-)
+from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import Picture, page
-from hf_gmar.evaluation.report.results import Results, faithfulness
+from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
 from hf_gmar.evaluation.report.summary import Summary
 from hf_gmar.visualization.overlay import save_figure
 

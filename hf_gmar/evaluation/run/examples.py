@@ -12,7 +12,7 @@ from PIL import Image
 from hf_gmar._utils.files import whole_file
 from hf_gmar.comparison.result import picture_of
 from hf_gmar.errors import InputError
-from hf_gmar.evaluation.report.figures import ExampleMaps
+from hf_gmar.evaluation.report.results import ExampleMaps
 from hf_gmar.evaluation.run.per_image import Sample
 from hf_gmar.evaluation.run.plan import Plan
 from hf_gmar.evaluation.run.store import EXAMPLES

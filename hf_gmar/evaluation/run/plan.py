@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import OptionError
+from hf_gmar.evaluation.choices import Autocast, ExplainedClass, Score
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.evaluation.run.model_metrics import Asking
 from hf_gmar.metrics.average_drop import ConfidenceMetric
@@ -20,11 +21,6 @@ from hf_gmar.metrics.base import Metric
 from hf_gmar.models.labels import probabilities
 from hf_gmar.perturbations.base import Perturbation, Perturbed
 from hf_gmar.perturbations.memory import max_batch_size
-
-Score: TypeAlias = Literal["probability", "logit"]
-ExplainedClass: TypeAlias = Literal["predicted", "label"]
-Autocast: TypeAlias = Literal["bfloat16", "float16"]
-
 
 _COUNTS = {
     "steps": range(1, 10_001),
