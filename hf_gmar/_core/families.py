@@ -18,7 +18,22 @@ from transformers.models.auto.modeling_auto import (
 from hf_gmar.errors import UnsupportedModelError
 
 Rest: TypeAlias = Literal["patches", "tokens", "attention"]
-ByTower: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class ByModel:
+    """A fact that depends on the vision model.
+
+    Attributes:
+        text: what it may be, in words.
+        look_up: gives it for a vision model.
+    """
+
+    text: str
+    look_up: Callable[[Any], Any]
+
+    def __call__(self, vision_model: Any) -> Any:
+        return self.look_up(vision_model)
 
 
 @dataclass(frozen=True)
@@ -68,31 +83,30 @@ class Family:
     """
 
     title: str
-    prefix: tuple[str, ...] | ByTower
-    heads: Mapping[str, str | ByTower] = field(default_factory=dict)
+    prefix: tuple[str, ...] | ByModel
+    heads: Mapping[str, str | ByModel] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
-    layers: ByTower = lambda vision_model: getattr(vision_model.config, "num_hidden_layers", None)
-    patch_size: ByTower = lambda vision_model: getattr(vision_model.config, "patch_size", None)
+    layers: Callable[[Any], Any] = lambda vision_model: getattr(
+        vision_model.config, "num_hidden_layers", None
+    )
+    patch_size: Callable[[Any], Any] = lambda vision_model: getattr(
+        vision_model.config, "patch_size", None
+    )
     engines: tuple[str, ...] = ("streaming", "dense")
     note: str = ""
 
 
-# The first line of a docstring here is what tables say of it.
-def _cls_and_registers(vision_model: Any) -> tuple[str, ...]:
-    """CLS, registers."""
-    return ("CLS", *["register"] * vision_model.config.num_register_tokens)
-
-
-def _several_cls(vision_model: Any) -> tuple[str, ...]:
-    """Several CLS."""
-    return ("CLS",) * int(vision_model.config.n_cls_tokens)
-
-
-def _mean_or_cls(vision_model: Any) -> str:
-    """Mean of the patches, or CLS, as its config says."""
-    return "patches" if vision_model.config.use_mean_pooling else "cls"
-
-
+_CLS_AND_REGISTERS = ByModel(
+    "CLS, registers",
+    lambda vision_model: ("CLS", *["register"] * vision_model.config.num_register_tokens),
+)
+_SEVERAL_CLS = ByModel(
+    "several CLS", lambda vision_model: ("CLS",) * int(vision_model.config.n_cls_tokens)
+)
+_MEAN_OR_CLS = ByModel(
+    "mean of the patches, or CLS, as its config says",
+    lambda vision_model: "patches" if vision_model.config.use_mean_pooling else "cls",
+)
 _TIMM_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
 
 
@@ -109,7 +123,6 @@ def _timm(vision_model: Any) -> Any:
 
 
 def _timm_prefix(vision_model: Any) -> tuple[str, ...]:
-    """What the timm model has."""
     inside = _timm(vision_model)
     kinds = ["CLS"] if inside.cls_token is not None else []
     if getattr(inside, "dist_token", None) is not None:
@@ -118,7 +131,6 @@ def _timm_prefix(vision_model: Any) -> tuple[str, ...]:
 
 
 def _timm_readout(vision_model: Any) -> str:
-    """What the timm model pools: CLS, mean of the patches or of all tokens."""
     inside = _timm(vision_model)
     if type(inside).__name__ == "VisionTransformerDistilled":
         return "cls+distillation"
@@ -145,23 +157,23 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "vit_msn": Family("ViT-MSN", _CLS, {"ViTMSNForImageClassification": "cls"}),
-    "beit": Family("BEiT", _CLS, {"BeitForImageClassification": _mean_or_cls}),
+    "beit": Family("BEiT", _CLS, {"BeitForImageClassification": _MEAN_OR_CLS}),
     "data2vec-vision": Family(
         "Data2VecVision",
         _CLS,
-        {"Data2VecVisionForImageClassification": _mean_or_cls},
+        {"Data2VecVisionForImageClassification": _MEAN_OR_CLS},
         note="fixes its attention when it is built: streaming if loaded as it is (SDPA), dense if "
         "loaded eager",
     ),
     "dinov2": Family("DINOv2", _CLS, {"Dinov2ForImageClassification": "cls+patches"}),
     "dinov2_with_registers": Family(
         "DINOv2 with registers",
-        _cls_and_registers,
+        _CLS_AND_REGISTERS,
         {"Dinov2WithRegistersForImageClassification": "cls+patches"},
     ),
-    "dinov3_vit": Family("DINOv3 ViT", _cls_and_registers),
+    "dinov3_vit": Family("DINOv3 ViT", _CLS_AND_REGISTERS),
     "ijepa": Family("I-JEPA", (), {"IJepaForImageClassification": "patches"}),
-    "pixio": Family("Pixio", _several_cls),
+    "pixio": Family("Pixio", _SEVERAL_CLS),
     "mlcd_vision_model": Family("MLCD", _CLS),
     "clip_vision_model": Family(
         "CLIP", _CLS, {"CLIPForImageClassification": "patches"}, {"CLIPModel": "cls"}
@@ -177,8 +189,13 @@ FAMILIES: dict[str, Family] = {
     "clipseg_vision_model": Family("CLIPSeg", _CLS, prompts={"CLIPSegModel": "cls"}),
     "timm_wrapper": Family(
         "timm ViT, DeiT, EVA and BEiT",
-        _timm_prefix,
-        {"TimmWrapperForImageClassification": _timm_readout},
+        ByModel("what the timm model has", _timm_prefix),
+        {
+            "TimmWrapperForImageClassification": ByModel(
+                "what the timm model pools: CLS, mean of the patches or of all tokens",
+                _timm_readout,
+            )
+        },
         layers=lambda vision_model: len(_timm(vision_model).blocks),
         patch_size=lambda vision_model: _timm(vision_model).patch_embed.patch_size,
         engines=("streaming",),
