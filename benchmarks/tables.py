@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.evaluation_table import table as evaluation
 from hf_gmar._utils.files import whole_file
-from hf_gmar.cli.catalogue import markdown, markdown_methods, markdown_refusals
+from hf_gmar.cli import catalogue
 from hf_gmar.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +39,21 @@ def metric_limits() -> str:
     return _table(("metric", "limits"), [(one.name, one.caveats) for _, one in METRICS.items()])
 
 
+def families() -> str:
+    """The families that can be explained."""
+    return _table(catalogue.COLUMNS, catalogue.families())
+
+
+def methods() -> str:
+    """The methods of the registry."""
+    return _table(catalogue.METHOD_COLUMNS, catalogue.methods_of_registry())
+
+
+def refusals() -> str:
+    """The families that can't be explained."""
+    return _table(("model type", "why not"), catalogue.refusals())
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -48,11 +63,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark": summary,
     "evaluation_photos": functools.partial(evaluation, "photos"),
     "evaluation_scenes": functools.partial(evaluation, "scenes"),
-    "families": markdown,
-    "methods": markdown_methods,
+    "families": families,
+    "methods": methods,
     "metric_limits": metric_limits,
     "metrics": metrics,
-    "refusals": markdown_refusals,
+    "refusals": refusals,
 }
 """What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
 

@@ -51,10 +51,15 @@ class EvaluationError(HfGmarError, ValueError):
     """A run of an evaluation can't begin or go on: its folder, its data or its processes."""
 
 
-def reason_of(error: Exception) -> str:
-    """What went wrong, in one line for a cell of a table."""
+def one_line(error: Exception) -> str:
+    """Its message in one line; an error that is none of ours is named by its class."""
     kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
-    reason = " ".join(f"{kind}{error}".split())
+    return " ".join(f"{kind}{error}".split())
+
+
+def reason_of(error: Exception) -> str:
+    """The same, cut to fit into a cell of a table."""
+    reason = one_line(error)
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED
-from hf_gmar.cli import listing as models_command
+from hf_gmar.cli import models as models_command
 from hf_gmar.models import bundled_folder, sample_image
 from tests import folders
 from tests.command import Done, run, run_elsewhere

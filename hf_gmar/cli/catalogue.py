@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from transformers import (
 )
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.families import FAMILIES, READOUTS, UNSUPPORTED, UNTESTED, Family, unlisted
+from hf_gmar._core.families import FAMILIES, READOUTS, UNSUPPORTED, UNTESTED, ByModel, unlisted
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import (
     counted,
@@ -28,13 +27,15 @@ from hf_gmar._core.token_layout import (
     prefix_tokens,
     prompted_readout,
 )
-from hf_gmar.errors import HfGmarError, UnsupportedModelError
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.errors import UnsupportedModelError, one_line
 from hf_gmar.methods.registry import METHODS
 
 METHOD_COLUMNS = ("method", "class", "cost", "of one class", "values", "source")
 
 COLUMNS = ("family", "model class", "tokens before the patches", "the head reads", "explained by")
+
+
+_OWN_HEAD = "its body, with a head of your own"
 
 
 def methods_of_registry() -> list[tuple[str, ...]]:
@@ -50,20 +51,11 @@ def methods_of_registry() -> list[tuple[str, ...]]:
             method.__name__,
             method.cost,
             "yes" if method.class_specific else "no",
-            _values(method),
+            "of both signs" if method.signed else ">= 0",
             method.source,
         )
         for name, method in METHODS.items()
     ]
-
-
-def _values(method: type[AttributionMethod]) -> str:
-    return "of both signs" if method.signed else ">= 0"
-
-
-def markdown_methods() -> str:
-    """The methods as a Markdown table, for README and docs."""
-    return _table(METHOD_COLUMNS, methods_of_registry())
 
 
 def families() -> list[tuple[str, ...]]:
@@ -73,74 +65,39 @@ def families() -> list[tuple[str, ...]]:
         >>> families()[0]
         ('ViT', 'ViTForImageClassification', 'CLS', 'CLS', 'streaming, dense')
     """
-    found = [row for family in FAMILIES.values() for row in _rows(family)]
-    return sorted(found, key=lambda row: row[1] == _OWN_HEAD)
+    rows = []
+    for family in FAMILIES.values():
+        prefix = family.prefix
+        tokens = prefix.text if isinstance(prefix, ByModel) else counted(prefix)
+        prompted = {f"{name}, by prompts": reads for name, reads in family.prompts.items()}
+        for name, reads in {**family.heads, **prompted}.items() or [(_OWN_HEAD, "")]:
+            rows.append((family.title, name, tokens, _readout(reads), ", ".join(family.engines)))
+    return sorted(rows, key=lambda row: row[1] == _OWN_HEAD)
 
 
-_OWN_HEAD = "its body, with a head of your own"
-
-
-def _rows(family: Family) -> Iterator[tuple[str, ...]]:
-    tokens, engines = _tokens(family), ", ".join(family.engines)
-    for name, reads in family.heads.items():
-        yield family.title, name, tokens, _reads(reads), engines
-    for name, reads in family.prompts.items():
-        yield family.title, f"{name}, by prompts", tokens, _reads(reads), engines
-    if not family.heads and not family.prompts:
-        yield family.title, _OWN_HEAD, tokens, "what readout= says", engines
-
-
-def _tokens(family: Family) -> str:
-    if callable(family.prefix):
-        return _doc(family.prefix)
-    return counted(family.prefix)
-
-
-def _reads(reads: Any) -> str:
-    return _doc(reads) if callable(reads) else READOUTS[reads].text
-
-
-def _doc(function: Any) -> str:
-    """What depends on the model says in the first line of its docstring what it may be."""
-    text = str(function.__doc__).splitlines()[0].rstrip(".")
-    return text if text[:2].isupper() else text[0].lower() + text[1:]
+def _readout(reads: str | ByModel) -> str:
+    if isinstance(reads, ByModel):
+        return reads.text
+    return READOUTS[reads].text if reads else "what readout= says"
 
 
 def notes() -> list[str]:
-    """What else a user should know of some families."""
-    return [f"{family.title}: {family.note}." for family in FAMILIES.values() if family.note]
-
-
-def unheard_of() -> list[str]:
-    """A sentence if the installed Transformers has families that no table knows; else nothing."""
-    names = ", ".join(unlisted())
-    said = f"This release of Transformers also has {names}, which hf_gmar doesn't know yet."
-    return [said] if names else []
+    """What else a user should know of some families, and which ones no table has yet."""
+    lines = [f"{family.title}: {family.note}." for family in FAMILIES.values() if family.note]
+    if names := ", ".join(unlisted()):
+        lines.append(
+            f"This release of Transformers also has {names}, which hf_gmar doesn't know yet."
+        )
+    return lines
 
 
 def refusals() -> list[tuple[str, str]]:
     """Reasons, each with the model types that rollout does not apply to for it."""
-    reasons = sorted(set(UNSUPPORTED.values()))
-    found = [
+    rows = [
         (", ".join(kind for kind, why in UNSUPPORTED.items() if why == reason), reason)
-        for reason in reasons
+        for reason in sorted(set(UNSUPPORTED.values()))
     ]
-    return [*found, (", ".join(UNTESTED), "not proven yet; each may work with register_layout")]
-
-
-def markdown() -> str:
-    """The table of families, as README and docs show it."""
-    return _table(COLUMNS, families())
-
-
-def markdown_refusals() -> str:
-    """The table of refusals."""
-    return _table(("model type", "why not"), refusals())
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return [*rows, (", ".join(UNTESTED), "not proven yet; each may work with register_layout")]
 
 
 @dataclass(frozen=True)
@@ -168,8 +125,8 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
 
     Example:
         >>> from transformers import ViTConfig
-        >>> found = describe(ViTConfig(architectures=["ViTForImageClassification"]), "my-vit")
-        >>> found.explained, found.facts["grid, at the config's size"]
+        >>> vit = describe(ViTConfig(architectures=["ViTForImageClassification"]), "my-vit")
+        >>> vit.explained, vit.facts["grid, at the config's size"]
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
     named = next(iter(config.architectures or ()), None)
@@ -178,12 +135,14 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         model = _without_weights(config, named, trusted)
         prompted = prompted_readout(model)
         adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)
-        found = {**facts, "class": _class_name(model, named), **_facts(adapter)}
+        details = _facts(adapter)
     except Exception as error:  # noqa: BLE001  # a config may say anything, and its code do anything
-        return Description(facts, False, _reason(error))
+        return Description(facts, False, one_line(error))
     prompts = ' --prompts "a photo of a dog" "a photo of a cat"' if prompted else ""
     how = f"hf-gmar explain PHOTO --model {shlex.quote(name)}{prompts}"
-    return Description(found, True, how)
+    if (loaded := type(model).__name__) != named:
+        facts["class"] += f", loaded as {loaded}"
+    return Description({**facts, **details}, True, how)
 
 
 def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool) -> PreTrainedModel:
@@ -201,20 +160,10 @@ def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool)
                 f"Transformers has no image classifier for its {type(config).__name__}; 'hf-gmar "
                 "models' lists what can be explained"
             )
-        found: PreTrainedModel = AutoModelForImageClassification.from_config(
+        model: PreTrainedModel = AutoModelForImageClassification.from_config(
             config, trust_remote_code=trusted, **attention
         )
-        return found
-
-
-def _class_name(model: PreTrainedModel, named: str | None) -> str:
-    name = type(model).__name__
-    return name if named == name else f"{named or 'not named'}, loaded as {name}"
-
-
-def _reason(error: Exception) -> str:
-    kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())
+        return model
 
 
 def _facts(adapter: ModelAdapter) -> dict[str, str]:

@@ -8,56 +8,25 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hf_gmar.cli.options import (
-    AttnImplementation,
-    CacheDir,
-    Device,
-    Dtype,
-    ModelName,
-    Prompts,
-    Revision,
-    Token,
-    TrustRemoteCode,
-    UseSafetensors,
-    check_prompts,
-    err,
-    model_name,
-    out,
-    quiet,
-    said_errors,
-)
-from hf_gmar.comparison.method_specs import (
-    MethodLike,
-    as_columns,
-    captum_columns,
-    check_captum_names,
-)
-from hf_gmar.data.base import ImageDataset
-from hf_gmar.data.source import open_data
-from hf_gmar.evaluation.evaluator import Evaluation, check_names
-from hf_gmar.evaluation.evaluator import evaluate as measured
-from hf_gmar.evaluation.run.distributed import Processes
-from hf_gmar.evaluation.run.plan import Autocast, ExplainedClass, Score
-from hf_gmar.evaluation.run.store import Row
-from hf_gmar.methods.registry import METHODS
-from hf_gmar.models.hub import load_model, pick_device
-from hf_gmar.models.labels import labels_of
-from hf_gmar.models.wrappers import LogitsModel
+from hf_gmar.cli.options import ModelOptions, command, err, note, out, print_lines, say
+from hf_gmar.errors import EvaluationError
+from hf_gmar.evaluation.choices import Autocast, ExplainedClass, Score
 
-_SCENES = re.compile(r"scenes(:\d+)?")
-_MB = 2**20
-_BY_ACCELERATE = "ACCELERATE_MIXED_PRECISION"  # in the environment of all that it launches
+if TYPE_CHECKING:
+    from hf_gmar.evaluation.evaluator import Evaluation
+    from hf_gmar.evaluation.run.runner import Progress
+    from hf_gmar.evaluation.run.store import Row
 
 
+@command
 def evaluate(
+    model: ModelOptions,
     data: Annotated[
         str,
         typer.Argument(
@@ -65,7 +34,6 @@ def evaluate(
             "class, a CSV file, or a data set of the datasets library, on disk or on the Hub.",
         ),
     ] = "scenes",
-    model: ModelName = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,9 +80,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="So many images of the data set at most.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="MethodSpec of images or paths.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="MethodSpec of labels.")] = None,
-    mask_column: Annotated[str | None, typer.Option(help="MethodSpec of masks.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images or paths.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
+    mask_column: Annotated[str | None, typer.Option(help="Column of masks.")] = None,
     memory: Annotated[
         int, typer.Option(min=1, help="MB that perturbed copies of an image may take at a time.")
     ] = 256,
@@ -126,40 +94,28 @@ def evaluate(
         int, typer.Option(min=0, help="Images whose maps are drawn in the report.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    prompts: Prompts = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    attn_implementation: AttnImplementation = None,
-    revision: Revision = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    trust_remote_code: TrustRemoteCode = False,
-    use_safetensors: UseSafetensors = True,
 ) -> None:
     """Measure methods on a data set: how faithful, how well placed, how stable their maps are.
 
     Runs under 'accelerate launch' on several processes, and goes on where it was stopped.
     """
-    with _stopped(output), said_errors():
-        check_prompts(prompts, [Path(data)], model)
+    with _stopped(output):
+        from hf_gmar.comparison.method_specs import as_columns, captum_columns, check_captum_names
+        from hf_gmar.data.source import open_data
+        from hf_gmar.evaluation.evaluator import check_names
+        from hf_gmar.evaluation.evaluator import evaluate as measured
+        from hf_gmar.evaluation.run.distributed import Processes
+        from hf_gmar.models.hub import pick_device
+        from hf_gmar.models.labels import labels_of
+        from hf_gmar.models.wrappers import LogitsModel
+
+        model.check_prompts(has_images=True)
         check_captum_names(captum or [])
         # A misspelt name should not cost a download.
         check_names(methods, metrics, perturbations)
-        name = model_name(model, not _SCENES.fullmatch(data))
-        quiet()
-        processes = Processes.launched(cpu=device == "cpu" or pick_device("auto").type == "cpu")
-        loaded = load_model(
-            name,
-            processes.device or device,
-            prompts=prompts,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-        )
+        cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
+        processes = Processes.launched(cpu=cpu)
+        loaded = model.load(not re.fullmatch(r"scenes(:\d+)?", data), processes.device)
         images = open_data(
             data,
             labels_of(loaded.model.config),
@@ -171,11 +127,18 @@ def evaluate(
             seed=seed,
             skip=output,
         )
-        _say_what_to_know(images, processes)
-        own = as_columns(methods if methods or not captum else list(METHODS))
-        columns: list[MethodLike] = [*own, *captum_columns(captum or [], LogitsModel(loaded.model))]
-        with _bar(processes) as bar:
-            found = measured(
+        if processes.is_main:
+            for notice in images.notices:
+                note(notice)
+            if processes.count == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ:
+                note(
+                    "accelerate launched one process; on a machine without GPUs it launches "
+                    "several only with --multi_gpu"
+                )
+        logits = LogitsModel(loaded.model)
+        columns = [*as_columns(methods or None), *captum_columns(captum or [], logits)]
+        with _progress(processes.is_main) as progress:
+            result = measured(
                 loaded,
                 images,
                 columns,
@@ -187,104 +150,69 @@ def evaluate(
                 baseline=baseline,
                 output=output,
                 resume=resume,
-                memory=memory * _MB,
+                memory=memory * 2**20,
                 autocast=autocast,
                 examples=examples,
                 seed=seed,
-                progress=bar,
+                progress=progress,
             )
     if processes.is_main:
-        _print(found)
-    raise typer.Exit(0 if any(cell.mean is not None for cell in found.summary.cells) else 1)
-
-
-def _say_what_to_know(images: ImageDataset, processes: Processes) -> None:
-    if not processes.is_main:
-        return
-    for notice in images.notices:
-        _warn(notice)
-    if processes.count == 1 and _BY_ACCELERATE in os.environ:
-        _warn(
-            "accelerate launched one process; on a machine without GPUs it launches several only "
-            "with --multi_gpu"
-        )
-
-
-@dataclass
-class _Bar:
-    """The progress of this process, and a line for each image that fails.
-
-    Attributes:
-        progress: rich's; ``None`` in processes that print nothing.
-    """
-
-    progress: Progress | None
-    task: Any = None
-
-    def __call__(self, done: int, total: int, rows: list[Row]) -> None:
-        """Show how far it is."""
-        if self.progress is None:
-            return
-        if self.task is None:
-            self.task = self.progress.add_task("images", total=total)
-        self.progress.update(self.task, completed=done)
-        for row in rows:
-            if row["method"] is None:
-                what = escape(f"{row['key']}: {row['error']}")
-                err.print(f"[yellow]skipped:[/yellow] {what}", soft_wrap=True, highlight=False)
+        _print(result)
+    raise typer.Exit(0 if any(cell.mean is not None for cell in result.summary.cells) else 1)
 
 
 @contextmanager
-def _bar(processes: Processes) -> Iterator[_Bar]:
-    if not processes.is_main:
-        yield _Bar(None)
-        return
+def _progress(is_main: bool) -> Iterator[Progress]:
+    """A bar, and a line for each image that fails; nothing but in the main process."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
-        yield _Bar(progress)
+    with Bar(
+        *columns, TimeRemainingColumn(), console=err, transient=True, disable=not is_main
+    ) as bar:
+        task = bar.add_task("images", total=None)
+
+        def show(done: int, total: int, rows: list[Row]) -> None:
+            bar.update(task, completed=done, total=total)
+            for row in rows:
+                if row["method"] is None and is_main:
+                    text = escape(f"{row['key']}: {row['error']}")
+                    err.print(f"[yellow]skipped:[/yellow] {text}", soft_wrap=True, highlight=False)
+
+        yield show
 
 
 @contextmanager
 def _stopped(output: Path) -> Iterator[None]:
     """Whoever stops the run is told that nothing is lost."""
+
+    def terminate(*_: Any) -> None:  # the launcher ends the run when one of its processes is gone
+        raise KeyboardInterrupt("terminated")
+
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_main else None
+    before = signal.signal(signal.SIGTERM, terminate) if in_main else None
     try:
         yield
-    except (KeyboardInterrupt, _TerminatedError) as stop:
-        kind = "terminated" if isinstance(stop, _TerminatedError) else "stopped"
-        err.print(
-            f"[red]error:[/red] {kind}; what was measured is in {output}: run the same command "
-            "again, and it goes on from there",
-            soft_wrap=True,
-            highlight=False,
+    except KeyboardInterrupt as stop:
+        text = (
+            f"{'terminated' if stop.args else 'stopped'}; what was measured is in {output}: run "
+            "the same command again, and it goes on from there"
         )
-        raise typer.Exit(143 if kind == "terminated" else 130) from None
+        say(EvaluationError(text))
+        raise typer.Exit(143 if stop.args else 130) from None
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM: the launcher ends the run when one of its processes is gone."""
-
-
-def _terminate(*_: Any) -> None:
-    raise _TerminatedError
-
-
-def _print(found: Evaluation) -> None:
-    out.print(found.summary.table())
-    summary = found.summary
+def _print(result: Evaluation) -> None:
+    summary = result.summary
+    out.print(summary.table())
     if summary.broken:
-        _warn(f"{len(summary.broken)} images could not be measured; report.md says why")
+        note(f"{len(summary.broken)} images could not be measured; report.md says why")
     for label, failures in summary.failed.items():
-        reasons = sorted({one.reason for one in failures})
+        reasons = sorted({failure.reason for failure in failures})
         more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
-        _warn(f"{label} failed on {len(failures)} images: {reasons[0]}{more}")
-    for path in found.files:
-        out.print(str(path), soft_wrap=True, highlight=False)
-
-
-def _warn(text: str) -> None:
-    err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+        note(f"{label} failed on {len(failures)} images: {reasons[0]}{more}")
+    print_lines(result.files)

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from hf_gmar import __version__
 from hf_gmar.cli.compare import compare
 from hf_gmar.cli.evaluate import evaluate
 from hf_gmar.cli.explain import explain
 from hf_gmar.cli.heads import heads
-from hf_gmar.cli.listing import methods, models
+from hf_gmar.cli.methods import methods
+from hf_gmar.cli.models import models
 from hf_gmar.cli.options import ManyValues
 
 app = typer.Typer(
@@ -20,16 +20,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=ManyValues)(explain)
-app.command(cls=ManyValues)(compare)
-app.command(cls=ManyValues)(heads)
-app.command(cls=ManyValues)(evaluate)
-app.command()(methods)
-app.command()(models)
+for _command in (explain, compare, heads, evaluate, methods, models):
+    app.command(cls=ManyValues)(_command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
+        from hf_gmar._utils.version import __version__
+
         typer.echo(f"hf-gmar {__version__}")
         raise typer.Exit
 

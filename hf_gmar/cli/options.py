@@ -1,100 +1,196 @@
-"""What the commands share: options, errors, images and the terminal."""
+"""What the commands share: options of the model, errors, images and the terminal.
+
+Nothing here loads PyTorch before a command runs, so that help and mistakes are there at once.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from huggingface_hub.utils import logging as huggingface_logging
 from rich.console import Console
 from rich.markup import escape
-from transformers.utils import logging as transformers_logging
 from typer.core import TyperCommand
 
 from hf_gmar._utils.option_strings import parse_value
-from hf_gmar.data.image_files import find_images
-from hf_gmar.errors import HfGmarError, OptionError, TargetError
-from hf_gmar.models.hub import BUNDLED, DEFAULT_MODEL
+from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
+from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
+
+if TYPE_CHECKING:
+    from hf_gmar.models.hub import LoadedModel
 
 out = Console()
 err = Console(stderr=True)
+
+_option = functools.partial(typer.Option, rich_help_panel="Model")
 
 Images = Annotated[
     list[Path] | None,
     typer.Argument(help="Image files or folders; without any, the bundled scene."),
 ]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        help=f"A model on the Hub, a local folder, or '{BUNDLED}'. "
-        f"Default: {DEFAULT_MODEL} for images, '{BUNDLED}' without any."
-    ),
-]
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        help='Texts as classes, for CLIP and SigLIP: --prompts "a photo of a dog" "... cat". '
-        "All values up to the next option; put images before it.",
-        metavar="TEXT...",
-    ),
-]
-MethodName = Annotated[
-    str, typer.Option(help="The explanation method; 'hf-gmar methods' lists them.")
-]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="An option of the method, such as --option head_fusion=max; may be repeated.",
-        metavar="NAME=VALUE",
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")]
-AttnImplementation = Annotated[
-    str | None, typer.Option(help="Load with this attention implementation: sdpa, eager, ...")
-]
-UseSafetensors = Annotated[
-    bool, typer.Option(help="Read safetensors weights alone, or pickled ones as well.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Revision = Annotated[str | None, _option(help="Branch, tag or commit on the Hub.")]
 Token = Annotated[
     str | None,
-    typer.Option(
-        help="For private and gated models; else the token of 'hf auth login' or HF_TOKEN."
-    ),
+    _option(help="For private and gated models; else the token of 'hf auth login' or HF_TOKEN."),
 ]
-CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]
+CacheDir = Annotated[Path | None, _option(help="Where downloads are kept.")]
 TrustRemoteCode = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Run the Python code in the model's repository."),
+    bool, _option("--trust-remote-code", help="Run the Python code in the model's repository.")
 ]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is loaded, and how: the arguments of ``load_model``."""
+
+    name: Annotated[
+        str | None,
+        _option(
+            "--model",
+            help=f"A model on the Hub, a local folder, or '{BUNDLED}'. "
+            f"Default: {DEFAULT_MODEL} for images, '{BUNDLED}' without any.",
+        ),
+    ] = None
+    prompts: Annotated[
+        list[str] | None,
+        _option(
+            help='Texts as classes, for CLIP and SigLIP: --prompts "a photo of a dog" "... cat". '
+            "All values up to the next option; put images before it.",
+            metavar="TEXT...",
+        ),
+    ] = None
+    device: Annotated[str, _option(help="auto, cpu, cuda, cuda:1, ...")] = "auto"
+    dtype: Annotated[str, _option(help="auto, float32, bfloat16, float16 or float64.")] = "float32"
+    attn_implementation: Annotated[
+        str | None, _option(help="Load with this attention implementation: sdpa, eager, ...")
+    ] = None
+    revision: Revision = None
+    token: Token = None
+    cache_dir: CacheDir = None
+    trust_remote_code: TrustRemoteCode = False
+    use_safetensors: Annotated[
+        bool, _option(help="Read safetensors weights alone, or pickled ones as well.")
+    ] = True
+
+    def check_prompts(self, has_images: bool) -> None:
+        """Raise an OptionError for prompts that took an image along, or that have no model."""
+        files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
+        if files and not has_images:
+            raise OptionError(
+                f"the prompt {files[0]!r} is a file, and no image is given; put images before "
+                "--prompts, as it takes all values up to the next option"
+            )
+        if self.prompts and self.name is None:
+            raise OptionError(
+                "--prompts need a model of image and text, and the default is none; name one with "
+                "--model, such as --model openai/clip-vit-base-patch32"
+            )
+
+    def load(self, has_images: bool, device: str | None = None) -> LoadedModel:
+        """Load the model, on another device if one is named; print the name of the default."""
+        name = self.name
+        if name is None:
+            name = DEFAULT_MODEL if has_images else BUNDLED
+            err.print(f"No --model given: using {name}{' from the Hub' if has_images else ''}.")
+        quiet()
+        from hf_gmar.models.hub import load_model
+
+        return load_model(**{**asdict(self), "name": name, "device": device or self.device})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a command works on.
+
+    Attributes:
+        loaded: the model.
+        paths: the image files.
+        failed: how many files and folders can't be read.
+        classes: the index of each class, ``None`` where none is named.
+    """
+
+    loaded: LoadedModel
+    paths: list[Path]
+    failed: int
+    classes: list[int | None]
+
+    @classmethod
+    def prepare(
+        cls,
+        model: ModelOptions,
+        images: list[Path] | None,
+        output: Path,
+        *classes: str | None,
+        most: int | None = None,
+    ) -> Inputs:
+        """Find the images and load the model, in this order: a typing error costs no download.
+
+        Raises:
+            OptionError: wrong prompts, a folder that can't be written to, or too many images.
+            TargetError: the model has no such class.
+        """
+        model.check_prompts(bool(images))
+        _make_folder(output)
+        paths, failed = _expand(images or [sample_image()], output)
+        if not paths:
+            raise typer.Exit(1)
+        if most is not None and len(paths) > most:
+            raise OptionError(
+                f"{len(paths)} images are too many to compare side by side; give up to {most}, or "
+                "call hf_gmar.compare with batches of your own"
+            )
+        loaded = model.load(bool(images))
+        from hf_gmar.models.labels import find_class
+
+        config = loaded.model.config
+        indices = [None if label is None else find_class(config, label) for label in classes]
+        return cls(loaded, paths, failed, indices)
+
+    def pixels(self, image: Any) -> Any:
+        """Pixel values (1, channels, height, width) on the model's device."""
+        pixels = self.loaded.processor(images=image, return_tensors="pt").pixel_values
+        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
+
+    def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
+        """Call with each image file and the stem of its results; return how many failed."""
+        from rich.progress import track
+
+        from hf_gmar.data.image_files import unique_stems
+
+        failed = 0
+        pairs = list(zip(self.paths, unique_stems(self.paths), strict=True))
+        for path, stem in track(pairs, description, console=err, disable=len(pairs) < 2):
+            try:
+                work(path, stem)
+            except Exception as error:  # noqa: BLE001  # whatever one provokes, the others go on
+                failed += 1
+                say(error, path)
+        return failed
 
 
 class ManyValues(TyperCommand):
-    """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each."""
+    """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each.
 
-    many: ClassVar[tuple[str, ...]] = (
-        "--prompts",
-        "--methods",
-        "--captum",
-        "--metrics",
-        "--perturbations",
-    )
-    """Options that take many values."""
+    Such an option is a list, and its metavar ends in an ellipsis.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Say the option anew before each of its values."""
-        for option in self.many:
-            args = list(_each_named(option, args))
+        """Repeat the option before each of its values."""
+        for option in self.params:
+            if (option.metavar or "").endswith("..."):
+                args = list(_repeated(option.opts[0], args))
         rest: list[str] = super().parse_args(ctx, args)
         return rest
 
 
-def _each_named(option: str, words: list[str]) -> Iterator[str]:
+def _repeated(option: str, words: list[str]) -> Iterator[str]:
     named = False
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         if word == option and following.startswith("-"):
@@ -107,50 +203,67 @@ def _each_named(option: str, words: list[str]) -> Iterator[str]:
             yield word
 
 
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command.
+
+    The fields of a parameter ``model: ModelOptions`` become options. A warning is one line. An
+    error of ours is one line and an exit code: 2 for what was typed, 1 for all else.
+    """
+    options = dict(inspect.signature(function, eval_str=True).parameters)
+    of_model = inspect.signature(ModelOptions, eval_str=True).parameters
+    takes_model = "model" in options and options["model"].annotation is ModelOptions
+    if takes_model:
+        del options["model"]
+        options |= of_model
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        if takes_model:
+            values["model"] = ModelOptions(**{name: values.pop(name) for name in of_model})
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: note(str(message))
+            try:
+                function(**values)
+            except HfGmarError as error:
+                say(error)
+                raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
+
+    parameters = [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return run
+
+
 def method_options(given: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
     """``NAME=VALUE`` and the options that have a name of their own, as Python values.
 
     Raises:
         OptionError: no NAME=VALUE, or an option that is given twice.
     """
-    found = {name: value for name, value in shortcuts.items() if value is not None}
-    for one in given or ():
-        name, equals, value = one.partition("=")
+    options = {name: value for name, value in shortcuts.items() if value is not None}
+    for text in given or ():
+        name, equals, value = text.partition("=")
         if not (name and equals):
-            raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {one!r}")
-        if name in found:
+            raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {text!r}")
+        if name in options:
             raise OptionError(f"the option {name} is given twice; give it once")
-        found[name] = parse_value(value)
-    return found
+        options[name] = parse_value(value)
+    return options
 
 
-@contextmanager
-def said_errors() -> Iterator[None]:
-    """An error of ours is one line and an exit code: 2 for what was typed, 1 for all else."""
-    try:
-        yield
-    except HfGmarError as error:
-        say(error)
-        raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
+def quiet() -> None:
+    """Keep libraries from printing between our lines."""
+    from huggingface_hub.utils import logging as huggingface_logging
+    from transformers.utils import logging as transformers_logging
+
+    # What the Hub's client says of each retry is noise before the one error that follows.
+    huggingface_logging.set_verbosity_error()
+    # Results go to the terminal; the bars of a local file that loads in a blink do not.
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
-def check_prompts(prompts: list[str] | None, images: list[Path] | None, model: str | None) -> None:
-    """An OptionError for prompts that took an image along, or that have no model."""
-    files = [prompt for prompt in prompts or () if Path(prompt).exists()]
-    if files and not images:
-        raise OptionError(
-            f"the prompt {files[0]!r} is a file, and no image is given; put images before "
-            "--prompts, as it takes all values up to the next option"
-        )
-    if prompts and model is None:
-        raise OptionError(
-            "--prompts need a model of image and text, and the default is none; name one with "
-            "--model, such as --model openai/clip-vit-base-patch32"
-        )
-
-
-def make_folder(output: Path) -> None:
-    """Make the folder for results; an OptionError if nothing can be written there."""
+def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
@@ -161,26 +274,10 @@ def make_folder(output: Path) -> None:
         ) from error
 
 
-def model_name(model: str | None, has_images: bool) -> str:
-    """The model that is meant; the default is said."""
-    if model is not None:
-        return model
-    name = DEFAULT_MODEL if has_images else BUNDLED
-    err.print(f"No --model given: using {name}{' from the Hub' if has_images else ''}.")
-    return name
-
-
-def quiet() -> None:
-    """Keep libraries from printing between our lines."""
-    # What the Hub's client says of each retry is noise before the one error that follows.
-    huggingface_logging.set_verbosity_error()
-    # Results go to the terminal; the bars of a local file that loads in a blink do not.
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-
-
-def expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
+def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     """The image files of files and folders, and how many of these can't be read."""
+    from hf_gmar.data.image_files import find_images
+
     paths: dict[Path, Path] = {}  # one that is given twice is one image
     failed = 0
     for source in sources:
@@ -194,8 +291,18 @@ def expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
 
 
 def say(error: Exception, path: Path | None = None) -> None:
-    """One line of error, whatever it is."""
+    """Print an error as one line, with the file that it is about."""
     where = f"{path}: " if path is not None and str(path) not in str(error) else ""
-    kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
-    text = " ".join(f"{where}{kind}{error}".split())  # one line, whatever it says
+    text = " ".join(f"{where}{one_line(error)}".split())
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print what a user should know, as one line."""
+    err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print whole lines, to be copied."""
+    for line in lines:
+        out.print(escape(str(line)), soft_wrap=True, highlight=False)

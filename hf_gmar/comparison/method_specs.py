@@ -172,7 +172,7 @@ def as_columns(methods: MethodLikes | None) -> list[MethodSpec]:
         ['gmar', 'gmar (alpha=0.5)', 'gmar (2)']
     """
     if methods is None:
-        methods = list(METHODS)
+        methods = [name for name, _ in METHODS.items()]  # without those that can't be loaded
     if isinstance(methods, str | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "
@@ -209,12 +209,6 @@ def check_captum_names(names: Sequence[str]) -> None:
             raise OptionError(
                 f"Captum has no method {name!r} for this; there are {_listed(CAPTUM)}"
             )
-
-
-def check_names(names: Sequence[str]) -> None:
-    """An OptionError for a name that is not in the registry."""
-    for name in names:
-        METHODS.options(name)
 
 
 def pooled(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:

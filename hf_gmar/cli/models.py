@@ -1,0 +1,78 @@
+"""``hf-gmar models``: the families, and what can be done with one model."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import itemgetter
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from hf_gmar.cli.options import CacheDir, Revision, Token, TrustRemoteCode, command, out, quiet
+
+
+@command
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model on the Hub or a local folder; without it, the families."),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Say which families can be explained, or whether and how one model can."""
+    if model is None:
+        _print_families()
+        return
+    quiet()
+    from hf_gmar.cli.catalogue import describe
+    from hf_gmar.models.hub import load_config
+
+    config = load_config(
+        model,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    description = describe(config, model, trust_remote_code)
+    out.print(f"[bold]{escape(model)}[/bold]", soft_wrap=True, highlight=False)
+    table = Table(show_header=False)
+    for fact in description.facts.items():
+        table.add_row(*map(escape, fact))
+    table.add_row("can be explained", "yes" if description.explained else "no")
+    out.print(table)
+    # A command is to be copied: no frame around it, and no line breaks in it.
+    out.print(escape(description.how), soft_wrap=description.explained, highlight=False)
+    raise typer.Exit(0 if description.explained else 1)
+
+
+def _print_families() -> None:
+    """As a list: names of classes are too long for columns, and are there to be copied."""
+    from hf_gmar.cli.catalogue import families, notes, refusals
+
+    out.print("[bold]Families that can be explained[/bold], with the tokens before the patches:\n")
+    for (family, tokens), rows in groupby(families(), itemgetter(0, 2)):
+        _print_item(f"{family} ({tokens})", 2)
+        for row in rows:
+            _print_item(f"{row[1]}: the head reads {row[3]}", 6)
+    out.print()
+    for line in notes():
+        _print_item(line)
+    out.print()
+    table = Table(title="Families that can't be explained")
+    for heading in ("model type", "why not"):
+        table.add_column(heading, overflow="fold")
+    for refusal in refusals():
+        table.add_row(*map(escape, refusal))
+    out.print(table)
+    _print_item("'hf-gmar models MODEL' says whether and how one model can be explained.")
+
+
+def _print_item(text: str, indent: int = 0) -> None:
+    out.print(Padding(escape(text), (0, 0, 0, indent), expand=False), highlight=False)
