@@ -1,0 +1,48 @@
+"""CPU seconds until the command answers and the package is imported.
+
+python -m benchmarks.startup
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+REFERENCE = "import torch; import captum.attr; from transformers import pipeline"
+RUNS = 5
+
+
+def cpu_seconds(words: list[str]) -> float:
+    """User and system seconds of a process, the median of several."""
+    seconds = []
+    for _ in range(RUNS):
+        before = os.times()
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        after = os.times()
+        seconds.append(
+            after.children_user + after.children_system
+            - before.children_user - before.children_system
+        )  # fmt: skip
+    return median(seconds)
+
+
+def main() -> None:
+    """Print a table: seconds, and their ratio to those of the libraries alone."""
+    command = shutil.which("hf-gmar", path=str(Path(sys.executable).parent)) or "hf-gmar"
+    processes = {
+        REFERENCE: [sys.executable, "-c", REFERENCE],
+        "import hf_gmar": [sys.executable, "-c", "import hf_gmar"],
+        "from hf_gmar import GMAR": [sys.executable, "-c", "from hf_gmar import GMAR"],
+        "hf-gmar --help": [command, "--help"],
+        "hf-gmar --version": [command, "--version"],
+    }
+    seconds = {name: cpu_seconds(words) for name, words in processes.items()}
+    print("| process | CPU seconds | by that of the libraries |\n|---|---|---|")
+    for name, value in seconds.items():
+        print(f"| `{name}` | {value:.2f} | {value / seconds[REFERENCE]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
