@@ -95,7 +95,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "class": "ViTForImageClassification",
             "model type": "vit",
             "family": "ViT",
-            "tokens before the patches": "CLS",
+            "prefix tokens": "CLS",
             "grid, at the config's size": "8 x 8 patches of 12 x 12 pixels, in 96 x 96",
             "the head reads": "CLS",
             "layers": "5",

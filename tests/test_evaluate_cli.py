@@ -69,7 +69,7 @@ def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path) -> N
     output = tmp_path / "out"
     done = run("evaluate", *ASKED, "--perturbations", "blur", "token-dropping", "--output", output)
     assert done.code == 0
-    for word in ("gmar", "random", "deletion", "mask-", "energy", "token-dropping"):
+    for word in ("gmar", "random", "deletion", "relevance-", "mass", "token-dropping"):
         assert word in done.out
     for name in ("rows.jsonl", "settings.json", "summary.json", "report.md", "report.html"):
         assert (output / name).stat().st_size > 100
@@ -103,7 +103,7 @@ def test_a_folder_by_class_a_table_and_captum(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "Saliency" in done.out
     done = run("evaluate", tmp_path / "table.csv", *common, "--output", tmp_path / "two",
-               "--target", "label")  # fmt: skip
+               "--explained-class", "label")  # fmt: skip
     assert done.code == 0, done.err
     assert "skipped: broken.png" in done.err.replace("\n", " ")
     rows = [json.loads(line) for line in (tmp_path / "two" / "rows.jsonl").read_text().splitlines()]

@@ -85,7 +85,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "class": "ViTForImageClassification",
             "model type": "vit",
             "family": "ViT",
-            "tokens before the patches": "CLS",
+            "prefix tokens": "CLS",
             "grid, at the config's size": "12 x 8 patches of 8 x 8 pixels, in 96 x 64",
             "the head reads": "CLS",
             "layers": "5",
@@ -97,7 +97,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
         Dinov2WithRegistersConfig(num_register_tokens=3),
         "Dinov2WithRegistersForImageClassification",
         {
-            "tokens before the patches": "CLS, 3 x register",
+            "prefix tokens": "CLS, 3 x register",
             "the head reads": "half CLS, half mean of the patches",
         },
     ),

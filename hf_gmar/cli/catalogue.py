@@ -30,9 +30,9 @@ from hf_gmar._core.token_layout import (
 from hf_gmar.errors import UnsupportedModelError, one_line
 from hf_gmar.methods.registry import METHODS
 
-METHOD_COLUMNS = ("method", "class", "cost", "of one class", "values", "source")
+METHOD_COLUMNS = ("method", "class", "cost", "class-specific", "values", "source")
 
-COLUMNS = ("family", "model class", "tokens before the patches", "the head reads", "explained by")
+COLUMNS = ("family", "model class", "prefix tokens", "the head reads", "explained by")
 
 
 _OWN_HEAD = "its body, with a head of your own"
@@ -51,7 +51,7 @@ def methods_of_registry() -> list[tuple[str, ...]]:
             method.__name__,
             method.cost,
             "yes" if method.class_specific else "no",
-            "of both signs" if method.signed else ">= 0",
+            "signed" if method.signed else ">= 0",
             method.source,
         )
         for name, method in METHODS.items()
@@ -174,7 +174,7 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
         reads = own_readout(family, adapter.backbone, vision_model)
     return {
         "family": family.title if family else "registered by you",
-        "tokens before the patches": (
+        "prefix tokens": (
             counted(prefix_tokens(family, vision_model))
             if family
             else str(adapter.layout.num_prefix_tokens)

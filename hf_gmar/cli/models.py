@@ -56,7 +56,7 @@ def _print_families() -> None:
     """As a list: names of classes are too long for columns, and are there to be copied."""
     from hf_gmar.cli.catalogue import families, notes, refusals
 
-    out.print("[bold]Families that can be explained[/bold], with the tokens before the patches:\n")
+    out.print("[bold]Families that can be explained[/bold], with their prefix tokens:\n")
     for (family, tokens), rows in groupby(families(), itemgetter(0, 2)):
         _print_item(f"{family} ({tokens})", 2)
         for row in rows:

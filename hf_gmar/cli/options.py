@@ -234,14 +234,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def method_options(given: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
+def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
     """``NAME=VALUE`` and the options that have a name of their own, as Python values.
 
     Raises:
         OptionError: no NAME=VALUE, or an option that is given twice.
     """
     options = {name: value for name, value in shortcuts.items() if value is not None}
-    for text in given or ():
+    for text in pairs or ():
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise OptionError(f"--option takes NAME=VALUE, such as head_fusion=max; got {text!r}")
