@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
 def import_after(first: str, second: str) -> None:
-    """Import the second module as soon as the first one is imported; now, if it is already."""
+    """Import the second module as soon as the first one is imported; now, if it is already.
+
+    The finder that waits for the first module takes itself out once that is imported.
+    """
     if first in sys.modules:
         importlib.import_module(second)
     else:
         sys.meta_path.insert(0, _Follow(first, second))
 
 
-@dataclass(frozen=True)
 class _Follow(MetaPathFinder):
-    first: str
-    second: str
+    def __init__(self, first: str, second: str) -> None:
+        self.first, self.second = first, second
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find the first module as Python does, and import the second one once it has run."""
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == self.first else None
-        if spec is None or spec.loader is None:
+        if fullname != self.first:
             return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return spec
         run = spec.loader.exec_module
 
         def run_both(module: ModuleType) -> None:
             run(module)
+            sys.meta_path.remove(self)
             importlib.import_module(self.second)
 
         spec.loader.exec_module = run_both  # type: ignore[method-assign]
