@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from hf_gmar._engines import blocks
 from hf_gmar._engines.blocks import AttentionLayer, BlockSize, BlockWalker, sums_like
-from hf_gmar._engines.propagation import Block, Descent, LayerResult, Sums
+from hf_gmar._engines.propagation import Block, LayerResult, RelevancePropagation, Sums
 from hf_gmar.methods.layer_rules import GmarRule
 from tests import oracles
 
@@ -101,18 +101,20 @@ class Seen:
         return LayerResult(relevance, sums[0][:, None])
 
 
-def walked(case: Case, rule: Any, rows: int | None, dtype: torch.dtype) -> tuple[Descent, Any]:
-    """The descent after the layer, and the gradients by query, key and value."""
+def walked(
+    case: Case, rule: Any, rows: int | None, dtype: torch.dtype
+) -> tuple[RelevancePropagation, Any]:
+    """The propagation after the layer, and the gradients by query, key and value."""
     layer, gradient, relevance = case
     query, key, value = (tensor.to(dtype) for tensor in (layer.query, layer.key, layer.value))
     mask = layer.mask
     if mask is not None and mask.is_floating_point():
         mask = mask.to(dtype)
-    descent = Descent(rule, relevance.to(dtype))
+    propagation = RelevancePropagation([(rule, range(1))], relevance.to(dtype), top=0)
     below = sums_like(query), sums_like(key), sums_like(value)
     cast = AttentionLayer(query, key, value, mask, layer.scale)
-    BlockWalker(rows).walk(cast, gradient.to(dtype), descent, below)
-    return descent, below
+    BlockWalker(rows).walk(cast, gradient.to(dtype), propagation, below)
+    return propagation, below
 
 
 def close(got: Tensor, wanted: Any, limit: float) -> bool:
@@ -154,14 +156,14 @@ def test_the_rule_sees_the_layer(
     alpha: float,
 ) -> None:
     dtype, limit = precision
-    descent, _ = walked(case, GmarRule(norm, alpha), rows, dtype)
+    propagation, _ = walked(case, GmarRule(norm, alpha), rows, dtype)
     attention = attention_of(case.layer)
     gradient = case.gradient @ case.layer.value.mT
     for image in range(len(attention)):
         weights = oracles.head_weights(gradient[image].numpy(), norm)
         matrix = oracles.rollout(attention[image : image + 1].numpy(), [weights], alpha)
-        assert close(descent.heads[0][image], weights, limit)
-        assert close(descent.relevance[image], case.relevance[image].numpy() @ matrix, limit)
+        assert close(propagation.heads[0][0][image], weights, limit)
+        assert close(propagation.relevance[0][image], case.relevance[image].numpy() @ matrix, limit)
 
 
 @often
@@ -221,17 +223,17 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     )
     relevance = torch.rand(2, 40, generator=draw)
     layer = AttentionLayer(query, key, value, None, 0.3)
-    descent = Descent(GmarRule("l1", 1.0), relevance)
+    propagation = RelevancePropagation([(GmarRule("l1", 1.0), range(1))], relevance, top=0)
     below = sums_like(query), sums_like(key), sums_like(value)
-    BlockWalker().walk(layer, gradient, descent, below)
+    BlockWalker().walk(layer, gradient, propagation, below)
     exact = Case(
         AttentionLayer(query.double(), key.double(), value.double(), None, 0.3),
         gradient.double(),
         relevance.double(),
     )
     wanted, wanted_below = walked(exact, GmarRule("l1", 1.0), None, torch.float64)
-    assert descent.relevance.dtype == torch.float32
-    assert close(descent.relevance, wanted.relevance, 1e-5)
+    assert propagation.relevance[0].dtype == torch.float32
+    assert close(propagation.relevance[0], wanted.relevance[0], 1e-5)
     assert all(close(got, right, 1e-5) for got, right in zip(below, wanted_below, strict=True))
 
 

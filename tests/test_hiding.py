@@ -18,7 +18,7 @@ from transformers import AttentionInterface, BeitConfig, BeitForImageClassificat
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar import GMAR, TokenLayout, register_layout
-from hf_gmar._core.attention import hidden_keys
+from hf_gmar._core.attention import masked_keys_here
 from hf_gmar._core.execution import exclusive_eval
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
@@ -239,7 +239,7 @@ def test_biases_that_are_stretched() -> None:
 def test_a_model_that_computes_attention_itself() -> None:
     tokens = torch.zeros(1, 17, dtype=torch.bool)
     refused = pytest.raises(UnsupportedModelError, match=r"not call Transformers'.*token-dropping")
-    with refused, hidden_keys(VIT.build().vit, LAYERS, tokens):
+    with refused, masked_keys_here(VIT.build().vit, LAYERS, tokens):
         pass
 
 
@@ -499,7 +499,7 @@ def test_the_count_of_layers_is_checked() -> None:
     vision_model, tokens = VIT.build().vit, torch.zeros(1, 17, dtype=torch.bool)
     for layers in (LAYERS - 1, LAYERS + 1):
         refused = pytest.raises(ModelOutputError, match=f"{layers} layers made 3.*are hidden")
-        with refused, hidden_keys(vision_model, layers, tokens):
+        with refused, masked_keys_here(vision_model, layers, tokens):
             vision_model(VIT.images()[:1])
 
 

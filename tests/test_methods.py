@@ -17,7 +17,7 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
-from hf_gmar._engines.run import ENGINES, capture
+from hf_gmar._engines.run import ENGINES, run_rules
 from hf_gmar.errors import (
     InputError,
     ModelOutputError,
@@ -198,7 +198,8 @@ def test_a_rule_that_needs_no_gradient_gets_zeros(engine: str) -> None:
     adapter = ModelAdapter.of(VIT.build())
     for gradient, is_zero in (("none", True), ("score", False)):
         request = ForwardRequest(VIT.images(), gradient=gradient)  # type: ignore[arg-type]
-        (found,) = capture(adapter, request, [TargetSpec(3)], SumOfGradient(), engine)
+        spans = [(SumOfGradient(), range(LAYERS))]
+        ((found,),) = run_rules(adapter, request, [TargetSpec(3)], spans, engine)
         assert (found.patches == 0).all() == is_zero
         assert found.heads is None
 

@@ -15,7 +15,7 @@ from hf_gmar._core.model_adapter import ModelAdapter, scores_of
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
-from hf_gmar._engines.run import ENGINES, capture
+from hf_gmar._engines.run import ENGINES, run_rules
 from tests import oracles
 from tests.cases import (
     BATCH,
@@ -134,7 +134,8 @@ def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
     adapter, rule = ModelAdapter.of(model), Gradients()
     adapter = replace(adapter, layout=replace(adapter.layout, readout=(0.5,)))  # on every token
     with oracles.unrounded_softmax():
-        capture(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], rule, engine)
+        spans = [(rule, range(LAYERS))]
+        run_rules(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], spans, engine)
     gradient = rule.seen[::-1]
     tokens = gradient[0].shape[-1]
     draw = np.random.default_rng(3)

@@ -47,7 +47,8 @@ def cut(whole: Block, edges: list[int]) -> list[Block]:
 
 def finish(rule: GmarRule, whole: Block) -> LayerResult:
     """The rule on the layer in one piece."""
-    return rule.finish(sums_of(rule, [whole]), whole.relevance)
+    (sums,) = sums_of([rule], [[whole]])
+    return rule.finish(sums, whole.relevance)
 
 
 def heads_of(result: LayerResult) -> Tensor:
@@ -122,7 +123,8 @@ def test_blocks_of_any_split_make_the_layer(
     whole, rule = layer(size, seed), GmarRule(norm, alpha)
     edges = data.draw(st.lists(st.integers(0, size[2]), max_size=5))
     blocks = data.draw(st.permutations(cut(whole, edges)))
-    result = rule.finish(sums_of(rule, blocks), whole.relevance)
+    (sums,) = sums_of([rule], [[block] for block in blocks])
+    result = rule.finish(sums, whole.relevance)
     for got, wanted in zip(parts(result), parts(finish(rule, whole)), strict=True):
         assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-14)
 

@@ -15,7 +15,7 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
-from hf_gmar._engines.run import capture
+from hf_gmar._engines.run import run_rules
 from hf_gmar.errors import ModelOutputError, OptionError
 from tests import oracles
 from tests.cases import (
@@ -272,7 +272,8 @@ def test_registers_get_no_heat_on_the_image() -> None:
     assert torch.allclose(readout, torch.full_like(readout, 0.5 / 16), rtol=1e-6)
     # A rule that says which token it saw: the map holds the patches, and they alone.
     adapter, rule = ModelAdapter.of(model), Numbered()
-    (found,) = capture(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], rule, "streaming")
+    request, spans = ForwardRequest(images), [(rule, range(LAYERS))]
+    ((found,),) = run_rules(adapter, request, [TargetSpec(TARGETS)], spans, "streaming")
     wanted = torch.arange(case.prefix, case.prefix + 16.0).reshape(4, 4)
     assert torch.equal(found.patches, wanted.expand(BATCH, 4, 4))
 

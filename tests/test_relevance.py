@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.clip.modeling_clip import _get_vector_norm
 
+from hf_gmar._core.threads import nested
 from hf_gmar._engines.lrp import LRPMode, gamma_linear
 from hf_gmar.errors import UnsupportedModelError
 
@@ -255,7 +256,7 @@ def test_low_precision_keeps_its_type() -> None:
 
 def test_an_explanation_inside_another_has_its_own_rules() -> None:
     x = numbers(*SHAPE).requires_grad_()
-    with LRPMode(), LRPMode():
+    with LRPMode(), nested(), LRPMode():
         inner = functional.gelu(x)
     assert close(torch.autograd.grad(inner.sum(), x)[0] * x.detach(), inner.detach())
 

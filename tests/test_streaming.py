@@ -20,7 +20,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines import streaming
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
-from hf_gmar._engines.run import capture
+from hf_gmar._engines.run import run_rules
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from tests import oracles
 from tests.cases import (
@@ -186,7 +186,8 @@ def test_the_top_layer_is_its_readout(case: ModelCase) -> None:
     rule = Rows()
     request = ForwardRequest(case.images(batch=1), kwargs=case.forward_kwargs)
     model, images = case.build(), case.images(batch=1)
-    capture(ModelAdapter.of(model), request, [TargetSpec(3)], rule, "streaming")
+    adapter = ModelAdapter.of(model)
+    run_rules(adapter, request, [TargetSpec(3)], [(rule, range(adapter.layers))], "streaming")
     whole = case.prefix + case.grid[0] * case.grid[1]
     # One image: its own gradient decides.
     read = oracles.trace(model, images, [3], case.forward_kwargs).readout[0] > 0

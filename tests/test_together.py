@@ -36,7 +36,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines import blocks, streaming
 from hf_gmar._engines.propagation import Block, LayerResult, LayerRule, Sums
-from hf_gmar._engines.run import RuleSpan, capture, capture_each
+from hf_gmar._engines.run import run_rules
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, OptionError, TargetError
 from hf_gmar.methods import AttentionMethod
 from hf_gmar.methods.layer_rules import GmarRule, PositiveGradientRule, RolloutRule
@@ -171,9 +171,9 @@ def walks(work: Callable[[], object]) -> list[tuple[bool, bool]]:
     noted = []
     walk = blocks.BlockWalker.walk
 
-    def noting(self: Any, layer: Any, gradient: Any, descent: Any, below: Any = None) -> None:
+    def noting(self: Any, layer: Any, gradient: Any, propagation: Any, below: Any = None) -> None:
         noted.append((gradient is not None, below is not None))
-        walk(self, layer, gradient, descent, below)
+        walk(self, layer, gradient, propagation, below)
 
     with patch.object(blocks.BlockWalker, "walk", noting):
         work()
@@ -335,7 +335,7 @@ def test_a_contrast_is_for_those_who_know_classes() -> None:
     model = VIT.build()
     methods = [*readers(model), RandomAttribution(model), TokenGradCAM(model)]
     with forwards(model) as noted:
-        found = attribute_jointly(methods, VIT.images(), TARGETS, contrast=1)
+        found = attribute_jointly(methods, VIT.images(), TARGETS, contrast=1, return_errors=True)
     assert len(noted) == 2
     for method, got in zip(methods, found, strict=True):
         if method.class_specific:
@@ -362,21 +362,23 @@ def test_one_that_fails_fails_alone() -> None:
     model = VIT.build()
     methods = readers(model)
     methods[2].rule = Broken()
-    *found, cam = attribute_jointly([*methods, TokenGradCAM(model)], VIT.images(), TARGETS)
+    methods.append(TokenGradCAM(model))
+    with pytest.raises(ModelOutputError, match="not finite"):
+        attribute_jointly(methods, VIT.images(), TARGETS)
+    found = attribute_jointly(methods, VIT.images(), TARGETS, return_errors=True)
     for number, (method, got) in enumerate(zip(methods, found, strict=True)):
         if number == 2:
             assert isinstance(got, ModelOutputError)
             assert "not finite" in str(got)
         else:
             assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
-    assert equal(cam, TokenGradCAM(model).attribute_patches(VIT.images(), TARGETS))
 
 
 @every_engine
 def test_scores_without_gradient_fail_those_who_need_one(engine: str) -> None:
     model = Around(VIT.build(), lambda vit, pixels: vit(pixels).logits.detach())
     methods = readers(model, **ENGINE_OPTIONS[engine])
-    found = attribute_jointly(methods, VIT.images(), TARGETS)
+    found = attribute_jointly(methods, VIT.images(), TARGETS, return_errors=True)
     for method, got in zip(methods, found, strict=True):
         if method.class_specific:
             assert isinstance(got, ModelOutputError)
@@ -399,7 +401,9 @@ def test_errors_are_those_of_each_alone(call: dict[str, Any], kind: type[HfGmarE
     model = VIT.build()
     methods = [GMAR(model), GradSAM(model), TokenGradCAM(model)]
     given = {"inputs": VIT.images(), "target": 3, **call}
-    found = attribute_jointly(methods, **given)
+    with pytest.raises(kind):
+        attribute_jointly(methods, **given)
+    found = attribute_jointly(methods, **given, return_errors=True)
     for method, got in zip(methods, found, strict=True):
         with pytest.raises(kind) as raised:
             method.attribute_patches(**given)
@@ -425,6 +429,36 @@ class Doubled(GMAR):
         return [2 * found for found in super()._explain(request, target_specs)]
 
 
+class Mixin:
+    """Changes a step of whatever method it is mixed into."""
+
+    def _maps(self, *args: Any) -> list[Tensor]:
+        return [3 * patches for patches in super()._maps(*args)]  # type: ignore[misc]
+
+
+class Mixed(Mixin, GMAR):
+    """A method whose own body changes nothing."""
+
+
+def replaced(model: Any) -> GMAR:
+    """A method that one instance changes."""
+    gmar, original = GMAR(model), GMAR(model).attribute_patches
+    gmar.attribute_patches = lambda *args, **kwargs: 4 * original(*args, **kwargs)  # type: ignore[method-assign]
+    return gmar
+
+
+class Logged(Doubled):
+    """A method that says itself that its map is the rule's, which here is not so."""
+
+    shares_pass = True
+
+
+def test_a_method_may_say_that_its_map_is_the_rules() -> None:
+    model = VIT.build()
+    gmar, logged = attribute_jointly([GMAR(model), Logged(model)], VIT.images(), TARGETS)
+    assert torch.equal(gmar, logged)
+
+
 class Shifted(GMAR):
     """A method that is asked about other images than those given."""
 
@@ -432,14 +466,14 @@ class Shifted(GMAR):
         return super()._request(inputs + 1, args, kwargs)
 
 
-@pytest.mark.parametrize("kind", [Doubled, Shifted])
+@pytest.mark.parametrize("kind", [Doubled, Shifted, Mixed, replaced])
 def test_subclasses_keep_their_own_ways(kind: Callable[[Any], Any]) -> None:
     model = VIT.build()
     methods = [GMAR(model), kind(model), GradSAM(model)]
     found = attribute_jointly(methods, VIT.images(), TARGETS)
     for method, got in zip(methods, found, strict=True):
         assert equal(got, method.attribute_patches(VIT.images(), TARGETS))
-    assert not torch.equal(found[0], found[1])  # type: ignore[arg-type]
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -449,7 +483,7 @@ def test_the_model_comes_back_as_it_was(engine: str, attention: str) -> None:
     methods = [method.made(model, engine) for method in READERS]
     with unchanged(model):
         attribute_jointly(methods, VIT.images(), TARGETS)
-        attribute_jointly(methods, VIT.images(), 99)
+        attribute_jointly(methods, VIT.images(), 99, return_errors=True)
 
 
 def test_threads_take_turns() -> None:
@@ -487,10 +521,11 @@ def test_several_questions_of_several_rules(engine: str) -> None:
     adapter, request = ModelAdapter.of(VIT.build()), ForwardRequest(VIT.images(), **options)
     rules: list[LayerRule] = [GmarRule("l1", 1.0), RolloutRule("mean", 0, 1.0), GmarRule("l2", 0.5)]
     target_specs = [TargetSpec(3), TargetSpec(TARGETS), TargetSpec(5, contrast=1)]
-    parts = [RuleSpan(rule, range(LAYERS)) for rule in rules]
-    found = capture_each(adapter, request, target_specs, parts, name)
+    spans = [(rule, range(LAYERS)) for rule in rules]
+    found = run_rules(adapter, request, target_specs, spans, name)
     for rule, number in itertools.product(range(3), range(3)):
-        (wanted,) = capture(adapter, request, [target_specs[number]], rules[rule], name)
+        spec = target_specs[number]
+        ((wanted,),) = run_rules(adapter, request, [spec], [spans[rule]], name)
         got = found[number][rule]
         assert equal(got.patches, wanted.patches)
         assert (got.heads is None) == (wanted.heads is None)

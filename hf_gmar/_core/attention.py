@@ -1,7 +1,7 @@
 """The only module that touches how Transformers computes attention.
 
-A change to a model is a context manager that takes it back, whatever happens inside, and that
-holds for the calling thread alone: other threads run the model as ever.
+A change to a model is a context manager that takes it back, whatever happens inside. It acts in the
+calling thread alone, as all whose names end in ``_here`` do (:mod:`hf_gmar._core.threads`).
 """
 
 from __future__ import annotations
@@ -40,30 +40,31 @@ def loading(attention: str | None) -> dict[str, Any]:
     known = ["eager", *(name for name in AttentionInterface().valid_keys() if name.isidentifier())]
     if attention is not None and attention not in known:
         raise OptionError(
-            f"attn_implementation must be one of {', '.join(map(repr, sorted(known)))}, got {attention!r}"
+            f"attn_implementation must be one of {', '.join(map(repr, sorted(known)))}, got "
+            f"{attention!r}"
         )
     return {} if attention is None else {"attn_implementation": attention}
 
 
 @contextmanager
-def attention_here(model: PreTrainedModel, wanted: Implementation) -> Iterator[None]:
-    """Inside, this thread's forwards of the model use the wanted attention implementation.
+def attention_here(model: PreTrainedModel, implementation: Implementation) -> Iterator[None]:
+    """Inside, this thread's forwards of the model use that attention implementation.
 
     A model that uses it already is not touched. Another one's config names a function that asks
-    which thread calls: this one gets what is wanted, others what the model was loaded with.
+    which thread calls: other threads get the implementation that the model was loaded with.
 
     Raises:
         UnsupportedModelError: the model can't switch and was loaded with another implementation.
     """
-    others = [one for one in configs_of(model) if one._attn_implementation != wanted]
+    others = [part for part in configs_of(model) if part._attn_implementation != implementation]
     if others:
-        _check_can_switch(model, wanted)
-    with _switched(others, wanted), routed_here():
+        _check_can_switch(model, implementation)
+    with _switched(others, implementation), routed_here():
         yield
 
 
 @contextmanager
-def masked_heads(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
+def masked_heads_here(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
     """Inside, one forward of the model in this thread runs with some heads' output set to zero.
 
     The model keeps the attention implementation that it was loaded with; what that gives for a
@@ -78,11 +79,7 @@ def masked_heads(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
         UnsupportedModelError: the model fixes its attention when it is built.
         ModelOutputError: not one call for each layer, or of other heads or images.
     """
-    if not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} fixes its attention implementation when it is built, so its "
-            "heads can't be masked; use a model of another family"
-        )
+    _check_not_fixed(model, "heads can't be masked; use a model of another family")
     heads = _MaskedHeads(masked.shape[1], {id(module) for module in model.modules()}, masked=masked)
     with _switched(configs_of(model), None), routed_here(heads):
         yield
@@ -90,7 +87,7 @@ def masked_heads(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def hidden_keys(model: PreTrainedModel, layers: int, hidden: Tensor) -> Iterator[None]:
+def masked_keys_here(model: PreTrainedModel, layers: int, masked: Tensor) -> Iterator[None]:
     """Inside, one forward of the model in this thread pays no attention to some tokens.
 
     Their columns are taken out before the softmax of every layer, beside whatever mask or bias of
@@ -100,36 +97,40 @@ def hidden_keys(model: PreTrainedModel, layers: int, hidden: Tensor) -> Iterator
     Args:
         model: the vision tower.
         layers: how many attention layers it has.
-        hidden: bool, (images, tokens); True for a token that gets no attention. Some token of each
+        masked: bool, (images, tokens); True for a token that gets no attention. Some token of each
             image must get it.
 
     Raises:
         UnsupportedModelError: the model fixes its attention when it is built, or can't switch.
         ModelOutputError: not one call for each layer, or of other tokens or images.
     """
+    _check_not_fixed(
+        model, "tokens can't be masked; use token-dropping, which gives the same scores"
+    )
+    honours_masks = {*implementations_of(model)} <= {"eager", "sdpa"}
+    if not honours_masks:
+        _check_can_switch(model, "sdpa")
+    keys = _MaskedKeys(layers, {id(module) for module in model.modules()}, masked=masked)
+    with _switched(configs_of(model), None if honours_masks else "sdpa"), routed_here(keys):
+        yield
+    keys.check("where tokens are masked")
+
+
+def _check_not_fixed(model: PreTrainedModel, consequence: str) -> None:
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} fixes its attention implementation when it is built, so its "
-            "tokens can't be masked; use token-dropping, which gives the same scores"
+            f"{consequence}"
         )
-    wanted: Implementation | None = (
-        None if {*implementations_of(model)} <= {"eager", "sdpa"} else "sdpa"
-    )
-    if wanted:
-        _check_can_switch(model, wanted)
-    keys = _HiddenKeys(layers, {id(module) for module in model.modules()}, hidden=hidden)
-    with _switched(configs_of(model), wanted), routed_here(keys):
-        yield
-    keys.check("where tokens are hidden")
 
 
 @dataclass
-class _Change(ABC):
-    """What is changed in the attention of one forward, and how far that is.
+class _AttentionChange(ABC):
+    """A change of the attention calls of one forward.
 
     Attributes:
         layers: how many attention layers the model has.
-        modules: ids of the modules whose attention is meant.
+        modules: ids of the modules whose attention is changed.
         calls: attention calls so far.
     """
 
@@ -167,7 +168,7 @@ class _Change(ABC):
 
 
 @dataclass
-class _MaskedHeads(_Change):
+class _MaskedHeads(_AttentionChange):
     """Heads whose output is set to zero.
 
     Attributes:
@@ -193,35 +194,32 @@ class _MaskedHeads(_Change):
 
 
 @dataclass
-class _HiddenKeys(_Change):
+class _MaskedKeys(_AttentionChange):
     """Tokens to which no token attends.
 
     Attributes:
-        hidden: (images, tokens).
+        masked: (images, tokens).
     """
 
-    hidden: Tensor = field(kw_only=True)
+    masked: Tensor = field(kw_only=True)
 
     def changed(
         self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
     ) -> Any:
-        """The call, with a mask in which hidden columns are minus infinity."""
+        """The call, with a mask in which masked columns are minus infinity."""
         query, key, value, *rest = args
-        if (len(key), key.shape[2]) != tuple(self.hidden.shape):
+        if (len(key), key.shape[2]) != tuple(self.masked.shape):
             raise ModelOutputError(
-                f"{self.hidden.shape[0]} images of {self.hidden.shape[1]} tokens are needed, but "
+                f"{self.masked.shape[0]} images of {self.masked.shape[1]} tokens are needed, but "
                 "the keys of attention have (images, heads, tokens, numbers) = "
                 f"{tuple(key.shape)}; correct the layout with hf_gmar.register_layout"
             )
-        own = rest.pop(0) if rest else kw.pop("attention_mask", None)
-        return function(module, query, key, value, self._beside(own, query), *rest, **kw)
-
-    def _beside(self, own: Tensor | None, query: Tensor) -> Tensor:
-        """The mask or bias of the model's own, with hidden columns."""
-        own = query.new_zeros(1, 1, 1, 1) if own is None else own
-        never = False if own.dtype == torch.bool else -torch.inf
-        mask = torch.where(self.hidden[:, None, None].to(own.device), never, own)
-        return mask.expand(-1, -1, query.shape[2], -1)
+        bias = rest.pop(0) if rest else kw.pop("attention_mask", None)  # the model's own
+        bias = query.new_zeros(1, 1, 1, 1) if bias is None else bias
+        never = False if bias.dtype == torch.bool else -torch.inf
+        mask = torch.where(self.masked[:, None, None].to(bias.device), never, bias)
+        mask = mask.expand(-1, -1, query.shape[2], -1)
+        return function(module, query, key, value, mask, *rest, **kw)
 
     def check(self, done: str) -> None:
         """Check that each layer made one call.
@@ -239,31 +237,35 @@ class _HiddenKeys(_Change):
 
 
 @contextmanager
-def _switched(configs: list[PreTrainedConfig], wanted: Implementation | None) -> Iterator[None]:
-    """Inside, the configs name functions that ask for the thread; ``None`` keeps each one's own."""
+def _switched(
+    configs: list[PreTrainedConfig], implementation: Implementation | None
+) -> Iterator[None]:
+    """Inside, the configs name functions that ask for the thread; ``None`` keeps what they do."""
     before = [(config, config._attn_implementation) for config in configs]
     try:
         for config, original in before:
             # The property's setter would also write into sub-configs; each is in the list itself.
-            config._attn_implementation_internal = _route(wanted or original, original)
+            config._attn_implementation_internal = _route(implementation or original, original)
         yield
     finally:
         for config, original in before:
             config._attn_implementation_internal = original
 
 
-def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
+def _check_can_switch(model: PreTrainedModel, implementation: Implementation) -> None:
     dense = (
-        ' or use engine="dense" (of the methods that read attention)' if wanted == "sdpa" else ""
+        ' or use engine="dense" (of the methods that read attention)'
+        if implementation == "sdpa"
+        else ""
     )
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} fixes its attention implementation when it is built; load it "
-            f'with from_pretrained(..., attn_implementation="{wanted}"){dense}'
+            f'with from_pretrained(..., attn_implementation="{implementation}"){dense}'
         )
     # Such a model computes more than attention in its own function, which would be lost.
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    if wanted == "sdpa" and not all(part._supports_sdpa for part in parts):
+    if implementation == "sdpa" and not all(part._supports_sdpa for part in parts):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no SDPA attention, which is needed; use "
             'engine="dense" (of the methods that read attention)'
@@ -271,8 +273,8 @@ def _check_can_switch(model: PreTrainedModel, wanted: Implementation) -> None:
 
 
 @contextmanager
-def routed_here(change: _Change | None = None) -> Iterator[None]:
-    """Inside, this thread is one that gets what is wanted; autograd may need it in its own."""
+def routed_here(change: _AttentionChange | None = None) -> Iterator[None]:
+    """Inside, this thread gets the switched attention; autograd may need it in its own threads."""
     before = getattr(_HERE, "active", False), getattr(_HERE, "change", None)
     _HERE.active, _HERE.change = True, change
     try:
@@ -283,15 +285,15 @@ def routed_here(change: _Change | None = None) -> Iterator[None]:
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     """Every config that says how some part of the model computes attention, each once."""
-    open_: list[PreTrainedConfig | None]
-    open_ = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    found: dict[int, PreTrainedConfig] = {}
-    while open_:
-        config = open_.pop()
-        if config is not None and id(config) not in found:
-            found[id(config)] = config
-            open_.extend(getattr(config, name, None) for name in config.sub_configs)
-    return list(found.values())
+    stack: list[PreTrainedConfig | None]
+    stack = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    configs: dict[int, PreTrainedConfig] = {}
+    while stack:
+        config = stack.pop()
+        if config is not None and id(config) not in configs:
+            configs[id(config)] = config
+            stack.extend(getattr(config, name, None) for name in config.sub_configs)
+    return list(configs.values())
 
 
 def implementations_of(model: PreTrainedModel) -> tuple[str | None, ...]:
@@ -299,13 +301,13 @@ def implementations_of(model: PreTrainedModel) -> tuple[str | None, ...]:
     return tuple(config._attn_implementation for config in configs_of(model))
 
 
-def _route(wanted: str | None, original: str | None) -> str:
+def _route(switched: str | None, original: str | None) -> str:
     """The name of an attention function, and of its mask function, that asks for the thread."""
     # The original is part of the name, as some models look for "flash" in it.
-    name = f"hf_gmar:{wanted}:{original}"
+    name = f"hf_gmar:{switched}:{original}"
 
     def chosen() -> str | None:
-        return wanted if getattr(_HERE, "active", False) else original
+        return switched if getattr(_HERE, "active", False) else original
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         function = _attention_function(module, chosen())
@@ -329,9 +331,10 @@ def _route(wanted: str | None, original: str | None) -> str:
 
 
 def _attention_function(module: nn.Module, name: str | None) -> Callable[..., Any]:
-    """What the module itself would look up under that name: eager is a function of its file."""
+    """The function that the module would look up under that name: eager is one of its file."""
     files = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__]
     home = next((file for file in files if "ALL_ATTENTION_FUNCTIONS" in file), {})
     functions = home.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())
-    found: Callable[..., Any] = functions.get_interface(name, home.get("eager_attention_forward"))
-    return found
+    eager = home.get("eager_attention_forward")
+    function: Callable[..., Any] = functions.get_interface(name, eager)
+    return function

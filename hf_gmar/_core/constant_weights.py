@@ -6,26 +6,17 @@ makes. The model itself is not changed, and nothing is kept for gradients of wei
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Whoever moves a weight or asks for an attribute of it may mean the weight itself, as accelerate
-# does where weights come from another device or from disk.
+from hf_gmar._core.threads import explanation_depth
+
+# Moves and reads of attributes must get the weight itself: accelerate moves weights that come from
+# another device or from disk.
 _MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
-
-
-class _Active(threading.local):
-    """The modes that this thread is in; the last one acts."""
-
-    def __init__(self) -> None:
-        self.modes: list[FrozenWeightsMode] = []
-
-
-_ACTIVE = _Active()
 
 
 class FrozenWeightsMode(TorchFunctionMode):
@@ -45,42 +36,30 @@ class FrozenWeightsMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.acts:
             return func(*args, **kwargs)
-        if _may_mean_the_weight(func) and args and isinstance(args[0], nn.Parameter):
-            return _part_of_weight(func(*args, **kwargs), args[0])
+        is_move = func in _MOVES or getattr(func, "__name__", None) in ("__get__", "__set__")
+        if is_move and args and isinstance(args[0], nn.Parameter):
+            result = func(*args, **kwargs)
+            # What is made of a weight, such as its transpose, is a constant; the weight is not.
+            is_made = isinstance(result, Tensor) and result is not args[0] and result.requires_grad
+            return result.detach() if is_made else result
         constants = {name: _constant(value) for name, value in kwargs.items()}
         return self.call(func, tuple(map(_constant, args)), constants)
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """What becomes of a call whose weights are constants."""
+        """Make a call whose weights are constants."""
         return func(*args, **kwargs)
 
     @property
     def acts(self) -> bool:
-        """This thread is in it, and in no explanation inside this one, by a hook."""
-        return bool(_ACTIVE.modes) and _ACTIVE.modes[-1] is self
+        """Whether no explanation runs inside the one that entered the mode, by a hook."""
+        return explanation_depth() == self._depth
 
     def __enter__(self) -> Self:
-        """Take over from the mode of an explanation outside, if there is one."""
-        _ACTIVE.modes.append(self)
+        self._depth = explanation_depth()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
-
-    def __exit__(self, *error: Any) -> None:  # noqa: PYI036  # passed on as they are
-        """Hand back."""
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _ACTIVE.modes.pop()
-
-
-def _may_mean_the_weight(func: Callable[..., Any]) -> bool:
-    return func in _MOVES or getattr(func, "__name__", None) in ("__get__", "__set__")
-
-
-def _part_of_weight(found: Any, weight: nn.Parameter) -> Any:
-    """What was made of a weight, such as its transpose, as a constant; else what was found."""
-    is_made = isinstance(found, Tensor) and found is not weight and found.requires_grad
-    return found.detach() if is_made else found
 
 
 def _constant(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Run a model for one thread: alone, in evaluation mode, and check what it gave."""
+"""Run a model for one thread alone, in evaluation mode, and check its output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from hf_gmar._core.attention import configs_of, masked_heads
+from hf_gmar._core.attention import configs_of, masked_heads_here
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.threads import lock_models, nested, uncompiled_here
@@ -17,7 +17,7 @@ from hf_gmar.errors import ModelOutputError
 
 @contextmanager
 def exclusive_eval(adapter: ModelAdapter) -> Iterator[None]:
-    """The model to this thread's explanation, in evaluation mode and as it was written."""
+    """Inside, this thread alone explains the model, in evaluation mode and uncompiled."""
     with (
         lock_models([*configs_of(adapter.vision_model), *adapter.modules()]),
         nested(),
@@ -48,9 +48,9 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None = None) -> Tensor:
     """The scores (B, C) that an explanation of this request is about, without gradients.
 
-    ``masked`` heads, (B or 1, layers, H), give zeros: :func:`hf_gmar._core.attention.masked_heads`.
+    ``masked`` heads, (B or 1, layers, H), give zeros: see ``attention.masked_heads_here``.
     """
-    heads = nullcontext() if masked is None else masked_heads(adapter.vision_model, masked)
+    heads = nullcontext() if masked is None else masked_heads_here(adapter.vision_model, masked)
     with torch.no_grad(), exclusive_eval(adapter), heads:
         return adapter(request.inputs, *request.args, **request.kwargs)
 
@@ -65,22 +65,16 @@ def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) ->
     if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
         raise ModelOutputError(
             f"{type(adapter.vision_model).__name__} has {tokens} tokens, but its layout says "
-            f"{layout.num_prefix_tokens} before a grid of {grid[0]} x {grid[1]} patches; correct it with "
-            "hf_gmar.register_layout"
+            f"{layout.num_prefix_tokens} before a grid of {grid[0]} x {grid[1]} patches; correct "
+            "it with hf_gmar.register_layout"
         )
     return grid
 
 
 def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> None:
-    """Check an explanation, and the scores that it is of.
+    """Raise a ModelOutputError if the scores or the parts of their explanation are not finite.
 
-    Args:
-        scores: the model's.
-        parts: the explanation.
-        what: that of which the gradient was taken.
-
-    Raises:
-        ModelOutputError: they hold NaN or infinity.
+    ``what`` names the tensor whose gradient was taken.
     """
     if not torch.isfinite(scores).all():
         raise ModelOutputError(

@@ -56,8 +56,8 @@ def scores_with_masked_heads(
 
     Example:
         >>> from hf_gmar import load_model
-        >>> none = torch.zeros(6, 4, dtype=torch.bool)
-        >>> scores_with_masked_heads(load_model("bundled").model, torch.zeros(2, 3, 96, 96), none).shape
+        >>> model, images = load_model("bundled").model, torch.zeros(2, 3, 96, 96)
+        >>> scores_with_masked_heads(model, images, torch.zeros(6, 4, dtype=torch.bool)).shape
         torch.Size([2, 8])
     """
     adapter = ModelAdapter.of(model, readout)
@@ -94,27 +94,23 @@ def single_head_ablation(
 
     Example:
         >>> from hf_gmar import load_model
-        >>> single_head_ablation(load_model("bundled").model, torch.zeros(1, 3, 96, 96), target=3).shape
+        >>> model, images = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
+        >>> single_head_ablation(model, images, target=3).shape
         torch.Size([1, 6, 4])
     """
-    masking = Masking(ModelAdapter.of(model, readout), forward_kwargs)
-    request, targets, plain = masking.begin(inputs, target)
-    layers, heads = masking.shape
+    masker = HeadMasker(ModelAdapter.of(model, readout), forward_kwargs)
+    request, classes, plain = masker.begin(inputs, target)
+    layers, heads = masker.shape
     drops = [
-        plain - masking.target_score(request, targets, one.reshape(1, layers, heads))
-        for one in torch.eye(layers * heads, dtype=torch.bool)
+        plain - masker.target_scores(request, classes, masked.reshape(1, layers, heads))
+        for masked in torch.eye(layers * heads, dtype=torch.bool)
     ]
     return torch.stack(drops, 1).reshape(-1, layers, heads)
 
 
 @dataclass(frozen=True)
-class Masking:
-    """A model whose heads are masked.
-
-    Attributes:
-        subject: the model.
-        kwargs: keywords of its calls.
-    """
+class HeadMasker:
+    """Calls a model with some of its heads masked; ``kwargs`` go to each call."""
 
     adapter: ModelAdapter
     kwargs: dict[str, Any]
@@ -125,8 +121,8 @@ class Masking:
         heads = getattr(self.adapter.vision_model.config, "num_attention_heads", None)
         if not isinstance(heads, int):
             raise UnsupportedModelError(
-                f"the config of {type(self.adapter.vision_model).__name__} does not say how many heads a "
-                "layer has, so they can't be masked; use a model of another family"
+                f"the config of {type(self.adapter.vision_model).__name__} does not say how many "
+                "heads a layer has, so they can't be masked; use a model of another family"
             )
         return self.adapter.layers, heads
 
@@ -137,7 +133,7 @@ class Masking:
         classes = resolve_targets(target, scores)
         return request, classes, _at(scores, classes)
 
-    def target_score(self, request: ForwardRequest, classes: Tensor, masked: Tensor) -> Tensor:
+    def target_scores(self, request: ForwardRequest, classes: Tensor, masked: Tensor) -> Tensor:
         """The classes' scores (B,) while heads are masked."""
         return _at(_scores(self.adapter, request, masked), classes)
 
@@ -150,8 +146,8 @@ def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
             f"a bool tensor (layers, heads) or (images, layers, heads) is needed, with {layers} "
             f"layers and {images} images; got {got!r}"
         )
-    found: Tensor = masked
-    return found if found.dim() == 3 else found[None]
+    mask: Tensor = masked
+    return mask if mask.dim() == 3 else mask[None]
 
 
 def _scores(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None) -> Tensor:

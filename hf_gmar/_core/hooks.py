@@ -1,168 +1,151 @@
-"""What a forward pass of a Transformers model leaves behind, seen by hooks."""
+"""Record what a forward pass of a Transformers model computes, by hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.threads import level, this_thread
+from hf_gmar._core.threads import thread_hook
 from hf_gmar.errors import ModelOutputError
+
+T = TypeVar("T")
 
 _HOOK_FLAG = "_output_capturing_hooks_installed"
 _MAPS = "output_attentions"
 
 
 @dataclass
-class Runs:
-    """The forwards of a model in this thread.
+class CallRecorder(Generic[T]):
+    """A value from each call of some modules, in a forward of this thread.
 
     Attributes:
-        images: shape of the pixel values in each of them.
-        depth: how many are going on, one inside another by a hook.
+        name: of the modules, in messages.
+        needed: how many calls there must be.
+        advice: how the message ends if there were others.
+        calls: the values, in the order of the calls.
     """
 
-    images: list[torch.Size] = field(default_factory=list)
+    name: str
+    needed: int = 1
+    advice: str = ""
+    calls: list[T] = field(default_factory=list)
+
+    def checked(self) -> list[T]:
+        """A copy of the values; a ModelOutputError unless there are as many as needed."""
+        ran = len(self.calls)
+        if ran != self.needed:
+            seen = f"it ran {ran} times" if self.needed == 1 else f"they ran {ran} times in all"
+            raise ModelOutputError(
+                f"{self.name} must run once in a forward pass; {seen}{self.advice}"
+            )
+        return list(self.calls)
+
+
+@dataclass
+class VisionRuns(CallRecorder[torch.Size]):
+    """The forwards of the vision tower in this thread: the shape of the pixel values in each.
+
+    Attributes:
+        depth: how many are running, one inside another by a hook.
+    """
+
+    name: str = "the Transformers model"
+    advice: str = "; call it as model(...), not as model.forward(...)"
     depth: int = 0
 
     @property
     def inside(self) -> bool:
-        """One is going on, and not one inside it."""
+        """Whether one is running, and none inside it."""
         return self.depth == 1
 
+    def enter(self, _module: Any, args: Any, kwargs: Any) -> None:
+        """Note a forward that begins."""
+        self.depth += 1
+        if self.inside:
+            self.calls.append((args[0] if args else kwargs["pixel_values"]).shape)
+
+    def leave(self, *_: Any) -> None:
+        """Note that it ended."""
+        self.depth -= 1
+
     def check(self, inputs: Tensor, scores: Tensor) -> None:
-        """Check that there was one run, and that it belongs to the inputs image by image.
+        """Check that there was one forward, and that it belongs to the inputs image by image.
 
         Raises:
             ModelOutputError: it does not.
         """
-        if len(self.images) != 1:
-            raise ModelOutputError(
-                f"the Transformers model must be called exactly once in a forward pass, as "
-                f"model(...) and not as model.forward(...); it was called {len(self.images)} times"
-            )
-        wanted = inputs.shape[0], *inputs.shape[2:]
-        seen = self.images[0][0], *self.images[0][2:]
-        if seen != wanted or scores.shape[0] != wanted[0]:
+        (shape,) = self.checked()
+        expected = inputs.shape[0], *inputs.shape[2:]
+        if (shape[0], *shape[2:]) != expected or scores.shape[0] != expected[0]:
             raise ModelOutputError(
                 f"for inputs of shape {tuple(inputs.shape)} the Transformers model got "
-                f"{tuple(self.images[0])} and the scores have shape {tuple(scores.shape)}; a "
+                f"{tuple(shape)} and the scores have shape {tuple(scores.shape)}; a "
                 "module around the model must keep number, order and size of the images"
             )
 
 
-def _place() -> tuple[int, int]:
-    return this_thread(), level()
-
-
 @contextmanager
-def watched_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[Runs]:
-    """Inside, this thread's forwards of the vision tower are noted."""
+def recorded_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[VisionRuns]:
+    """Inside, this thread's forwards of the vision tower are recorded."""
+    runs = VisionRuns()
     if adapter.model is adapter.backbone:
         # The one call is ours. A hook would become part of what another thread compiles meanwhile.
-        yield Runs([inputs.shape], depth=1)
+        runs.enter(None, (inputs,), {})
+        yield runs
         return
-    runs = Runs()
-    # Forwards of other threads, and of explanations inside this one, go on as ever.
-    place = _place()
-
-    # Another thread that is calling while a hook goes away may leave out the keywords.
-    def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if _place() == place:
-            runs.depth += 1
-            if runs.inside:
-                runs.images.append((args[0] if args else kwargs["pixel_values"]).shape)
-
-    def leave(*_: Any) -> None:
-        if _place() == place:
-            runs.depth -= 1
-
-    handles = [
-        # A thread that compiles the model meanwhile could not trace what asks for threads.
-        adapter.vision_model.register_forward_pre_hook(
-            torch.compiler.disable(enter), with_kwargs=True
-        ),
-        adapter.vision_model.register_forward_hook(torch.compiler.disable(leave), prepend=True),
-    ]
-    with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
+    with (
+        thread_hook(adapter.vision_model, runs.enter, before=True),
+        thread_hook(adapter.vision_model, runs.leave, first=True),
+    ):
         yield runs
 
 
-@dataclass
-class Pooling:
-    """What a pooling head did in a forward of this thread.
+@contextmanager
+def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tensor | None]]:
+    """Inside, this thread's calls of the pooling head are recorded, if the readout needs them.
 
-    Attributes:
-        wanted: whether the readout is made of it.
-        found: attention over the tokens (B, N) and what the head made of them, for each call.
+    Yields a function from the scores to the head's attention over the tokens, (B, N), or to
+    ``None`` for another readout. It raises a ModelOutputError if the head did not run once, or if
+    the scores do not come from it.
     """
+    head = adapter.pooling
+    if head is None:
+        yield lambda _: None
+        return
+    pooling: CallRecorder[tuple[Tensor, Tensor]] = CallRecorder(
+        "the pooling head, whose attention is the readout,", advice=". Say another readout"
+    )
 
-    wanted: bool
-    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def attention(self, scores: Tensor) -> Tensor | None:
-        """The attention (B, N) from which the scores come; ``None`` if another readout is wanted.
-
-        Raises:
-            ModelOutputError: the head did not run once, or the scores do not come from it.
-        """
-        if not self.wanted:
-            return None
-        if len(self.found) != 1:
+    def keep(_module: Any, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+        weights = output[1]
+        if weights is None or weights.dim() != 3 or weights.shape[1] != 1:
             raise ModelOutputError(
-                f"the readout is the attention of a pooling head, which must run once in a forward "
-                f"pass; it ran {len(self.found)} times. Say another readout"
+                "the pooling head must give its attention for one query, averaged over its heads, "
+                f"(images, 1, tokens); got {None if weights is None else tuple(weights.shape)}"
             )
-        ((attention, output),) = self.found
-        whole = scores.sum()
-        used = (
-            torch.autograd.grad(whole, output, retain_graph=True, allow_unused=True)[0]
-            if whole.requires_grad and output.requires_grad
-            else None
-        )
-        if used is None:
+        pooling.calls.append((weights.detach()[:, 0], output[0]))
+
+    def attention(scores: Tensor) -> Tensor:
+        ((weights, output),) = pooling.checked()
+        total, gradient = scores.sum(), None
+        if total.requires_grad and output.requires_grad:
+            (gradient,) = torch.autograd.grad(total, output, retain_graph=True, allow_unused=True)
+        if gradient is None:
             raise ModelOutputError(
                 "the readout is the attention of the model's pooling head, but the class scores "
                 "do not come from that head; say which tokens your own head reads"
             )
-        return attention
+        return weights
 
-
-@contextmanager
-def pooled_attention(adapter: ModelAdapter) -> Iterator[Pooling]:
-    """Inside, this thread's calls of the pooling head are kept, if the readout is made of it."""
-    place, head = _place(), adapter.pooling
-    pooling = Pooling(wanted=head is not None)
-    if head is None:
-        yield pooling
-        return
-
-    def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
-        if _place() == place:
-            pooling.found.append((_one_query(output[1]), output[0]))
-
-    handle = head.register_forward_hook(torch.compiler.disable(keep))
-    try:
-        yield pooling
-    finally:
-        handle.remove()
-
-
-def _one_query(weights: Tensor | None) -> Tensor:
-    if weights is None or weights.dim() != 3 or weights.shape[1] != 1:
-        raise ModelOutputError(
-            "the pooling head must give its attention for one query, averaged over its heads, "
-            f"(images, 1, tokens); got {None if weights is None else tuple(weights.shape)}"
-        )
-    return weights.detach()[:, 0]
+    with thread_hook(head, keep):
+        yield attention
 
 
 @contextmanager
@@ -173,43 +156,35 @@ def recorded_maps(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
     anywhere in a larger module; its caller gets the output that it would get without them.
     """
     recorded: list[tuple[Tensor, ...]] = []
-    asked: list[tuple[bool, bool] | None] = []
-    place = _place()
+    running: list[tuple[bool, bool] | None] = []
 
-    def ask(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-        if _place() != place:
+    def ask(_module: Any, args: Any, kwargs: Any) -> Any:
+        if running:  # a forward inside this one, by a hook, is not ours
+            running.append(None)
             return None
-        if asked:  # a forward inside this one, by a hook, is not ours
-            asked.append(None)
-            return None
-        asked.append((_asked(model, kwargs, "return_dict"), _asked(model, kwargs, _MAPS)))
+        running.append((_option(model, kwargs, "return_dict"), _option(model, kwargs, _MAPS)))
         return args, {**kwargs, _MAPS: True, "return_dict": True}
 
-    def keep(*called: Any) -> Any:
-        if _place() != place or (before := asked.pop()) is None:
+    def keep(_module: Any, _inputs: Any, output: Any) -> Any:
+        if (options := running.pop()) is None:
             return None
-        output = called[-1]
         recorded.append(_attention_maps(model, output))
-        as_dict, with_maps = before
+        as_dict, with_maps = options
         if not with_maps:
             output = type(output)(**{k: v for k, v in output.items() if k != "attentions"})
         return output if as_dict else output.to_tuple()
 
-    with ExitStack() as stack:
-        stack.enter_context(_hooks_as_before(model))
-        handles = [
-            model.register_forward_pre_hook(ask, with_kwargs=True),
-            # Before the user's own hooks, which may replace the output.
-            model.register_forward_hook(keep, prepend=True, with_kwargs=True),
-        ]
-        for handle in handles:
-            stack.callback(handle.remove)
+    with (
+        _hooks_as_before(model),
+        thread_hook(model, ask, before=True),
+        thread_hook(model, keep, first=True),
+    ):
         yield recorded
 
 
-def _asked(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> bool:
-    given = kwargs.get(name)
-    return bool(getattr(model.config, name, name == "return_dict") if given is None else given)
+def _option(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> bool:
+    value = kwargs.get(name)
+    return bool(getattr(model.config, name, name == "return_dict") if value is None else value)
 
 
 def _attention_maps(model: PreTrainedModel, output: Any) -> tuple[Tensor, ...]:

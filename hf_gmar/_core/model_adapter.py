@@ -1,4 +1,4 @@
-"""What is explained: a model, the Transformers model and vision tower inside it, its layout."""
+"""A model with the Transformers model and vision tower inside it, and its token layout."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ModelAdapter:
     """A model that returns class scores, with the one Transformers model that it holds.
 
     Attributes:
-        model: what the user gave: called with the inputs, it returns the scores.
+        model: called with the inputs, it returns the scores.
         backbone: the Transformers model in it (often the same object).
-        tower: the part of the backbone that turns pixels into tokens (often the same object).
-        layout: the tower's tokens and the readout.
+        vision_model: the part of it that turns pixels into tokens (often the same object).
+        layout: the tokens of the vision tower, and the readout.
     """
 
     model: Callable[..., Any]
@@ -53,10 +53,9 @@ class ModelAdapter:
         vision_model = _tower(backbone)
         _check_has_prompts(model, backbone)
         _check_weights(backbone)
-        said = _said_inside(model) if readout is None else readout
-        return cls(
-            _with_hooks(model), backbone, vision_model, layout_for(backbone, vision_model, said)
-        )
+        readout = _own_readout(model) if readout is None else readout
+        layout = layout_for(backbone, vision_model, readout)
+        return cls(_with_hooks(model), backbone, vision_model, layout)
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Class scores, (B, C)."""
@@ -81,21 +80,21 @@ class ModelAdapter:
         """
         if self.layout.rest != "attention":
             return None
-        found = [
-            part for part in self.vision_model.modules() if isinstance(part, nn.MultiheadAttention)
-        ]
-        if len(found) != 1:
+        parts = self.vision_model.modules()
+        heads = [part for part in parts if isinstance(part, nn.MultiheadAttention)]
+        if len(heads) != 1:
             raise UnsupportedModelError(
-                f"the readout is the attention of a pooling head, an nn.MultiheadAttention in "
-                f"{type(self.vision_model).__name__}, but {len(found)} are there; say another readout"
+                "the readout is the attention of a pooling head, an nn.MultiheadAttention in "
+                f"{type(self.vision_model).__name__}, but {len(heads)} are there; say another "
+                "readout"
             )
-        return found[0]
+        return heads[0]
 
 
 def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
     """The innermost model that takes pixels; a model of another kind is its own tower."""
     takers = [part for part in backbone.modules() if _takes_pixels(part)]
-    inner = [one for one in takers if not any(map(_takes_pixels, list(one.modules())[1:]))]
+    inner = [part for part in takers if not any(map(_takes_pixels, list(part.modules())[1:]))]
     if len(inner) > 1:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} has {len(inner)} parts that take pixels, and one vision "
@@ -109,12 +108,12 @@ def _takes_pixels(part: nn.Module) -> bool:
     return is_model and "pixel_values" in signature(type(part).forward).parameters
 
 
-def _said_inside(model: Any) -> ReadoutSpec:
-    """What a module around the Transformers model says that it reads, as ``ZeroShotModel`` does."""
+def _own_readout(model: Any) -> ReadoutSpec:
+    """The ``readout`` of a module around the Transformers model, as ``ZeroShotModel`` has one."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()
-    said = (getattr(part, "readout", None) for part in parts)
-    return next((one for one in said if isinstance(one, str | tuple)), None)
+    readouts = (getattr(part, "readout", None) for part in parts)
+    return next((spec for spec in readouts if isinstance(spec, str | tuple)), None)
 
 
 def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
@@ -155,28 +154,21 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
         UnsupportedModelError: there is none, or more than one.
     """
     module = _module_of(model)
-    _check_parallel(module)
-    found = _outermost(module) if module is not None else []
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} of them" if found else "none"
+    parts = module.modules() if module is not None else ()
+    parallel = next((part for part in parts if isinstance(part, _PARALLEL)), None)
+    if parallel is not None:
+        raise UnsupportedModelError(
+            f"a {type(parallel).__name__} inside the model spreads its work where attention "
+            "can't be seen; pass a model that holds the module inside it (its .module)"
+        )
+    models = _outermost(module) if module is not None else []
+    if len(models) == 1:
+        return models[0]
+    what = f"{len(models)} of them" if models else "none"
     raise UnsupportedModelError(
         f"exactly one Transformers model is needed, but {type(model).__name__} holds {what}; pass "
         "the model itself, or an nn.Module that has it as a submodule"
     )
-
-
-def _check_parallel(module: nn.Module | None) -> None:
-    wrappers = (
-        [part for part in module.modules() if isinstance(part, _PARALLEL)]
-        if module is not None
-        else []
-    )
-    if wrappers:
-        raise UnsupportedModelError(
-            f"a {type(wrappers[0]).__name__} inside the model spreads its work where attention "
-            "can't be seen; pass a model that holds the module inside it (its .module)"
-        )
 
 
 def _module_of(model: Any) -> nn.Module | None:

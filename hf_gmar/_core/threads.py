@@ -1,4 +1,8 @@
-"""What a thread may change on a model that other threads use as well."""
+"""Change a model for one thread while other threads use it as well.
+
+A context manager whose name ends in ``_here`` changes what a model does for the calling thread
+alone: other threads run the model as ever.
+"""
 
 from __future__ import annotations
 
@@ -12,55 +16,55 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-_here = threading.local()
+_STATE = threading.local()
 
 # A lock lives as long as a thread holds it or waits for it.
 _LOCKS: WeakValueDictionary[int, Any] = WeakValueDictionary()
-_TABLE = threading.Lock()
+_LOCKS_GUARD = threading.Lock()
 _MISSING = object()
 
 
-def this_thread() -> int:
-    """The thread that is asking, or the one for which it works."""
-    return getattr(_here, "works_for", None) or threading.get_ident()
+def current_thread_id() -> int:
+    """The calling thread, or the one for which it works."""
+    return getattr(_STATE, "acts_for", None) or threading.get_ident()
 
 
 @contextmanager
 def acting_for_thread(thread: int) -> Iterator[None]:
     """Inside, this thread is taken for another: autograd runs parts of a call in its own."""
-    before = getattr(_here, "works_for", None)
-    _here.works_for = thread
+    before = getattr(_STATE, "acts_for", None)
+    _STATE.acts_for = thread
     try:
         yield
     finally:
-        _here.works_for = before
+        _STATE.acts_for = before
 
 
-def level() -> int:
-    """How many explanations of this thread go on, one inside another by a hook."""
-    found: int = getattr(_here, "level", 0)
-    return found
+def explanation_depth() -> int:
+    """How many explanations run in this thread; a hook may start one inside another."""
+    depth: int = getattr(_STATE, "depth", 0)
+    return depth
 
 
 @contextmanager
 def nested() -> Iterator[None]:
-    """Inside, one more explanation of this thread goes on."""
-    _here.level = level() + 1
+    """Inside, one more explanation runs in this thread."""
+    _STATE.depth = explanation_depth() + 1
     try:
         yield
     finally:
-        _here.level -= 1
+        _STATE.depth -= 1
 
 
 @contextmanager
-def lock_models(things: Iterable[object]) -> Iterator[None]:
-    """Wait until no other thread is inside a turn with one of these objects.
+def lock_models(objects: Iterable[object]) -> Iterator[None]:
+    """Wait until no other thread holds the lock of one of these modules or configs.
 
     The locks are reentrant: a hook inside a model may explain the same one.
     """
     # In one order, so that two threads never wait for each other.
-    keys = sorted({id(thing) for thing in things})
-    with _TABLE:
+    keys = sorted({id(item) for item in objects})
+    with _LOCKS_GUARD:
         locks = [_LOCKS.setdefault(key, threading.RLock()) for key in keys]
     with ExitStack() as stack:
         for lock in locks:
@@ -68,16 +72,50 @@ def lock_models(things: Iterable[object]) -> Iterator[None]:
         yield
 
 
+def hook_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does nothing in other threads, nor in an explanation inside this one."""
+    place = current_thread_id(), explanation_depth()
+
+    def here(*args: Any) -> Any:
+        return hook(*args) if (current_thread_id(), explanation_depth()) == place else None
+
+    # A thread that compiles the model meanwhile could not trace what asks for threads.
+    untraced: Callable[..., Any] = torch.compiler.disable(here)
+    return untraced
+
+
+@contextmanager
+def thread_hook(
+    module: nn.Module, hook: Callable[..., Any], *, before: bool = False, first: bool = False
+) -> Iterator[None]:
+    """Inside, a hook acts on the module's forwards in this thread's explanation.
+
+    Args:
+        module: the module.
+        hook: takes what PyTorch gives it.
+        before: a pre-forward hook, which gets the keywords too; else a forward hook.
+        first: call the forward hook before those of the user, which may replace the output.
+    """
+    if before:
+        handle = module.register_forward_pre_hook(hook_here(hook), with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(hook_here(hook), prepend=first)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def replaced_here(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a method of the module is another function for this thread, and for it alone."""
-    thread = this_thread()
+    """Inside, a method of the module is another function."""
+    thread = current_thread_id()
     original = getattr(module, name)
     before = module.__dict__.get(name, _MISSING)
 
     @functools.partial(torch.compiler.disable, recursive=False)  # threads can't be traced
     def choose(*args: Any, **kwargs: Any) -> Any:
-        chosen = function if this_thread() == thread else original
+        chosen = function if current_thread_id() == thread else original
         return chosen(*args, **kwargs)
 
     module.__dict__[name] = choose
@@ -92,9 +130,9 @@ def replaced_here(module: nn.Module, name: str, function: Callable[..., Any]) ->
 
 @contextmanager
 def uncompiled_here(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, this thread runs modules that torch.compile made fast as they were written.
+    """Inside, modules that torch.compile compiled run as they were written.
 
-    Compiled code passes by the hooks and functions by which attention is seen.
+    Compiled code bypasses the hooks and functions that record attention.
     """
     with ExitStack() as stack:
         for module in modules:

@@ -160,7 +160,8 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
 
     Args:
         model: the outermost Transformers model; its class says what the class head reads.
-        tower: the vision tower in it (often the same object); its config says which tokens it has.
+        vision_model: the vision tower in it (often the same object); its config says which tokens
+            it has.
         readout: what a head of the user's own reads: a name in ``READOUTS`` or a share for each
             prefix token; ``None`` is for the model's own head.
 
@@ -171,29 +172,33 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
     """
     registered, family = _registered(model, vision_model), family_of(vision_model)
     if readout is not None:
-        layout = _said_layout(readout, registered, family, model, vision_model)
+        layout = _custom_layout(readout, registered, family, model, vision_model)
     elif registered is not None:
         layout = registered
     elif family is None or _kind(model) in (*UNSUPPORTED, *UNTESTED):
         raise UnsupportedModelError(refusal(model, vision_model))
     else:
-        own = own_readout(family, model, vision_model)
-        if own is None:
+        name = own_readout(family, model, vision_model)
+        if name is None:
             raise UnsupportedModelError(_no_head(model, family))
-        layout = _layout(prefix_tokens(family, vision_model), own)
+        layout = _layout(prefix_tokens(family, vision_model), name)
     size = layout.patch_size or (registered and registered.patch_size) or _patch_size(vision_model)
     return replace(layout, patch_size=size)
 
 
-def _said_layout(
-    said: Any, registered: TokenLayout | None, family: Family | None, model: Any, vision_model: Any
+def _custom_layout(
+    readout: Any,
+    registered: TokenLayout | None,
+    family: Family | None,
+    model: Any,
+    vision_model: Any,
 ) -> TokenLayout:
-    """The tokens of the family, or else of the registered layout, with the readout that is said."""
+    """The tokens of the family, or else of the registered layout, with a readout of the user's."""
     if family is not None:
-        return _layout(prefix_tokens(family, vision_model), said)
+        return _layout(prefix_tokens(family, vision_model), readout)
     if registered is None:
         raise UnsupportedModelError(refusal(model, vision_model))
-    return TokenLayout(_checked_shares(said, registered.num_prefix_tokens))
+    return TokenLayout(_checked_shares(readout, registered.num_prefix_tokens))
 
 
 def family_of(vision_model: Any) -> Family | None:
@@ -210,8 +215,8 @@ def layers_of(vision_model: Any) -> int:
     layers = (family_of(vision_model) or _ANY).layers(vision_model)
     if layers is None:
         raise UnsupportedModelError(
-            f"the config of {type(vision_model).__name__} has no num_hidden_layers, the number of its "
-            "attention layers; set it: model.config.num_hidden_layers = ..."
+            f"the config of {type(vision_model).__name__} has no num_hidden_layers, the number of "
+            "its attention layers; set it: model.config.num_hidden_layers = ..."
         )
     return int(layers)
 
@@ -237,15 +242,15 @@ def counted(prefix: tuple[str, ...]) -> str:
     return ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in counts) or "none"
 
 
-def _layout(prefix: tuple[str, ...], said: str | tuple[float, ...]) -> TokenLayout:
-    if not isinstance(said, str):
-        return TokenLayout(_checked_shares(said, len(prefix)))
-    if said not in READOUTS:
+def _layout(prefix: tuple[str, ...], readout: str | tuple[float, ...]) -> TokenLayout:
+    if not isinstance(readout, str):
+        return TokenLayout(_checked_shares(readout, len(prefix)))
+    if readout not in READOUTS:
         raise OptionError(
             f"readout must be one of {', '.join(map(repr, READOUTS))} or a share for each of "
-            f"{len(prefix)} prefix tokens, got {said!r}"
+            f"{len(prefix)} prefix tokens, got {readout!r}"
         )
-    return TokenLayout(_shares(prefix, said, READOUTS[said]), rest=READOUTS[said].rest)
+    return TokenLayout(_shares(prefix, readout, READOUTS[readout]), rest=READOUTS[readout].rest)
 
 
 def _shares(prefix: tuple[str, ...], name: str, readout: Readout) -> tuple[float, ...]:
@@ -256,21 +261,22 @@ def _shares(prefix: tuple[str, ...], name: str, readout: Readout) -> tuple[float
             f"{counted(prefix)}"
         )
     read = [kind in readout.tokens for kind in prefix]
-    return tuple(readout.share / sum(read) if one else 0.0 for one in read)
+    return tuple(readout.share / sum(read) if is_read else 0.0 for is_read in read)
 
 
-def _checked_shares(said: Any, prefix: int) -> tuple[float, ...]:
-    if not isinstance(said, tuple) or not _are(said, numbers.Real, prefix):
+def _checked_shares(readout: Any, prefix: int) -> tuple[float, ...]:
+    if not isinstance(readout, tuple) or not _are(readout, numbers.Real, prefix):
         raise OptionError(
-            f"readout must be a tuple with a share for each of {prefix} prefix tokens, got {said!r}"
+            f"readout must be a tuple with a share for each of {prefix} prefix tokens, got "
+            f"{readout!r}"
         )
-    return said
+    return readout
 
 
 def own_readout(family: Family, model: Any, vision_model: Any) -> str | None:
     """What the head of one of Transformers' own classes reads, a key of ``READOUTS``."""
-    found = next(_known_as(model, family.heads, own="transformers."), None)
-    return found(vision_model) if callable(found) else found
+    readout = next(_known_as(model, family.heads, own="transformers."), None)
+    return readout(vision_model) if callable(readout) else readout
 
 
 def prompted_readout(model: Any) -> str | None:
@@ -301,8 +307,8 @@ def _patch_size(vision_model: Any) -> tuple[int, int]:
     size = family.patch_size(vision_model)
     if size is None:
         raise UnsupportedModelError(
-            f"the config of {type(vision_model).__name__} has no patch_size; register its layout with "
-            "register_layout(name, TokenLayout(readout=..., patch_size=(height, width)))"
+            f"the config of {type(vision_model).__name__} has no patch_size; register its layout "
+            "with register_layout(name, TokenLayout(readout=..., patch_size=(height, width)))"
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return height, width

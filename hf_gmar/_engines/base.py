@@ -1,4 +1,4 @@
-"""What an engine is: it runs the model for a request, then explains scores of that run."""
+"""The protocol of engines: run the model for a request, then explain scores of that run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._engines.propagation import Descending
+from hf_gmar._engines.propagation import RelevancePropagation
 from hf_gmar.errors import ModelOutputError
 
 
@@ -22,13 +22,13 @@ class EngineRun:
     Attributes:
         scores: the model's scores, connected to the graph.
         tokens: how many tokens each layer has.
-        explain: moves a descent through the layers for a score (a scalar), or for one score for
-            each layer, lowest first; the last argument says whether others will follow.
+        explain: propagates relevance through the layers for a score (a scalar), or for one score
+            for each layer, lowest first; the last argument says whether others will follow.
     """
 
     scores: Tensor
     tokens: int
-    explain: Callable[[Sequence[Tensor], Descending, bool], None]
+    explain: Callable[[Sequence[Tensor], RelevancePropagation, bool], None]
 
 
 Engine: TypeAlias = Callable[[ModelAdapter, ForwardRequest], AbstractContextManager[EngineRun]]

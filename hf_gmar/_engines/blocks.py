@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import accumulation_dtype
-from hf_gmar._engines.propagation import Block, Descending
+from hf_gmar._engines.propagation import Block, RelevancePropagation
 
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Index: TypeAlias = slice | Tensor
@@ -108,13 +108,13 @@ class BlockWalker:
 
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
-        self._held: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def walk(
         self,
         layer: AttentionLayer,
         output_gradient: Tensor | None,
-        descent: Descending,
+        propagation: RelevancePropagation,
         below: Gradients | None = None,
     ) -> None:
         """Feed a layer to the rule, and compute the gradients for the layers below.
@@ -123,15 +123,14 @@ class BlockWalker:
             layer: the layer.
             output_gradient: gradient of the score by the attention's output, in its shape;
                 ``None`` if the rule needs no gradient.
-            descent: the rule on its way down, or several; their relevance moves through this
-                layer.
+            propagation: the rules, whose relevance moves through this layer.
             below: where the gradients by query, key and value go, of their shapes and in the
                 dtype of the sums; ``None`` if no layer below takes part.
         """
         size = BlockSize.choose(layer, self.rows)
 
         def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:
-            if not relevance and below is None:  # nobody wants anything of this layer
+            if not relevance and below is None:  # no rule and no layer below needs this one
                 return
             live = _live_rows(layer, relevance, output_gradient)
             for start in range(0, len(layer.query), size.images):
@@ -140,16 +139,16 @@ class BlockWalker:
                 yield group.blocks(live.split(size.rows), below)
 
         with torch.no_grad():
-            descent.layer(groups, layer.query.device)
+            propagation.layer(groups, layer.query.device)
 
     def take(self, name: str, like: Tensor, rows: int, columns: int) -> Tensor:
-        """A block (len(like), rows, columns); the one of that name before is overwritten."""
+        """A block (len(like), rows, columns), in the same memory as the last one of that name."""
         size = len(like) * rows * columns
-        held = self._held.get(name)
-        fits = held is not None and (held.dtype, held.device) == (like.dtype, like.device)
-        if held is None or not fits or held.numel() < size:
-            held = self._held[name] = like.new_empty(size)
-        return held[:size].view(len(like), rows, columns)
+        buffer = self._buffers.get(name)
+        fits = buffer is not None and (buffer.dtype, buffer.device) == (like.dtype, like.device)
+        if buffer is None or not fits or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(len(like), rows, columns)
 
 
 class _Group:
@@ -167,7 +166,7 @@ class _Group:
         images: slice,
     ) -> None:
         self.walker, self.layer, self.images = walker, layer, images
-        self.relevance = [one[images] for one in relevance]
+        self.relevance = [tensor[images] for tensor in relevance]
         self.dtype = relevance[0].dtype if relevance else accumulation_dtype(layer.query)
         self.query, self.key, self.value = map(
             self._of_group, (layer.query, layer.key, layer.value)
@@ -247,8 +246,8 @@ class _Group:
         query[:, index] = torch.bmm(change, self.key).mul_(scale)
 
 
-def _add_product(total: Tensor, one: Tensor, other: Tensor, more: bool, scale: float = 1) -> None:
-    torch.baddbmm(total, one, other, beta=int(more), alpha=scale, out=total)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, more: bool, scale: float = 1) -> None:
+    torch.baddbmm(total, left, right, beta=int(more), alpha=scale, out=total)
 
 
 def _live_rows(
@@ -256,8 +255,8 @@ def _live_rows(
 ) -> Tensor:
     """Index of the rows that have relevance or gradient in some image and head."""
     live = torch.zeros(layer.query.shape[2], dtype=torch.bool, device=layer.query.device)
-    for one in relevance:
-        live |= (one != 0).any(0)
+    for tensor in relevance:
+        live |= (tensor != 0).any(0)
     if not live.all():
         if output_gradient is not None:
             live |= (output_gradient != 0).any(3).any(1).any(0)

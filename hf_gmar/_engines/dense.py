@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.attention import attention_here
-from hf_gmar._core.hooks import recorded_maps, watched_runs
+from hf_gmar._core.hooks import recorded_maps, recorded_runs
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest, GradientOf
 from hf_gmar._engines.base import EngineRun, check_reached
-from hf_gmar._engines.propagation import Block, Descending, Groups
+from hf_gmar._engines.propagation import Block, Groups, RelevancePropagation
 
 Maps: TypeAlias = tuple[Tensor, ...]
 
@@ -27,21 +27,21 @@ def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[Eng
     """Keep every attention map and its gradient."""
     with (
         attention_here(adapter.vision_model, "eager"),
-        watched_runs(adapter, request.inputs) as runs,
+        recorded_runs(adapter, request.inputs) as runs,
         recorded_maps(adapter.vision_model) as recorded,
     ):
         # Gradients flow to the maps even if every weight is frozen: the graph starts at the inputs.
         scores = request.call(adapter, graph=True)
     runs.check(request.inputs, scores)
-    wanted = request.layers(adapter)
-    maps = recorded[0][wanted.start : wanted.stop]
-    without = len(wanted) - len(request.gradient_layers(adapter))
+    layers = request.layers(adapter)
+    maps = recorded[0][layers.start : layers.stop]
+    without = len(layers) - len(request.gradient_layers(adapter))
 
-    def explain(scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
-        found = _GRADIENTS[request.gradient](scores, maps[without:], again)
-        gradients = (*map(_zeros, maps[:without]), *found)
+    def explain(scores: Sequence[Tensor], propagation: RelevancePropagation, again: bool) -> None:
+        graded = _GRADIENTS[request.gradient](scores, maps[without:], again)
+        gradients = (*map(_zeros, maps[:without]), *graded)
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
-            descent.layer(_whole_layer(attention.detach(), gradient), attention.device)
+            propagation.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
     yield EngineRun(scores, maps[-1].shape[-1], explain)
 

@@ -1,8 +1,10 @@
 """Layer-wise relevance propagation as gradient x input: a rule for each PyTorch function.
 
-The relevance of an activation x is x times its gradient. So a rule of relevance is a rule of what
-a function hands down as gradient. Functions that are linear keep theirs: the epsilon rule, with an
-epsilon of zero. The others are in the tables below.
+The relevance of an activation x is x times its gradient, so a rule of relevance changes the
+gradient of a function. Linear functions keep theirs: the epsilon rule, with an epsilon of zero.
+
+The order of the file: the mode that applies the rules; the rules of linear layers and products,
+activations, normalisations and attention; the tables of the functions that follow each rule.
 
 Source: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
 Transformers", ICML 2024 (arXiv 2402.05602).
@@ -11,7 +13,8 @@ Transformers", ICML 2024 (arXiv 2402.05602).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,74 +26,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar.errors import UnsupportedModelError
 
+Function: TypeAlias = Callable[..., Any]
 Rule: TypeAlias = Callable[..., Any]
-"""Takes a function and the arguments of a call; gives its value with another gradient, or
+"""From a function and the arguments of a call to its value, with another gradient; or
 ``NotImplemented`` if the rule does not hold for this call."""
-
-# Linear in all their activations together. A maximum hands all on to the one that it takes. Of a
-# softmax the paper takes the linear part of its Taylor expansion, which is the plain gradient.
-_RESHAPES = (
-    *("as_strided", "broadcast_tensors", "broadcast_to", "cat", "chunk", "clone", "concat"),
-    *("concatenate", "contiguous", "diagonal", "expand", "expand_as", "flatten", "flip", "gather"),
-    *("get", "getitem", "hstack", "index_select", "movedim", "narrow", "permute", "repeat"),
-    *(
-        "repeat_interleave",
-        "reshape",
-        "reshape_as",
-        "roll",
-        "select",
-        "setitem",
-        "split",
-        "squeeze",
-    ),
-    *("stack", "swapaxes", "swapdims", "t", "take_along_dim", "tensor_split", "tile"),
-    *("transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "vstack"),
-)
-_CASTS = (
-    *("bfloat16", "cpu", "cuda", "detach", "double", "float", "half", "requires_grad", "to"),
-    *("type", "type_as"),
-)
-_SUMS = (
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "add", "avg_pool1d", "avg_pool2d", "cumsum"),
-    *("dropout", "dropout1d", "dropout2d", "feature_dropout", "iadd", "interpolate", "isub"),
-    *("masked_fill", "mean", "neg", "negative", "pad", "positive", "radd", "rsub", "sub"),
-    *("subtract", "sum", "where"),
-)
-_LINEAR = frozenset((*_RESHAPES, *_CASTS, *_SUMS, "amax", "max", "maximum", "softmax"))
-
-# Linear in each of their activations: relevance is split evenly (the uniform rule).
-_PRODUCTS = ("bmm", "conv1d", "conv2d", "linear", "matmul", "mm", "mul", "multiply", "rmul")
-_QUOTIENTS = ("div", "divide", "true_divide", "truediv")
-
-# Elementwise and 0 at 0: relevance passes as it is (the identity rule).
-_ACTIVATIONS = (
-    *("celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "silu"),
-    *("softsign", "tanhshrink"),
-)
-
-# What they give is taken as a constant and must become a factor of an activation, as the sigmoid
-# in x * sigmoid(x) and the length in x / x.norm(): all relevance goes to the other factor.
-_FACTORS = (
-    *(
-        "erf",
-        "hardsigmoid",
-        "linalg_norm",
-        "linalg_vector_norm",
-        "norm",
-        "pow",
-        "sigmoid",
-        "square",
-    ),
-    *("std", "tanh", "var"),
-)
 
 
 class LRPMode(FrozenWeightsMode):
     """Inside, this thread's forward builds a graph whose gradients are relevance / activation.
 
-    What has no rule, or is a constant that must become a factor, leaves its name on all that is
-    made of it, and ``check`` looks whether a name came to the scores. So what a hook of the model
-    computes for itself does no harm.
+    A function labels its result with its name if it has no rule, or if its result is a constant
+    that must become a factor of an activation. A tensor gets the labels of all that it is computed
+    from, except of a constant that becomes a factor. ``check`` raises an error if the scores have a
+    label; what a hook of the model computes for itself does no harm.
 
     Args:
         gamma: of the gamma rule for linear layers; 0 is the epsilon rule.
@@ -98,78 +46,62 @@ class LRPMode(FrozenWeightsMode):
 
     def __init__(self, gamma: float = 0.0) -> None:
         super().__init__()
-        self._names: Any = WeakTensorKeyDictionary()
-        self._rules: dict[str, Rule] = dict(_RULES)
+        self._labels: Any = WeakTensorKeyDictionary()
+        self._rules = _RULES
         if gamma:
-            self._rules["linear"] = functools.partial(_linear, gamma)
+            rule = functools.partial(_gamma_rule, gamma)
+            self._rules = _RULES | dict.fromkeys(_variants("linear"), rule)
 
-    def call(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the function by its rule."""
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
-        name, live = _name(func), _live(args, kwargs)
-        if live and name in _FACTORS and not _is_in_place(func):
+        live = _live(args, kwargs)
+        if live and func in _FACTORS:
             with torch.no_grad():
-                found = func(*args, **kwargs)
-            return self._noted(found, {name})
-        names = self._names_on(name, live or list(_tensors(args, kwargs)), args, kwargs)
-        rule = self._rules.get(name)
-        found = rule(func, *args, **kwargs) if rule else NotImplemented
-        if found is NotImplemented:
-            found = func(*args, **kwargs)
-            if live and name not in _LINEAR and _live(found):
-                names.add(name)
-        return self._noted(found, names, *args[: _is_in_place(func)])
+                return self._labelled(func(*args, **kwargs), {_name(func)})
+        operands = live if live and func in _PRODUCTS else _tensors(args, kwargs)
+        labels = {label for tensor in operands for label in self._labels_of(tensor)}
+        rule = self._rules.get(func)
+        result = rule(func, *args, **kwargs) if rule else NotImplemented
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            if live and _live(result):
+                labels.add(_name(func))
+        return self._labelled(result, labels, *args[: func in _IN_PLACE])
 
     def check(self, scores: Tensor) -> None:
-        """Check that all on which the scores depend had a rule.
+        """Check that every function on which the scores depend had a rule.
 
         Raises:
-            UnsupportedModelError: something had none.
+            UnsupportedModelError: one had none.
         """
-        names = sorted(self._names.get(scores, ()))
-        if names:
+        labels = sorted(self._labels.get(scores, ()))
+        if labels:
             raise UnsupportedModelError(
-                f"relevance can't be propagated through {', '.join(names)} as the model uses it: "
+                f"relevance can't be propagated through {', '.join(labels)} as the model uses it: "
                 "AttnLRP has rules for linear functions, products, normalisations, activations "
                 "and attention; use InputXGradient, or explain what the model gives before it"
             )
 
-    def _names_on(
-        self, name: str, live: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> set[str]:
-        """The names on what a call is made of; a factor of an activation has done its duty."""
-        scales = name in _PRODUCTS or name in _QUOTIENTS
-        made_of = live if scales else _tensors(args, kwargs)
-        return {one for tensor in made_of for one in self._names_of(tensor)}
+    def _labels_of(self, tensor: Tensor) -> set[str]:
+        """The labels of a tensor, and of the tensor of which it is a view."""
+        labels = {*self._labels.get(tensor, ())}
+        return labels if tensor._base is None else labels.union(self._labels.get(tensor._base, ()))
 
-    def _names_of(self, tensor: Tensor) -> set[str]:
-        """Its own, and those of the tensor of which it is a view."""
-        found = {*self._names.get(tensor, ())}
-        return found if tensor._base is None else found.union(self._names.get(tensor._base, ()))
-
-    def _noted(self, found: Any, names: set[str], *changed: Any) -> Any:
-        for tensor in _tensors(found, changed) if names else ():
+    def _labelled(self, result: Any, labels: set[str], *changed: Any) -> Any:
+        for tensor in _tensors(result, changed) if labels else ():
             if tensor.is_floating_point():
-                self._names[tensor] = names
-        for tensor in _tensors(changed) if names else ():
-            if tensor._base is not None:  # what is read through another view has changed as well
-                self._names[tensor._base] = names.union(self._names.get(tensor._base, ()))
-        return found
+                self._labels[tensor] = labels
+        for tensor in _tensors(changed) if labels else ():
+            if tensor._base is not None:  # other views of it have changed as well
+                self._labels[tensor._base] = labels.union(self._labels.get(tensor._base, ()))
+        return result
 
 
-def _name(func: Callable[..., Any]) -> str:
-    """``add`` of ``torch.add``, ``Tensor.add_`` and ``Tensor.__add__``."""
+def _name(func: Function) -> str:
+    """How messages call a function: ``exp`` for ``torch.exp`` and ``Tensor.exp_``."""
     return getattr(func, "__name__", str(func)).strip("_")
-
-
-def _is_in_place(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name.startswith("__i") or name == "__setitem__"
-    return bool(name.endswith("_"))
 
 
 def _tensors(*values: Any) -> Iterator[Tensor]:
@@ -187,8 +119,8 @@ def _live(*values: Any) -> list[Tensor]:
     return [tensor for tensor in _tensors(*values) if tensor.requires_grad]
 
 
-def _share(value: Any, share: float) -> Any:
-    """The value; of its gradient, that share goes down."""
+def divide_gradient(value: Any, share: float) -> Any:
+    """The value; that share of its gradient passes down."""
     if not isinstance(value, Tensor) or not value.requires_grad:
         return value
     alias = value.view_as(value)
@@ -196,199 +128,41 @@ def _share(value: Any, share: float) -> Any:
     return alias
 
 
-def _product(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _epsilon_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
+    """A linear function keeps its gradient."""
+    return func(*args, **kwargs)
+
+
+def _product_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
+    """A function that is linear in two activations: half to each (the uniform rule)."""
     if len(_live(args, kwargs)) < 2:
         return func(*args, **kwargs)
-    if _is_in_place(func) or _live(args[2:], kwargs):
+    if func in _IN_PLACE or _live(args[2:], kwargs):
         return NotImplemented
-    return func(*(_share(value, 0.5) for value in args[:2]), *args[2:], **kwargs)
+    return func(*(divide_gradient(value, 0.5) for value in args[:2]), *args[2:], **kwargs)
 
 
-def _linear(
-    gamma: float, func: Callable[..., Any], value: Any, weight: Any, bias: Any = None
-) -> Any:
-    if not _live(value) or _live(weight, bias):
-        return _product(func, value, weight, bias)
-    return gamma_linear(value, weight, bias, gamma)
+def _einsum_rule(func: Function, equation: str, *operands: Any) -> Any:
+    factors = list(_tensors(operands))
+    share = 1 / max(len(_live(factors)), 1)
+    return func(equation, *(divide_gradient(factor, share) for factor in factors))
 
 
-def _einsum(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
-    parts = list(_tensors(operands))
-    share = 1 / max(len(_live(parts)), 1)
-    return func(equation, *(_share(part, share) for part in parts))
-
-
-def _quotient(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _quotient_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
     rounded = kwargs.get("rounding_mode") is not None
     return NotImplemented if rounded or _live(args[1:], kwargs) else func(*args, **kwargs)
 
 
-def _activation(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not _live(args[:1]) or _is_in_place(func):
-        return NotImplemented
-    value, *options = args
-    applied = functools.partial(_applied, func, options, kwargs)
-    if not _overwrites(options, kwargs):
-        return _Identity.apply(value, applied)  # type: ignore[no-untyped-call]
-    return value.copy_(_Identity.apply(value.clone(), applied))  # type: ignore[no-untyped-call]
-
-
-def _applied(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], value: Tensor
-) -> Any:
-    # A value that is asked to be overwritten is still needed.
-    return func(value.clone() if _overwrites(args, kwargs) else value, *args, **kwargs)
-
-
-def _overwrites(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether ``inplace`` is said, the only option of an activation that is true or false."""
-    return any(one is True for one in (*args, *kwargs.values()))
-
-
-class _Identity(torch.autograd.Function):
-    """An elementwise function y of x whose gradient is y / x; 0 where x is."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        found = function(value)
-        ctx.save_for_backward(torch.where(value == 0, 0, found / value))
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (factor,) = ctx.saved_tensors
-        return gradient * factor, None
-
-
-def _layer_norm(
-    func: Callable[..., Any],
-    value: Tensor,
-    normalized_shape: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Any:
-    if _live(weight, bias):
-        return NotImplemented
-    shape = tuple(normalized_shape)
-    found = functools.partial(func, normalized_shape=shape, weight=weight, bias=bias, eps=eps)
-    return _normalised(value, len(shape), weight, eps, centred=True, function=found)
-
-
-def _rms_norm(
-    func: Callable[..., Any],
-    value: Tensor,
-    normalized_shape: tuple[int, ...],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Any:
-    if _live(weight):
-        return NotImplemented
-    shape = tuple(normalized_shape)
-    found = functools.partial(func, normalized_shape=shape, weight=weight, eps=eps)
-    small = torch.finfo(value.dtype).eps if eps is None else eps
-    return _normalised(value, len(shape), weight, small, centred=False, function=found)
-
-
-def _normalised(
-    value: Tensor,
-    dims: int,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    centred: bool,
-    function: Callable[[Tensor], Tensor],
-) -> Any:
-    places = tuple(range(-dims, 0))
-    wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-    wide = wide - wide.mean(places, keepdim=True) if centred else wide
-    factor = (wide.square().mean(places, keepdim=True) + eps).rsqrt()
-    mean_over = places if centred else None
-    return _Norm.apply(value, factor, weight, mean_over, function)  # type: ignore[no-untyped-call]
-
-
-class _Norm(torch.autograd.Function):
-    """A normalisation whose gradient takes the length as a constant."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        factor: Tensor,
-        weight: Tensor | None,
-        mean_over: tuple[int, ...] | None,
-        function: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        ctx.save_for_backward(factor)
-        ctx.weight, ctx.mean_over = weight, mean_over
-        return function(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (factor,) = ctx.saved_tensors
-        below = gradient * factor if ctx.weight is None else gradient * ctx.weight * factor
-        if ctx.mean_over is not None:
-            below = below - below.mean(ctx.mean_over, keepdim=True)
-        return below, None, None, None, None
-
-
-def _normalize(
-    _: Callable[..., Any],
-    value: Tensor,
-    p: float = 2.0,
-    dim: int = 1,
-    eps: float = 1e-12,
-    out: None = None,
-) -> Any:
-    if out is not None:
-        return NotImplemented
-    return value / value.detach().norm(p, dim, keepdim=True).clamp_min(eps)
-
-
-def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    training = kwargs.get("training", args[5] if len(args) > 5 else False)
-    return NotImplemented if training else func(*args, **kwargs)
-
-
-def _attention(
-    func: Callable[..., Any], query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Two products: the weights with the values, and in the weights queries with keys.
-
-    What is no activation, as the query that a pooling head learns, makes its product linear.
-    """
-    if _live(args, kwargs):
-        return NotImplemented
-    of_weights = 0.5 if _live(value) and _live(query, key) else 1.0
-    of_query = of_weights / max(len(_live(query, key)), 1)
-    parts = _share(query, of_query), _share(key, of_query), _share(value, of_weights)
-    return func(*parts, *args, **kwargs)
-
-
-def _rules(rule: Rule, names: Iterable[str]) -> dict[str, Rule]:
-    return dict.fromkeys(names, rule)
-
-
-_RULES: dict[str, Rule] = {
-    **_rules(_product, _PRODUCTS),
-    **_rules(_quotient, _QUOTIENTS),
-    **_rules(_activation, _ACTIVATIONS),
-    **_rules(_attention, ("scaled_dot_product_attention", "multi_head_attention_forward")),
-    "einsum": _einsum,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "normalize": _normalize,
-    "batch_norm": _batch_norm,
-}
+def _gamma_rule(gamma: float, func: Function, value: Any, weight: Any, bias: Any = None) -> Any:
+    if not _live(value) or _live(weight, bias):
+        return _product_rule(func, value, weight, bias)
+    return gamma_linear(value, weight, bias, gamma)
 
 
 def gamma_linear(value: Tensor, weight: Tensor, bias: Tensor | None, gamma: float) -> Tensor:
     """A linear layer with constant weights; the gradient of its input is relevance / input."""
-    found: Tensor = _GammaLinear.apply(value, weight, bias, gamma)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _GammaLinear.apply(value, weight, bias, gamma)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _GammaLinear(torch.autograd.Function):
@@ -423,3 +197,210 @@ def _agreeing(value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor
         value.clamp(min=0), weight.clamp(min=0), None if bias is None else bias.clamp(min=0)
     ) + functional.linear(value.clamp(max=0), weight.clamp(max=0))
     return torch.where(output > 0, above, output - above)
+
+
+def _activation_rule(func: Function, value: Any, *options: Any, **kwargs: Any) -> Any:
+    """An elementwise function, 0 at 0: relevance passes as it is (the identity rule)."""
+    if not _live(value):
+        return NotImplemented
+    # ``inplace`` is the only option of an activation that is true or false.
+    if not any(option is True for option in (*options, *kwargs.values())):
+        return _identity(value, lambda x: func(x, *options, **kwargs))
+    # A value that is to be overwritten is still needed.
+    return value.copy_(_identity(value.clone(), lambda x: func(x.clone(), *options, **kwargs)))
+
+
+def _identity(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    output: Tensor = _IdentityRule.apply(value, function)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _IdentityRule(torch.autograd.Function):
+    """An elementwise function y of x whose gradient is y / x; 0 where x is."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        output = function(value)
+        ctx.save_for_backward(torch.where(value == 0, 0, output / value))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (factor,) = ctx.saved_tensors
+        return gradient * factor, None
+
+
+def _layer_norm_rule(
+    func: Function,
+    value: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Any:
+    function = functools.partial(func, weight=weight, bias=bias, eps=eps)
+    return _normalised(function, value, normalized_shape, (weight, bias), eps, centred=True)
+
+
+def _rms_norm_rule(
+    func: Function,
+    value: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Any:
+    function = functools.partial(func, weight=weight, eps=eps)
+    small = torch.finfo(value.dtype).eps if eps is None else eps
+    return _normalised(function, value, normalized_shape, (weight, None), small, centred=False)
+
+
+def _normalised(
+    function: Function,
+    value: Tensor,
+    shape: Sequence[int],
+    parameters: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    *,
+    centred: bool,
+) -> Any:
+    if _live(parameters):
+        return NotImplemented
+    dims = tuple(range(-len(shape), 0))
+    wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    wide = wide - wide.mean(dims, keepdim=True) if centred else wide
+    factor = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
+    function = functools.partial(function, normalized_shape=tuple(shape))
+    inputs = value, factor, parameters[0], dims if centred else None, function
+    return _NormRule.apply(*inputs)  # type: ignore[no-untyped-call]
+
+
+class _NormRule(torch.autograd.Function):
+    """A normalisation with the gradient of x * stop_gradient(factor), centred or not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        factor: Tensor,
+        weight: Tensor | None,
+        mean_over: tuple[int, ...] | None,
+        function: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(factor)
+        ctx.weight, ctx.mean_over = weight, mean_over
+        return function(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (factor,) = ctx.saved_tensors
+        below = gradient * factor if ctx.weight is None else gradient * ctx.weight * factor
+        if ctx.mean_over is not None:
+            below = below - below.mean(ctx.mean_over, keepdim=True)
+        return below, None, None, None, None
+
+
+def _normalize_rule(
+    _: Function, value: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> Any:
+    if out is not None:
+        return NotImplemented
+    return value / value.detach().norm(p, dim, keepdim=True).clamp_min(eps)
+
+
+def _batch_norm_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
+    training = kwargs.get("training", args[5] if len(args) > 5 else False)
+    return NotImplemented if training else func(*args, **kwargs)
+
+
+def _attention_rule(
+    func: Function, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Two products: the weights with the values, and in the weights queries with keys.
+
+    A factor that is no activation, as the query that a pooling head learns, gets no relevance.
+    """
+    if _live(args, kwargs):
+        return NotImplemented
+    of_weights = 0.5 if _live(value) and _live(query, key) else 1.0
+    of_query = of_weights / max(len(_live(query, key)), 1)
+    shares = ((query, of_query), (key, of_query), (value, of_weights))
+    return func(*(divide_gradient(*pair) for pair in shares), *args, **kwargs)
+
+
+def _variants(names: str, *forms: str) -> set[Function]:
+    """The functions of these names in PyTorch, as functions and as methods of tensors.
+
+    A form such as ``"__i{}__"`` says how else a function may be called, here as an operator.
+    """
+    spaces = (torch, Tensor, functional, torch.linalg)
+    spelled = {form.format(name) for name in names.split() for form in ("{}", *forms)}
+    found = (getattr(space, name, None) for space in spaces for name in spelled)
+    return {function for function in found if callable(function)}
+
+
+_OPERATORS = ("__{}__", "{}_", "__i{}__")  # both in place and not
+
+# Linear in all their activations together. A maximum hands all on to the one that it takes. Of a
+# softmax the paper takes the linear part of its Taylor expansion, which is the plain gradient.
+_RESHAPES = """
+    as_strided broadcast_tensors broadcast_to cat chunk clone concat concatenate contiguous
+    diagonal expand expand_as flatten flip gather getitem hstack index_select movedim narrow
+    permute repeat repeat_interleave reshape reshape_as roll select setitem split squeeze stack
+    swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten unfold
+    unsqueeze view view_as vstack
+"""
+_CASTS = "bfloat16 cpu cuda detach double float half requires_grad to type type_as"
+_SUMS = """
+    adaptive_avg_pool1d adaptive_avg_pool2d add avg_pool1d avg_pool2d cumsum dropout dropout1d
+    dropout2d feature_dropout interpolate masked_fill mean neg negative pad pos positive radd
+    rsub sub subtract sum where
+"""
+_LINEAR = _variants(f"{_RESHAPES} {_CASTS} {_SUMS} amax max maximum softmax", *_OPERATORS) | {
+    getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real")
+}
+_MULTIPLICATIONS = _variants(
+    "bmm conv1d conv2d linear matmul mm mul multiply rmul rmatmul", *_OPERATORS
+)
+_DIVISIONS = _variants("div divide true_divide truediv", *_OPERATORS)
+
+_PRODUCTS = _MULTIPLICATIONS | _DIVISIONS
+"""Functions that multiply or divide: a constant becomes a factor there."""
+
+_FACTORS = _variants("erf hardsigmoid norm pow sigmoid square std tanh var vector_norm", "__{}__")
+"""Functions whose value is a constant that must become a factor of an activation, as the sigmoid in
+x * sigmoid(x) and the length in x / x.norm(): all relevance goes to the other factor."""
+
+_ACTIVATIONS = """celu elu gelu hardswish leaky_relu mish relu relu6 selu silu softsign
+    tanhshrink"""
+
+_RULES: dict[Function, Rule] = {
+    function: rule
+    for rule, functions in (
+        (_epsilon_rule, _LINEAR),
+        (_product_rule, _MULTIPLICATIONS),
+        (_quotient_rule, _DIVISIONS),
+        (_einsum_rule, _variants("einsum")),
+        (_activation_rule, _variants(_ACTIVATIONS)),
+        (_layer_norm_rule, _variants("layer_norm")),
+        (_rms_norm_rule, _variants("rms_norm")),
+        (_normalize_rule, _variants("normalize")),
+        (_batch_norm_rule, _variants("batch_norm")),
+        (
+            _attention_rule,
+            _variants("scaled_dot_product_attention multi_head_attention_forward"),
+        ),
+    )
+    for function in functions
+}
+"""The rule of each function; functions that label their result have none."""
+
+_IN_PLACE = {
+    getattr(space, name)
+    for space in (torch, Tensor, functional)
+    for name in dir(space)
+    if re.fullmatch(r"[a-z]\w*_|__i[a-z]+__|__setitem__", name)
+}
+"""Functions that write to their first argument."""

@@ -1,4 +1,4 @@
-"""How relevance descends through the layers, whatever the method: rules, and what feeds them.
+"""Propagate relevance through the layers: the protocol of rules, and the sums that feed them.
 
 A rule turns the attention of one layer, its gradient and the relevance that arrived from above
 into the relevance below. It sees the query rows of a layer in blocks, in any order, so that an
@@ -38,8 +38,8 @@ class Block(NamedTuple):
 
 
 Groups: TypeAlias = Callable[[Sequence[Tensor]], Iterable[Iterable[Sequence[Block]]]]
-"""From the relevance (B, N) that enters a layer, one for each rule, to the blocks of its first
-images, the next, ...: the same rows for each rule, with the relevance of its own."""
+"""From each rule's relevance (B, N) above a layer to the blocks of its first images, the next, ...:
+the same rows for each rule, with its own relevance."""
 
 
 class LayerResult(NamedTuple):
@@ -75,37 +75,57 @@ class LayerRule(Protocol):
         ...
 
 
-def sums_of(rule: LayerRule, blocks: Iterable[Block]) -> Sums:
-    """The rule's sums over some blocks of the same images.
+RuleSpan: TypeAlias = tuple[LayerRule, range]
+"""A rule, and the layers that take part in it."""
+
+
+def sums_of(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> list[Sums]:
+    """The sums of each rule over the same rows.
 
     Args:
-        rule: the method's rule.
-        blocks: at least one block; together they hold every query row once. Rows without
-            relevance and without gradient may be missing.
+        rules: the rules.
+        blocks: at least one row of blocks, one block for each rule; together they hold every query
+            row once. Rows without relevance and without gradient may be missing.
     """
-    (totals,) = _sums_of_each([rule], ([block] for block in blocks))
-    return totals
-
-
-def _sums_of_each(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> list[Sums]:
-    """The sums of each rule over the same rows."""
     totals: list[Sums] = [()] * len(rules)
-    for each in blocks:
-        for number, (rule, block) in enumerate(zip(rules, each, strict=True)):
-            sums, so_far = rule.accumulate(block), totals[number]
-            more = tuple(a + b for a, b in zip(so_far, sums, strict=True)) if so_far else sums
-            totals[number] = more
+    for row in blocks:
+        for number, (rule, block) in enumerate(zip(rules, row, strict=True)):
+            sums, total = rule.accumulate(block), totals[number]
+            added = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
+            totals[number] = added
     return totals
 
 
-class Descending(Protocol):
-    """What an engine feeds, top layer first.
+class RelevancePropagation:
+    """Relevance on its way down through the layers, by several rules in one pass.
+
+    An engine calls :meth:`layer` for each layer, top layer first; the relevance that leaves a
+    layer enters the next one. Each block is made once, and every rule reads it.
+
+    Args:
+        spans: the rules, each with the layers that take part in it.
+        relevance: what enters the highest layer of each rule, (B, N).
+        top: the layer that is fed first.
 
     Attributes:
         layers: how many layers were fed.
+        relevance: what left the last layer of each rule, (B, N).
+        heads: for each rule, what it says of the heads of its layers, top layer first.
     """
 
-    layers: int
+    def __init__(self, spans: Sequence[RuleSpan], relevance: Tensor, top: int) -> None:
+        self.spans = spans
+        self.top = top
+        self.layers = 0
+        self.relevance = [relevance] * len(spans)
+        self.heads: list[list[Tensor]] = [[] for _ in spans]
+        self._additions: list[Tensor | None] = [None] * len(spans)
+
+    @property
+    def maps(self) -> list[Tensor]:
+        """Relevance of each token, (B, N), for each rule: its additions, if it makes any."""
+        pairs = zip(self.relevance, self._additions, strict=True)
+        return [relevance if added is None else added for relevance, added in pairs]
 
     def layer(self, groups: Groups, device: torch.device) -> None:
         """Move the relevance through one layer.
@@ -115,80 +135,21 @@ class Descending(Protocol):
                 another; the groups in their order are the batch.
             device: where the layer's tensors are.
         """
-        ...
-
-
-class Descent:
-    """A rule on its way from the top layer down.
-
-    An engine calls :meth:`layer` for each layer, top layer first; the relevance that leaves one
-    layer enters the next.
-
-    Args:
-        rule: the method's rule.
-        relevance: what enters the top layer, (B, N).
-
-    Attributes:
-        relevance: what left the last layer that was fed, (B, N).
-        layers: how many layers were fed.
-        heads: what the rule said of the heads of each layer so far, top layer first.
-    """
-
-    def __init__(self, rule: LayerRule, relevance: Tensor) -> None:
-        self.rule = rule
-        self.relevance = relevance
-        self.layers = 0
-        self.heads: list[Tensor] = []
-        self._added: Tensor | None = None
-
-    @property
-    def map(self) -> Tensor:
-        """Relevance of each token, (B, N), as far as the descent came."""
-        return self.relevance if self._added is None else self._added
-
-    def layer(self, groups: Groups, device: torch.device) -> None:
-        """Move the relevance through one layer: see :class:`Descending`."""
-        _feed([self], groups, device)
-
-    def take(self, result: LayerResult) -> None:
-        """Go on from what the rule made of a layer."""
-        self.layers += 1
-        self.relevance = result.relevance
-        if result.heads is not None:
-            self.heads.append(result.heads)
-        if result.addition is not None:
-            new = result.addition
-            self._added = new if self._added is None else self._added.to(new.device) + new
-
-
-class Descents:
-    """Several descents through one pass: each block is made once, and every rule reads it.
-
-    Args:
-        each: the descents, and the layers that each of them takes part in.
-        top: the highest layer that is fed.
-
-    Attributes:
-        layers: how many layers were fed.
-    """
-
-    def __init__(self, each: Sequence[tuple[Descent, range]], top: int) -> None:
-        self.each = each
-        self.top = top
-        self.layers = 0
-
-    def layer(self, groups: Groups, device: torch.device) -> None:
-        """Move each relevance through a layer that is its own: see :class:`Descending`."""
         index = self.top - self.layers
         self.layers += 1
-        _feed([descent for descent, own in self.each if index in own], groups, device)
+        active = [number for number, (_, layers) in enumerate(self.spans) if index in layers]
+        rules = [self.spans[number][0] for number in active]
+        above = [self.relevance[number].to(device) for number in active]
+        with torch.autocast(device.type, enabled=False):  # sums are not for half precision
+            by_group = [sums_of(rules, blocks) for blocks in groups(above)]
+            for place, (number, rule) in enumerate(zip(active, rules, strict=True)):
+                parts = zip(*(sums[place] for sums in by_group), strict=True)
+                self._take(number, rule.finish(tuple(map(torch.cat, parts)), above[place]))
 
-
-def _feed(descents: Sequence[Descent], groups: Groups, device: torch.device) -> None:
-    rules = [descent.rule for descent in descents]
-    relevance = [descent.relevance.to(device) for descent in descents]
-    with torch.autocast(device.type, enabled=False):  # sums are not for half precision
-        parts = [_sums_of_each(rules, blocks) for blocks in groups(relevance)]
-        for descent, own, before in zip(descents, zip(*parts, strict=True), relevance, strict=True):
-            sums = tuple(torch.cat(part) for part in zip(*own, strict=True))
-            descent.take(descent.rule.finish(sums, before))
+    def _take(self, number: int, result: LayerResult) -> None:
+        self.relevance[number] = result.relevance
+        if result.heads is not None:
+            self.heads[number].append(result.heads)
+        if result.addition is not None:
+            new, total = result.addition, self._additions[number]
+            self._additions[number] = new if total is None else total.to(new.device) + new

@@ -6,20 +6,27 @@ A method knows only its rule; which engine feeds it makes no difference to the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hf_gmar._core.execution import check_finite, check_tokens, exclusive_eval, graph_enabled
+from hf_gmar._core.execution import (
+    accumulation_dtype,
+    check_finite,
+    check_tokens,
+    exclusive_eval,
+    graph_enabled,
+)
 from hf_gmar._core.hooks import pooled_attention
-from hf_gmar._core.layers import LayerOutputs, kept_outputs, scores_of_layers
+from hf_gmar._core.layers import recorded_layers, scores_of_layers
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._engines.base import Engine, EngineRun
 from hf_gmar._engines.dense import dense_engine
-from hf_gmar._engines.propagation import Descent, Descents, LayerRule
+from hf_gmar._engines.propagation import RelevancePropagation, RuleSpan
 from hf_gmar._engines.streaming import streaming_engine
 
 
@@ -37,42 +44,14 @@ class RuleResult:
     heads: Tensor | None
 
 
-@dataclass(frozen=True)
-class RuleSpan:
-    """A rule that takes part in a pass.
-
-    Attributes:
-        rule: what the method does at each layer.
-        layers: the layers that it is fed, of those of the request.
-    """
-
-    rule: LayerRule
-    layers: range
-
-
 ENGINES: dict[str, Engine] = {"streaming": streaming_engine, "dense": dense_engine}
 
 
-def capture(
+def run_rules(
     adapter: ModelAdapter,
     request: ForwardRequest,
     target_specs: Sequence[TargetSpec],
-    rule: LayerRule,
-    engine: str,
-) -> list[RuleResult]:
-    """Run the model once and feed its attention to the rule, for each target.
-
-    Takes and raises what :func:`capture_each` does, but for one rule in all layers of the request.
-    """
-    part = RuleSpan(rule, request.layers(adapter))
-    return [found for (found,) in capture_each(adapter, request, target_specs, [part], engine)]
-
-
-def capture_each(
-    adapter: ModelAdapter,
-    request: ForwardRequest,
-    target_specs: Sequence[TargetSpec],
-    parts: Sequence[RuleSpan],
+    spans: Sequence[RuleSpan],
     engine: str,
 ) -> list[list[RuleResult]]:
     """Run the model once and feed its attention to each rule, for each target.
@@ -81,10 +60,10 @@ def capture_each(
     or in float64 for a float64 model.
 
     Args:
-        subject: the model.
+        adapter: the model.
         request: the call to it, with all the layers and gradients that one of the rules needs.
         target_specs: what is explained, with one forward for all of them.
-        parts: the rules.
+        spans: the rules, each with its layers, of those of the request.
         engine: a name in ``ENGINES``.
 
     Returns:
@@ -94,56 +73,51 @@ def capture_each(
         TargetError: a target does not fit the scores.
         ModelOutputError: no scores, no attention, no gradient, or values that are not finite.
     """
+    layers, own_scores = request.layers(adapter), request.gradient == "layers"
     with (
         exclusive_eval(adapter),
         graph_enabled(),
         pooled_attention(adapter) as pooling,
-        kept_outputs(adapter, request.gradient == "layers") as outputs,
+        recorded_layers(adapter) if own_scores else nullcontext() as outputs,
         ENGINES[engine](adapter, request) as run,
     ):
-        explained = [target_spec.resolve(run.scores) for target_spec in target_specs]
-        readout = _readout(adapter, request, run, pooling.attention(run.scores))
-        scores = _scores_to_explain(adapter, request, run, outputs)
-        descents = [[Descent(part.rule, readout) for part in parts] for _ in target_specs]
-        top, own = request.layers(adapter)[-1], [part.layers for part in parts]
-        last = len(target_specs) - 1
+        targets = [target_spec.resolve(run.scores) for target_spec in target_specs]
+        readout = _readout(adapter, request, run, pooling(run.scores))
+        scores = [run.scores]
+        if outputs is not None:  # a score for each explained layer, lowest first
+            graded = request.gradient_layers(adapter)
+            below = scores_of_layers(adapter, request, outputs.checked(), graded.start)
+            scores = [*below, run.scores][: len(graded)]
+        propagations = [RelevancePropagation(spans, readout, layers[-1]) for _ in targets]
         # A caller's mixed precision is for the forward alone, as PyTorch says.
         with torch.autocast(run.scores.device.type, enabled=False):
-            for number, (wanted, each) in enumerate(zip(explained, descents, strict=True)):
-                together = Descents(list(zip(each, own, strict=True)), top)
-                run.explain([wanted.of(one) for one in scores], together, number < last)
-    return [[_captured(adapter, request, run, descent) for descent in each] for each in descents]
-
-
-def _scores_to_explain(
-    adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, outputs: LayerOutputs
-) -> list[Tensor]:
-    """The model's scores, or those of the tokens of each explained layer, lowest first."""
-    if request.gradient != "layers":
-        return [run.scores]
-    layers = request.gradient_layers(adapter)
-    own = scores_of_layers(adapter, request, outputs.each(), layers.start)
-    return [*own, run.scores][: len(layers)]
+            for number, (target, propagation) in enumerate(zip(targets, propagations, strict=True)):
+                again = number < len(targets) - 1
+                run.explain([target.of(score) for score in scores], propagation, again)
+    return [_results(adapter, request, run, propagation) for propagation in propagations]
 
 
 def _readout(
     adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, pooled: Tensor | None
 ) -> Tensor:
     """The relevance above the top layer, (B, N)."""
-    layout = adapter.layout
     rows, columns = check_tokens(adapter, request, run.tokens)
-    dtype = torch.float64 if run.scores.dtype == torch.float64 else torch.float32
-    row = layout.readout_row(rows * columns, dtype, pooled)
+    row = adapter.layout.readout_row(rows * columns, accumulation_dtype(run.scores), pooled)
     return row.to(run.scores.device).expand(len(run.scores), -1)
 
 
-def _captured(
-    adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, descent: Descent
-) -> RuleResult:
-    device = run.scores.device
-    relevance, heads = descent.map.to(device), None
-    if descent.heads:
-        heads = torch.stack([layer.to(device) for layer in reversed(descent.heads)], dim=1)
-    check_finite(run.scores, (relevance, heads), "attention")
+def _results(
+    adapter: ModelAdapter,
+    request: ForwardRequest,
+    run: EngineRun,
+    propagation: RelevancePropagation,
+) -> list[RuleResult]:
+    device, prefix = run.scores.device, adapter.layout.num_prefix_tokens
     grid = adapter.layout.grid(*request.inputs.shape[-2:])
-    return RuleResult(relevance[:, adapter.layout.num_prefix_tokens :].reshape(-1, *grid), heads)
+    results = []
+    for relevance, layers in zip(propagation.maps, propagation.heads, strict=True):
+        heads = torch.stack([x.to(device) for x in reversed(layers)], dim=1) if layers else None
+        patches = relevance.to(device)
+        check_finite(run.scores, (patches, heads), "attention")
+        results.append(RuleResult(patches[:, prefix:].reshape(-1, *grid), heads))
+    return results

@@ -2,15 +2,15 @@
 
 Backpropagation visits the layers from the top down, the order in which relevance is rolled out.
 So the forward runs the model's fast attention, and the backward of each attention call recomputes
-the map in blocks of rows (:mod:`hf_gmar._engines.blocks`); one pass over the blocks feeds the rule and
-gives the gradients for the layers below.
+the map in blocks of rows (:mod:`hf_gmar._engines.blocks`). One pass over the blocks feeds the
+rules and gives the gradients for the layers below.
 
-Only the graph that is needed is built. Weights take part as constants, so nothing is kept for
-gradients of theirs; the graph starts at the attention output of the lowest explained layer; and
-linear layers above the top layer's attention skip the tokens that no gradient reaches.
+Only the graph that is needed is built. Weights are constants. The graph starts at the attention
+output of the lowest explained layer. Linear layers above the top layer's attention skip the tokens
+that no gradient reaches.
 
-A mode (:mod:`hf_gmar._core.constant_weights`) does all this in the calling thread. The model itself is not changed;
-only with checkpointing its layers get a forward that asks which thread is calling.
+A mode (:mod:`hf_gmar._core.constant_weights`) does all this in the calling thread. The model is not
+changed; only with checkpointing, its layers get a forward that asks which thread is calling.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar._core.attention import attention_here, routed_here
 from hf_gmar._core.constant_weights import FrozenWeightsMode
-from hf_gmar._core.hooks import Runs, watched_runs
+from hf_gmar._core.hooks import VisionRuns, recorded_runs
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._core.threads import acting_for_thread, replaced_here, this_thread
+from hf_gmar._core.threads import acting_for_thread, current_thread_id, replaced_here
 from hf_gmar._engines.base import EngineRun, check_reached
 from hf_gmar._engines.blocks import AttentionLayer, BlockWalker, sums_like
-from hf_gmar._engines.propagation import Descending
+from hf_gmar._engines.propagation import RelevancePropagation
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 
@@ -46,13 +46,13 @@ def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator
     """One forward under SDPA; each explanation is one backward, through activations alone."""
     with ExitStack() as stack:
         stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
-        runs = stack.enter_context(watched_runs(adapter, request.inputs))
+        runs = stack.enter_context(recorded_runs(adapter, request.inputs))
+        layers, graded = request.layers(adapter), request.gradient_layers(adapter)
         walker = BlockWalker(request.chunk_size)
-        spans = request.layers(adapter), request.gradient_layers(adapter)
-        state = _Pass(adapter.layers, *spans, request, runs, walker)
-        mode = _Mode(state)
+        state = _StreamedPass(adapter.layers, layers, graded, request, runs, walker)
+        mode = _StreamingMode(state)
         if request.checkpoint and request.gradient != "none":
-            stack.enter_context(_recomputed_layers(adapter.vision_model, mode))
+            stack.enter_context(_checkpointed_here(adapter.vision_model, mode))
         with mode:
             scores = request.call(adapter)
         runs.check(request.inputs, scores)
@@ -61,62 +61,56 @@ def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator
 
 
 @dataclass
-class _Pass:
-    """One forward, and the descent that its backward feeds at the moment.
+class _StreamedPass:
+    """One forward, and the propagation that its backward feeds.
 
     Attributes:
         layers: how many attention layers the model has.
-        explained: those that take part.
-        graded: those of them whose gradient is needed, at their top.
+        explained: the layers that take part.
+        graded: the top ones of them, whose gradient is needed.
         request: the call to the model.
         runs: tells whether the vision tower is running.
         walker: recomputes the layers.
         tokens: tokens of the layers.
-        starts: layers whose attention output is where a graph starts, lowest first: those whose
-            gradient is not needed, and the lowest of the others, or each if none feeds another.
-        descent: the descent of the present backward.
+        starts: layers at whose attention output a graph starts, lowest first: those whose gradient
+            is not needed, and the lowest of the others, or each if none feeds another.
+        propagation: that of the present backward.
     """
 
     layers: int
     explained: range
     graded: range
     request: ForwardRequest
-    runs: Runs
+    runs: VisionRuns
     walker: BlockWalker
     tokens: int = 0
     starts: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
-    descent: Descending | None = None
+    propagation: RelevancePropagation | None = None
 
-    def explain(self, scores: Sequence[Tensor], descent: Descending, again: bool) -> None:
-        """Feed the explained layers to the descent, from the top down."""
-        self.descent = descent
-        below = len(self.explained) - len(self.graded)
-        if self.graded:
-            self._explain_graded(scores, descent, again, self.starts[below:])
-        for layer, _ in reversed(self.starts[:below]):
-            self.walker.walk(layer, None, descent)
-
-    def _explain_graded(
-        self,
-        scores: Sequence[Tensor],
-        descent: Descending,
-        again: bool,
-        starts: Sequence[tuple[AttentionLayer, Tensor]],
+    def explain(
+        self, scores: Sequence[Tensor], propagation: RelevancePropagation, again: bool
     ) -> None:
+        """Feed the explained layers to the propagation, from the top down."""
+        self.propagation = propagation
+        below = len(self.explained) - len(self.graded)
         # One backward for each start; on its way to the lowest layer it feeds those above. Where
         # each layer is a start, no two backwards run through the same part of the graph.
-        for score, (layer, start) in zip(reversed(scores), reversed(starts), strict=True):
-            gradient = _gradient(score, start, again)
-            if gradient is not None:
-                self.walker.walk(layer, gradient, descent)
-        check_reached(descent.layers, len(self.graded))
+        if self.graded:
+            starts = reversed(self.starts[below:])
+            for score, (layer, start) in zip(reversed(scores), starts, strict=True):
+                gradient = _gradient(score, start, again)
+                if gradient is not None:
+                    self.walker.walk(layer, gradient, propagation)
+            check_reached(propagation.layers, len(self.graded))
+        for layer, _ in reversed(self.starts[:below]):
+            self.walker.walk(layer, None, propagation)
 
     def is_start(self, index: int) -> bool:
         """Whether a graph starts at this layer's attention output."""
         return self.request.gradient != "score" or index <= self.graded.start
 
 
-class _Mode(FrozenWeightsMode):
+class _StreamingMode(FrozenWeightsMode):
     """Inside, this thread's attention calls stream, and weights are constants.
 
     Args:
@@ -125,7 +119,7 @@ class _Mode(FrozenWeightsMode):
         again: this is not the forward but a layer that is recomputed in the backward.
     """
 
-    def __init__(self, state: _Pass, calls: int = 0, *, again: bool = False) -> None:
+    def __init__(self, state: _StreamedPass, calls: int = 0, *, again: bool = False) -> None:
         super().__init__()
         self.state = state
         self.calls = calls
@@ -158,16 +152,20 @@ class _Mode(FrozenWeightsMode):
         layer = _layer_of(query, key, value, *args, **kw)
         state.tokens = _same_tokens(layer, state.tokens)
         if not state.is_start(index):
-            return _stream(layer, state)
+            inputs = layer.query, layer.key, layer.value, layer.mask, layer.scale, state
+            streamed: Tensor = _StreamedAttention.apply(*inputs)  # type: ignore[no-untyped-call]
+            return streamed
         start = _attend(layer).detach()
         if not self.again:
-            state.starts.append((_constant_layer(layer), start))
+            # Without the graph below it, which would be kept as long as the layer is.
+            parts = {name: getattr(layer, name).detach() for name in ("query", "key", "value")}
+            state.starts.append((replace(layer, **parts), start))
         if index not in state.graded:
             return self._start_of_head(start, index)
         return start.requires_grad_().clone()  # the model may overwrite it
 
     def _start_of_head(self, output: Tensor, index: int) -> Tensor:
-        """Where no gradient is needed, a graph that says of what the scores are made."""
+        """Start a graph above the top layer if no layer needs one: it shows what the head reads."""
         state = self.state
         starts = state.request.gradient == "none" and index == state.layers - 1
         return output.detach().requires_grad_().clone() if starts else output
@@ -231,14 +229,14 @@ def _layer_of(
     )
 
 
-def _same_tokens(layer: AttentionLayer, tokens: int) -> int:
-    found = layer.query.shape[2]
-    if tokens not in (0, found):
+def _same_tokens(layer: AttentionLayer, before: int) -> int:
+    tokens = layer.query.shape[2]
+    if before not in (0, tokens):
         raise ModelOutputError(
-            f"the layers have {tokens} and {found} tokens; rollout needs the same tokens in every "
+            f"the layers have {before} and {tokens} tokens; rollout needs the same tokens in every "
             "layer"
         )
-    return found
+    return tokens
 
 
 def _attend(layer: AttentionLayer) -> Tensor:
@@ -247,28 +245,15 @@ def _attend(layer: AttentionLayer) -> Tensor:
     )
 
 
-def _constant_layer(layer: AttentionLayer) -> AttentionLayer:
-    """The layer without the graph below it, which would be kept as long as the layer is."""
-    query, key, value = layer.query.detach(), layer.key.detach(), layer.value.detach()
-    return replace(layer, query=query, key=key, value=value)
-
-
 def _gradient(score: Tensor, start: Tensor, again: bool) -> Tensor | None:
     if not score.requires_grad:
         return None
-    (found,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
-    return found
-
-
-def _stream(layer: AttentionLayer, state: _Pass) -> Tensor:
-    output: Tensor = _StreamedAttention.apply(  # type: ignore[no-untyped-call]
-        layer.query, layer.key, layer.value, layer.mask, layer.scale, state
-    )
-    return output
+    (gradient,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
+    return gradient
 
 
 class _StreamedAttention(torch.autograd.Function):
-    """Attention whose backward feeds the layer to the descent."""
+    """Attention whose backward feeds the layer to the propagation."""
 
     # On a GPU the backward runs in a thread of autograd's: all that it needs is in ``ctx``.
 
@@ -280,7 +265,7 @@ class _StreamedAttention(torch.autograd.Function):
         value: Tensor,
         mask: Tensor | None,
         scale: float,
-        state: _Pass,
+        state: _StreamedPass,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, mask)
         ctx.scale, ctx.state = scale, state
@@ -292,12 +277,12 @@ class _StreamedAttention(torch.autograd.Function):
         query, key, value, mask = ctx.saved_tensors
         layer = AttentionLayer(query, key, value, mask, ctx.scale)
         below = sums_like(query), sums_like(key), sums_like(value)
-        ctx.state.walker.walk(layer, gradient, ctx.state.descent, below)
+        ctx.state.walker.walk(layer, gradient, ctx.state.propagation, below)
         return (*(part.to(query.dtype) for part in below), None, None, None)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-    # Weights may depend on the image, or be quantised and tensors of a kind of their own.
+    # Weights may depend on the image, or be quantised, in a tensor class of their own.
     constant = all(
         part is None or (type(part) in (Tensor, nn.Parameter) and not part.requires_grad)
         for part in (weight, bias)
@@ -309,7 +294,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class _LinearOfFewTokens(torch.autograd.Function):
-    """A linear layer whose backward leaves out tokens without gradient; their share is zero."""
+    """A linear layer whose backward skips tokens without gradient."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -336,7 +321,7 @@ def _of_live_tokens(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recomputed_layers(model: PreTrainedModel, mode: _Mode) -> Iterator[None]:
+def _checkpointed_here(model: PreTrainedModel, mode: _StreamingMode) -> Iterator[None]:
     """Inside, layers keep nothing but their input, and run again in the backward.
 
     The top layer, which is needed first, and layers below the graph run once.
@@ -351,18 +336,18 @@ def _recomputed_layers(model: PreTrainedModel, mode: _Mode) -> Iterator[None]:
     to_the_end = any(hasattr(part, "_hf_hook") for part in model.modules())
     with ExitStack() as stack:
         for layer in layers:
-            small = functools.partial(_kept_small, mode, layer.forward, to_the_end)
+            small = functools.partial(_checkpointed, mode, layer.forward, to_the_end)
             stack.enter_context(replaced_here(layer, "forward", small))
         yield
 
 
-def _kept_small(
-    mode: _Mode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
+def _checkpointed(
+    mode: _StreamingMode, forward: Callable[..., Any], to_the_end: bool, *args: Any, **kwargs: Any
 ) -> Any:
     state, first = mode.state, mode.calls
     if first not in state.graded[:-1]:
         return forward(*args, **kwargs)
-    again = _Again(state, first, this_thread())
+    again = _Recomputation(state, first, current_thread_id())
     return checkpoint(
         functools.partial(forward, **kwargs),
         *args,
@@ -373,17 +358,17 @@ def _kept_small(
     )
 
 
-class _Again:
+class _Recomputation:
     """Around each recomputation of a layer, which may be in a thread of autograd's."""
 
-    def __init__(self, state: _Pass, first: int, thread: int) -> None:
+    def __init__(self, state: _StreamedPass, first: int, thread: int) -> None:
         self.state, self.first, self.thread = state, first, thread
 
     def __enter__(self) -> None:
         self.stack = ExitStack()
         self.stack.enter_context(acting_for_thread(self.thread))
         self.stack.enter_context(routed_here())
-        self.stack.enter_context(_Mode(self.state, self.first, again=True))
+        self.stack.enter_context(_StreamingMode(self.state, self.first, again=True))
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()

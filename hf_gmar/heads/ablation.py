@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from hf_gmar._core.head_masking import Masking
+from hf_gmar._core.head_masking import HeadMasker
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
@@ -198,7 +198,7 @@ def ablate_heads(
         The curves: ``2 + steps_between * (2 + random_orders)`` forwards of each image.
 
     Raises:
-        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masking.scores_with_masked_heads`.
+        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masker.scores_with_masked_heads`.
         InputError: no images, or an importance of other images or heads.
         TargetError: a target that does not fit the scores.
         OptionError: steps or random orders out of range.
@@ -210,16 +210,16 @@ def ablate_heads(
         >>> found.curves[MOST].shape
         (1, 5)
     """
-    masking = Masking(ModelAdapter.of(model, readout), forward_kwargs)
-    plan = _Plan.of(masking.shape, steps, random_orders, seed, within_layers)
-    importance = _Importance.of(order_by, mean_order, masking.shape)
+    masker = HeadMasker(ModelAdapter.of(model, readout), forward_kwargs)
+    plan = _Plan.of(masker.shape, steps, random_orders, seed, within_layers)
+    importance = _Importance.of(order_by, mean_order, masker.shape)
     found: list[dict[str, Array]] = []
     targets: list[Tensor] = []
     for pixels, wanted in batches(inputs, target):
         start = sum(map(len, targets))
-        request, classes, plain = masking.begin(pixels, importance.target(wanted, start, pixels))
+        request, classes, plain = masker.begin(pixels, importance.target(wanted, start, pixels))
         scores = importance.of_images(start, len(plain))
-        found.append(_curves(masking, request, classes, plain, plan.orders(scores, start), plan))
+        found.append(_curves(masker, request, classes, plain, plan.orders(scores, start), plan))
         targets.append(classes.cpu())
     if not found:
         raise InputError("there are no images; give one batch or more")
@@ -354,7 +354,7 @@ class _Importance:
 
 
 def _curves(
-    masking: Masking,
+    masker: HeadMasker,
     request: ForwardRequest,
     classes: Tensor,
     plain: Tensor,
@@ -364,9 +364,9 @@ def _curves(
     """The score of each image, (B, steps), for each order; no head and all are the same for all."""
 
     def score(masked: NDArray[np.bool_]) -> Tensor:
-        return masking.target_score(request, classes, torch.from_numpy(masked))
+        return masker.target_scores(request, classes, torch.from_numpy(masked))
 
-    everything = score(np.ones((1, *masking.shape), dtype=bool))
+    everything = score(np.ones((1, *masker.shape), dtype=bool))
     found: dict[str, Array] = {}
     for name, draws in orders.items():
         between = [

@@ -14,16 +14,16 @@ from .registry import METHODS, register_method
 from .token_grad_cam import TokenGradCAM
 
 __all__ = [
+    "GMAR",
+    "METHODS",
     "AttentionMethod",
     "AttentionRollout",
     "AttnLRP",
     "AttributionMethod",
-    "GMAR",
     "GradSAM",
     "GradientRollout",
     "InputXGradient",
     "LeGrad",
-    "METHODS",
     "RandomAttribution",
     "RawAttention",
     "TokenGradCAM",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import FunctionType
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from hf_gmar._core.request import ForwardRequest, GradientOf
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec, engines_of
 from hf_gmar._engines.propagation import LayerRule
-from hf_gmar._engines.run import ENGINES, RuleResult, capture
+from hf_gmar._engines.run import ENGINES, RuleResult, run_rules
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import OptionError, UnsupportedModelError
 from hf_gmar.methods.base import AttributionMethod
@@ -34,8 +35,9 @@ class AttentionOptions(TypedDict, total=False):
 class AttentionMethod(AttributionMethod):
     """Base of the methods whose map is made of attention and its gradient, layer by layer.
 
-    A subclass sets ``rule``, a :class:`~hf_gmar._engines.propagation.LayerRule`, and says in ``gradient``
-    whose gradient the rule needs.
+    A subclass sets ``rule``, a :class:`~hf_gmar.methods.LayerRule`, and in ``gradient`` whose
+    gradient the rule needs. These options and errors hold for all subclasses, beside those of
+    :class:`~hf_gmar.methods.base.AttributionMethod`.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -48,18 +50,13 @@ class AttentionMethod(AttributionMethod):
             in the backward: one more forward, a fraction of the memory. For the largest images;
             it changes nothing where no gradient is needed.
         readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several, or a head of
-            your own without a readout.
-        OptionError: an option that does not exist or is outside its range.
     """
 
     gradient: GradientOf = "score"
     """Whose gradient the rule needs."""
 
     rule: LayerRule
-    """What the method does at each layer; each instance sets its own."""
+    """The computation at each layer; each instance sets its own."""
 
     def __init__(
         self,
@@ -80,24 +77,41 @@ class AttentionMethod(AttributionMethod):
         self.chunk_size = None if chunk_size is None else int(chunk_size)
         self.checkpoint = checkpoint
 
+    @property
+    def shares_pass(self) -> bool:
+        """Whether the map is exactly what ``rule`` makes of ``_request``.
+
+        Then :func:`~hf_gmar.attribute_jointly` may feed the rule in a pass with other methods. It
+        is False as soon as a subclass, a mixin or the instance replaces another step of the bases;
+        a subclass whose steps leave the map as it is may say True.
+        """
+        steps = {**vars(AttributionMethod), **vars(AttentionMethod)}
+        return all(
+            getattr(getattr(self, name), "__func__", None) is step
+            for name, step in steps.items()
+            if isinstance(step, FunctionType) and name not in ("__init__", "_request")
+        )
+
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        return [found.patches for found in self._captured(request, target_specs)]
+        return [result.patches for result in self._rule_results(request, target_specs)]
 
     def _of_heads(
         self, inputs: Tensor | tuple[Tensor, ...], target_spec: TargetSpec, args: Any, kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """What the rule says of each head, (B, layers, H, ...), and the map of patches."""
+        """The rule's values of each head, (B, layers, H, ...), and the map of patches."""
         request = self._request(inputs, args, kwargs)
         with size_errors(self.adapter, request.inputs):
-            (found,) = self._captured(request, [target_spec])
-        if found.heads is None:
+            (result,) = self._rule_results(request, [target_spec])
+        if result.heads is None:
             raise TypeError(f"{type(self.rule).__name__} says nothing of heads")
-        return found.heads, found.patches
+        return result.heads, result.patches
 
-    def _captured(
+    def _rule_results(
         self, request: ForwardRequest, target_specs: Sequence[TargetSpec]
     ) -> list[RuleResult]:
-        return capture(self.adapter, request, target_specs, self.rule, self.engine)
+        spans = [(self.rule, request.layers(self.adapter))]
+        results = run_rules(self.adapter, request, target_specs, spans, self.engine)
+        return [result for (result,) in results]
 
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
@@ -115,21 +129,18 @@ def _check_engine(engine: str, adapter: ModelAdapter) -> None:
     engines = engines_of(adapter.vision_model)
     if engine not in engines:
         raise UnsupportedModelError(
-            f"{type(adapter.vision_model).__name__} gives no attention maps, which engine={engine!r} "
-            f"needs; use engine={engines[0]!r}"
+            f"{type(adapter.vision_model).__name__} gives no attention maps, which "
+            f"engine={engine!r} needs; use engine={engines[0]!r}"
         )
 
 
 def _check_streaming(engine: str, chunk_size: Any, checkpoint: Any) -> None:
     if not isinstance(checkpoint, bool):
         raise OptionError(f"checkpoint must be True or False, got {checkpoint!r}")
-    if chunk_size is not None and not _is_count(chunk_size):
+    is_count = isinstance(chunk_size, numbers.Integral) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (is_count and chunk_size >= 1):
         raise OptionError(f"chunk_size must be a whole number >= 1 or None, got {chunk_size!r}")
     if engine != "streaming" and (checkpoint or chunk_size is not None):
         raise OptionError(
             f'chunk_size and checkpoint belong to engine="streaming", got engine={engine!r}'
         )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

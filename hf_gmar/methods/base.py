@@ -21,8 +21,8 @@ from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
-Cost: TypeAlias = Literal["forward", "forward + backward", "forward + backward + heads"]
-"""What a map costs: ``heads`` is the model's head once more for each layer."""
+PassCount: TypeAlias = Literal["forward", "forward + backward", "forward + backward + heads"]
+"""Passes through the model for one map: ``heads`` is the model's head once more for each layer."""
 
 
 class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
@@ -32,7 +32,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     is explained, no weight gets a gradient, and it comes back as it was. Threads that explain one
     model take turns; threads that only run it are not disturbed.
 
-    A subclass says what it is in four class variables and gives its maps in ``_explain``.
+    A subclass sets the four class variables and returns its maps from ``_explain``. Its docstring
+    names the options and errors of its own; the following hold for all methods.
 
     Args:
         model: a Transformers vision model with a class head, or any module or callable that
@@ -45,12 +46,13 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     Raises:
         UnsupportedModelError: unknown or hierarchical family, no model or several, or a head of
             your own without a readout.
-        OptionError: an option that does not exist or is outside its range.
+        OptionError: an option that does not exist or is outside its range, or a layer that does
+            not exist.
     """
 
     source: ClassVar[str]
-    """The paper."""
-    cost: ClassVar[Cost]
+    """The paper that defines the method."""
+    cost: ClassVar[PassCount]
     """What a map costs, in passes through the model."""
     class_specific: ClassVar[bool] = True
     """Whether the map depends on the target."""

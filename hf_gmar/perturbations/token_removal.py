@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gmar._core.attention import hidden_keys
+from hf_gmar._core.attention import masked_keys_here
 from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.threads import level, replaced_here, this_thread
+from hf_gmar._core.threads import hook_here, replaced_here
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 
 _ROTARY = ("position_embeddings", "rope")
@@ -106,7 +106,7 @@ def drop_tokens(
             made = functools.partial(_bias, cut, inside, getattr(module, name))
             stack.enter_context(replaced_here(module, name, made))
         for index, layer in enumerate(sites.layers):
-            hook = _here_alone(functools.partial(_enters, cut, index))
+            hook = hook_here(functools.partial(_enters, cut, index))
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
     cut.check(len(sites.layers))
@@ -132,10 +132,10 @@ def mask_tokens(adapter: ModelAdapter, keep_mask: Tensor) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if reads_patches(adapter):
-            hook = _here_alone(functools.partial(_leaves, _Cut.of(adapter, keep_mask)))
+            hook = hook_here(functools.partial(_leaves, _Cut.of(adapter, keep_mask)))
             stack.callback(layer_modules(adapter)[-1].register_forward_hook(hook).remove)
         hidden = _of_all_tokens(adapter, ~keep_mask, False)
-        stack.enter_context(hidden_keys(adapter.vision_model, adapter.layers, hidden))
+        stack.enter_context(masked_keys_here(adapter.vision_model, adapter.layers, hidden))
         yield
 
 
@@ -241,18 +241,6 @@ class _Cut:
                 f"each of the {layers} layers must run once in a forward pass, the lowest "
                 f"first; they ran in the order {self.entered}"
             )
-
-
-def _here_alone(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does nothing in other threads, nor in an explanation inside this one."""
-    place = this_thread(), level()
-
-    def here(*called: Any) -> Any:
-        return hook(*called) if (this_thread(), level()) == place else None
-
-    # A thread that compiles the model meanwhile could not trace what asks for threads.
-    disabled: Callable[..., Any] = torch.compiler.disable(here)
-    return disabled
 
 
 @functools.cache

@@ -96,7 +96,7 @@ class Explainers:
             for column in self.columns
             if isinstance(column.method, AttributionMethod) and not column.options
         }
-        found = attribute_jointly(list(ours.values()), pixels, target)
+        found = attribute_jointly(list(ours.values()), pixels, target, return_errors=True)
         maps: Maps = {
             label: reason_of(one) if isinstance(one, Exception) else one.cpu()
             for label, one in zip(ours, found, strict=True)
