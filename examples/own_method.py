@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from hf_gmar import load_model
-from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar.data import draw_scene
-from hf_gmar.methods import AttentionMethod
+from hf_gmar.methods import AttentionMethod, Block, LayerResult, Sums
 from hf_gmar.visualization import overlay_figure, save_figure
 
 

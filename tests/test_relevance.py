@@ -231,6 +231,33 @@ def test_a_function_without_a_rule_does_not_pass_silently(name: str) -> None:
         propagated(NO_RULE[name], numbers(*SHAPE))
 
 
+@pytest.mark.parametrize("name", ["relu", "softmax", "linear", "sigmoid", "add_", "__get__"])
+def test_a_rule_is_for_a_function_and_not_for_its_name(name: str) -> None:
+    """Another library's function of the same name may compute what it likes."""
+
+    def other(x: Tensor) -> Tensor:
+        if torch.overrides.has_torch_function_unary(x):
+            result: Tensor = torch.overrides.handle_torch_function(other, (x,), x)
+            return result
+        return x.exp()
+
+    other.__name__ = name
+    with pytest.raises(UnsupportedModelError, match=f"through {name.strip('_')} as the model"):
+        propagated(lambda x: 2 * other(x), numbers(*SHAPE))
+
+
+@pytest.mark.parametrize("change", ["x *= 2", "x /= 2", "x += x.detach()", "x -= 1"])
+def test_operators_in_place(change: str) -> None:
+    def changed(x: Tensor) -> Tensor:
+        scope = {"x": x * 3}
+        exec(change, {}, scope)  # noqa: S102  # the operator itself, not the method behind it
+        return scope["x"]
+
+    x = numbers(*SHAPE).requires_grad_()
+    (wanted,) = torch.autograd.grad(changed(x), x, numbers(*SHAPE, seed=9))
+    assert close(propagated(changed, x.detach())[2][0], x.detach() * wanted)
+
+
 def test_what_the_result_does_not_depend_on_needs_no_rule() -> None:
     def watches(x: Tensor) -> Tensor:
         assert x.exp().sum() > x.detach().abs().min()

@@ -31,6 +31,7 @@ from hf_gmar import (
     TokenGradCAM,
     attribute_jointly,
 )
+from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
@@ -182,7 +183,7 @@ def walks(work: Callable[[], object]) -> list[tuple[bool, bool]]:
 
 def test_they_share_one_backward_and_each_layer() -> None:
     model = VIT.build()
-    with patch.object(streaming, "_gradient", wraps=streaming._gradient) as gradients:
+    with patch.object(streaming, "gradients_of", wraps=gradients_of) as gradients:
         noted = walks(lambda: attribute_jointly(readers(model), VIT.images(), TARGETS))
     assert noted == [(True, True)] * (LAYERS - 1) + [(True, False)]
     assert gradients.call_count == 1

@@ -344,7 +344,9 @@ def test_other_threads_go_on_meanwhile(
 
 
 @every_token_method
-@pytest.mark.parametrize("inner", [*TOKEN_METHODS.values(), GMAR])
+@pytest.mark.parametrize(
+    "inner", [*TOKEN_METHODS.values(), GMAR, functools.partial(GMAR, engine="dense")]
+)
 def test_an_explanation_inside_a_hook(
     method: Callable[..., AttributionMethod], inner: Callable[..., AttributionMethod]
 ) -> None:

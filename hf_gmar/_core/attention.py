@@ -31,11 +31,7 @@ _HERE = threading.local()
 
 
 def loading(attention: str | None) -> dict[str, Any]:
-    """The keyword with which ``from_pretrained`` loads a model with that implementation.
-
-    Raises:
-        OptionError: Transformers knows no such implementation.
-    """
+    """The keyword of ``from_pretrained`` for that implementation; an OptionError if unknown."""
     # Other names are for serving text, or those of the routes below.
     known = ["eager", *(name for name in AttentionInterface().valid_keys() if name.isidentifier())]
     if attention is not None and attention not in known:
@@ -67,13 +63,9 @@ def attention_here(model: PreTrainedModel, implementation: Implementation) -> It
 def masked_heads_here(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
     """Inside, one forward of the model in this thread runs with some heads' output set to zero.
 
-    The model keeps the attention implementation that it was loaded with; what that gives for a
-    masked head is replaced before the output projection sees it. Attention calls are counted: the
-    first is that of the lowest layer.
-
-    Args:
-        model: the vision tower.
-        masked: bool, (images, layers, H), or (1, layers, H) for all images; True masks a head.
+    ``masked`` is bool, (images, layers, H), or (1, layers, H) for all images; True masks a head.
+    The model keeps the attention implementation that it was loaded with; the output of a masked
+    head is replaced before the output projection. The first attention call is the lowest layer's.
 
     Raises:
         UnsupportedModelError: the model fixes its attention when it is built.
@@ -90,15 +82,10 @@ def masked_heads_here(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
 def masked_keys_here(model: PreTrainedModel, layers: int, masked: Tensor) -> Iterator[None]:
     """Inside, one forward of the model in this thread pays no attention to some tokens.
 
-    Their columns are taken out before the softmax of every layer, beside whatever mask or bias of
-    its own the model has. A model that was loaded with eager or SDPA attention keeps it; others
-    run with SDPA, as not all attention functions honour a mask.
-
-    Args:
-        model: the vision tower.
-        layers: how many attention layers it has.
-        masked: bool, (images, tokens); True for a token that gets no attention. Some token of each
-            image must get it.
+    ``masked`` is bool, (images, tokens); True for a token that gets no attention. Some token of
+    each image must get it. Masked columns are taken out before the softmax of every layer, beside
+    the model's own mask or bias. A model that was loaded with eager or SDPA attention keeps it;
+    others run with SDPA, as not all attention functions honour a mask.
 
     Raises:
         UnsupportedModelError: the model fixes its attention when it is built, or can't switch.
@@ -154,11 +141,7 @@ class _AttentionChange(ABC):
         """The call of layer ``calls - 1`` with the change."""
 
     def check(self, done: str) -> None:
-        """Check that each layer made one call.
-
-        Raises:
-            ModelOutputError: one made none, or several.
-        """
+        """Raise a ModelOutputError unless each layer made one call."""
         if self.calls != self.layers:
             raise ModelOutputError(
                 f"{self.layers} layers made {self.calls} calls of Transformers' attention, but one "
@@ -222,12 +205,7 @@ class _MaskedKeys(_AttentionChange):
         return function(module, query, key, value, mask, *rest, **kw)
 
     def check(self, done: str) -> None:
-        """Check that each layer made one call.
-
-        Raises:
-            UnsupportedModelError: none made one.
-            ModelOutputError: one made none, or several.
-        """
+        """Raise an error unless each layer made one call."""
         if not self.calls:
             raise UnsupportedModelError(
                 "the model does not call Transformers' attention functions, so its tokens can't be "

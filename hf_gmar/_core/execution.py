@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
@@ -34,6 +34,13 @@ def graph_enabled() -> Iterator[None]:
         yield
 
 
+def gradients_of(score: Tensor, tensors: Sequence[Tensor], again: bool) -> Sequence[Tensor | None]:
+    """Gradients of a score with respect to tensors; ``None`` where it does not depend on them."""
+    if not score.requires_grad or not all(tensor.requires_grad for tensor in tensors):
+        return [None] * len(tensors)
+    return torch.autograd.grad(score, tensors, retain_graph=again, allow_unused=True)
+
+
 @contextmanager
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Dropout off; each module gets its own mode back."""
@@ -56,11 +63,7 @@ def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | Non
 
 
 def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, int]:
-    """The rows and columns of patches; an error if the layers have other tokens than the layout.
-
-    Raises:
-        ModelOutputError: they have.
-    """
+    """Rows and columns of patches; a ModelOutputError if the layout has other tokens."""
     grid, layout = adapter.layout.grid(*request.inputs.shape[-2:]), adapter.layout
     if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
         raise ModelOutputError(

@@ -1,7 +1,7 @@
 """The families of models: what stands before their patches, what their heads read, who is refused.
 
-Tables alone; :mod:`hf_gmar._core.token_layout` makes token layouts of them. A vision tower is found by the
-``model_type`` of its own config: CLIP's is ``clip_vision_model``, whatever is built around it.
+Tables alone; :mod:`hf_gmar._core.token_layout` makes token layouts of them. A vision tower is found
+by the ``model_type`` of its own config: CLIP's is ``clip_vision_model`` in any model around it.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def _timm(vision_model: Any) -> Any:
     inside = vision_model.timm_model
     if type(inside).__name__ not in _TIMM_CLASSES:
         raise UnsupportedModelError(
-            f"the timm model {vision_model.config.architecture} is a {type(inside).__name__}; of timm, "
-            f"{', '.join(_TIMM_CLASSES)} can be explained, as they have global attention over "
-            "patches"
+            f"the timm model {vision_model.config.architecture} is a {type(inside).__name__}; of "
+            f"timm, {', '.join(_TIMM_CLASSES)} can be explained, as they have global attention "
+            "over patches"
         )
     return inside
 

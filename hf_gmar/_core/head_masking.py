@@ -17,7 +17,7 @@ from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import checked_request, size_errors
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._core.targets import Target, resolve_targets
+from hf_gmar._core.targets import Target, resolve_targets, scores_at
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.errors import InputError, UnsupportedModelError
 
@@ -131,11 +131,11 @@ class HeadMasker:
         request = checked_request(self.adapter, pixels, None, self.kwargs)
         scores = _scores(self.adapter, request, None)
         classes = resolve_targets(target, scores)
-        return request, classes, _at(scores, classes)
+        return request, classes, scores_at(scores, classes)
 
     def target_scores(self, request: ForwardRequest, classes: Tensor, masked: Tensor) -> Tensor:
         """The classes' scores (B,) while heads are masked."""
-        return _at(_scores(self.adapter, request, masked), classes)
+        return scores_at(_scores(self.adapter, request, masked), classes)
 
 
 def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
@@ -153,7 +153,3 @@ def _checked_mask(masked: Any, layers: int, images: int) -> Tensor:
 def _scores(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None) -> Tensor:
     with size_errors(adapter, request.inputs):
         return predict(adapter, request, masked)
-
-
-def _at(scores: Tensor, classes: Tensor) -> Tensor:
-    return scores.flatten(1).gather(1, classes[:, None])[:, 0]

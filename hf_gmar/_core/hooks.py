@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.threads import thread_hook
 from hf_gmar.errors import ModelOutputError
@@ -76,11 +77,7 @@ class VisionRuns(CallRecorder[torch.Size]):
         self.depth -= 1
 
     def check(self, inputs: Tensor, scores: Tensor) -> None:
-        """Check that there was one forward, and that it belongs to the inputs image by image.
-
-        Raises:
-            ModelOutputError: it does not.
-        """
+        """Raise a ModelOutputError unless there was one forward, image by image of the inputs."""
         (shape,) = self.checked()
         expected = inputs.shape[0], *inputs.shape[2:]
         if (shape[0], *shape[2:]) != expected or scores.shape[0] != expected[0]:
@@ -134,10 +131,7 @@ def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tenso
 
     def attention(scores: Tensor) -> Tensor:
         ((weights, output),) = pooling.checked()
-        total, gradient = scores.sum(), None
-        if total.requires_grad and output.requires_grad:
-            (gradient,) = torch.autograd.grad(total, output, retain_graph=True, allow_unused=True)
-        if gradient is None:
+        if gradients_of(scores.sum(), [output], again=True)[0] is None:
             raise ModelOutputError(
                 "the readout is the attention of the model's pooling head, but the class scores "
                 "do not come from that head; say which tokens your own head reads"

@@ -1,4 +1,4 @@
-"""What is checked before a model runs, and what is said when it refuses."""
+"""Check the inputs of a call before the model runs, and explain why a model refuses them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,7 @@ def checked_request(
 
 
 def single_tensor(inputs: Any) -> Any:
-    """The image tensor of Captum's tensor-or-tuple form.
-
-    Raises:
-        InputError: a tuple with other than one tensor.
-    """
+    """The image tensor of Captum's tensor-or-tuple form; an InputError unless it is one."""
     if not isinstance(inputs, tuple):
         return inputs
     if len(inputs) != 1:
@@ -51,25 +47,25 @@ def single_tensor(inputs: Any) -> Any:
     return inputs[0]
 
 
-def several(targets: Any) -> list[Target]:
+def target_list(targets: Any) -> list[Target]:
     """The targets as a list; a TargetError if there is none."""
     try:
-        found = list(targets)
+        items = list(targets)
     except TypeError:
-        found = []
-    if not found:
+        items = []
+    if not items:
         raise TargetError(
             f"a list of one or more targets is needed, got {targets!r}; one target goes to "
             "attribute_patches"
         )
-    return found
+    return items
 
 
 def check_keywords(adapter: ModelAdapter, kwargs: dict[str, Any]) -> None:
     """Raise an OptionError for keywords that the model's forward does not name.
 
-    Transformers' models swallow unknown keywords, which would hide a misspelt option. What takes
-    any keyword is held to those of the Transformers model in it, and of its vision tower.
+    Transformers' models swallow unknown keywords, which would hide a misspelt option. A forward
+    that takes any keyword is held to those of the Transformers model in it and its vision tower.
     """
     named = _all_keywords(adapter)
     unknown = sorted(set(kwargs) - set(named))
@@ -90,7 +86,7 @@ def _all_keywords(adapter: ModelAdapter) -> list[str]:
 
 
 def _keywords(model: Any) -> tuple[list[str], bool]:
-    """What a model takes by name after the inputs, and whether it takes other keywords as well."""
+    """The named arguments of a model after the inputs, and whether it takes any keyword."""
     while isinstance(model, functools.partial):
         model = model.func
     parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
@@ -101,42 +97,29 @@ def _keywords(model: Any) -> tuple[list[str], bool]:
 
 @contextmanager
 def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
-    """Models refuse sizes other than their own with plain errors: say what to do.
-
-    Raises:
-        InputError: the model does not take images of this size.
-    """
+    """Turn the plain errors with which models refuse other sizes into an InputError with advice."""
     try:
         yield
     except HfGmarError:
         raise
     except (ValueError, AssertionError, RuntimeError) as error:
-        if _is_own_size(adapter, pixels) or not _is_of_size(error):
+        size = getattr(adapter.vision_model.config, "image_size", None)
+        own_size = (size, size) if isinstance(size, int) else tuple(size or ())
+        # Some models add their positions without a look at the size.
+        plain = isinstance(error, RuntimeError)
+        words = "must match the size" if plain else r"\bsizes?\b|height|width"
+        height, width = pixels.shape[-2:]
+        if own_size == (height, width) or not re.search(words, str(error), re.IGNORECASE):
             raise
-        raise InputError(_size_advice(error, pixels, _all_keywords(adapter))) from error
-
-
-def _is_of_size(error: Exception) -> bool:
-    # Some models add their positions without a look at the size.
-    words = "must match the size" if isinstance(error, RuntimeError) else r"\bsizes?\b|height|width"
-    return re.search(words, str(error), re.IGNORECASE) is not None
-
-
-def _is_own_size(adapter: ModelAdapter, pixels: Tensor) -> bool:
-    size = getattr(adapter.vision_model.config, "image_size", None)
-    own = (size, size) if isinstance(size, int) else tuple(size or ())
-    return own == tuple(pixels.shape[-2:])
-
-
-def _size_advice(error: Exception, pixels: Tensor, keywords: list[str]) -> str:
-    height, width = pixels.shape[2:]
-    reason = str(error).rstrip(". ")
-    advice = (
-        "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
-        if "interpolate_pos_encoding" in keywords
-        else "resize the images to the model's own size"
-    )
-    return f"the model refused images of {height} x {width} pixels: {reason}; {advice}"
+        advice = (
+            "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
+            if "interpolate_pos_encoding" in _all_keywords(adapter)
+            else "resize the images to the model's own size"
+        )
+        raise InputError(
+            f"the model refused images of {height} x {width} pixels: {str(error).rstrip('. ')}; "
+            f"{advice}"
+        ) from error
 
 
 def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:

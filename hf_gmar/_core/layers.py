@@ -24,10 +24,8 @@ def layer_modules(adapter: ModelAdapter) -> list[nn.Module]:
     """The attention layers of the tower, lowest first.
 
     They are Transformers' own layers, or else (in timm's models) the one list of modules of one
-    class that has as many of them as the tower has layers.
-
-    Raises:
-        UnsupportedModelError: they can't be told from other modules.
+    class that has as many of them as the tower has layers. An UnsupportedModelError is raised if
+    they can't be told from other modules.
     """
     count, parts = adapter.layers, list(adapter.vision_model.modules())
     layers: list[nn.Module] = [m for m in parts if isinstance(m, GradientCheckpointingLayer)]

@@ -73,11 +73,7 @@ class ModelAdapter:
 
     @property
     def pooling(self) -> nn.MultiheadAttention | None:
-        """The attention of the pooling head, if the readout is made of it.
-
-        Raises:
-            UnsupportedModelError: the tower has no such head, or several.
-        """
+        """The attention of the pooling head, if the readout is made of it."""
         if self.layout.rest != "attention":
             return None
         parts = self.vision_model.modules()
@@ -148,11 +144,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
-    """The one Transformers model that a module, bound method or partial holds.
-
-    Raises:
-        UnsupportedModelError: there is none, or more than one.
-    """
+    """The one Transformers model in a module, bound method or partial, or UnsupportedModelError."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()
     parallel = next((part for part in parts if isinstance(part, _PARALLEL)), None)
@@ -195,13 +187,9 @@ def _outermost(module: nn.Module) -> list[PreTrainedModel]:
 
 
 def scores_of(output: Any) -> Tensor:
-    """The class scores in what a model returned: a tensor, ``.logits``, or a tuple's first item.
+    """The class scores (B, C) in a model's output: a tensor, ``.logits``, or a tuple's first item.
 
-    Returns:
-        Scores (B, C); one score for each image, (B,), becomes (B, 1).
-
-    Raises:
-        ModelOutputError: there are none.
+    One score for each image, (B,), becomes (B, 1). A ModelOutputError is raised if there are none.
     """
     scores = output
     if isinstance(output, dict):  # the outputs of Transformers are dicts as well

@@ -38,7 +38,7 @@ class TargetSpec:
     contrast: Target = None
 
     def resolve(self, scores: Tensor) -> ResolvedTarget:
-        """The target by its place, for these images.
+        """The index of the explained score of each image.
 
         Raises:
             TargetError: a class that does not fit the scores, or a target that is its contrast.
@@ -58,7 +58,7 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """The explained score of each image, by its place.
+    """The explained score of each image, by its index.
 
     Attributes:
         target: flat index of the score of each image, (B,).
@@ -69,13 +69,14 @@ class ResolvedTarget:
     against: Tensor | None
 
     def of(self, scores: Tensor) -> Tensor:
-        """Sum over the images of what is explained, a scalar; images are independent."""
-        total = _sum_at(scores, self.target)
-        return total if self.against is None else total - _sum_at(scores, self.against)
+        """Sum of the explained scores over the images, a scalar; images are independent."""
+        total = scores_at(scores, self.target).sum()
+        return total if self.against is None else total - scores_at(scores, self.against).sum()
 
 
-def _sum_at(scores: Tensor, places: Tensor) -> Tensor:
-    return scores.flatten(1).gather(1, places[:, None]).sum()
+def scores_at(scores: Tensor, indices: Tensor) -> Tensor:
+    """The score (B,) of each image at its flat index."""
+    return scores.flatten(1).gather(1, indices[:, None])[:, 0]
 
 
 def resolve_targets(target: Target, scores: Tensor) -> Tensor:
@@ -99,14 +100,10 @@ def resolve_targets(target: Target, scores: Tensor) -> Tensor:
         ([1, 0], [1, 1])
     """
     batch, dims = scores.shape[0], tuple(scores.shape[1:])
-    if target is None:
-        return _top(scores)
-    rows = _one_for_each_image(target, batch)
-    flat = [_flat_index(row, dims, image) for image, row in enumerate(rows)]
-    return torch.tensor(flat, dtype=torch.long, device=scores.device)
-
-
-def _top(scores: Tensor) -> Tensor:
+    if target is not None:
+        rows = _one_for_each_image(target, batch)
+        flat = [_flat_index(row, dims, image) for image, row in enumerate(rows)]
+        return torch.tensor(flat, dtype=torch.long, device=scores.device)
     if scores.dim() > 2:
         raise TargetError(
             f"the model returns scores of shape {tuple(scores.shape)}; with more than one "

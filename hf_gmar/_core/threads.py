@@ -90,11 +90,8 @@ def thread_hook(
 ) -> Iterator[None]:
     """Inside, a hook acts on the module's forwards in this thread's explanation.
 
-    Args:
-        module: the module.
-        hook: takes what PyTorch gives it.
-        before: a pre-forward hook, which gets the keywords too; else a forward hook.
-        first: call the forward hook before those of the user, which may replace the output.
+    ``before`` makes it a pre-forward hook, which gets the keywords too. ``first`` calls a forward
+    hook before those of the user, which may replace the output.
     """
     if before:
         handle = module.register_forward_pre_hook(hook_here(hook), with_kwargs=True)

@@ -207,11 +207,7 @@ def family_of(vision_model: Any) -> Family | None:
 
 
 def layers_of(vision_model: Any) -> int:
-    """How many attention layers a vision tower has.
-
-    Raises:
-        UnsupportedModelError: its config does not say it.
-    """
+    """How many attention layers a vision tower has; an error if its config does not say it."""
     layers = (family_of(vision_model) or _ANY).layers(vision_model)
     if layers is None:
         raise UnsupportedModelError(

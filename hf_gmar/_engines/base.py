@@ -35,11 +35,7 @@ Engine: TypeAlias = Callable[[ModelAdapter, ForwardRequest], AbstractContextMana
 
 
 def check_reached(reached: int, layers: int) -> None:
-    """Check that the gradient came to every layer.
-
-    Raises:
-        ModelOutputError: it did not.
-    """
+    """Raise a ModelOutputError unless the gradient came to every layer."""
     if reached != layers:
         raise ModelOutputError(
             f"the gradient of the scores reaches {reached} of {layers} attention layers; "

@@ -5,21 +5,18 @@ Memory grows with layers x heads x tokens x tokens, twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from hf_gmar._core.attention import attention_here
+from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.hooks import recorded_maps, recorded_runs
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.request import ForwardRequest, GradientOf
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._engines.base import EngineRun, check_reached
 from hf_gmar._engines.propagation import Block, Groups, RelevancePropagation
-
-Maps: TypeAlias = tuple[Tensor, ...]
 
 
 @contextmanager
@@ -38,43 +35,22 @@ def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[Eng
     without = len(layers) - len(request.gradient_layers(adapter))
 
     def explain(scores: Sequence[Tensor], propagation: RelevancePropagation, again: bool) -> None:
-        graded = _GRADIENTS[request.gradient](scores, maps[without:], again)
-        gradients = (*map(_zeros, maps[:without]), *graded)
+        gradients = [layer.new_zeros(()).expand_as(layer) for layer in maps[:without]]
+        if request.gradient == "layers":  # each layer's own score goes through that layer alone
+            for score, layer in zip(scores, maps[without:], strict=True):
+                gradients += _gradients(score, (layer,), True)
+        elif request.gradient == "score":
+            gradients += _gradients(scores[0], maps[without:], again)
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             propagation.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
     yield EngineRun(scores, maps[-1].shape[-1], explain)
 
 
-def _of_score(scores: Sequence[Tensor], maps: Maps, again: bool) -> Maps:
-    (score,) = scores
-    found: tuple[Tensor | None, ...] = (None,) * len(maps)
-    if score.requires_grad and all(layer.requires_grad for layer in maps):
-        found = torch.autograd.grad(score, maps, retain_graph=again, allow_unused=True)
-    gradients = tuple(gradient for gradient in found if gradient is not None)
+def _gradients(score: Tensor, maps: Sequence[Tensor], again: bool) -> list[Tensor]:
+    gradients = [part for part in gradients_of(score, maps, again) if part is not None]
     check_reached(len(gradients), len(maps))
     return gradients
-
-
-def _of_each(scores: Sequence[Tensor], maps: Maps, _: bool) -> Maps:
-    """Each layer's own score goes through that layer alone."""
-    pairs = zip(scores, maps, strict=True)
-    return tuple(_of_score([score], (layer,), True)[0] for score, layer in pairs)
-
-
-def _none(_: Sequence[Tensor], maps: Maps, __: bool) -> Maps:
-    return tuple(map(_zeros, maps))
-
-
-def _zeros(layer: Tensor) -> Tensor:
-    return layer.new_zeros(()).expand_as(layer)
-
-
-_GRADIENTS: dict[GradientOf, Callable[[Sequence[Tensor], Maps, bool], Maps]] = {
-    "score": _of_score,
-    "layers": _of_each,
-    "none": _none,
-}
 
 
 def _whole_layer(attention: Tensor, gradient: Tensor) -> Groups:

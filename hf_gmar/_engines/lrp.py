@@ -71,11 +71,7 @@ class LRPMode(FrozenWeightsMode):
         return self._labelled(result, labels, *args[: func in _IN_PLACE])
 
     def check(self, scores: Tensor) -> None:
-        """Check that every function on which the scores depend had a rule.
-
-        Raises:
-            UnsupportedModelError: one had none.
-        """
+        """Raise an UnsupportedModelError unless all on which the scores depend had a rule."""
         labels = sorted(self._labels.get(scores, ()))
         if labels:
             raise UnsupportedModelError(
@@ -240,8 +236,7 @@ def _layer_norm_rule(
     eps: float = 1e-5,
     *_: Any,
 ) -> Any:
-    function = functools.partial(func, weight=weight, bias=bias, eps=eps)
-    return _normalised(function, value, normalized_shape, (weight, bias), eps, centred=True)
+    return _normalised(func, value, normalized_shape, eps, weight=weight, bias=bias)
 
 
 def _rms_norm_rule(
@@ -251,28 +246,22 @@ def _rms_norm_rule(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Any:
-    function = functools.partial(func, weight=weight, eps=eps)
-    small = torch.finfo(value.dtype).eps if eps is None else eps
-    return _normalised(function, value, normalized_shape, (weight, None), small, centred=False)
+    return _normalised(func, value, normalized_shape, eps, weight=weight)
 
 
 def _normalised(
-    function: Function,
-    value: Tensor,
-    shape: Sequence[int],
-    parameters: tuple[Tensor | None, Tensor | None],
-    eps: float,
-    *,
-    centred: bool,
+    func: Function, value: Tensor, shape: Sequence[int], eps: float | None, **parameters: Any
 ) -> Any:
+    """Layer norm, or RMS norm, which has no bias and does not centre."""
     if _live(parameters):
         return NotImplemented
-    dims = tuple(range(-len(shape), 0))
+    dims, centred = tuple(range(-len(shape), 0)), "bias" in parameters
     wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
     wide = wide - wide.mean(dims, keepdim=True) if centred else wide
-    factor = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
-    function = functools.partial(function, normalized_shape=tuple(shape))
-    inputs = value, factor, parameters[0], dims if centred else None, function
+    small = torch.finfo(value.dtype).eps if eps is None else eps
+    factor = (wide.square().mean(dims, keepdim=True) + small).rsqrt()
+    function = functools.partial(func, normalized_shape=tuple(shape), eps=eps, **parameters)
+    inputs = value, factor, parameters["weight"], dims if centred else None, function
     return _NormRule.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
@@ -373,8 +362,8 @@ _FACTORS = _variants("erf hardsigmoid norm pow sigmoid square std tanh var vecto
 """Functions whose value is a constant that must become a factor of an activation, as the sigmoid in
 x * sigmoid(x) and the length in x / x.norm(): all relevance goes to the other factor."""
 
-_ACTIVATIONS = """celu elu gelu hardswish leaky_relu mish relu relu6 selu silu softsign
-    tanhshrink"""
+_ACTIVATIONS = "celu elu gelu hardswish leaky_relu mish relu relu6 selu silu softsign tanhshrink"
+_ATTENTIONS = "scaled_dot_product_attention multi_head_attention_forward"
 
 _RULES: dict[Function, Rule] = {
     function: rule
@@ -388,10 +377,7 @@ _RULES: dict[Function, Rule] = {
         (_rms_norm_rule, _variants("rms_norm")),
         (_normalize_rule, _variants("normalize")),
         (_batch_norm_rule, _variants("batch_norm")),
-        (
-            _attention_rule,
-            _variants("scaled_dot_product_attention multi_head_attention_forward"),
-        ),
+        (_attention_rule, _variants(_ATTENTIONS)),
     )
     for function in functions
 }

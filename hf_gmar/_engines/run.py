@@ -1,6 +1,6 @@
-"""One forward, one backward for each target, and the rule fed from the top layer down.
+"""Run the model once, and feed the rules by one backward for each target.
 
-A method knows only its rule; which engine feeds it makes no difference to the result.
+A method knows only its rule; the result does not depend on the engine that feeds it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from hf_gmar._engines.streaming import streaming_engine
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What a rule made of one call and one target.
+    """The result of a rule for one call and one target.
 
     Attributes:
         patches: relevance of each patch, (B, rows, columns).
-        heads: what the rule said of each head, (B, layers, H) or (B, layers, H, more), lowest
-            explained layer first; ``None`` if nothing.
+        heads: values of each head, (B, layers, H) or (B, layers, H, more), lowest explained layer
+            first; ``None`` if the rule gives none.
     """
 
     patches: Tensor
@@ -56,18 +56,9 @@ def run_rules(
 ) -> list[list[RuleResult]]:
     """Run the model once and feed its attention to each rule, for each target.
 
-    The model is in evaluation mode meanwhile and comes back as it was. Sums are kept in float32,
-    or in float64 for a float64 model.
-
-    Args:
-        adapter: the model.
-        request: the call to it, with all the layers and gradients that one of the rules needs.
-        target_specs: what is explained, with one forward for all of them.
-        spans: the rules, each with its layers, of those of the request.
-        engine: a name in ``ENGINES``.
-
-    Returns:
-        For each target, what each rule made of it.
+    The request has all the layers and gradients that one of the rules needs. The model is in
+    evaluation mode meanwhile and comes back as it was. Sums are kept in float32, or in float64 for
+    a float64 model.
 
     Raises:
         TargetError: a target does not fit the scores.

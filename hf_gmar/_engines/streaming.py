@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar._core.attention import attention_here, routed_here
 from hf_gmar._core.constant_weights import FrozenWeightsMode
+from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.hooks import VisionRuns, recorded_runs
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
@@ -98,7 +99,7 @@ class _StreamedPass:
         if self.graded:
             starts = reversed(self.starts[below:])
             for score, (layer, start) in zip(reversed(scores), starts, strict=True):
-                gradient = _gradient(score, start, again)
+                (gradient,) = gradients_of(score, [start], again)
                 if gradient is not None:
                     self.walker.walk(layer, gradient, propagation)
             check_reached(propagation.layers, len(self.graded))
@@ -171,11 +172,7 @@ class _StreamingMode(FrozenWeightsMode):
         return output.detach().requires_grad_().clone() if starts else output
 
     def check_calls(self) -> None:
-        """Check that each layer made one attention call.
-
-        Raises:
-            ModelOutputError: one made none, or several.
-        """
+        """Raise a ModelOutputError unless each layer made one attention call."""
         state = self.state
         if self.calls != state.layers:
             raise ModelOutputError(
@@ -243,13 +240,6 @@ def _attend(layer: AttentionLayer) -> Tensor:
     return functional.scaled_dot_product_attention(
         layer.query, layer.key, layer.value, attn_mask=layer.mask, scale=layer.scale
     )
-
-
-def _gradient(score: Tensor, start: Tensor, again: bool) -> Tensor | None:
-    if not score.requires_grad:
-        return None
-    (gradient,) = torch.autograd.grad(score, start, retain_graph=again, allow_unused=True)
-    return gradient
 
 
 class _StreamedAttention(torch.autograd.Function):

@@ -20,6 +20,7 @@ from hf_gmar._core.execution import (
     check_finite,
     check_tokens,
     exclusive_eval,
+    gradients_of,
     graph_enabled,
 )
 from hf_gmar._core.hooks import CallRecorder, recorded_runs
@@ -50,15 +51,8 @@ def token_attributions(
 ) -> list[Tensor]:
     """A map (B, rows, columns) for each target, of the tokens that enter a layer.
 
-    Sums are kept in float32, or in float64 for a float64 model.
-
-    Args:
-        adapter: the model.
-        request: the call to it.
-        target_specs: what is explained, with one forward for all of them.
-        layer: whose input is explained, counted from 0.
-        token_map: makes the map, see ``TokenMap``.
-        rules: propagate relevance by these; the plain gradient without them.
+    All targets share one forward. Sums are kept in float32, or in float64 for a float64 model.
+    With ``rules`` the gradient is relevance / token.
 
     Raises:
         UnsupportedModelError: the layers can't be found, or a function has no rule.
@@ -109,9 +103,7 @@ def _forward(
 
 
 def _gradient(score: Tensor, tokens: Tensor, layer: int, again: bool) -> Tensor:
-    gradient = None
-    if score.requires_grad:
-        (gradient,) = torch.autograd.grad(score, tokens, retain_graph=again, allow_unused=True)
+    (gradient,) = gradients_of(score, [tokens], again)
     if gradient is None:
         raise ModelOutputError(
             f"the gradient of the scores does not reach the tokens that enter layer {layer}; the "

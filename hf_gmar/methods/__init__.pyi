@@ -7,6 +7,7 @@ from .grad_sam import GradSAM
 from .gradient_rollout import GradientRollout
 from .input_x_gradient import InputXGradient
 from .joint import attribute_jointly
+from .layer_rules import Block, LayerResult, LayerRule, Sums
 from .legrad import LeGrad
 from .random_attribution import RandomAttribution
 from .raw_attention import RawAttention
@@ -20,12 +21,16 @@ __all__ = [
     "AttentionRollout",
     "AttnLRP",
     "AttributionMethod",
+    "Block",
     "GradSAM",
     "GradientRollout",
     "InputXGradient",
+    "LayerResult",
+    "LayerRule",
     "LeGrad",
     "RandomAttribution",
     "RawAttention",
+    "Sums",
     "TokenGradCAM",
     "attribute_jointly",
     "register_method",

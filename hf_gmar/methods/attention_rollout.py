@@ -13,26 +13,20 @@ from hf_gmar.methods.layer_rules import FUSIONS, Fusion, RolloutRule
 class AttentionRollout(AttentionMethod):
     """Roll the attention of all layers out to the patches, the same for every class.
 
-    Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (arXiv
-    2005.00928): F is the mean of a layer's heads, (F + alpha I) / (1 + alpha) its rollout with the
-    residual connection, and the map the readout's row of the product of all layers. Later practice
-    fuses heads by their maximum or minimum, and sets small attention to zero; then each row of F
-    is divided by its sum, so that alpha weighs the same for every fusion.
+    F is the mean of a layer's heads, (F + alpha I) / (1 + alpha) its rollout with the residual
+    connection, and the map the readout's row of the product of all layers. Later practice fuses
+    heads by their maximum or minimum, and sets small attention to zero. Each row of F is then
+    divided by its sum, so that alpha weighs the same for every fusion.
 
     A map is >= 0 and sums to at most 1. No gradient is taken.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         head_fusion: ``"mean"`` as in the paper, ``"max"`` or ``"min"`` of the heads.
         discard_ratio: share of the fused attention of each query that is set to zero, smallest
             first, from 0 to less than 1. Other code discards over the whole matrix, where tokens
             of spread attention lose all of it.
         alpha: weight of the residual connection, >= 0.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: an option outside its range.
 
     Example:
         >>> import torch

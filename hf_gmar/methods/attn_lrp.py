@@ -20,18 +20,18 @@ class AttnLRP(AttributionMethod):
     """Propagate the score as relevance through every layer, down to the embedded patches.
 
     map[p] = sum over c of T[p, c] G[p, c], with the tokens T that enter layer 0 and a gradient G
-    in which each function hands down relevance by its rule:
+    in which each function passes relevance down by its rule:
 
-    - linear layers, residual connections and means: the epsilon rule with an epsilon of zero, each
-      part by its share in the sum. Biases take their share, and it goes no further. With a gamma,
-      what has the sign of a linear layer's output counts 1 + gamma times.
-    - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): what is
-      divided by is a constant.
+    - linear layers, residual connections and means: the epsilon rule with an epsilon of zero. Each
+      term gets its share in the sum; the share of a bias goes no further. With a gamma, terms with
+      the sign of a linear layer's output count 1 + gamma times.
+    - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
+      is a constant.
     - activations (GELU, SiLU, ReLU, ...): relevance passes as it is. Where one is written out, as
       x * sigmoid(1.702 x), the second factor is a constant.
     - products of two activations (attention and values, queries and keys, gates as in DINOv2
-      giant): half to each. A factor that is learned, as the query of SigLIP's pooling head, makes
-      it a linear layer: all to the other.
+      giant): half to each. If one factor is learned, as the query of SigLIP's pooling head, the
+      other gets all.
     - softmax: R_in[i] = x[i] (R_out[i] - softmax[i] sum over j of R_out[j]), the linear part of
       its Taylor expansion at x.
 
@@ -39,25 +39,19 @@ class AttnLRP(AttributionMethod):
     relevance of the prefix tokens do not sum to the score: biases take a share, and so does the
     constant part of each softmax.
 
-    Attention runs as SDPA, whatever the model was loaded with. The model is not changed. Functions
-    that the rules do not know are found while the model runs, and are an error if the score
-    depends on them; what a ``torch.autograd.Function`` of the model's own does can't be seen, and
-    keeps the gradient that it defines.
+    Attention runs as SDPA, whatever the model was loaded with. A function without a rule is found
+    while the model runs, and is an error if the score depends on it. A ``torch.autograd.Function``
+    of the model's own can't be seen, and keeps the gradient that it defines.
 
-    Source: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
-    Transformers", ICML 2024 (arXiv 2402.05602). For Vision Transformers the paper finds less noise
-    with a gamma rule in the linear layers; here it is not for the layers inside PyTorch's
-    ``nn.MultiheadAttention`` (SigLIP's pooling head).
+    For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
+    it does not reach those inside PyTorch's ``nn.MultiheadAttention`` (SigLIP's pooling head).
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
-        readout: which tokens a class head of your own reads.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several, a model that
-            can't run SDPA, or (while it runs) a function without a rule.
-        OptionError: a gamma outside its range.
+        UnsupportedModelError: a model that can't run SDPA, or (while it runs) a function without a
+            rule.
 
     Example:
         >>> import torch

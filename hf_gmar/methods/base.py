@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from hf_gmar._core.execution import predict
-from hf_gmar._core.inputs import checked_request, several, single_tensor, size_errors
+from hf_gmar._core.inputs import checked_request, single_tensor, size_errors, target_list
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
@@ -151,7 +151,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         Returns:
             Tensor (T, B, rows, columns); row t is ``attribute_patches(inputs, targets[t])``.
         """
-        target_specs = [self._target_spec(target, contrast) for target in several(targets)]
+        target_specs = [self._target_spec(target, contrast) for target in target_list(targets)]
         return torch.stack(
             self._maps(inputs, target_specs, additional_forward_args, forward_kwargs)
         )

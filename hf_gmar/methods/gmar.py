@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from hf_gmar._core.targets import Target
-from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_number, check_option
-from hf_gmar.methods.attention_base import AttentionMethod
+from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import NORMS, GmarRule, Norm
 
 
@@ -20,40 +19,24 @@ class GMAR(AttentionMethod):
     A map is >= 0 and sums to at most 1 over the patches: the share of the readout's relevance that
     lands on each. What is missing to 1 stayed on prefix tokens such as CLS.
 
-    Source: Jo, Jang and Park, "GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision
-    Transformer Interpretability", ICIP 2025 (arXiv 2504.19414). The exact definition, with the
-    choices where the paper is silent, is in ``docs/gmar.md``.
+    The exact definition, with the choices where the paper is silent, is in ``docs/gmar.md``.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm.
         alpha: weight of the residual connection in each layer, >= 0; at 0 attention alone moves
             relevance.
-        start_layer: the lowest layer that takes part, 0 for all of them.
-        engine: ``"streaming"``, or ``"dense"``, the plain reference.
-        chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
-        checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
-        readout: which tokens a class head of your own reads.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: an option outside its range.
+        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Example:
         >>> import torch
-        >>> from transformers import ViTConfig, ViTForImageClassification
-        >>> config = ViTConfig(
-        ...     image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2,
-        ...     num_attention_heads=4, intermediate_size=32, num_labels=5,
-        ... )
-        >>> gmar = GMAR(ViTForImageClassification(config))
-        >>> images = torch.randn(2, 3, 32, 32)
+        >>> from hf_gmar import load_model
+        >>> gmar, images = GMAR(load_model("bundled").model), torch.randn(2, 3, 96, 96)
         >>> gmar.attribute(images, target=[3, 1]).shape
-        torch.Size([2, 3, 32, 32])
+        torch.Size([2, 3, 96, 96])
         >>> gmar.attribute_patches(images, target=3).shape
-        torch.Size([2, 4, 4])
+        torch.Size([2, 8, 8])
         >>> gmar.head_importance(images, target=3).shape
-        torch.Size([2, 2, 4])
+        torch.Size([2, 6, 4])
     """
 
     source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
@@ -64,13 +47,9 @@ class GMAR(AttentionMethod):
         model: Callable[..., Any],
         norm: Norm = "l1",
         alpha: float = 1.0,
-        start_layer: int = 0,
-        engine: str = "streaming",
-        chunk_size: int | None = None,
-        checkpoint: bool = False,
-        readout: ReadoutSpec = None,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(model, start_layer, engine, chunk_size, checkpoint, readout)
+        super().__init__(model, **options)
         check_option("norm", norm, NORMS)
         self.rule = GmarRule(norm, check_number("alpha", alpha, 0))
 

@@ -12,19 +12,10 @@ from hf_gmar.methods.layer_rules import PositiveGradientRule
 class GradSAM(AttentionMethod):
     """Attention times its positive gradient, averaged over layers, heads and queries.
 
-    Source: Barkan et al., "Grad-SAM: Explaining Transformers via Gradient Self-Attention Maps",
-    CIKM 2021 (arXiv 2204.11073): the mean over the layers and heads of A * relu(dscore/dA). The
-    relevance of a token is the mean of its column, over all queries that look at it.
+    The mean over the layers and heads of A * relu(dscore/dA). The relevance of a token is the mean
+    of its column, over all queries that look at it.
 
     A map is >= 0 and has no upper bound: it grows with the score.
-
-    Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: an option outside its range.
 
     Example:
         >>> import torch

@@ -23,19 +23,11 @@ class InputXGradient(AttributionMethod):
     their positions.
 
     Values are signed and without bounds: those below zero speak against the class. They are in the
-    units of the score, but do not sum to it, as a Vision Transformer is not linear.
-
-    Source: Shrikumar et al., "Not Just a Black Box: Learning Important Features Through
-    Propagating Activation Differences", 2016 (arXiv 1605.01713), there on the input itself.
+    units of the score, but do not sum to it, as a Vision Transformer is not linear. The paper
+    applies it to the input itself.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
-        readout: which tokens a class head of your own reads.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: there is no such layer.
 
     Example:
         >>> import torch

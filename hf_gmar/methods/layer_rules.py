@@ -1,4 +1,4 @@
-"""The layer rules of the methods: pure tensor maths, without models.
+"""The layer rules of the methods, and the protocol of a rule: tensor maths, without models.
 
 Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = key.
 """
@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hf_gmar._engines.propagation import Block, LayerResult, Sums
+from hf_gmar._engines.propagation import Block, LayerResult, LayerRule, Sums
+
+__all__ = ["Block", "LayerResult", "LayerRule", "Sums"]  # the protocol, for rules of your own
 
 Norm: TypeAlias = Literal["l1", "l2"]
 NORMS: tuple[Norm, ...] = ("l1", "l2")
@@ -30,9 +32,7 @@ FUSIONS: dict[Fusion, Callable[[Tensor], Tensor]] = {
 class GmarRule:
     """Gradient-weighted multi-head attention rollout for one layer.
 
-    Jo, Jang and Park, "GMAR: Gradient-Driven Multi-Head Attention Rollout for Vision Transformer
-    Interpretability", ICIP 2025 (arXiv 2504.19414); the rollout of Abnar and Zuidema, ACL 2020
-    (arXiv 2005.00928). With attention A, its gradient G and relevance row r from above::
+    With attention A, its gradient G and relevance row r from above::
 
         g_h = sum |G_h|  (l1)   or   sqrt(sum G_h^2)  (l2)
         w_h = g_h / sum_h g_h
@@ -91,7 +91,6 @@ def normalise_heads(scores: Tensor) -> Tensor:
 class RolloutRule:
     """Attention rollout for one layer, without gradients.
 
-    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (arXiv 2005.00928).
     With F the fused attention, of which each row keeps its largest entries and sums to 1::
 
         r  <- (r F + alpha r) / (1 + alpha)
@@ -140,9 +139,7 @@ def _largest(fused: Tensor, discard_ratio: float) -> Tensor:
 class GradientRolloutRule:
     """Gradient-weighted rollout for one layer: r <- r + r mean_h relu(A_h * G_h).
 
-    Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
-    Encoder-Decoder Transformers", ICCV 2021 (arXiv 2103.15679), equations 5 and 6 for
-    self-attention. The map is what the layers add; the identity with which R starts is left out.
+    The map is what the layers add; the identity with which R starts is left out.
     """
 
     def accumulate(self, block: Block) -> Sums:

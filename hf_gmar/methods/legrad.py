@@ -17,32 +17,27 @@ LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
 class LeGrad(AttentionMethod):
     """The positive gradient of each layer's own score by its attention, averaged over layers.
 
-    Source: Bousselham et al., "LeGrad: An Explainability AttributionMethod for Vision Transformers via
-    Feature Formation Sensitivity", ICCV 2025 (arXiv 2404.03214). The score of a layer is what the
-    model says of that layer's tokens as if they were its last ones: they go through all that is
-    above the layers, its norm, pooling and class head. A layer's map is the mean over heads and
-    queries of relu(dscore/dA), and the map the mean of the layers'. The paper scales it to 0 .. 1
-    afterwards; here it keeps its scale.
+    The score of a layer is the model's score if that layer's tokens were its last ones: they go
+    through all that is above the layers, its norm, pooling and class head. A layer's map is the
+    mean over heads and queries of relu(dscore/dA), and the map the mean of the layers'. The paper
+    scales it to 0 .. 1 afterwards; here it keeps its scale.
 
-    Differs from the authors' code, which pools the mean of all tokens whatever the head reads,
-    takes the two top layers unless told otherwise, and under SigLIP the attention of the pooling
-    head: here the head reads what it was trained to read, so that under a head of CLS only the
-    query of CLS has a gradient.
+    The authors' code differs: it pools the mean of all tokens whatever the class head reads, takes
+    the two top layers unless told otherwise, and under SigLIP the attention of the pooling head.
+    Here the class head reads what it was trained to read; if that is CLS, only the query of CLS has
+    a gradient.
 
     A map is >= 0 and has no upper bound: it grows with the score.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`. Its layers must be those of Transformers,
-            or the one list of modules that can only be them, each called once; where they can't be
-            told, only ``layer_scores="final"`` works.
+        model: its layers must be those of Transformers, or the one list of modules that can only be
+            them, each called once. Where they can't be told, only ``layer_scores="final"`` works.
         layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
             every layer, which is not LeGrad but needs no layer by itself.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several, or layers that
-            can't be told from other modules.
-        OptionError: an option outside its range.
+        UnsupportedModelError: layers that can't be told from other modules.
 
     Example:
         >>> import torch

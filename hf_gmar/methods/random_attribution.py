@@ -27,12 +27,9 @@ class RandomAttribution(AttributionMethod):
     not touched.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         seed: another seed gives other maps.
-        readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
         OptionError: a seed that is no whole number from 0 to 2^32 - 1.
 
     Example:

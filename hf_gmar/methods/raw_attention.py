@@ -21,20 +21,10 @@ class RawAttention(AttentionMethod):
     The map is r0 A, with r0 the tokens that the class head reads (CLS, the mean of the patches,
     ...) and A the layer's attention. A map is >= 0 and sums to at most 1. No gradient is taken.
 
-    Source: the picture that ViTs are often shown with, as in Caron et al., "Emerging Properties in
-    Self-Supervised Vision Transformers", ICCV 2021 (arXiv 2104.14294), there head by head.
+    Pictures of ViTs often show it; the paper does head by head.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: which layer, from 0; -1 is the last.
-        engine: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
-        chunk_size: see there.
-        checkpoint: see there.
-        readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: there is no such layer, or another option is outside its range.
 
     Example:
         >>> import torch

@@ -28,18 +28,11 @@ class TokenGradCAM(AttributionMethod):
     The tokens are those that *enter* the layer. Under a class head that reads CLS alone, patches
     that leave the top layer have no influence on any score, and their map would be zero.
 
-    Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization", ICCV 2017 (arXiv 1610.02391), for convolutional networks; here a patch takes the
-    place of a position in a feature map.
+    The paper is about convolutional networks; here a patch takes the place of a position in a
+    feature map.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
-        readout: which tokens a class head of your own reads.
-
-    Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: there is no such layer.
 
     Example:
         >>> import torch
