@@ -135,13 +135,13 @@ def _timm_readout(vision_model: Any) -> str:
     if type(inside).__name__ == "VisionTransformerDistilled":
         return "cls+distillation"
     mean = "tokens" if getattr(inside, "pool_include_prefix", False) else "patches"
-    found = {"token": "cls", "avg": mean}.get(inside.global_pool)
-    if found is None:
+    readout = {"token": "cls", "avg": mean}.get(inside.global_pool)
+    if readout is None:
         raise UnsupportedModelError(
             f"the timm model {vision_model.config.architecture} pools its tokens by "
             f"{inside.global_pool!r}; 'token' and 'avg' can be explained"
         )
-    return found
+    return readout
 
 
 _CLS = ("CLS",)

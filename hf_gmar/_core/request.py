@@ -1,4 +1,4 @@
-"""One call of a model, and whose gradient is needed of it."""
+"""One call of a model, and the gradient that a method needs of it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ForwardRequest:
         kwargs: keyword arguments of the model.
         start_layer: the lowest layer that takes part; layers below it are left out.
         stop_layer: the first layer above those that take part, ``None`` for the top.
-        gradient: whose gradient by the attention is needed.
-        gradient_start: the lowest layer whose gradient is needed; of the layers below it that take
-            part, attention alone.
+        gradient: whose gradient with respect to the attention is needed.
+        gradient_start: the lowest layer whose gradient is needed; of lower layers that take part,
+            attention alone.
         chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
         checkpoint: let the streaming engine recompute activations instead of keeping them.
     """
@@ -43,7 +43,7 @@ class ForwardRequest:
         return range(adapter.layers)[self.start_layer : self.stop_layer]
 
     def gradient_layers(self, adapter: ModelAdapter) -> range:
-        """Those of them whose gradient is needed: the top ones, or none at all."""
+        """The layers whose gradient is needed: the top ones of those that take part, or none."""
         layers = self.layers(adapter)
         if self.gradient == "none":
             return layers[:0]

@@ -1,1 +1,1 @@
-"""How attention and its gradient are got."""
+"""Engines: run a model, and feed its attention and gradients to layer rules."""

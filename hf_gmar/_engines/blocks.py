@@ -41,7 +41,7 @@ _FEWEST_ROWS = 64  # with fewer the matrix products become slow
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """What one layer's attention is computed from.
+    """The inputs of one layer's attention.
 
     Attributes:
         query: (B, H, N, D).
@@ -121,11 +121,11 @@ class BlockWalker:
 
         Args:
             layer: the layer.
-            output_gradient: gradient of the score by the attention's output, in its shape;
+            output_gradient: gradient of the score with respect to the attention output, same shape;
                 ``None`` if the rule needs no gradient.
             propagation: the rules, whose relevance moves through this layer.
-            below: where the gradients by query, key and value go, of their shapes and in the
-                dtype of the sums; ``None`` if no layer below takes part.
+            below: memory for the gradients with respect to query, key and value, of their shapes
+                and in the dtype of the sums; ``None`` if no layer below takes part.
         """
         size = BlockSize.choose(layer, self.rows)
 

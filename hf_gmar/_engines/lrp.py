@@ -27,7 +27,7 @@ from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar.errors import UnsupportedModelError
 
 Function: TypeAlias = Callable[..., Any]
-Rule: TypeAlias = Callable[..., Any]
+FunctionRule: TypeAlias = Callable[..., Any]
 """From a function and the arguments of a call to its value, with another gradient; or
 ``NotImplemented`` if the rule does not hold for this call."""
 
@@ -326,8 +326,8 @@ def _variants(names: str, *forms: str) -> set[Function]:
     """
     spaces = (torch, Tensor, functional, torch.linalg)
     spelled = {form.format(name) for name in names.split() for form in ("{}", *forms)}
-    found = (getattr(space, name, None) for space in spaces for name in spelled)
-    return {function for function in found if callable(function)}
+    functions = (getattr(space, name, None) for space in spaces for name in spelled)
+    return {function for function in functions if callable(function)}
 
 
 _OPERATORS = ("__{}__", "{}_", "__i{}__")  # both in place and not
@@ -365,7 +365,7 @@ x * sigmoid(x) and the length in x / x.norm(): all relevance goes to the other f
 _ACTIVATIONS = "celu elu gelu hardswish leaky_relu mish relu relu6 selu silu softsign tanhshrink"
 _ATTENTIONS = "scaled_dot_product_attention multi_head_attention_forward"
 
-_RULES: dict[Function, Rule] = {
+_RULES: dict[Function, FunctionRule] = {
     function: rule
     for rule, functions in (
         (_epsilon_rule, _LINEAR),

@@ -27,8 +27,8 @@ class Block(NamedTuple):
 
     Attributes:
         attention: post-softmax attention, (B, H, Q, N); rows sum to 1.
-        gradient: gradient of the explained score by that attention, (B, H, Q, N); zeros for a
-            method that needs no gradient.
+        gradient: gradient of the explained score with respect to that attention, (B, H, Q, N);
+            zeros for a method that needs no gradient.
         relevance: relevance of these rows' tokens, as it arrived from the layer above, (B, Q).
     """
 
@@ -43,14 +43,14 @@ the same rows for each rule, with its own relevance."""
 
 
 class LayerResult(NamedTuple):
-    """What a rule makes of one layer.
+    """The result of a rule for one layer.
 
     Attributes:
         relevance: relevance of the layer's input tokens, (B, N).
-        heads: what the rule says of each head, (B, H) or (B, H, more): GMAR's importance, which
-            sums to 1 over the heads; ``None`` if nothing.
-        addition: what this layer adds to the map, (B, N). The map is the sum of the additions, or,
-            if the rule makes none, the relevance that leaves the lowest layer.
+        heads: values of each head, (B, H) or (B, H, more), as GMAR's importance, which sums to 1
+            over the heads; ``None`` if the rule gives none.
+        addition: the layer's term of the map, (B, N). The map is the sum of these terms, or, if the
+            rule gives none, the relevance that leaves the lowest layer.
     """
 
     relevance: Tensor
@@ -59,7 +59,7 @@ class LayerResult(NamedTuple):
 
 
 class LayerRule(Protocol):
-    """What a method does at each layer, fed from the top layer down.
+    """The computation of a method at each layer, from the top layer down.
 
     Images are independent: every sum and result has the images of the block as its first
     dimension. A row without relevance and without gradient must add nothing, as engines may leave
@@ -104,13 +104,13 @@ class RelevancePropagation:
 
     Args:
         spans: the rules, each with the layers that take part in it.
-        relevance: what enters the highest layer of each rule, (B, N).
+        relevance: the readout, which enters the highest layer of each rule, (B, N).
         top: the layer that is fed first.
 
     Attributes:
         layers: how many layers were fed.
-        relevance: what left the last layer of each rule, (B, N).
-        heads: for each rule, what it says of the heads of its layers, top layer first.
+        relevance: for each rule, the relevance that left its last layer, (B, N).
+        heads: for each rule, the values of the heads of its layers, top layer first.
     """
 
     def __init__(self, spans: Sequence[RuleSpan], relevance: Tensor, top: int) -> None:

@@ -47,12 +47,12 @@ def token_attributions(
     target_specs: Sequence[TargetSpec],
     layer: int,
     token_map: TokenMap,
-    rules: LRPMode | None = None,
+    lrp: LRPMode | None = None,
 ) -> list[Tensor]:
     """A map (B, rows, columns) for each target, of the tokens that enter a layer.
 
     All targets share one forward. Sums are kept in float32, or in float64 for a float64 model.
-    With ``rules`` the gradient is relevance / token.
+    With ``lrp`` the gradient is relevance / token.
 
     Raises:
         UnsupportedModelError: the layers can't be found, or a function has no rule.
@@ -60,9 +60,9 @@ def token_attributions(
         ModelOutputError: no scores, no gradient, or values that are not finite.
     """
     with exclusive_eval(adapter), graph_enabled(), ExitStack() as stack:
-        if rules is not None:  # one form of attention, however the model was loaded
+        if lrp is not None:  # one form of attention, however the model was loaded
             stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
-        scores, tokens = _forward(adapter, request, layer, rules or FrozenWeightsMode())
+        scores, tokens = _forward(adapter, request, layer, lrp or FrozenWeightsMode())
         targets = [target_spec.resolve(scores) for target_spec in target_specs]
         grid = check_tokens(adapter, request, tokens.shape[1])
         patches, dtype = slice(adapter.layout.num_prefix_tokens, None), accumulation_dtype(scores)

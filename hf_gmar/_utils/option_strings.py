@@ -1,4 +1,4 @@
-"""What is chosen by name, with options: ``gmar:norm=l2,alpha=0.5``."""
+"""Names with options as text: ``gmar:norm=l2,alpha=0.5``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, colon, rest = text.partition(":")
     # A comma inside a value, as in a list, is followed by no NAME=.
-    pairs = [one.partition("=") for one in re.split(r",(?=\s*\w+=)", rest)] if colon else []
+    pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+=)", rest)] if colon else []
     if not name or not all(option.strip() and equals for option, equals, _ in pairs):
         raise OptionError(f"NAME or NAME:OPTION=VALUE,OPTION=VALUE is needed, got {text!r}")
     options = {option.strip(): parse_value(value) for option, _, value in pairs}
@@ -45,11 +45,11 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def format_spec(name: str, options: Mapping[str, Any]) -> str:
-    """How it is called in tables.
+    """The name with its options, as tables show it.
 
     Example:
         >>> format_spec("gmar", {"norm": "l2", "alpha": 0.5}), format_spec("legrad", {})
         ('gmar (norm=l2, alpha=0.5)', 'legrad')
     """
-    said = ", ".join(f"{option}={value}" for option, value in options.items())
-    return f"{name} ({said})" if said else name
+    text = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"{name} ({text})" if text else name

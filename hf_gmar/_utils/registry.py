@@ -27,7 +27,7 @@ class Registry(Generic[T]):
         kind: the noun in messages, such as ``"method"``.
         base: the class that all must derive from, as ``"module:Class"``.
         built_in: the classes of this package by name, in the same form.
-        given: how many arguments :meth:`build` hands to the constructor; they are no options.
+        positional: how many arguments :meth:`build` hands to the constructor; they are no options.
 
     Example:
         >>> from hf_gmar.methods import METHODS
@@ -37,11 +37,13 @@ class Registry(Generic[T]):
         ('gmar', {'norm': 'l2', 'alpha': 0.5})
     """
 
-    def __init__(self, kind: str, base: str, built_in: Mapping[str, str], given: int = 0) -> None:
+    def __init__(
+        self, kind: str, base: str, built_in: Mapping[str, str], positional: int = 0
+    ) -> None:
         self.kind = kind
         self.built_in = tuple(built_in)
         self._base = base
-        self._given = given
+        self._positional = positional
         self._classes: dict[str, str | type[T]] = dict(built_in)
 
     def __iter__(self) -> Iterator[str]:
@@ -52,11 +54,11 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         """The class of that name; an OptionError if there is none, or it can't be loaded."""
-        found = self._classes.get(name)
-        if isinstance(found, type):
-            return found
-        if found is not None:
-            self._classes[name] = _imported(found)
+        entry = self._classes.get(name)
+        if isinstance(entry, type):
+            return entry
+        if entry is not None:
+            self._classes[name] = _imported(entry)
         elif name in self._entry_points:
             self._classes[name] = self._checked(name, self._loaded(name))
         else:
@@ -75,7 +77,7 @@ class Registry(Generic[T]):
         """The name under which a class is known, or ``None``."""
         spelled = f"{kind.__module__}:{kind.__qualname__}"
         known = self._classes.items()
-        return next((name for name, one in known if one is kind or one == spelled), None)
+        return next((name for name, entry in known if entry is kind or entry == spelled), None)
 
     def register(self, name: str, kind: type[T]) -> None:
         """Make a class known under a name in this process.
@@ -98,7 +100,7 @@ class Registry(Generic[T]):
         An option that must be given has ``inspect.Parameter.empty``. An OptionError is raised if
         there is no such name.
         """
-        parameters = _parameters(self[name], self._given)
+        parameters = _parameters(self[name], self._positional)
         return {parameter.name: parameter.default for parameter in parameters}
 
     def check(self, name: str, options: Iterable[str] = ()) -> None:
@@ -111,7 +113,7 @@ class Registry(Generic[T]):
                 f"{', '.join(known) or 'none'}"
             )
 
-    def build(self, name: str, /, *given: Any, **options: Any) -> T:
+    def build(self, name: str, /, *args: Any, **options: Any) -> T:
         """An instance of the class of that name.
 
         Raises:
@@ -127,7 +129,7 @@ class Registry(Generic[T]):
         ]
         if absent:
             raise OptionError(f"the {self.kind} {name!r} needs a value for {', '.join(absent)}")
-        return self[name](*given, **options)
+        return self[name](*args, **options)
 
     def parse(self, spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
         """The name and the options of ``"NAME:OPTION=VALUE,..."`` or of a pair of both, checked.
@@ -146,21 +148,18 @@ class Registry(Generic[T]):
         self.check(name, options)
         return name, options
 
-    @staticmethod
-    def label(name: str, options: Mapping[str, Any]) -> str:
-        """The name with its options, as tables show it."""
-        return format_spec(name, options)
+    label = staticmethod(format_spec)
 
     @functools.cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        found = {point.name: point for point in entry_points(group=f"hf_gmar.{self.kind}s")}
-        for name in sorted(found.keys() & set(self.built_in)):
+        points = {point.name: point for point in entry_points(group=f"hf_gmar.{self.kind}s")}
+        for name in sorted(points.keys() & set(self.built_in)):
             warnings.warn(
-                f"the {self.kind} {name!r} of {found.pop(name).value} is left out: the name is "
+                f"the {self.kind} {name!r} of {points.pop(name).value} is left out: the name is "
                 "hf_gmar's own; its package has to take another one",
                 stacklevel=2,
             )
-        return found
+        return points
 
     def _loaded(self, name: str) -> Any:
         point = self._entry_points[name]
@@ -189,9 +188,9 @@ def _imported(place: str) -> type[Any]:
     return kind
 
 
-def _parameters(kind: type, given: int) -> Iterator[inspect.Parameter]:
+def _parameters(kind: type, positional: int) -> Iterator[inspect.Parameter]:
     """Those that a constructor names, then those that it passes on to its base class."""
-    parameters = list(inspect.signature(kind).parameters.values())[given:]
-    yield from (one for one in parameters if one.kind is not one.VAR_KEYWORD)
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        yield from _parameters(kind.__mro__[1], given)
+    parameters = list(inspect.signature(kind).parameters.values())[positional:]
+    yield from (item for item in parameters if item.kind is not item.VAR_KEYWORD)
+    if any(item.kind is item.VAR_KEYWORD for item in parameters):
+        yield from _parameters(kind.__mro__[1], positional)

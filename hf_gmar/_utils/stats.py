@@ -103,14 +103,15 @@ def rank_correlations(maps: Sequence[Tensor]) -> Tensor:
     """
     if not maps:
         return torch.empty(0, 0, dtype=torch.float64)
-    each = [_of_one_image([one[image] for one in maps]) for image in range(len(maps[0]))]
-    return torch.stack(each).nanmean(0)
+    matrices = [_correlations(image_maps) for image_maps in zip(*maps, strict=True)]
+    return torch.stack(matrices).nanmean(0)
 
 
-def _of_one_image(maps: Sequence[Tensor]) -> Tensor:
-    ranks = torch.stack([average_ranks(one.flatten()) for one in maps])
+def _correlations(maps: Sequence[Tensor]) -> Tensor:
+    """Those of the maps (rows, columns) of one image."""
+    ranks = torch.stack([average_ranks(values.flatten()) for values in maps])
     centred = ranks - ranks.mean(1, keepdim=True)
     products = centred @ centred.T
     squares = products.diagonal()
-    found: Tensor = products / (squares[:, None] * squares).sqrt()
-    return found.clamp(-1, 1)
+    correlations: Tensor = products / (squares[:, None] * squares).sqrt()
+    return correlations.clamp(-1, 1)

@@ -73,5 +73,5 @@ class AttnLRP(AttributionMethod):
         self.gamma = check_number("gamma", gamma, 0)
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        rules = LRPMode(self.gamma)
-        return token_attributions(self.adapter, request, target_specs, 0, product, rules)
+        lrp = LRPMode(self.gamma)
+        return token_attributions(self.adapter, request, target_specs, 0, product, lrp)

@@ -1,4 +1,4 @@
-"""Several methods on the same images: what they have in common is done once."""
+"""Several methods on the same images: one forward and one backward for all that can share them."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def _call_of(member: _Member) -> tuple[Any, ...]:
 def _one_pass(members: Sequence[_Member], target_spec: TargetSpec) -> dict[int, Tensor]:
     """The maps of methods by their indices, from one pass with all their layers and gradients."""
     _, method, request = members[0]
-    spans = [(member.rule, own.layers(method.adapter)) for _, member, own in members]
-    graded = [own.layers(method.adapter).start for *_, own in members if own.gradient != "none"]
+    spans = [(member.rule, call.layers(method.adapter)) for _, member, call in members]
+    graded = [call.layers(method.adapter).start for *_, call in members if call.gradient != "none"]
     request = replace(
         request,
         start_layer=min(layers.start for _, layers in spans),

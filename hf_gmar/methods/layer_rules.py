@@ -69,8 +69,8 @@ class GmarRule:
         scores, rows = sums
         weights = normalise_heads(scores if self.norm == "l1" else scores.sqrt())
         fused = torch.einsum("bh,bhk->bk", weights, rows)
-        kept = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
-        return LayerResult(fused / (1 + self.alpha) + kept * relevance, weights)
+        residual = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
+        return LayerResult(fused / (1 + self.alpha) + residual * relevance, weights)
 
 
 def normalise_heads(scores: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class RolloutRule:
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Add the residual."""
         (row,) = sums
-        kept = self.alpha / (1 + self.alpha)
-        return LayerResult(row / (1 + self.alpha) + kept * relevance)
+        residual = self.alpha / (1 + self.alpha)
+        return LayerResult(row / (1 + self.alpha) + residual * relevance)
 
 
 def _largest(fused: Tensor, discard_ratio: float) -> Tensor:
@@ -143,13 +143,13 @@ class GradientRolloutRule:
     """
 
     def accumulate(self, block: Block) -> Sums:
-        """What the rows' relevance becomes, (B, N)."""
+        """The relevance that these rows pass on, (B, N)."""
         positive = (block.attention * block.gradient).clamp(min=0).mean(1)
         return ((block.relevance[:, None] @ positive).squeeze(1),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """Add it to what came from above."""
-        # By itself it keeps its digits, which the start of the readout, far larger, would cost.
+        """Add the row to the relevance from above."""
+        # The addition alone keeps its digits: the readout, with which R starts, is far larger.
         (row,) = sums
         return LayerResult(relevance + row, addition=row)
 
@@ -175,7 +175,7 @@ class PositiveGradientRule:
     weighted: bool
 
     def accumulate(self, block: Block) -> Sums:
-        """What each token gets from these queries, (B, N)."""
+        """The positive gradient of each token in these rows, (B, N)."""
         gradient = block.gradient * block.attention if self.weighted else block.gradient
         return (gradient.clamp(min=0).sum(2).mean(1),)
 

@@ -15,7 +15,7 @@ LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
 
 
 class LeGrad(AttentionMethod):
-    """The positive gradient of each layer's own score by its attention, averaged over layers.
+    """Average the positive gradient of each layer's own score with respect to its attention.
 
     The score of a layer is the model's score if that layer's tokens were its last ones: they go
     through all that is above the layers, its norm, pooling and class head. A layer's map is the

@@ -24,7 +24,7 @@ METHODS: Registry[AttributionMethod] = Registry(
         "attn-lrp": "hf_gmar.methods.attn_lrp:AttnLRP",
         "random": "hf_gmar.methods.random_attribution:RandomAttribution",
     },
-    given=1,  # the model
+    positional=1,  # the model
 )
 """Methods by the name that the command line, the pipeline, ``compare`` and ``evaluate`` take."""
 
