@@ -37,7 +37,7 @@ class Needy(Shape):
 @pytest.fixture
 def shapes() -> Registry[Shape]:
     """A registry with one class of its own, which is imported when it is used."""
-    return Registry("shape", f"{__name__}:Shape", {"shape": f"{__name__}:Shape"}, given=1)
+    return Registry("shape", f"{__name__}:Shape", {"shape": f"{__name__}:Shape"}, positional=1)
 
 
 def test_a_registered_class_is_known_by_its_name(shapes: Registry[Shape]) -> None:
