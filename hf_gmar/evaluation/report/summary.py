@@ -72,7 +72,7 @@ class Summary(Results):
         return json.dumps(_plain(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def summarise(
+def summarize(
     rows: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
     higher_is_better: Mapping[str, bool | None],
@@ -105,7 +105,7 @@ def summarise(
         ...     {"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}},
         ...     {"index": 1, "key": "b", "method": "gmar", "values": {"deletion:blur": 0.4}},
         ... ]
-        >>> found = summarise(rows, {}, {"deletion": False})
+        >>> found = summarize(rows, {}, {"deletion": False})
         >>> found.images, round(found.cells[0].mean, 3)
         (2, 0.3)
     """

@@ -43,7 +43,7 @@ def write_report(
 
     Args:
         folder: is made if it is missing.
-        summary: from :func:`~hf_gmar.evaluation.report.summary.summarise`.
+        summary: from :func:`~hf_gmar.evaluation.report.summary.summarize`.
         examples: images with their maps, for a figure of them.
 
     Returns:
@@ -51,9 +51,9 @@ def write_report(
 
     Example:
         >>> import tempfile
-        >>> from hf_gmar.evaluation import summarise
+        >>> from hf_gmar.evaluation import summarize
         >>> rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}}]
-        >>> written = write_report(tempfile.mkdtemp(), summarise(rows, {}, {"deletion": False}))
+        >>> written = write_report(tempfile.mkdtemp(), summarize(rows, {}, {"deletion": False}))
         >>> [path.name for path in written]
         ['summary.json', 'report.md', 'report.html']
     """

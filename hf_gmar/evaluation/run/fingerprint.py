@@ -1,24 +1,22 @@
-"""What a run measures, as plain data with a digest: two runs mix only if all of it is the same."""
+"""The settings of a run as plain data with a digest: only runs of the same settings mix."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_gmar.evaluation.run.cache import content
-
-_OF_NO_MATTER = ("_name_or_path", "transformers_version", "architectures")
+_IRRELEVANT = ("_name_or_path", "transformers_version", "architectures")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that another setting changes.
+    """Sixteen hexadecimal digits; other settings give other ones.
 
     Example:
         >>> digest({"steps": 10, "seed": 0}) == digest({"seed": 0, "steps": 10})
@@ -30,32 +28,38 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs, a line each.
 
     Example:
         >>> differences({"steps": 10, "data": {"limit": 5}}, {"steps": 20, "data": {"limit": 5}})
         ['steps: 10 there, 20 now']
     """
-    return list(_differences(old, new, ""))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    lines: list[str] = []
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield f"{prefix}{key}: {_said(left)} there, {_said(right)} now"
+            lines.append(f"{prefix}{key}: {_shortened(left)} there, {_shortened(right)} now")
+    return lines
 
 
-def _said(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def tensor_digest(values: Tensor) -> str:
+    """A digest of a tensor's values and shape, wherever it is."""
+    values = values.detach().cpu().contiguous()
+    # NumPy has no bfloat16; float32 holds all of its numbers.
+    array = (values.float() if values.element_size() < 4 else values).numpy()
+    return hashlib.sha256(array.data).hexdigest() + str(tuple(values.shape))
+
+
 def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that another weight changes, wherever the weights are.
+    """Sixteen hexadecimal digits; other weights give other ones, on any device.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -64,12 +68,13 @@ def digest_of_weights(model: nn.Module) -> str:
         >>> before == digest_of_weights(layer)
         False
     """
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+        if isinstance(value, Tensor):
+            result.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            result.update(raw.numpy().data)
+    return result.hexdigest()[:16]
 
 
 def described(thing: object) -> dict[str, Any]:
@@ -79,11 +84,12 @@ def described(thing: object) -> dict[str, Any]:
         >>> described(nn.Dropout(0.5))
         {'class': 'torch.nn.modules.dropout.Dropout', 'training': True, 'p': 0.5, 'inplace': False}
     """
-    own = getattr(thing, "__dict__", {})  # a class with slots has none
-    known = {
-        name: value for name, value in own.items() if _is_plain(value) and not name.startswith("_")
+    attributes = getattr(thing, "__dict__", {})  # a class with slots has none
+    return {"class": kind_of(thing)} | {
+        name: value
+        for name, value in attributes.items()
+        if _is_plain(value) and not name.startswith("_")
     }
-    return {"class": kind_of(thing), **known}
 
 
 def kind_of(thing: object) -> str:
@@ -103,21 +109,21 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; of a tensor, what another one changes.
+    """A value as JSON can hold it; of a tensor, its digest.
 
     Example:
         >>> plain((1, "a")), plain(torch.zeros(2)) == plain(torch.ones(2))
         ([1, 'a'], False)
     """
-    if isinstance(value, torch.Tensor):
-        return content(value)
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
     if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return value if _is_plain(value) else repr(value)
 
 
 def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str, Any]:
-    """What makes a difference to a model's scores.
+    """All that makes a difference to a model's scores.
 
     Args:
         model: what is called.
@@ -125,7 +131,7 @@ def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str
     """
     config = getattr(root, "config", None)
     settings = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
-    own = {name: value for name, value in settings.items() if name not in _OF_NO_MATTER}
+    settings = {name: value for name, value in settings.items() if name not in _IRRELEVANT}
     keywords: dict[str, Any] = {}
     while isinstance(model, functools.partial):
         keywords |= {"positional": plain(model.args), **model.keywords}
@@ -134,6 +140,6 @@ def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str
     return {
         "class": kind_of(root),
         "weights": digest_of_weights(root),
-        "config": digest(json.loads(json.dumps(own, default=str))),
+        "config": digest(json.loads(json.dumps(settings, default=str))),
         **{f"keyword {name}": plain(value) for name, value in keywords.items()},
     }
