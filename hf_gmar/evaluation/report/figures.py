@@ -47,12 +47,13 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     Example:
         >>> ends = (0.0, 1.0)
         >>> curve = Curve("gmar", "blur", "morf", ends, (0.9, 0.1), None, None, 1)
-        >>> found = Results({}, ("gmar",), (), None, 0, 1, (), (curve,), ())
-        >>> [axes.get_title() for axes in curves_figure(found, "blur").axes]
+        >>> results = Results({}, ("gmar",), (), None, 0, 1, (), (curve,), ())
+        >>> [axes.get_title() for axes in curves_figure(results, "blur").axes]
         ['gmar']
     """
-    curves = [one for one in results.curves if one.perturbation == perturbation]
-    methods = [name for name in results.methods if any(one.method == name for one in curves)]
+    curves = [curve for curve in results.curves if curve.perturbation == perturbation]
+    known = {curve.method for curve in curves}
+    methods = [name for name in results.methods if name in known]
     across = min(len(methods), _PANELS)
     down = math.ceil(len(methods) / across)
     figure = Figure(figsize=(2.1 * max(across, 3) + 0.7, 1.95 * down + 1.2), layout="constrained")
@@ -110,8 +111,7 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     figure = Figure(figsize=(2.3 * max(across, 2) + 1.8, height * down + 0.7), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
-        found = [results.by_place[measure.label, name].difference for name in methods]
-        _draw_forest(panel, found)
+        _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])
         words = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
         panel.set_title(words.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
@@ -124,17 +124,17 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     return figure
 
 
-def _draw_forest(panel: Axes, found: Sequence[Difference | None]) -> None:
+def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
     panel.axvline(0, color="0.2", linewidth=0.9)
-    for place, one in enumerate(found):
-        if one is None:
+    for place, item in enumerate(differences):
+        if item is None:
             continue
-        colour, words = _VERDICTS[one.verdict]
-        if one.low is not None and one.high is not None:
-            panel.plot([one.low, one.high], [place, place], color=colour, linewidth=1.4)
-        face = "white" if one.verdict == "no difference" else colour
+        colour, words = _VERDICTS[item.verdict]
+        if item.low is not None and item.high is not None:
+            panel.plot([item.low, item.high], [place, place], color=colour, linewidth=1.4)
+        face = "white" if item.verdict == "no difference" else colour
         style = {"markersize": 4.5, "markerfacecolor": face, "color": colour, "linestyle": "none"}
-        panel.plot([one.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
+        panel.plot([item.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     panel.xaxis.get_offset_text().set_fontsize(7.5)
@@ -148,24 +148,22 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     Examples whose grid of patches is another than the first one's are left out.
     """
     shape = next(iter(examples[0].maps.values())).shape
-    shown = [one for one in examples if {each.shape for each in one.maps.values()} == {shape}]
+    shown = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
+    failed = torch.full(shape, torch.nan)  # without a colour
     columns = [
-        GridColumn(name, maps=torch.stack([_map(one, name, shape) for one in shown]))
+        GridColumn(
+            name,
+            maps=torch.stack([e.maps.get(name, failed).detach().float().cpu() for e in shown]),
+        )
         for name in results.methods
-        if any(name in one.maps for one in shown)
+        if any(name in example.maps for example in shown)
     ]
-    pictures, titles = [one.picture for one in shown], [one.title for one in shown]
     caption = (
         "Each map is divided by its own largest absolute value: compare where the colours are, not "
         "how strong they are. An image in plain grey: the method failed on it."
     )
+    pictures, titles = [item.picture for item in shown], [item.title for item in shown]
     return grid_figure(pictures, titles, columns, caption)
-
-
-def _map(example: ExampleMaps, method: str, shape: torch.Size) -> Tensor:
-    """NaN, which has no colour, where the method failed."""
-    found = example.maps.get(method)
-    return torch.full(shape, torch.nan) if found is None else found.detach().float().cpu()
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
