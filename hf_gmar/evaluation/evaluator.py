@@ -156,7 +156,13 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     loaded = _loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
     explainers = Explainers.build(loaded.model, methods, readout, seed)
-    baseline = _checked_baseline(baseline, explainers.labels)
+    labels = explainers.labels
+    if baseline is None:
+        baseline = "random" if "random" in labels else labels[0]
+    elif baseline not in labels:
+        raise OptionError(
+            f"the baseline {baseline!r} is none of the methods; there are {', '.join(labels)}"
+        )
     evaluated = EvaluatedModel(explainers, loaded.processor, config)
     metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
@@ -210,16 +216,6 @@ def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
         )
     name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     return LoadedModel(name, model, processor)
-
-
-def _checked_baseline(baseline: str | None, labels: Sequence[str]) -> str:
-    if baseline is None:
-        return "random" if "random" in labels else labels[0]
-    if baseline not in labels:
-        raise OptionError(
-            f"the baseline {baseline!r} is none of the methods; there are {', '.join(labels)}"
-        )
-    return baseline
 
 
 def _by_label(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_gmar._utils.validation import check_option
+from hf_gmar._utils.validation import check_option, check_positive
 from hf_gmar.errors import InputError
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.inputs import ConfidenceChange
-from hf_gmar.metrics.patch_ranking import FORMS, Form, checked_keep, kept_patches
+from hf_gmar.metrics.patch_ranking import FORMS, Form, kept_patches
 
 _GRAD_CAM = "Chattopadhay et al., WACV 2018, arXiv 1710.11063"
 _CAVEAT = "an explanation that keeps more of the image by its form has the better of it"
@@ -33,7 +33,9 @@ class ConfidenceMetric(Metric[ConfidenceChange]):
     def __init__(self, keep: float = 0.5, form: Form = "patches") -> None:
         super().__init__()
         check_option("form", form, FORMS)
-        self.keep = checked_keep(keep)
+        self.keep = check_positive(
+            "keep", keep, 1.0
+        )  # nothing kept would be the same for every map
         self.form: Form = form
 
     def keep_mask(self, relevance: Tensor) -> Tensor:

@@ -22,8 +22,6 @@ from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.metrics.weight_randomization import Cascade
 from hf_gmar.models.labels import probabilities
 
-SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
-
 
 class Explainer(Protocol):
     """Makes maps: any of the methods; with ``head_importance``, importance of heads too."""
@@ -73,7 +71,7 @@ class ContextBuilder:
 
     def __post_init__(self) -> None:
         """Check the options and find the Transformers model in the model."""
-        check_option("score", self.score, SCORE_KINDS)
+        check_option("score", self.score, get_args(ScoreKind))
         check_option("batch", self.batch, range(1, 2**31))
         self._adapter = ModelAdapter.of(self.model, self.readout)
         self._explainers: dict[tuple[MakeExplainer, int], Explainer] = {}

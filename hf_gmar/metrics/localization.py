@@ -51,7 +51,8 @@ class PointingGame(LocalizationMetric):
         """0 or 1, (B,)."""
         inside = measured.cover.flatten(1) >= INSIDE
         first = patch_order(measured.maps)[:, :1]
-        return _where(inside.any(1), inside.gather(1, first)[:, 0].double())
+        hit = inside.gather(1, first)[:, 0].double()
+        return torch.where(inside.any(1), hit, torch.nan)
 
 
 class RelevanceMass(LocalizationMetric):
@@ -149,7 +150,7 @@ class MeanIoU(LocalizationMetric):
         else:
             marked = unit_scaled(measured.maps) > self.threshold
         overlaps = [_iou(marked, measured.cover), _iou(~marked, 1 - measured.cover)]
-        return _where(_has_mask(measured), torch.stack(overlaps).mean(0))
+        return torch.where(_has_mask(measured), torch.stack(overlaps).mean(0), torch.nan)
 
 
 class GridPointing(Metric[LocalizationInput]):
@@ -178,15 +179,11 @@ def _mass_inside(measured: LocalizationInput) -> Tensor:
     positive = measured.maps.clamp(min=0)
     inside, everywhere = (positive * measured.cover).sum((1, 2)), positive.sum((1, 2))
     share = torch.where(everywhere > 0, inside / everywhere, 0.0)
-    return _where(_has_mask(measured), share)
+    return torch.where(_has_mask(measured), share, torch.nan)
 
 
 def _has_mask(measured: LocalizationInput) -> Tensor:
     return (measured.cover > 0).flatten(1).any(1)
-
-
-def _where(defined: Tensor, values: Tensor) -> Tensor:
-    return torch.where(defined, values, torch.nan)
 
 
 def _ap(relevance: Tensor, inside: Tensor) -> float:

@@ -85,12 +85,7 @@ def kept_count(patches: int, keep: float) -> int:
         >>> kept_count(64, 0.5), kept_count(15, 0.5), kept_count(4, 0.01)
         (32, 8, 1)
     """
-    return max(1, math.floor(checked_keep(keep) * patches + 0.5))
-
-
-def checked_keep(keep: float) -> float:
-    """The share as a float; an OptionError unless it is above 0 and at most 1."""
-    return check_positive("keep", keep, 1.0)  # nothing kept would be the same for every map
+    return max(1, math.floor(check_positive("keep", keep, 1.0) * patches + 0.5))
 
 
 def unit_scaled(relevance: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from hf_gmar.metrics.context import ContextMetric, MetricContext, one_value
 from hf_gmar.metrics.patch_ranking import unit_scaled
 
 Similarity: TypeAlias = Literal["rank", "ssim"]
-SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 _WINDOW = 7
 
@@ -67,7 +66,7 @@ class ParameterRandomization(ContextMetric):
         images: int | None = None,
     ) -> None:
         super().__init__(images)
-        check_option("similarity", similarity, SIMILARITIES)
+        check_option("similarity", similarity, get_args(Similarity))
         check_option("stages", stages, range(1, 1001))
         check_option("seed", seed, range(2**32))
         self.similarity: Similarity = similarity

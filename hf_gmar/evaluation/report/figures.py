@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+
 
 from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
@@ -41,15 +41,6 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     Two curves each, with 95 % bands; where there is a baseline, its curves are in the other panels
     too, as dashed lines.
 
-    Returns:
-        A matplotlib figure without a window.
-
-    Example:
-        >>> ends = (0.0, 1.0)
-        >>> curve = Curve("gmar", "blur", "morf", ends, (0.9, 0.1), None, None, 1)
-        >>> results = Results({}, ("gmar",), (), None, 0, 1, (), (curve,), ())
-        >>> [axes.get_title() for axes in curves_figure(results, "blur").axes]
-        ['gmar']
     """
     curves = [curve for curve in results.curves if curve.perturbation == perturbation]
     known = {curve.method for curve in curves}
@@ -61,14 +52,12 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     for panel, method in zip(panels, methods, strict=False):
         _draw_curves(panel, curves, method, results.baseline)
         panel.set_title(wrapped(method, _NAME, 2), fontsize=9)
-    for panel in panels[len(methods) :]:
-        panel.set_axis_off()
     for panel in panels[max(len(methods) - across, 0) : len(methods)]:
         panel.tick_params(labelbottom=True)  # also where the row below has no panel
     score = str(results.settings.get("score", "score"))
     figure.supxlabel("share of patches removed", fontsize=9)
     figure.supylabel(wrapped(f"{score} of the explained class, mean and 95 %", 60, 1), fontsize=9)
-    _legend(figure, list(panels[: len(methods)]))
+    _legend(figure, list(panels), len(methods))
     return figure
 
 
@@ -84,8 +73,9 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
             continue
         panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=words)
         if curve.low is not None and curve.high is not None:
-            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
-            panel.fill_between(curve.fractions, curve.low, curve.high, **band)  # type: ignore[arg-type]
+            panel.fill_between(
+                curve.fractions, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
+            )
     panel.set_xlim(0, 1)
     panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     panel.tick_params(labelsize=8)
@@ -95,13 +85,8 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
 def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     """Paired differences to the baseline with 95 % intervals: one panel for each measure.
 
-    Args:
-        results: with a baseline that was measured.
-        measures: those that have differences.
-
-    Returns:
-        A matplotlib figure without a window. Filled marks are differences that count after Holm's
-        correction.
+    The baseline was measured, and the measures have differences. Filled marks are differences that
+    count after Holm's correction.
     """
     methods = [name for name in results.methods if name != results.baseline]
     across = min(len(measures), _FORESTS)
@@ -116,11 +101,9 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
         panel.set_title(words.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
-    for panel in panels[len(measures) :]:
-        panel.set_axis_off()
     baseline = wrapped(str(results.baseline), 60, 1)
     figure.supxlabel(f"difference to {baseline}, mean and 95 %", fontsize=9)
-    _legend(figure, list(panels[: len(measures)]))
+    _legend(figure, list(panels), len(measures))
     return figure
 
 
@@ -166,10 +149,12 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     return grid_figure(pictures, titles, columns, caption)
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Each mark once, above all panels."""
+def _legend(figure: Figure, panels: Sequence[Axes], used: int) -> None:
+    """Each mark once, above all panels; those that are not used are hidden."""
+    for panel in panels[used:]:
+        panel.set_axis_off()
     marks: dict[str, Artist] = {}
-    for panel in panels:
+    for panel in panels[:used]:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             marks.setdefault(label, handle)
     figure.legend(

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from hf_gmar._utils.version import __version__
 from hf_gmar.evaluation.report.results import ALPHA, Measure, Results
 from hf_gmar.evaluation.report.statistics import FLIPS
@@ -62,7 +60,7 @@ class Picture:
     group: str
     file: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], Any]
 
 
 def page(results: Results, pictures: Sequence[Picture] = ()) -> str:

@@ -39,11 +39,6 @@ def estimates(values: Array, seed: int = 0) -> Estimates:
         seed: of the draws.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
-
-    Example:
-        >>> means = estimates(np.array([[1.0, 1.0], [2.0, np.nan], [3.0, np.nan]]))
-        >>> means.interval.mean.tolist(), means.interval.low.tolist(), means.images.tolist()
-        ([2.0, 1.0], [1.0, nan], [3, 1])
     """
     images = np.asarray((~np.isnan(values)).sum(0))
     mean, low, high = np.full((3, values.shape[1]), np.nan)
@@ -70,10 +65,6 @@ def sign_flips(values: Array, seed: int = 0, flips: int = FLIPS) -> Array:
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; for random flips
         p = (b + 1) / (m + 1), Phipson and Smyth, "Permutation P-values should never be zero", 2010.
-
-    Example:
-        >>> sign_flips(np.array([[1.0], [2.0], [3.0]])).tolist()  # two of eight flips
-        [0.25]
     """
     p_values = np.full(values.shape[1], np.nan)
     for rows, columns in _by_images(values):

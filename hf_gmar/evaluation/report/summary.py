@@ -45,7 +45,22 @@ class Summary(Results):
     def records(self) -> list[dict[str, Any]]:
         """One flat record for each measure and method, ``None`` where there is no number."""
         measures = {measure.label: measure for measure in self.measures}
-        return [_record(cell, measures[cell.measure], self.baseline) for cell in self.cells]
+        return [
+            {
+                "method": cell.method,
+                "measure": cell.measure,
+                "metric": measures[cell.measure].metric,
+                "perturbation": measures[cell.measure].perturbation,
+                "higher_is_better": measures[cell.measure].higher_is_better,
+                "mean": cell.mean,
+                "low": cell.low,
+                "high": cell.high,
+                "images": cell.images,
+                "baseline": self.baseline,
+                "difference": cell.difference and asdict(cell.difference),
+            }
+            for cell in self.cells
+        ]
 
     def markdown(self) -> str:
         """The report as one page of Markdown, without pictures."""
@@ -244,22 +259,6 @@ def _curves(
         ends = (low, high) if images > 1 else (None, None)
         results.append(Curve(method, name, order, points, mean, ends[0], ends[1], images))
     return tuple(results)
-
-
-def _record(cell: Cell, measure: Measure, baseline: str | None) -> dict[str, Any]:
-    return {
-        "method": cell.method,
-        "measure": cell.measure,
-        "metric": measure.metric,
-        "perturbation": measure.perturbation,
-        "higher_is_better": measure.higher_is_better,
-        "mean": cell.mean,
-        "low": cell.low,
-        "high": cell.high,
-        "images": cell.images,
-        "baseline": baseline,
-        "difference": cell.difference and asdict(cell.difference),
-    }
 
 
 def _plain(value: Any) -> Any:

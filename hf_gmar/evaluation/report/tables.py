@@ -43,12 +43,7 @@ class Text:
 
 
 def heading(measure: Measure) -> str:
-    """The measure and which direction is better, as an arrow and a word.
-
-    Example:
-        >>> heading(Measure.of("deletion:blur", {"deletion": False}))
-        'deletion ↓ lower is better'
-    """
+    """The measure and which direction is better, as an arrow and a word."""
     return f"{measure.title} {direction(measure)}".strip()
 
 
@@ -61,18 +56,12 @@ def mark(difference: Difference | None) -> str:
     """A triangle for better or worse than the baseline, with stars for how surely."""
     if difference is None or difference.verdict == "no difference":
         return ""
-    stars = next((one for one, level in LEVELS.items() if difference.corrected < level), "")
+    stars = next((sign for sign, level in LEVELS.items() if difference.corrected < level), "")
     return _MARKS[difference.verdict] + stars
 
 
 def counted(cells: Sequence[Cell]) -> str:
-    """The number of images of the means.
-
-    Example:
-        >>> first, second = Cell("a", "b", 0.0, None, None, 3), Cell("b", "b", 0.0, None, None, 2)
-        >>> counted([first, first]), counted([first, second])
-        ('n = 3', 'n = 2 to 3')
-    """
+    """The number of images of the means."""
     counts = {cell.images for cell in cells if cell.images} or {0}
     least, most = min(counts), max(counts)
     return f"n = {most}" if least == most else f"n = {least} to {most}"
@@ -84,7 +73,7 @@ def means(results: Results, measures: Sequence[Measure]) -> tuple[list[str], lis
     for measure in measures:
         cells = _cells(results, measure, results.methods)
         heads.append(f"{heading(measure)}, {counted(cells)}")
-        columns.append(_mean_column(cells, measure))
+        columns.append(_column(cells, measure.higher_is_better))
     return heads, _across(results.methods, columns)
 
 
@@ -93,7 +82,10 @@ def differences(
 ) -> tuple[list[str], list[list[Text]]]:
     """Headings, and for each method but the baseline its paired differences to that."""
     others = [method for method in results.methods if method != results.baseline]
-    columns = [_difference_column(_cells(results, measure, others)) for measure in measures]
+    columns = [
+        _column([cell.difference for cell in _cells(results, measure, others)])
+        for measure in measures
+    ]
     return [heading(measure) for measure in measures], _across(others, columns)
 
 
@@ -170,40 +162,29 @@ def _cells(results: Results, measure: Measure, methods: Sequence[str]) -> list[C
     return [results.by_place[measure.label, method] for method in methods]
 
 
-def _mean_column(cells: Sequence[Cell], measure: Measure) -> list[Text]:
-    form = _form(cells)
-    known = [cell.mean for cell in cells if cell.mean is not None]
-    choose = {True: max, False: min, None: None}[measure.higher_is_better]
-    best = choose(known) if choose and len(known) > 1 else None
-    most = max(cell.images for cell in cells)
+def _column(items: Sequence[Cell | Difference | None], better: bool | None = None) -> list[Text]:
+    """The numbers of a measure, the best mean in bold where one direction is better."""
+    known = [item for item in items if item is not None]
+    form, most = _form(known), max((item.images for item in known), default=0)
+    numbers = [item.mean for item in known if item.mean is not None]
+    choose = {True: max, False: min, None: None}[better]
+    best = choose(numbers) if choose and len(numbers) > 1 else None
     texts = []
-    for cell in cells:
-        if cell.mean is None:
+    for item in items:
+        if item is None or item.mean is None:
             texts.append(Text(NONE))
             continue
-        count = f"n={cell.images}" if cell.images < most else ""
-        rest = f"{_interval(cell, form)} {count}".strip()
-        texts.append(Text(form(cell.mean), mark(cell.difference), rest, cell.mean == best))
+        value, interval, mean = form(item.mean), "", item.mean
+        if item.low is not None and item.high is not None:
+            interval = f"[{form(item.low)},\u00a0{form(item.high)}]"
+        if isinstance(item, Difference):
+            sign = "+" if mean > 0 and float(value) else ""
+            texts.append(Text(sign + value, mark(item), interval))
+        else:
+            count = f"n={item.images}" if item.images < most else ""
+            rest = f"{interval} {count}".strip()
+            texts.append(Text(value, mark(item.difference), rest, mean == best))
     return texts
-
-
-def _difference_column(cells: Sequence[Cell]) -> list[Text]:
-    form = _form([cell.difference for cell in cells if cell.difference is not None])
-    texts = []
-    for cell in cells:
-        if (difference := cell.difference) is None:
-            texts.append(Text(NONE))
-            continue
-        value = form(difference.mean)
-        sign = "+" if difference.mean > 0 and float(value) else ""
-        texts.append(Text(sign + value, mark(difference), _interval(difference, form)))
-    return texts
-
-
-def _interval(item: Cell | Difference, form: Callable[[float], str]) -> str:
-    if item.low is None or item.high is None:
-        return ""
-    return f"[{form(item.low)},\u00a0{form(item.high)}]"
 
 
 def _form(items: Sequence[Cell | Difference]) -> Callable[[float], str]:

@@ -52,13 +52,13 @@ def write_report(
         >>> import tempfile
         >>> from hf_gmar.evaluation import summarize
         >>> rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}}]
-        >>> written = write_report(tempfile.mkdtemp(), summarize(rows, {}, {"deletion": False}))
-        >>> [path.name for path in written]
+        >>> paths = write_report(tempfile.mkdtemp(), summarize(rows, {}, {"deletion": False}))
+        >>> [path.name for path in paths]
         ['summary.json', 'report.md', 'report.html']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(summary, [example for example in examples or () if example.maps])
+    pictures = _pictures(summary, [item for item in examples or () if item.maps])
     markdown = page(summary, pictures)
     texts = {"summary.json": summary.to_json(), "report.md": markdown}
     with ExitStack() as stack:
@@ -80,11 +80,6 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
     Args:
         markdown: its first line is the title.
         pictures: PNG files by the name under which the page shows them.
-
-    Example:
-        >>> text = html("# Title\n\nSome *words*.", {})
-        >>> "<title>Title</title>" in text, "<em>words</em>" in text
-        (True, True)
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("text", _text)

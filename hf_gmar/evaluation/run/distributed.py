@@ -39,11 +39,7 @@ class Processes:
 
     @classmethod
     def launched(cls, cpu: bool = True) -> Processes:
-        """Those that accelerate's launcher started; this one alone if none was at work.
-
-        Args:
-            cpu: whether the models are on CPUs.
-        """
+        """The processes of accelerate's launcher, with models on CPUs or not; or this one alone."""
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
             distributed.is_available() and distributed.is_initialized()
         )

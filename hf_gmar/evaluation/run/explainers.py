@@ -72,12 +72,14 @@ class Explainers:
         if model is self.adapter.model:
             return self
         adapter = ModelAdapter.of(model, self.readout)
-        moved = {
-            label: replace(spec, method=_moved(spec.method, model, adapter))
-            for label, spec in self.methods.items()
-            if isinstance(spec.method, AttributionMethod)
-        }
-        return Explainers(adapter, moved, self.readout, self.seed)
+        specs = {}
+        for label, spec in self.methods.items():
+            if isinstance(spec.method, AttributionMethod):
+                moved: Any = copy.copy(spec.method)
+                moved.model = model
+                moved.adapter = replace(adapter, layout=moved.adapter.layout)  # its own readout
+                specs[label] = replace(spec, method=moved)
+        return Explainers(adapter, specs, self.readout, self.seed)
 
     def cached(self, key: Hashable, images: Tensor, make: Callable[[], Value]) -> Value:
         """The value for a key, images and the model's present weights; made if it is not cached."""
@@ -138,13 +140,6 @@ class Explainers:
                 return task.runner(spec)()
         except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
             return reason_of(error)
-
-
-def _moved(method: Any, model: Callable[..., Any], adapter: ModelAdapter) -> AttributionMethod:
-    moved: AttributionMethod = copy.copy(method)
-    moved.model = model
-    moved.adapter = replace(adapter, layout=method.adapter.layout)  # its own readout
-    return moved
 
 
 def _built(

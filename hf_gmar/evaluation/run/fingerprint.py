@@ -16,25 +16,13 @@ _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits; other settings give other ones.
-
-    Example:
-        >>> digest({"steps": 10, "seed": 0}) == digest({"seed": 0, "steps": 10})
-        True
-        >>> digest({"steps": 10}) == digest({"steps": 20})
-        False
-    """
+    """Sixteen hexadecimal digits; other settings give other ones."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs, a line each.
-
-    Example:
-        >>> differences({"steps": 10, "data": {"limit": 5}}, {"steps": 20, "data": {"limit": 5}})
-        ['steps: 10 there, 20 now']
-    """
+    """What differs, a line each."""
     lines: list[str] = []
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
@@ -59,15 +47,7 @@ def tensor_digest(values: Tensor) -> str:
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits; other weights give other ones, on any device.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> before = digest_of_weights(layer)
-        >>> _ = nn.init.zeros_(layer.bias)
-        >>> before == digest_of_weights(layer)
-        False
-    """
+    """Sixteen hexadecimal digits; other weights give other ones, on any device."""
     result = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
@@ -78,12 +58,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def described(thing: object) -> dict[str, Any]:
-    """A method, metric or perturbation as plain data: its class and its plain attributes.
-
-    Example:
-        >>> described(nn.Dropout(0.5))
-        {'class': 'torch.nn.modules.dropout.Dropout', 'training': True, 'p': 0.5, 'inplace': False}
-    """
+    """A method, metric or perturbation as plain data: its class and its plain attributes."""
     attributes = getattr(thing, "__dict__", {})  # a class with slots has none
     return {"class": kind_of(thing)} | {
         name: value
@@ -93,12 +68,7 @@ def described(thing: object) -> dict[str, Any]:
 
 
 def kind_of(thing: object) -> str:
-    """Its class, with its module.
-
-    Example:
-        >>> kind_of(nn.Dropout())
-        'torch.nn.modules.dropout.Dropout'
-    """
+    """Its class, with its module."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
@@ -123,12 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str, Any]:
-    """All that makes a difference to a model's scores.
-
-    Args:
-        model: what is called.
-        root: the module in it.
-    """
+    """All that makes a difference to the scores of a model, whose outermost module is ``root``."""
     config = getattr(root, "config", None)
     settings = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
     settings = {name: value for name, value in settings.items() if name not in _IRRELEVANT}

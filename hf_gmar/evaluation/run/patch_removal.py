@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.metrics.inputs import ConfidenceChange, Curves
 from hf_gmar.metrics.patch_ranking import patch_order
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import Perturbation
 
 
 @dataclass
@@ -20,8 +20,6 @@ class PatchRemoval:
 
     Attributes:
         plan: what is measured.
-        target: the class whose score is measured.
-        perturbed: gives the scores of copies.
         fewest: so many patches are always kept.
         masks: the patches that each copy keeps, by their bytes.
         scores: of each copy.
@@ -30,8 +28,6 @@ class PatchRemoval:
     """
 
     plan: Plan
-    target: int
-    perturbed: Perturbed
     fewest: int
     masks: dict[bytes, Tensor] = field(default_factory=dict)
     scores: dict[bytes, float] = field(default_factory=dict)
@@ -49,10 +45,14 @@ class PatchRemoval:
     ) -> PatchRemoval:
         """Put all copies that the methods' maps (rows, columns) need through the model."""
         perturbed = plan.model.bind(perturbation, pixels)
-        removal = cls(plan, target, perturbed, perturbation.fewest(plan.model.adapter))
+        removal = cls(plan, perturbation.fewest(plan.model.adapter))
         for label, patches in maps.items():
             removal._plan_copies(label, patches)
-        removal._score_copies()
+        for dtype in {mask.dtype for mask in removal.masks.values()}:
+            masks = {key: mask for key, mask in removal.masks.items() if mask.dtype == dtype}
+            logits = perturbed.scores(torch.stack(list(masks.values())))
+            scores = plan.model.scores(logits)[:, target].tolist()
+            removal.scores |= dict(zip(masks, scores, strict=True))
         return removal
 
     def values(self, label: str) -> dict[str, float | None]:
@@ -69,10 +69,7 @@ class PatchRemoval:
         return values
 
     def curve(self, label: str) -> dict[str, list[float]]:
-        """The scores while patches are removed, most and least relevant first.
-
-        Empty if no metric needs them.
-        """
+        """The scores while patches are removed, in both orders; empty if no metric needs them."""
         return {order: self._at(keys).tolist() for order, keys in self.curves[label].items()}
 
     def _plan_copies(self, label: str, patches: Tensor) -> None:
@@ -87,13 +84,6 @@ class PatchRemoval:
             name: [self._key(whole), self._key(metric.keep_mask(patches))]
             for name, metric in self.plan.confidence_metrics.items()
         }
-
-    def _score_copies(self) -> None:
-        for dtype in {mask.dtype for mask in self.masks.values()}:
-            keys = [key for key, mask in self.masks.items() if mask.dtype == dtype]
-            logits = self.perturbed.scores(torch.stack([self.masks[key] for key in keys]))
-            scores = self.plan.model.scores(logits)[:, self.target].tolist()
-            self.scores |= dict(zip(keys, scores, strict=True))
 
     def _masks(self, order: Tensor, shape: torch.Size) -> Tensor:
         """The kept patches (steps + 1, rows, columns) while patches go in that order."""

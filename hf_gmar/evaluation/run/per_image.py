@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,9 +37,6 @@ from hf_gmar.models.image_view import measure_view
 
 _FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
 """Errors of the run, not of one image."""
-
-MethodRows: TypeAlias = dict[str, Row]
-"""The row of each method."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class ImageEvaluator:
         results = model.explainers.maps(pixels, target)
         return Sample(index, example, pixels, predicted, target, before, results)
 
-    def _measure_removal(self, sample: Sample, rows: MethodRows) -> None:
+    def _measure_removal(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Metrics of removed and of kept patches, for each perturbation."""
         if not self.plan.metrics_of("curves", "confidence"):
             return
@@ -147,7 +144,7 @@ class ImageEvaluator:
                     rows[label]["curves"][name] = curve
                     rows[label]["fractions"] = self.model.config.fractions.tolist()
 
-    def _measure_localization(self, sample: Sample, rows: MethodRows) -> None:
+    def _measure_localization(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Metrics of the object's mask; none is defined for an image without one."""
         metrics = self.plan.metrics_of("localization")
         mask = sample.example.mask_of(sample.target)
@@ -155,16 +152,15 @@ class ImageEvaluator:
             covered = self._cover(sample.example.image, mask, sample.pixels)
             _localize(metrics, sample.maps, covered, rows)
 
-    def _measure_mosaic(self, sample: Sample, rows: MethodRows) -> None:
+    def _measure_mosaic(self, sample: Sample, rows: dict[str, Row]) -> None:
         """The same on a mosaic with the image as one of its tiles."""
         metrics = self._metrics_for(sample, "mosaic")
         if not metrics:
             return
-        height, width = sample.pixels.shape[-2:]
-        if (height, width) not in self._mosaics:
-            mosaics = Mosaics(self.data, (height, width), self.model.config.seed)
-            self._mosaics[height, width] = mosaics
-        mosaics = self._mosaics[height, width]
+        size = sample.pixels.shape[-2], sample.pixels.shape[-1]
+        if size not in self._mosaics:
+            self._mosaics[size] = Mosaics(self.data, size, self.model.config.seed)
+        mosaics = self._mosaics[size]
         if sample.index not in mosaics.indices:  # it has no label
             return
         mosaic = mosaics.mosaic(mosaics.indices.index(sample.index))
@@ -176,7 +172,7 @@ class ImageEvaluator:
         covered = self._cover(mosaic.image, mosaic.mask, pixels)
         _localize(metrics, _exact(results), covered, rows)
 
-    def _measure_contexts(self, sample: Sample, rows: MethodRows) -> None:
+    def _measure_contexts(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Metrics that call a method again and again."""
         metrics = self._metrics_for(sample, "context")
         for label in sample.maps if metrics else ():
@@ -192,6 +188,8 @@ class ImageEvaluator:
         """The context of a method; Captum's methods can't be moved to another model."""
         explainers = self.model.explainers
         method = explainers.methods[label].method
+        movable = isinstance(method, AttributionMethod)
+        ranks_heads = hasattr(method, "head_importance")
         context = self._contexts.context(
             explainers.on,
             sample.pixels,
@@ -206,12 +204,8 @@ class ImageEvaluator:
             scores=lambda images: explainers.cached(
                 "scores", images, lambda: self._contexts.scores(images)
             ),
-            explain_randomized=(
-                context.explain_randomized if isinstance(method, AttributionMethod) else None
-            ),
-            head_importance=(
-                context.head_importance if hasattr(method, "head_importance") else None
-            ),
+            explain_randomized=context.explain_randomized if movable else None,
+            head_importance=context.head_importance if ranks_heads else None,
         )
 
     def _metrics_for(self, sample: Sample, kind: InputKind) -> dict[str, Metric[Any]]:
@@ -231,10 +225,7 @@ def _add_undefined(row: Row, reasons: Mapping[str, str]) -> None:
 
 
 def _localize(
-    metrics: Mapping[str, Metric[Any]],
-    maps: Mapping[str, Tensor],
-    covered: Tensor,
-    rows: MethodRows,
+    metrics: dict[str, Metric[Any]], maps: dict[str, Tensor], covered: Tensor, rows: dict[str, Row]
 ) -> None:
     for label, patches in maps.items():
         measured = LocalizationInput(patches[None], covered[None])
@@ -262,12 +253,9 @@ def _row(sample: Sample, key: str, label: str) -> Row:
     result = sample.results[label]
     if isinstance(result, str):
         return {**row, "error": result}
-    return {
-        **row,
+    classes = {
         "label": sample.example.label,
         "predicted": sample.predicted,
         "target": sample.target,
-        "before": sample.before,
-        "values": {},
-        "curves": {},
     }
+    return {**row, **classes, "before": sample.before, "values": {}, "curves": {}}

@@ -35,17 +35,7 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a run measures.
-
-    Attributes:
-        score: what falls when patches are removed: the class's probability or its logit.
-        explained_class: which class is explained: the predicted one, or the image's label.
-        steps: in how many equal steps patches are removed.
-        memory: bytes that perturbed copies may take at a time.
-        autocast: half precision for the perturbed copies alone; ``None`` keeps the model's own.
-        seed: of everything random.
-        examples: how many images have their maps kept for the report.
-    """
+    """How a run measures, by the options of :func:`~hf_gmar.evaluation.evaluate`."""
 
     score: ScoreKind = "probability"
     explained_class: ExplainedClass = "predicted"
@@ -172,12 +162,7 @@ class Plan:
 
 
 def spread(count: int, most: int) -> set[int]:
-    """At most ``most`` of ``count`` indices, spread evenly.
-
-    Example:
-        >>> sorted(spread(10, 3)), sorted(spread(2, 5))
-        ([0, 3, 6], [0, 1])
-    """
+    """At most ``most`` of ``count`` indices, spread evenly."""
     size = min(most, count)
     return {place * count // size for place in range(size)}
 

@@ -26,17 +26,7 @@ the last one; first with none."""
 
 @dataclass(frozen=True)
 class Runner:
-    """A run.
-
-    Attributes:
-        plan: what is measured.
-        data: on which images.
-        settings: all of it as plain data.
-        processes: who takes part.
-        folder: where rows are written; ``None`` keeps them in memory alone.
-        resume: keep the rows in the folder.
-        progress: is called after each image.
-    """
+    """A run; without a folder its rows are kept in memory alone."""
 
     plan: Plan
     data: ImageDataset

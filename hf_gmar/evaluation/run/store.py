@@ -176,11 +176,6 @@ def finished(rows: Iterable[Row], methods: Sequence[str]) -> set[int]:
     """The images of which every method has its row.
 
     Images that could not be read are not among them: the next run tries them again.
-
-    Example:
-        >>> rows = [{"index": 0, "method": "a"}, {"index": 0, "method": "b"}]
-        >>> finished([*rows, {"index": 1, "method": "a"}, {"index": 2, "method": None}], ["a", "b"])
-        {0}
     """
     seen: dict[int, set[str]] = {}
     for row in rows:
@@ -192,13 +187,6 @@ def last_of_each(rows: Iterable[Row], methods: Collection[str]) -> list[Row]:
     """One row for each image and method, ordered by them; the last where there are several.
 
     An image that could not be read in one run and could in another has been read.
-
-    Example:
-        >>> rows = [{"index": 1, "method": None}, {"index": 0, "method": "b"},
-        ...         {"index": 0, "method": "a", "n": 1}, {"index": 0, "method": "a", "n": 2},
-        ...         {"index": 1, "method": "a"}, {"index": 1, "method": "b"}]
-        >>> [tuple(row.values()) for row in last_of_each(rows, ["a", "b"])]
-        [(0, 'a', 2), (0, 'b'), (1, 'a'), (1, 'b')]
     """
     places = {method: place for place, method in enumerate((None, *methods))}
     last = {(row["index"], places[row["method"]]): row for row in rows}
