@@ -606,6 +606,7 @@ def test_every_metric_says_what_it_is() -> None:
             assert text
             assert not {"|", "\n"} & set(text)  # it stands in a table
         assert metric.summary.endswith(".")
+        assert "summary" in vars(metric)  # and not in the docstring, which python -OO strips
         built = METRICS.build(name)
         assert isinstance(built, Metric)
         assert {key: getattr(built, key) for key in METRICS.options(name)} == METRICS.options(name)

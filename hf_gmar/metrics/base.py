@@ -21,8 +21,6 @@ InputKind: TypeAlias = Literal["curves", "confidence", "localization", "mosaic",
 
 Input = TypeVar("Input")
 
-_MAX_IMAGES = 2**31
-
 
 class Metric(ABC, Generic[Input]):
     """Base of all metrics: one number for each image, and the mean over images.
@@ -60,7 +58,7 @@ class Metric(ABC, Generic[Input]):
 
     def __init__(self, images: int | None = None) -> None:
         if images is not None:
-            check_option("images", images, range(1, _MAX_IMAGES))
+            check_option("images", images, range(1, 2**31))
         self.images = images
         self.seen: list[float] = []
 

@@ -14,8 +14,6 @@ from hf_gmar.metrics.patch_ranking import unit_scaled
 
 Similarity: TypeAlias = Literal["rank", "ssim"]
 
-_WINDOW = 7
-
 
 class ClassSensitivity(ContextMetric):
     """Class sensitivity; not defined for a constant map, or for a model with one class."""
@@ -107,7 +105,7 @@ def ssim(left: Tensor, right: Tensor) -> float:
         (1.0, True)
     """
     x, y = unit_scaled(left), unit_scaled(right)
-    sizes = [min(_WINDOW, size) for size in x.shape]
+    sizes = [min(7, size) for size in x.shape]
 
     def mean(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values[None], sizes, 1)[0]

@@ -133,14 +133,11 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     shape = next(iter(examples[0].maps.values())).shape
     shown = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
     failed = torch.full(shape, torch.nan)  # without a colour
-    columns = [
-        GridColumn(
-            name,
-            maps=torch.stack([e.maps.get(name, failed).detach().float().cpu() for e in shown]),
-        )
-        for name in results.methods
-        if any(name in example.maps for example in shown)
-    ]
+    columns = []
+    for name in results.methods:
+        if any(name in item.maps for item in shown):
+            maps = [item.maps.get(name, failed).detach().float().cpu() for item in shown]
+            columns.append(GridColumn(name, maps=torch.stack(maps)))
     caption = (
         "Each map is divided by its own largest absolute value: compare where the colours are, not "
         "how strong they are. An image in plain grey: the method failed on it."

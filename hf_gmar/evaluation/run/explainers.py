@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import Tensor
 
@@ -109,8 +109,7 @@ class Explainers:
     def head_importance(self, inputs: Tensor, target: int, *, method: str) -> Tensor:
         """The importance of heads by a method that has it, (B, layers, H)."""
         explainer: Any = self.methods[method].method
-        importance: Tensor = explainer.head_importance(inputs, target)
-        return importance
+        return cast("Tensor", explainer.head_importance(inputs, target))
 
     def _maps(self, pixels: Tensor, target: int) -> Maps:
         joint = {

@@ -94,7 +94,8 @@ class Runner:
     def _measure(self, missing: list[int], store: Store | None) -> list[Row]:
         """The rows of this process's share, if there is no store for them."""
         share, all_rows = self.processes.share(missing), []
-        self._report(0, len(share), [])
+        report: Progress = self.progress or (lambda *_: None)
+        report(0, len(share), [])
         examples = spread(len(self.data), self.plan.model.config.examples)
         evaluator = ImageEvaluator(self.plan, self.data)
         for count, index in enumerate(share, 1):
@@ -111,12 +112,8 @@ class Runner:
                 if sample is not None and index in examples:
                     save_example(store.folder, sample, self.plan)
                 store.append(rows)
-            self._report(count, len(share), rows)
+            report(count, len(share), rows)
         return all_rows
-
-    def _report(self, count: int, total: int, rows: list[Row]) -> None:
-        if self.progress is not None:
-            self.progress(count, total, rows)
 
 
 def _place(row: Row) -> tuple[int, str | None]:
