@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-
 from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
 from hf_gmar.visualization.grid import GridColumn, grid_figure
