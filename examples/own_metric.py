@@ -16,21 +16,24 @@ from hf_gmar.perturbations import CopyPlan, Perturbation, PerturbationInput
 
 
 class HalfLife(Metric[Curves]):
-    """Share of the patches that can go, most relevant first, before half of the score is lost."""
+    """Half-life of the score."""
 
     name = "half-life"
     input_kind = "curves"
     higher_is_better = False
+    summary = (
+        "Share of the patches that can go, most relevant first, before half the score is lost."
+    )
     formula = "the first share with less than half of the score, most relevant first"
     source = "this example"
     caveats = "no finer than the steps of the curve"
     perturbed = True
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From 0 to 1, (B,)."""
-        lost = found.morf < found.morf[:, :1] / 2
-        first = torch.where(lost.any(1), lost.int().argmax(1), len(found.fractions) - 1)
-        return found.fractions[first]
+        lost = curves.morf < curves.morf[:, :1] / 2
+        first = torch.where(lost.any(1), lost.int().argmax(1), len(curves.fractions) - 1)
+        return curves.fractions[first]
 
 
 @dataclass(frozen=True)

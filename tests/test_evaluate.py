@@ -161,8 +161,8 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
     assert -1 <= first["Saliency"]["class-sensitivity"] < 0.99
     assert first["gmar"]["class-sensitivity"] < 1
     pixels = pixels_of(bundled, draw_scene(0).image)
-    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, found.rows[0]["target"])
-    plain = METRICS.build("parameter-randomization", stages=2, seed=3).values(asked)
+    context = ContextBuilder(bundled.model).context(GMAR, pixels, found.rows[0]["target"])
+    plain = METRICS.build("parameter-randomization", stages=2, seed=3).values(context)
     assert first["gmar"][lost] == pytest.approx(float(plain), abs=1e-5)
     # Captum's methods are built on one model, and have no heads.
     assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
@@ -221,7 +221,7 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
         {"metrics": ["deletion"]},
         {"perturbations": ["blur:radius=3"]},
         {"data": "scenes:5"},
-        {"target": "label"},
+        {"explained_class": "label"},
         {"seed": 1},
         {"autocast": "bfloat16"},
         {"readout": "patches"},
@@ -388,7 +388,7 @@ def test_an_image_without_a_label_has_no_label_to_explain(
 ) -> None:
     found = evaluate(bundled, folder, ["gmar"], ["deletion"], explained_class="label")
     assert all(row["method"] is None for row in found.rows)
-    assert "target='predicted'" in found.rows[0]["error"]
+    assert "explained_class='predicted'" in found.rows[0]["error"]
 
 
 def test_metrics_and_perturbations_of_ones_own(bundled: LoadedModel) -> None:
@@ -456,7 +456,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
     "a metric as number": ({"metrics": [3]}, OptionError, "3"),
     "no such perturbation": ({"perturbations": ["blurr"]}, OptionError, "blurr"),
     "no such score": ({"score": "margin"}, OptionError, "margin"),
-    "no such target": ({"target": "top"}, OptionError, "top"),
+    "no such explained class": ({"explained_class": "top"}, OptionError, "top"),
     "no such autocast": ({"autocast": "int8"}, OptionError, "int8"),
     "no steps": ({"steps": 0}, OptionError, "steps"),
     "half a step": ({"steps": 2.5}, OptionError, "steps"),

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from hf_gmar.evaluation import ExampleMaps, Summary, summarise, write_report
+from hf_gmar.evaluation import ExampleMaps, Summary, summarize, write_report
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import LIMITS, page
 from hf_gmar.evaluation.report.writer import html
@@ -46,6 +46,7 @@ SETTINGS = {
     "model": "bundled",
     "data": "scenes:40",
     "score": "probability",
+    "explained_class": "label",
     "methods": list(METHODS),
     "perturbations": ["blur", "token-dropping"],
     "steps": 10,
@@ -91,7 +92,7 @@ def rows_of(methods: tuple[str, ...] = METHODS, images: int = 24) -> Iterator[di
 @pytest.fixture(scope="module")
 def summary() -> Summary:
     """Of all methods, with a baseline."""
-    return summarise(rows_of(), SETTINGS, BETTER, "attention-rollout")
+    return summarize(rows_of(), SETTINGS, BETTER, "attention-rollout")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def small(better: bool | None = False, **values: Sequence[float | None]) -> Summ
         for name, each in values.items()
         for index, value in enumerate(each)
     ]
-    return summarise(rows, {}, {"m": better}, next(iter(values)))
+    return summarize(rows, {}, {"m": better}, next(iter(values)))
 
 
 def table_rows(found: Summary) -> dict[str, str]:
@@ -245,6 +246,7 @@ def test_the_page_says_what_was_measured(summary: Summary) -> None:
         "- Images: 24, and 1 broken\n",
         "- Methods: 17\n",
         "- Baseline: attention-rollout\n",
+        "- Explained class: the image's label\n",
         "- Score: the probability of the explained class\n",
         "▲ better, ▼ worse than attention-rollout: \\* p \\< 0.05, \\*\\* p \\< 0.01.",
         "| gmar (norm=l2, alpha=0.25) | 1 | its map holds NaN |",
@@ -256,7 +258,7 @@ def test_the_page_says_what_was_measured(summary: Summary) -> None:
     ):
         assert words in text, words
     assert "fewer than 20 images" in text  # the pointing game is of half of them
-    logits = summarise(rows_of(METHODS[:1]), {"score": "logit"}, BETTER).markdown()
+    logits = summarize(rows_of(METHODS[:1]), {"score": "logit"}, BETTER).markdown()
     assert "- Score: the logit of the explained class\n" in logits
 
 
@@ -271,11 +273,11 @@ def test_every_measure_has_a_column_with_its_direction(summary: Summary) -> None
 
 
 def test_without_a_baseline_nothing_is_said_of_differences() -> None:
-    text = summarise(rows_of(METHODS[:2]), {}, BETTER).markdown()
+    text = summarize(rows_of(METHODS[:2]), {}, BETTER).markdown()
     for words in ("Differences", "baseline", "p-values are of", "▲"):
         assert words not in text.split("## Limits")[0]
     assert "None were given." in text
-    absent = summarise(rows_of(METHODS[:2]), SETTINGS, BETTER, "legrad").markdown()
+    absent = summarize(rows_of(METHODS[:2]), SETTINGS, BETTER, "legrad").markdown()
     assert "There are no rows of the baseline legrad" in absent
     assert "### Differences" not in absent
 
@@ -285,10 +287,10 @@ def test_measures_that_the_baseline_lacks_are_named() -> None:
         {"index": 0, "key": "k", "method": name, "values": {"m": 1.0, f"only {name}_": 1.0}}
         for name in "ab"
     ]
-    text = summarise(rows, {}, BETTER, "a").markdown()
+    text = summarize(rows, {}, BETTER, "a").markdown()
     assert "for want of images with both values: only a\\_, only b\\_." in text
-    assert "Not compared" not in summarise(rows[:1], {}, BETTER, "a").markdown()
-    assert "Not compared" not in summarise(rows, {}, BETTER).markdown()
+    assert "Not compared" not in summarize(rows[:1], {}, BETTER, "a").markdown()
+    assert "Not compared" not in summarize(rows, {}, BETTER).markdown()
     assert "Not compared" not in small(a=[0.5], b=[0.5]).markdown()
 
 
@@ -302,17 +304,17 @@ def test_enough_images_and_no_failures_need_no_words() -> None:
 
 def test_many_broken_images_are_not_all_listed() -> None:
     rows = [{"index": n, "key": f"{n}", "method": None, "error": "e"} for n in range(23)]
-    text = summarise(rows, {}, BETTER).markdown()
+    text = summarize(rows, {}, BETTER).markdown()
     assert "- 19: e\n- and 3 more" in text
     assert "- 20: e" not in text
-    assert "more, in" not in summarise(rows[:20], {}, BETTER).markdown()
+    assert "more, in" not in summarize(rows[:20], {}, BETTER).markdown()
 
 
 def test_reasons_are_counted_the_most_frequent_first() -> None:
     rows = [
         {"index": n, "key": "k", "method": "a", "error": "often" if n else "once"} for n in range(3)
     ]
-    lines = summarise(rows, {}, BETTER).markdown().splitlines()
+    lines = summarize(rows, {}, BETTER).markdown().splitlines()
     place = lines.index("| a | 2 | often |")
     assert lines[place + 1] == "| a | 1 | once |"
 
@@ -327,7 +329,7 @@ def test_any_name_comes_out_as_it_is(method: str, key: str, reason: str) -> None
         {"index": 0, "key": key, "method": None, "error": reason},
         {"index": 1, "key": "a", "method": method, "values": {"deletion": 1.0}},
     ]
-    markdown = summarise(rows, {reason: key}, BETTER).markdown()
+    markdown = summarize(rows, {reason: key}, BETTER).markdown()
     found = Read(html(markdown, {}))
     method, key, reason = (" ".join(one.split()) for one in (method, key, reason))
     assert method in [row[0] for row in found.rows]
@@ -347,7 +349,7 @@ def test_names_are_not_read_as_markup(text: str) -> None:
         {"index": 0, "key": text, "method": None, "error": text},
         {"index": 1, "key": text, "method": text, "values": {f"m:{text}": 1.0}},
     ]
-    found = Read(html(summarise(rows, {"data": text}, {}).markdown(), {}))
+    found = Read(html(summarize(rows, {"data": text}, {}).markdown(), {}))
     assert text in [row[0] for row in found.rows]
     assert f"{text}: {text}" in found.items
     assert f"Data: {text}" in found.items
@@ -420,7 +422,7 @@ def test_heavy_pictures_are_made_light() -> None:
 
 def test_a_report_that_fails_leaves_the_old_one(report: Path) -> None:
     before = {path: path.read_bytes() for path in report.iterdir()}
-    other = summarise(rows_of(METHODS[:2]), SETTINGS, BETTER, "gmar")
+    other = summarize(rows_of(METHODS[:2]), SETTINGS, BETTER, "gmar")
     broken = ExampleMaps(None, "no picture", {"gmar": torch.zeros(4, 4)})  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         write_report(report, other, [broken])
@@ -434,7 +436,7 @@ def test_pictures_of_like_names_do_not_overwrite_each_other(tmp_path: Path) -> N
         for n in range(3)
         for place, name in enumerate("ab")
     ]
-    written = write_report(tmp_path, summarise(rows, {}, BETTER, "a"))
+    written = write_report(tmp_path, summarize(rows, {}, BETTER, "a"))
     assert [path.name for path in written[3:]] == [
         "differences-noise-std-0-1.png",
         "differences-noise-std-0-1-2.png",
@@ -446,7 +448,7 @@ def test_pictures_of_like_names_do_not_overwrite_each_other(tmp_path: Path) -> N
 @pytest.mark.parametrize("methods", [METHODS[:1], METHODS[:2]], ids=["one method", "two"])
 @pytest.mark.parametrize("images", [0, 1], ids=["no image", "one image"])
 def test_little_gives_a_report_too(methods: tuple[str, ...], images: int, tmp_path: Path) -> None:
-    found = summarise(rows_of(methods, images), SETTINGS, BETTER, "gmar")
+    found = summarize(rows_of(methods, images), SETTINGS, BETTER, "gmar")
     write_report(str(tmp_path / "a" / "b"), found, [ExampleMaps(Image.new("RGB", (8, 8)), "x", {})])
     names = {path.name for path in (tmp_path / "a" / "b").glob("*.png")}
     assert ("curves-blur.png" in names) == (images > 0)
@@ -541,7 +543,7 @@ def test_differences_have_a_panel_for_each_measure(summary: Summary) -> None:
 
 def test_long_names_stay_within_the_figures() -> None:
     names = tuple(f"a method with a name that has no end and the number ${n}" for n in range(3))
-    found = summarise(rows_of(names), {}, BETTER, names[0])
+    found = summarize(rows_of(names), {}, BETTER, names[0])
     assert overlapping(curves_figure(found, "blur")) == []
     assert overlapping(differences_figure(found, found.measures[:2])) == []
 
@@ -585,7 +587,7 @@ def test_the_terminal_shows_names_as_they_are() -> None:
         {"index": 0, "key": "a", "method": "[red]x[/red]", "values": {"m [bold] (a=[1]):[b]": 1.0}}
     ]
     out = StringIO()
-    Console(file=out, width=100).print(summarise(rows, {}, {}, "[red]x[/red]").table())
+    Console(file=out, width=100).print(summarize(rows, {}, {}, "[red]x[/red]").table())
     assert "[red]x[/red]" in out.getvalue()
     assert "than [red]x[/red]" in out.getvalue()
     assert "removed by [b]" in out.getvalue()

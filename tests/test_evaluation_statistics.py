@@ -150,10 +150,10 @@ def test_no_random_p_value_is_zero() -> None:
 
 
 def test_parts_of_the_flips_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_AT_ONCE", 60 * 999)
+    monkeypatch.setattr(statistics, "_MAX_SIGNS", 60 * 999)
     assert sign_flips(matrix([0.0] * 60)).item() == 1
     assert sign_flips(matrix([1.0] * 60)).item() == 1 / (FLIPS + 1)
-    monkeypatch.setattr(statistics, "_AT_ONCE", 7)  # less than one flip
+    monkeypatch.setattr(statistics, "_MAX_SIGNS", 7)  # less than one flip
     assert sign_flips(matrix([0.0] * 60), flips=20).item() == 1
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hf_gmar._utils.stats import bootstrap
 from hf_gmar.errors import InputError, OptionError
-from hf_gmar.evaluation import Summary, summarise
+from hf_gmar.evaluation import Summary, summarize
 from hf_gmar.evaluation.report.results import Cell, Curve, Difference, Failure, Measure
 from hf_gmar.evaluation.report.statistics import holm
 
@@ -60,7 +60,7 @@ BLUR = rows_of(
 
 
 def test_means_are_over_the_images_that_have_a_value() -> None:
-    found = summarise(BLUR, {}, BETTER)
+    found = summarize(BLUR, {}, BETTER)
     assert (found.images, found.methods) == (5, ("one", "three", "two"))
     for method, values in {"one": [0.25, 0.5, 0.75, 0.5], "two": [0.5, 1.0, 1.75, 2.0]}.items():
         mean, low, high = bootstrap(np.array(values))
@@ -73,7 +73,7 @@ def test_means_are_over_the_images_that_have_a_value() -> None:
 
 
 def test_differences_are_in_pairs_of_one_image() -> None:
-    found = summarise(BLUR, {}, BETTER, baseline="one")
+    found = summarize(BLUR, {}, BETTER, baseline="one")
     two = difference(found, "two")
     mean, low, high = bootstrap(np.array([0.25, 0.5, 1.0]))
     assert (two.mean, two.low, two.high) == pytest.approx((mean, low, high))
@@ -100,7 +100,7 @@ def test_the_verdict_goes_by_the_direction_that_is_better(
     metric: str, sign: int, verdict: str
 ) -> None:
     other = [sign * (1 + 0.1 * one) for one in range(8)]
-    found = summarise(rows_of(metric, {"a": [0.0] * 8, "b": other}), {}, BETTER, "a")
+    found = summarize(rows_of(metric, {"a": [0.0] * 8, "b": other}), {}, BETTER, "a")
     assert difference(found, "b", metric).verdict == verdict
     assert difference(found, "b", metric).p == 2 / 256
 
@@ -114,7 +114,7 @@ def test_the_correction_is_over_the_methods_of_one_measure() -> None:
             row(index, method, {"deletion:blur": left, "insertion:blur": right})
             for index, (left, right) in enumerate(values)
         ]
-    found = summarise(rows, {}, BETTER, "a")
+    found = summarize(rows, {}, BETTER, "a")
     for measure in ("deletion:blur", "insertion:blur"):
         tests = [difference(found, method, measure) for method in "bcd"]
         wanted = holm(np.array([one.p for one in tests]))
@@ -125,9 +125,9 @@ def test_the_correction_is_over_the_methods_of_one_measure() -> None:
 def test_a_level_that_is_just_reached_is_no_difference() -> None:
     """Six differences of one sign: p = 2 / 64 for one method, and 4 / 64 for two."""
     values = {"a": [0.0] * 6, "b": [1.0] * 6}
-    alone = summarise(rows_of("deletion", values), {}, BETTER, "a")
+    alone = summarize(rows_of("deletion", values), {}, BETTER, "a")
     assert difference(alone, "b", "deletion").verdict == "worse"
-    pair = summarise(rows_of("deletion", {**values, "c": [1.0] * 6}), {}, BETTER, "a")
+    pair = summarize(rows_of("deletion", {**values, "c": [1.0] * 6}), {}, BETTER, "a")
     assert difference(pair, "b", "deletion").corrected == 0.0625
     assert difference(pair, "b", "deletion").verdict == "no difference"
 
@@ -166,9 +166,9 @@ def everything(seed: int) -> list[dict[str, Any]]:
 @given(st.integers(0, 3), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter(seed: int, order: random.Random) -> None:
     rows = everything(seed)
-    first = summarise(rows, {"methods": ["random", "gmar"]}, BETTER, "gmar")
+    first = summarize(rows, {"methods": ["random", "gmar"]}, BETTER, "gmar")
     order.shuffle(rows)
-    again = summarise(iter(rows), {"methods": ["random", "gmar"]}, BETTER, "gmar")
+    again = summarize(iter(rows), {"methods": ["random", "gmar"]}, BETTER, "gmar")
     assert first == again
     assert first.to_json().encode() == again.to_json().encode()
     assert first.markdown() == again.markdown()
@@ -185,22 +185,22 @@ def test_a_shift_of_all_values_leaves_the_differences(seed: int, by: int) -> Non
         },
     )
     shifted = [{**one, "values": {"deletion": one["values"]["deletion"] + by}} for one in rows]
-    left, right = (summarise(each, {}, BETTER, "a") for each in (rows, shifted))
+    left, right = (summarize(each, {}, BETTER, "a") for each in (rows, shifted))
     for method in "bc":
         assert difference(left, method, "deletion") == difference(right, method, "deletion")
 
 
 def test_equal_summaries_see_what_differs() -> None:
     rows = everything(0)
-    first = summarise(rows, {"a": 1}, BETTER, "gmar")
-    assert first != summarise(rows, {"a": 2}, BETTER, "gmar")
-    assert first != summarise(rows, {"a": 1}, BETTER, "random")
-    assert first != summarise(rows, {"a": 1}, BETTER, "gmar", seed=1)
-    assert first != summarise(rows[:-1], {"a": 1}, BETTER, "gmar")
+    first = summarize(rows, {"a": 1}, BETTER, "gmar")
+    assert first != summarize(rows, {"a": 2}, BETTER, "gmar")
+    assert first != summarize(rows, {"a": 1}, BETTER, "random")
+    assert first != summarize(rows, {"a": 1}, BETTER, "gmar", seed=1)
+    assert first != summarize(rows[:-1], {"a": 1}, BETTER, "gmar")
 
 
 def test_what_failed_is_counted_with_its_reason() -> None:
-    found = summarise(everything(0), {}, BETTER)
+    found = summarize(everything(0), {}, BETTER)
     assert found.broken == [
         Failure(3, "3.png", None, "no good"),
         Failure(4, "4.png", None, "no good"),
@@ -213,13 +213,13 @@ def test_what_went_well_at_last_did_not_fail() -> None:
     rows = [failure(0, None), failure(0, "gmar"), failure(1, "gmar"), failure(1, "legrad")]
     rows += [row(0, "gmar", {"deletion": 1.0}), row(1, "legrad", {"deletion": 1.0})]
     for each in (rows, rows[::-1]):
-        assert summarise(each, {}, BETTER).failures == (Failure(1, "1.png", "gmar", "no good"),)
+        assert summarize(each, {}, BETTER).failures == (Failure(1, "1.png", "gmar", "no good"),)
 
 
 def test_failures_come_by_image_and_then_by_method() -> None:
     rows = [failure(2, "a"), failure(1, "b"), failure(1, "a"), {**failure(2, "a"), "key": "0.png"}]
     for each in (rows, rows[::-1]):
-        found = summarise(each, {}, BETTER).failures
+        found = summarize(each, {}, BETTER).failures
         places = [(one.index, one.method, one.key) for one in found]
         assert places == [(1, "a", "1.png"), (1, "b", "1.png"), (2, "a", "0.png")]
 
@@ -227,7 +227,7 @@ def test_failures_come_by_image_and_then_by_method() -> None:
 def test_the_seed_is_that_of_all_draws() -> None:
     values = np.random.default_rng(2).normal(0.3, 1, size=(20, 2)).T.tolist()
     found = [
-        summarise(rows_of("deletion", dict(zip("ab", values, strict=True))), {}, BETTER, "a", seed)
+        summarize(rows_of("deletion", dict(zip("ab", values, strict=True))), {}, BETTER, "a", seed)
         for seed in (0, 1)
     ]
     first, other = (cell(one, "b", "deletion") for one in found)
@@ -236,12 +236,12 @@ def test_the_seed_is_that_of_all_draws() -> None:
     assert (left.low, left.high) != (right.low, right.high)
     assert left.p != right.p
     rows = curve_rows({n: [1.0, n / 7, 0.0] for n in range(7)})
-    bands = [summarise(rows, {}, BETTER, seed=seed).curves[0].low for seed in (0, 1)]
+    bands = [summarize(rows, {}, BETTER, seed=seed).curves[0].low for seed in (0, 1)]
     assert bands[0] != bands[1]
 
 
 def test_a_method_that_always_failed_is_in_the_tables() -> None:
-    found = summarise([*BLUR, failure(0, "four", "out\nof  memory")], {}, BETTER, baseline="four")
+    found = summarize([*BLUR, failure(0, "four", "out\nof  memory")], {}, BETTER, baseline="four")
     assert cell(found, "four") == Cell("four", "deletion:blur", None, None, None, 0)
     assert found.failed["four"][0].reason == "out of memory"
     assert all(one.difference is None for one in found.cells)
@@ -249,7 +249,7 @@ def test_a_method_that_always_failed_is_in_the_tables() -> None:
 
 def test_rows_that_came_twice_count_once() -> None:
     rows = everything(0)
-    assert summarise([*rows, *rows], {}, BETTER) == summarise(rows, {}, BETTER)
+    assert summarize([*rows, *rows], {}, BETTER) == summarize(rows, {}, BETTER)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_rows_that_contradict_each_other_are_refused(
 ) -> None:
     base = {**row(7, "gmar", {}), "fractions": [0, 1]}
     with pytest.raises(InputError, match=r"two rows of image 7 .*gmar"):
-        summarise([{**base, **first}, {**base, **other}], {}, BETTER)
+        summarize([{**base, **first}, {**base, **other}], {}, BETTER)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_rows_that_contradict_each_other_are_refused(
 )
 def test_rows_that_name_nothing_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="a row must have"):
-        summarise([bad], {}, BETTER)
+        summarize([bad], {}, BETTER)
 
 
 def test_order_of_methods_and_measures_is_that_of_settings_and_metrics() -> None:
@@ -292,7 +292,7 @@ def test_order_of_methods_and_measures_is_that_of_settings_and_metrics() -> None
     keys += ["deletion:blur", "deletion:noise", "infidelity"]
     rows = [row(0, name, dict.fromkeys(keys, 0.0)) for name in ("c", "a", "b", "d")]
     plan = {"methods": ["b", "absent", "a"], "perturbations": ["noise", "blur"]}
-    found = summarise(rows, plan, BETTER)
+    found = summarize(rows, plan, BETTER)
     assert found.methods == ("b", "a", "c", "d")
     assert [one.label for one in found.measures] == [
         "deletion:noise",
@@ -319,9 +319,9 @@ def test_order_of_methods_and_measures_is_that_of_settings_and_metrics() -> None
 
 def test_methods_may_be_the_keys_of_a_mapping() -> None:
     rows = [row(0, name, {"deletion": 0.0}) for name in "abc"]
-    assert summarise(rows, {"methods": {"c": {}, "b": {}}}, BETTER).methods == ("c", "b", "a")
-    assert summarise(rows, {"methods": [["c", {}], "b"]}, BETTER).methods == ("b", "a", "c")
-    assert summarise(rows, {"methods": 3}, BETTER).methods == ("a", "b", "c")
+    assert summarize(rows, {"methods": {"c": {}, "b": {}}}, BETTER).methods == ("c", "b", "a")
+    assert summarize(rows, {"methods": [["c", {}], "b"]}, BETTER).methods == ("b", "a", "c")
+    assert summarize(rows, {"methods": 3}, BETTER).methods == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -345,13 +345,13 @@ def test_keys_name_metric_options_and_perturbation(
 
 def test_what_is_no_number_is_not_defined() -> None:
     values = [None, math.inf, -math.inf, math.nan, True, 3]
-    found = summarise(rows_of("deletion", {"a": values}), {}, BETTER)
+    found = summarize(rows_of("deletion", {"a": values}), {}, BETTER)
     assert (cell(found, "a", "deletion").mean, cell(found, "a", "deletion").images) == (2.0, 2)
     assert found.images == 6
 
 
 def test_one_image_has_no_interval() -> None:
-    found = summarise(rows_of("deletion", {"a": [0.5], "b": [1.0]}), {}, BETTER, "a")
+    found = summarize(rows_of("deletion", {"a": [0.5], "b": [1.0]}), {}, BETTER, "a")
     assert cell(found, "a", "deletion") == Cell("a", "deletion", 0.5, None, None, 1)
     assert difference(found, "b", "deletion") == Difference(
         0.5, None, None, 1, 1, 1, "no difference"
@@ -359,9 +359,9 @@ def test_one_image_has_no_interval() -> None:
 
 
 def test_no_value_at_all() -> None:
-    found = summarise(rows_of("deletion", {"a": [None, None]}), {}, BETTER, "a")
+    found = summarize(rows_of("deletion", {"a": [None, None]}), {}, BETTER, "a")
     assert (found.images, found.measures, found.cells) == (2, (), ())
-    nothing = summarise([], {}, BETTER)
+    nothing = summarize([], {}, BETTER)
     assert (nothing.images, nothing.methods, nothing.cells, nothing.curves) == (0, (), (), ())
     for each in (found, nothing):
         assert json.loads(each.to_json())["cells"] == []
@@ -369,22 +369,22 @@ def test_no_value_at_all() -> None:
 
 
 def test_no_image_in_common_with_the_baseline() -> None:
-    found = summarise(rows_of("deletion", {"a": [1.0, None], "b": [None, 1.0]}), {}, BETTER, "a")
+    found = summarize(rows_of("deletion", {"a": [1.0, None], "b": [None, 1.0]}), {}, BETTER, "a")
     assert cell(found, "b", "deletion").difference is None
     assert cell(found, "b", "deletion").images == 1
 
 
 def test_a_baseline_must_be_one_of_the_methods() -> None:
     with pytest.raises(OptionError, match="baseline must be one of the methods, one, three, two"):
-        summarise(BLUR, {}, BETTER, "gmar")
-    found = summarise(BLUR, {"methods": ["gmar", "one"]}, BETTER, "gmar")  # without rows as yet
+        summarize(BLUR, {}, BETTER, "gmar")
+    found = summarize(BLUR, {"methods": ["gmar", "one"]}, BETTER, "gmar")  # without rows as yet
     assert found.baseline == "gmar"
     assert all(one.difference is None for one in found.cells)
 
 
 def test_a_direction_must_be_one() -> None:
-    with pytest.raises(OptionError, match="higher_is_better of deletion must be .* got 'down'"):
-        summarise(BLUR, {}, {"deletion": "down"})  # type: ignore[dict-item]
+    with pytest.raises(OptionError, match=r"higher_is_better of deletion must be .* got 'down'"):
+        summarize(BLUR, {}, {"deletion": "down"})  # type: ignore[dict-item]
 
 
 def curve_rows(curves: dict[int, Any], fractions: Any = (0, 0.5, 1)) -> list[dict[str, Any]]:
@@ -395,7 +395,7 @@ def curve_rows(curves: dict[int, Any], fractions: Any = (0, 0.5, 1)) -> list[dic
 
 
 def only_curve(rows: list[dict[str, Any]]) -> Curve:
-    (found,) = summarise(rows, {}, BETTER).curves
+    (found,) = summarize(rows, {}, BETTER).curves
     return found
 
 
@@ -427,13 +427,13 @@ def test_curves_at_other_fractions_are_read_between_them() -> None:
 def test_a_curve_needs_its_fractions(fractions: Any) -> None:
     curves = {"blur": {"morf": [1.0, 0.5, 0.0]}}
     with pytest.raises(InputError, match=r"the curve of gmar under blur .* 3 scores"):
-        summarise([row(2, "gmar", {}, curves=curves, fractions=fractions)], {}, BETTER)
+        summarize([row(2, "gmar", {}, curves=curves, fractions=fractions)], {}, BETTER)
 
 
 def test_curves_come_by_perturbation_method_and_order() -> None:
     curves = {name: {"lerf": [1, 0], "morf": [1, 0]} for name in ("blur", "noise")}
     rows = [row(0, name, {}, curves=curves, fractions=[0, 1]) for name in ("b", "a")]
-    found = summarise(rows, {"perturbations": ["noise", "blur"], "methods": ["b", "a"]}, BETTER)
+    found = summarize(rows, {"perturbations": ["noise", "blur"], "methods": ["b", "a"]}, BETTER)
     assert [(one.perturbation, one.method, one.order) for one in found.curves] == [
         (name, method, order)
         for name in ("noise", "blur")
@@ -444,7 +444,7 @@ def test_curves_come_by_perturbation_method_and_order() -> None:
 
 def test_the_json_has_all_numbers_and_no_others() -> None:
     plan = {"score": "logit", "limit": math.inf, "classes": {3, 1}, "path": object}
-    found = summarise(everything(0), plan, BETTER, "gmar", seed=5)
+    found = summarize(everything(0), plan, BETTER, "gmar", seed=5)
     read = json.loads(found.to_json(), parse_constant=pytest.fail)
     assert read["settings"]["score"] == "logit"
     assert read["settings"]["limit"] == "inf"

@@ -194,8 +194,8 @@ def test_numbers_must_be_tensors_and_become_exact() -> None:
 def test_drop_increase_and_gain_of_any_probabilities(pairs: list[tuple[float, float]]) -> None:
     found = ConfidenceChange(tensor([one[0] for one in pairs]), tensor([one[1] for one in pairs]))
     drops, rises, gains = (
-        METRICS.build(f"average-{name}").values(found).tolist()
-        for name in ("drop", "increase", "gain")
+        METRICS.build(name).values(found).tolist()
+        for name in ("average-drop", "increase-in-confidence", "average-gain")
     )
     for (before, after), drop, rise, gain in zip(pairs, drops, rises, gains, strict=True):
         if math.isnan(after):
@@ -216,10 +216,14 @@ def test_the_ends_of_what_is_kept() -> None:
         ConfidenceChange(tensor([0.5]), tensor([0])),
         ConfidenceChange(tensor([0.5]), tensor([1])),
     )
-    expected = {"drop": (100, 0), "increase": (0, 100), "gain": (0, 100)}
+    expected = {
+        "average-drop": (100, 0),
+        "increase-in-confidence": (0, 100),
+        "average-gain": (0, 100),
+    }
     for name, ends in expected.items():
-        assert value(f"average-{name}", all_lost) == ends[0]
-        assert value(f"average-{name}", all_won) == ends[1]
+        assert value(name, all_lost) == ends[0]
+        assert value(name, all_won) == ends[1]
     assert value("average-gain", ConfidenceChange(tensor([1.0]), tensor([1.0]))) == 0
 
 
@@ -259,7 +263,7 @@ def test_scores_that_are_none(before: Any, after: Any) -> None:
 
 def test_what_is_kept_follows_the_options() -> None:
     relevance = tensor([[0.3, 0.1, 0.2, 0.6]])
-    kept: Callable[..., Any] = lambda **options: METRICS.build("average-drop", **options).kept(  # type: ignore[attr-defined]  # noqa: E731
+    kept: Callable[..., Any] = lambda **options: METRICS.build("average-drop", **options).keep_mask(  # type: ignore[attr-defined]  # noqa: E731
         relevance
     )
     assert kept().tolist() == [[True, False, False, True]]
@@ -602,6 +606,7 @@ def test_every_metric_says_what_it_is() -> None:
             assert text
             assert not {"|", "\n"} & set(text)  # it stands in a table
         assert metric.summary.endswith(".")
+        assert "summary" in vars(metric)  # and not in the docstring, which python -OO strips
         built = METRICS.build(name)
         assert isinstance(built, Metric)
         assert {key: getattr(built, key) for key in METRICS.options(name)} == METRICS.options(name)

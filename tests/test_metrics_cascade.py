@@ -17,7 +17,7 @@ from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
-from hf_gmar.metrics import METRICS, Cascade, ContextBuilder, randomised, second_class
+from hf_gmar.metrics import METRICS, Cascade, ContextBuilder, randomized_models, second_class
 from hf_gmar.metrics.weight_randomization import _cut_after
 from hf_gmar.models import LoadedModel, load_model
 from tests.cases import LAYERS, MODELS, MORE_MODELS, VIT, Around, ModelCase, build, every_model
@@ -63,7 +63,7 @@ def test_weights_are_lost_from_the_head_down(case: ModelCase) -> None:
     cascade, own = lost(case, model), seen_by_layers(case, model)
     assert len(cascade.parts) == LAYERS + 2
     for parts in (*range(LAYERS + 3), 1, 0):
-        cascade.randomise(parts)
+        cascade.randomize(parts)
         kept = [
             same(left, right)
             for left, right in zip(own, seen_by_layers(case, cascade.model), strict=True)
@@ -87,7 +87,7 @@ def test_every_weight_of_a_vit_is_in_one_part() -> None:
 
 
 def weights_of(cascade: Cascade, parts: int) -> dict[str, Tensor]:
-    cascade.randomise(parts)
+    cascade.randomize(parts)
     return {name: one.detach().clone() for name, one in cascade.model.named_parameters()}
 
 
@@ -123,7 +123,7 @@ def test_new_weights_follow_the_seed() -> None:
     assert float(drawn.fill_diagonal_(0).abs().max()) < 0.2
     cascade = lost(VIT, model, seed=1)
     for parts in (2, 0, 5):
-        cascade.randomise(parts)
+        cascade.randomize(parts)
     assert all(torch.equal(first[name], one) for name, one in cascade.model.named_parameters())
 
 
@@ -134,7 +134,7 @@ def test_the_model_itself_is_left_alone() -> None:
     cascade = lost(VIT, model)
     # Until weights are lost the copy has no memory of its own.
     assert {name: one.data_ptr() for name, one in cascade.model.named_parameters()} == places
-    cascade.randomise(5)
+    cascade.randomize(5)
     GMAR(cascade.model).attribute_patches(VIT.images(batch=1))
     assert model.training
     assert cascade.model.training
@@ -160,7 +160,7 @@ def test_a_cascade_made_in_inference_mode(case: ModelCase) -> None:
     model = case.build()
     with torch.inference_mode():
         cascade = lost(case, model)
-        cascade.randomise(3)
+        cascade.randomize(3)
     assert len(cascade.parts) == LAYERS + 2
     assert torch.isfinite(GMAR(cascade.model).attribute_patches(case.images(batch=1))).all()
 
@@ -184,7 +184,7 @@ def test_models_in_other_things_and_weights_that_are_shared() -> None:
     )
     key.weight = query.weight
     cascade = lost(VIT, tied)
-    cascade.randomise(5)
+    cascade.randomize(5)
     again = [
         next(one for name, one in cascade.model.named_modules() if name.endswith(end))
         for end in ("q_proj", "k_proj")
@@ -238,7 +238,7 @@ def test_stages_and_parts_that_are_none() -> None:
     cascade = lost(VIT, VIT.build())
     for bad in (-1, 6, 1.5):
         with pytest.raises(OptionError, match="parts must be a whole number from 0 to 5"):
-            cascade.randomise(bad)  # type: ignore[arg-type]
+            cascade.randomize(bad)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="stages must be"):
         cascade.stages(0)
     with pytest.raises(OptionError, match="seed must be"):
@@ -252,13 +252,13 @@ def test_stages_and_parts_that_are_none() -> None:
 def test_copies_after_each_stage() -> None:
     model, pixels = VIT.build(), VIT.images(batch=1)
     cascade = lost(VIT, model, seed=4)
-    scores = [copy(pixels).logits.detach() for copy in randomised(model, pixels, 2, 4)]
+    scores = [copy(pixels).logits.detach() for copy in randomized_models(model, pixels, 2, 4)]
     for parts, found in zip((2, 5), scores, strict=True):
-        cascade.randomise(parts)
+        cascade.randomize(parts)
         assert same(found, cascade.model(pixels).logits)
 
 
-# The examiner
+# The builder
 
 
 @pytest.fixture
@@ -269,9 +269,9 @@ def pixels(bundled: LoadedModel, scene: Any) -> Tensor:
 
 @pytest.mark.parametrize("method", [GMAR, AttentionRollout, RandomAttribution])
 def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: Any) -> None:
-    asked = ContextBuilder(bundled.model).asked(method, pixels, 6)
+    context = ContextBuilder(bundled.model).context(method, pixels, 6)
     for name in NAMES:
-        (found,) = METRICS.build(name).values(asked).tolist()
+        (found,) = METRICS.build(name).values(context).tolist()
         if name == "head-ablation":
             assert math.isnan(found) == (method is not GMAR)
         elif name == "class-sensitivity":
@@ -283,14 +283,14 @@ def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: A
 
 
 def test_randomisation_by_hand(bundled: LoadedModel, pixels: Tensor) -> None:
-    examiner = ContextBuilder(bundled.model)
-    asked = examiner.asked(GradientRollout, pixels, 6)
-    (found,) = METRICS.build("parameter-randomization", stages=3, seed=8).values(asked).tolist()
+    builder = ContextBuilder(bundled.model)
+    context = builder.context(GradientRollout, pixels, 6)
+    (found,) = METRICS.build("parameter-randomization", stages=3, seed=8).values(context).tolist()
     own, cascade = GradientRollout(bundled.model).attribute_patches(pixels, 6), None
     cascade = Cascade(bundled.model, pixels, 8)
     expected = []
     for parts in (3, 5, 8):
-        cascade.randomise(parts)
+        cascade.randomize(parts)
         there = GradientRollout(cascade.model).attribute_patches(pixels, 6)
         expected.append(float(rank_correlations([own, there])[0, 1]))
     assert found == pytest.approx(sum(expected) / 3)
@@ -308,18 +308,20 @@ def test_scores_of_either_kind_in_batches(bundled: LoadedModel) -> None:
 
 
 def test_an_example_of_the_second_class_and_of_heads(bundled: LoadedModel, pixels: Tensor) -> None:
-    examiner = ContextBuilder(bundled.model, score="logit", batch=3)
-    asked = examiner.asked(GMAR, pixels, 6, seed=9)
+    builder = ContextBuilder(bundled.model, score="logit", batch=3)
+    context = builder.context(GMAR, pixels, 6, seed=9)
     logits = bundled.model(pixels).logits[0]
-    assert asked.other == max((one for one in range(8) if one != 6), key=lambda one: logits[one])
-    assert asked.seed == 9
-    assert asked.heads is not None
-    assert asked.masked is not None
+    assert context.other_class == max(
+        (one for one in range(8) if one != 6), key=lambda one: logits[one]
+    )
+    assert context.seed == 9
+    assert context.head_importance is not None
+    assert context.masked_scores is not None
     torch.testing.assert_close(
-        asked.heads(), GMAR(bundled.model).head_importance(pixels, 6)[0].double()
+        context.head_importance(), GMAR(bundled.model).head_importance(pixels, 6)[0].double()
     )
     masks = torch.eye(24, dtype=torch.bool).reshape(24, 6, 4)
-    drops = logits[6] - asked.masked(masks)[:, 6]
+    drops = logits[6] - context.masked_scores(masks)[:, 6]
     expected = single_head_ablation(bundled.model, pixels, 6).flatten()
     torch.testing.assert_close(drops, expected, rtol=1e-4, atol=1e-4)
 
@@ -340,33 +342,33 @@ def test_whose_config_says_what_a_probability_is(bundled: LoadedModel) -> None:
 def test_no_more_images_at_a_time_than_said(pixels: Tensor) -> None:
     model, counts = load_model("bundled").model, []
     model.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-    asked = ContextBuilder(model, batch=3).asked(GMAR, pixels, 6)
+    context = ContextBuilder(model, batch=3).context(GMAR, pixels, 6)
     counts.clear()
-    asked.scores(pixels.expand(7, -1, -1, -1))
+    context.scores(pixels.expand(7, -1, -1, -1))
     assert counts == [3, 3, 1]
-    assert asked.masked is not None
-    asked.masked(torch.zeros(7, 6, 4, dtype=torch.bool))
+    assert context.masked_scores is not None
+    context.masked_scores(torch.zeros(7, 6, 4, dtype=torch.bool))
     assert counts == [3, 3, 1] * 2
 
 
 def test_a_map_that_is_there_already(bundled: LoadedModel, pixels: Tensor) -> None:
     known = torch.rand(1, 8, 8)
-    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, 6, known=known)
-    assert torch.equal(asked.relevance(), known[0].double())
+    context = ContextBuilder(bundled.model).context(GMAR, pixels, 6, known_map=known)
+    assert torch.equal(context.relevance(), known[0].double())
 
 
 def test_probabilities_with_masked_heads(bundled: LoadedModel, pixels: Tensor) -> None:
-    asked = ContextBuilder(bundled.model).asked(GMAR, pixels, 6)
-    assert asked.masked is not None
+    context = ContextBuilder(bundled.model).context(GMAR, pixels, 6)
+    assert context.masked_scores is not None
     none = torch.zeros(1, 6, 4, dtype=torch.bool)
-    torch.testing.assert_close(asked.masked(none), asked.scores(pixels))
+    torch.testing.assert_close(context.masked_scores(none), context.scores(pixels))
 
 
 def test_layers_that_a_method_leaves_out_come_last(bundled: LoadedModel, pixels: Tensor) -> None:
     build_it = functools.partial(GMAR, start_layer=2)
-    asked = ContextBuilder(bundled.model).asked(build_it, pixels, 6)
-    assert asked.heads is not None
-    importance = asked.heads()
+    context = ContextBuilder(bundled.model).context(build_it, pixels, 6)
+    assert context.head_importance is not None
+    importance = context.head_importance()
     assert importance.shape == (6, 4)
     assert importance[:2].max() < importance[2:].min()
     assert (importance[2:].sum(1) - 1).abs().max() < 1e-5
@@ -379,36 +381,36 @@ def test_a_method_is_built_once_for_each_model(bundled: LoadedModel, pixels: Ten
         built.append(model)
         return GMAR(model)
 
-    examiner, metric = (
+    builder, metric = (
         ContextBuilder(bundled.model),
         METRICS.build("parameter-randomization", stages=2),
     )
-    first, second = (metric.update(examiner.asked(build_it, pixels, target)) for target in (6, 4))
+    first, second = (metric.update(builder.context(build_it, pixels, target)) for target in (6, 4))
     assert first != second
     assert built[0] is bundled.model
     assert len(built) == 2
     again = METRICS.build("parameter-randomization", stages=2, seed=1)
-    assert again.values(examiner.asked(build_it, pixels, 6)) != first
+    assert again.values(builder.context(build_it, pixels, 6)) != first
     assert len(built) == 3
 
 
 def test_readouts_and_keywords_reach_all_calls() -> None:
     (case,) = (one for one in MORE_MODELS if one.name == "dinov2-patches")  # with a head of ours
-    examiner = ContextBuilder(case.build(), score="logit", **case.options)
+    builder = ContextBuilder(case.build(), score="logit", **case.options)
     build_it = functools.partial(GMAR, **case.options)
-    asked = examiner.asked(build_it, case.images(batch=1), 3)
-    assert all(torch.isfinite(METRICS.build(name).values(asked)).all() for name in NAMES)
+    context = builder.context(build_it, case.images(batch=1), 3)
+    assert all(torch.isfinite(METRICS.build(name).values(context)).all() for name in NAMES)
     tall = torch.rand(1, 3, 40, 16)
     larger = ContextBuilder(VIT.build(), forward_kwargs={"interpolate_pos_encoding": True})
-    asked = larger.asked(GMAR, tall, 3)
-    assert asked.relevance().shape == (5, 2)
-    assert all(torch.isfinite(METRICS.build(name).values(asked)).all() for name in NAMES)
+    context = larger.context(GMAR, tall, 3)
+    assert context.relevance().shape == (5, 2)
+    assert all(torch.isfinite(METRICS.build(name).values(context)).all() for name in NAMES)
 
 
 def test_one_class_has_no_second() -> None:
     model = build(ViTForImageClassification, ViTConfig, num_labels=1)
-    asked = ContextBuilder(model).asked(GMAR, VIT.images(batch=1), 0)
-    assert asked.other is None
+    context = ContextBuilder(model).context(GMAR, VIT.images(batch=1), 0)
+    assert context.other_class is None
     assert second_class(torch.tensor([0.5, 0.7, 0.7]), 0) == 1
     assert second_class(torch.tensor([0.5, 0.7, 0.7]), 1) == 2
 

@@ -16,7 +16,8 @@ from rich.markup import escape
 
 from hf_gmar.cli.options import ModelOptions, command, err, note, out, print_lines, say
 from hf_gmar.errors import EvaluationError
-from hf_gmar.evaluation.choices import Autocast, ExplainedClass, Score
+from hf_gmar.evaluation.choices import Autocast, ExplainedClass
+from hf_gmar.metrics.score_kind import ScoreKind
 
 if TYPE_CHECKING:
     from hf_gmar.evaluation.evaluator import Evaluation
@@ -70,7 +71,7 @@ def evaluate(
         bool,
         typer.Option(help="Go on with what is in the folder; --no-resume removes its rows first."),
     ] = True,
-    score: Annotated[Score, typer.Option(help="probability or logit.")] = "probability",
+    score: Annotated[ScoreKind, typer.Option(help="probability or logit.")] = "probability",
     explained_class: Annotated[
         ExplainedClass,
         typer.Option(help="Which class is explained: predicted, or the image's label."),

@@ -1,6 +1,6 @@
 from .evaluator import CHEAP, Evaluation, evaluate
 from .report.results import ExampleMaps
-from .report.summary import Summary, summarise
+from .report.summary import Summary, summarize
 from .report.writer import write_report
 
 __all__ = [
@@ -9,6 +9,6 @@ __all__ = [
     "ExampleMaps",
     "Summary",
     "evaluate",
-    "summarise",
+    "summarize",
     "write_report",
 ]

@@ -2,6 +2,5 @@
 
 from typing import Literal, TypeAlias
 
-Score: TypeAlias = Literal["probability", "logit"]
 ExplainedClass: TypeAlias = Literal["predicted", "label"]
 Autocast: TypeAlias = Literal["bfloat16", "float16"]

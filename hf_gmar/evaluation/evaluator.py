@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import version
@@ -17,18 +18,18 @@ from hf_gmar.comparison.method_specs import MethodLikes, as_columns
 from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
 from hf_gmar.errors import EvaluationError, HfGmarError, OptionError
-from hf_gmar.evaluation.choices import Autocast, ExplainedClass, Score
-from hf_gmar.evaluation.report.summary import Summary, summarise
+from hf_gmar.evaluation.choices import Autocast, ExplainedClass
+from hf_gmar.evaluation.report.summary import Summary, summarize
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import load_examples
 from hf_gmar.evaluation.run.explainers import Explainers
 from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
-from hf_gmar.evaluation.run.model_metrics import Asking
-from hf_gmar.evaluation.run.plan import EvaluationConfig, Plan, spread
+from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, spread
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
-from hf_gmar.metrics.base import Metric, options_of
+from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
+from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import labels_of
 from hf_gmar.models.wrappers import ZeroShotModel
@@ -45,12 +46,13 @@ CHEAP = tuple(
 
 _VERSIONS = ("hf-gmar", "torch", "transformers", "captum", "numpy")
 
-Part: TypeAlias = str | tuple[str, Mapping[str, Any]]
+Spec: TypeAlias = str | tuple[str, Mapping[str, Any]]
+"""A name of a registry, ``"NAME:OPTION=VALUE,..."``, or a pair of name and options."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run measured.
+    """The results of a run.
 
     Attributes:
         rows: one for each image and method, in their order; one for each image that could not be
@@ -67,7 +69,12 @@ class Evaluation:
 
     def records(self) -> list[dict[str, Any]]:
         """The summary as a list of flat dicts, for pandas or polars."""
-        return [_flat(record) for record in self.summary.records()]
+        records = []
+        for record in self.summary.records():
+            difference = record.pop("difference") or {}
+            flat = {f"difference_{name}": value for name, value in difference.items()}
+            records.append(record | flat)
+        return records
 
     def markdown(self) -> str:
         """The summary's tables as Markdown."""
@@ -78,12 +85,12 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     model: LoadedModel | Callable[..., Any],
     data: ImageDataset | str | Path,
     methods: MethodLikes | None = None,
-    metrics: Sequence[Part | Metric[Any]] | None = None,
-    perturbations: Sequence[Part | Perturbation] = ("blur",),
+    metrics: Sequence[Spec | Metric[Any]] | None = None,
+    perturbations: Sequence[Spec | Perturbation] = ("blur",),
     *,
     processor: BaseImageProcessor | None = None,
     readout: ReadoutSpec = None,
-    score: Score = "probability",
+    score: ScoreKind = "probability",
     explained_class: ExplainedClass = "predicted",
     steps: int = 10,
     baseline: str | None = None,
@@ -101,11 +108,11 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     all return the same.
 
     Args:
-        model: what ``load_model`` returns, or a model as every method takes it, with a processor.
-        data: what ``hf_gmar.data.open_data`` takes or returns: ``"scenes:300"``, a folder, a CSV
+        model: the result of ``load_model``, or a model as every method takes it, with a processor.
+        data: as ``hf_gmar.data.open_data`` takes or returns it: ``"scenes:300"``, a folder, a CSV
             file, a data set of the ``datasets`` library.
-        methods: as :func:`~hf_gmar.comparison.run.compare` takes them; ``None`` is every method of the
-            registry.
+        methods: as :func:`~hf_gmar.comparison.run.compare` takes them; ``None`` is every method
+            of the registry.
         metrics: names of ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
             and options, or metrics of your own; ``None`` is :data:`CHEAP`.
         perturbations: what it means that a patch is missing, in the same forms, of
@@ -114,7 +121,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         processor: the model's image processor.
         readout: which tokens a class head of your own reads.
         score: what falls when patches are removed, ``"probability"`` or ``"logit"``.
-        explained_class: which class is explained, the ``"predicted"`` one or the image's ``"label"``.
+        explained_class: the ``"predicted"`` class or the image's ``"label"``.
         steps: in how many equal steps patches are removed.
         baseline: the label of the method that others are compared with; ``None`` for ``"random"``
             if it is there, else the first one.
@@ -140,45 +147,51 @@ def evaluate(  # noqa: PLR0913  # a keyword each
 
     Example:
         >>> from hf_gmar import load_model
-        >>> found = evaluate(
+        >>> result = evaluate(
         ...     load_model("bundled"), "scenes:3", ["gmar", "random"], ["deletion", "insertion"]
         ... )
-        >>> len(found.rows), found.rows[0]["method"], sorted(found.rows[0]["values"])
+        >>> len(result.rows), result.rows[0]["method"], sorted(result.rows[0]["values"])
         (6, 'gmar', ['deletion:blur', 'insertion:blur'])
     """
     loaded = _loaded(model, processor)
-    how = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
+    config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
     explainers = Explainers.build(loaded.model, methods, readout, seed)
-    base = _baseline(baseline, explainers.labels)
+    labels = explainers.labels
+    if baseline is None:
+        baseline = "random" if "random" in labels else labels[0]
+    elif baseline not in labels:
+        raise OptionError(
+            f"the baseline {baseline!r} is none of the methods; there are {', '.join(labels)}"
+        )
+    evaluated = EvaluatedModel(explainers, loaded.processor, config)
+    metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
-    plan = Plan(explainers, loaded.processor, {}, {}, how, Asking(explainers, score))
-    plan = replace(plan, metrics=_metrics(metrics, plan))
-    images = open_data(data, labels_of(plan.config), **_beside(data, folder))
+    # Results that are written into the folder of the images are no images.
+    skip = folder if isinstance(data, str | Path) else None
+    images = open_data(data, labels_of(evaluated.hf_config), skip=skip)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")
-    plan = replace(plan, perturbations=_perturbations(perturbations, plan, images))
-    plan.check()
+    plan = Plan(evaluated, metrics_by_label, _perturbations(perturbations, evaluated, images))
     settings = _settings(loaded, plan, images)
-    processes = Processes.launched(cpu=plan.adapter.vision_model.device.type == "cpu")
-    runner = Runner(plan, images, settings, processes, folder, resume, progress)
-    rows = runner.rows()
-    directions = {one.name: one.higher_is_better for one in plan.metrics.values()}
-    summary = summarise(rows, settings, directions, base, seed)
+    processes = Processes.launched(cpu=evaluated.adapter.vision_model.device.type == "cpu")
+    rows = Runner(plan, images, settings, processes, folder, resume, progress).rows()
+    directions = {metric.name: metric.higher_is_better for metric in plan.metrics.values()}
+    summary = summarize(rows, settings, directions, baseline, seed)
     files: list[Path] = []
     if folder is not None and processes.is_main:
         from hf_gmar.evaluation.report.writer import write_report  # matplotlib comes with it
 
-        kept = load_examples(folder, spread(len(images), examples))
-        files = write_report(folder, summary, kept)
+        maps = load_examples(folder, spread(len(images), examples))
+        files = write_report(folder, summary, maps)
     return Evaluation(rows, summary, settings, files)
 
 
 def check_names(
     methods: MethodLikes | None,
-    metrics: Sequence[Part] | None,
-    perturbations: Sequence[Part] | None,
+    metrics: Sequence[Spec] | None,
+    perturbations: Sequence[Spec] | None,
 ) -> None:
-    """Check what can be checked without a model or data.
+    """Check all that can be checked without a model or data.
 
     Raises:
         OptionError: a name or an option that does not exist.
@@ -187,7 +200,7 @@ def check_names(
         >>> check_names(["gmar"], ["deletion"], ["blur", "dataset-mean"])
     """
     as_columns(methods)
-    _built(CHEAP if metrics is None else metrics, METRICS, METRICS.build)
+    _by_label(CHEAP if metrics is None else metrics, METRICS, METRICS.build)
     for name, options in map(PERTURBATIONS.parse, perturbations or ()):
         if name != DatasetMean.name or options:  # its colour is found in the data
             PERTURBATIONS.build(name, **options)
@@ -205,117 +218,87 @@ def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
     return LoadedModel(name, model, processor)
 
 
-def _built(
-    given: Sequence[Any],
-    registry: Registry[Any],
-    build: Callable[..., Any],
+def _by_label(
+    items: Sequence[Any], registry: Registry[Any], build: Callable[..., Any]
 ) -> dict[str, Any]:
     """Metrics or perturbations by label."""
-    if isinstance(given, str) or not given:
-        raise OptionError(f"{registry.kind}s must be a list of one or more, got {given!r}")
-    found: dict[str, Any] = {}
-    for item in given:
+    if isinstance(items, str) or not items:
+        raise OptionError(f"{registry.kind}s must be a list of one or more, got {items!r}")
+    by_label: dict[str, Any] = {}
+    for item in items:
         if hasattr(item, "name"):
-            name, options, built = item.name, _unusual(item), item
+            name, options, built = item.name, _changed_options(item), item
         else:
             name, options = registry.parse(item)
             built = build(name, **options)
         label = getattr(built, "label", "") or registry.label(name, options)
-        if label in found:
+        if label in by_label:
             raise OptionError(f"{label!r} is given twice in {registry.kind}s; give it once")
-        found[label] = built
-    return found
+        by_label[label] = built
+    return by_label
 
 
-def _unusual(built: Any) -> dict[str, Any]:
-    """The options of a perturbation that are not as they are by default."""
-    if not is_dataclass(built):
-        return {}
-    values = ((field, getattr(built, field.name)) for field in fields(built))
-    return {field.name: value for field, value in values if value != field.default}
+def _changed_options(perturbation: Any) -> dict[str, Any]:
+    """The options of a perturbation that differ from their defaults."""
+    options = fields(perturbation) if is_dataclass(perturbation) else ()
+    values = ((option, getattr(perturbation, option.name)) for option in options)
+    return {option.name: value for option, value in values if value != option.default}
 
 
-def _metrics(given: Sequence[Any] | None, plan: Plan) -> dict[str, Any]:
+def _build_seeded(registry: Registry[Any], seed: int, name: str, /, **options: Any) -> Any:
+    """Build an item with the run's seed, unless it has one of its own."""
+    if seed and "seed" in registry.options(name):
+        options.setdefault("seed", seed)
+    return registry.build(name, **options)
+
+
+def _metrics(items: Sequence[Any] | None, model: EvaluatedModel) -> dict[str, Any]:
     """Metrics by label; those that need probabilities are no default where there are none."""
-    if given is None:
-        given = [name for name in CHEAP if plan.has_probabilities or not METRICS[name].probability]
-    return _built(given, METRICS, _seeded(METRICS, plan.how.seed))
+    if items is None:
+        items = [name for name in CHEAP if model.has_probabilities or not METRICS[name].probability]
+    build = functools.partial(_build_seeded, METRICS, model.config.seed)
+    return _by_label(items, METRICS, build)
 
 
-def _seeded(registry: Registry[Any], seed: int) -> Callable[..., Any]:
-    """Build what is random with the run's seed, unless it has one of its own."""
-
-    def build(name: str, **options: Any) -> Any:
-        own = {"seed": seed} if seed and "seed" in registry.options(name) else {}
-        return registry.build(name, **{**own, **options})
-
-    return build
-
-
-def _beside(data: Any, folder: Path | None) -> dict[str, Any]:
-    """Results that are written into the folder of the images are no images."""
-    return {"skip": folder} if folder is not None and isinstance(data, str | Path) else {}
-
-
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    difference = record.get("difference") or {}
-    rest = {name: value for name, value in record.items() if name != "difference"}
-    return {**rest, **{f"difference_{name}": value for name, value in difference.items()}}
-
-
-def _perturbations(given: Sequence[Any], plan: Plan, images: ImageDataset) -> dict[str, Any]:
+def _perturbations(
+    items: Sequence[Any], model: EvaluatedModel, images: ImageDataset
+) -> dict[str, Any]:
     """Perturbations by label; the mean colour of the data set is found if it is not given."""
-
-    seeded = _seeded(PERTURBATIONS, plan.how.seed)
 
     def build(name: str, **options: Any) -> Any:
         if name == DatasetMean.name and not options:
-            return DatasetMean(dataset_mean(_all_pixels(plan, images)))
-        return seeded(name, **options)
+            return DatasetMean(dataset_mean(_all_pixels(model, images)))
+        return _build_seeded(PERTURBATIONS, model.config.seed, name, **options)
 
-    return _built(given, PERTURBATIONS, build)
+    return _by_label(items, PERTURBATIONS, build)
 
 
-def _all_pixels(plan: Plan, images: ImageDataset) -> Iterator[Tensor]:
+def _all_pixels(model: EvaluatedModel, images: ImageDataset) -> Iterator[Tensor]:
     for index in range(len(images)):
         try:
-            yield plan.pixels(images[index].image)
+            yield model.pixels(images[index].image)
         except HfGmarError:
             continue  # it is reported when its turn comes
 
 
-def _options(metric: Metric[Any]) -> dict[str, Any]:
-    options = {one.name: getattr(metric, one.name) for one in options_of(type(metric))}
-    return {"class": kind_of(metric), **options}
-
-
-def _baseline(wanted: str | None, labels: Sequence[str]) -> str:
-    if wanted is None:
-        return "random" if "random" in labels else labels[0]
-    if wanted not in labels:
-        raise OptionError(
-            f"the baseline {wanted!r} is none of the methods; there are {', '.join(labels)}"
-        )
-    return wanted
-
-
 def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str, Any]:
-    layout = plan.adapter.layout
+    adapter, layout = plan.model.adapter, plan.model.adapter.layout
     model: dict[str, Any] = {
         "name": loaded.name,
-        **description_of_model(plan.adapter.model, plan.adapter.modules()[0]),
-        "dtype": str(plan.adapter.vision_model.dtype).removeprefix("torch."),
+        **description_of_model(adapter.model, adapter.modules()[0]),
+        "dtype": str(adapter.vision_model.dtype).removeprefix("torch."),
         "readout": [list(layout.readout), layout.rest],
         "processor": digest(loaded.processor.to_dict()),
     }
     if isinstance(loaded.model, ZeroShotModel):
         model["prompts"] = loaded.model.prompts
+    metrics, perturbations = plan.metrics.items(), plan.perturbations.items()
     return {
         "model": model,
         "data": {"name": images.name, "images": len(images), **images.settings},
-        "methods": plan.explainers.described(),
-        "metrics": {label: _options(one) for label, one in plan.metrics.items()},
-        "perturbations": {label: described(one) for label, one in plan.perturbations.items()},
-        **plan.how.described(),
+        "methods": plan.model.explainers.described(),
+        "metrics": {label: {"class": kind_of(item), **item.options} for label, item in metrics},
+        "perturbations": {label: described(item) for label, item in perturbations},
+        **plan.model.config.described(),
         "versions": {name: version(name) for name in _VERSIONS},
     }

@@ -10,10 +10,13 @@ from .patch_ranking import FORMS, Form, kept_count, kept_patches, patch_order, u
 from .randomization import ClassSensitivity, ParameterRandomization, ssim
 from .registry import METRICS, register_metric
 from .robustness import Infidelity, MaxSensitivity
-from .weight_randomization import Cascade, randomised
+from .weight_randomization import Cascade, randomized_models
 
 __all__ = [
     "AOPC",
+    "FORMS",
+    "METRICS",
+    "SRG",
     "AverageDrop",
     "AverageGain",
     "AveragePrecision",
@@ -27,7 +30,6 @@ __all__ = [
     "Deletion",
     "Explain",
     "Explainer",
-    "FORMS",
     "Form",
     "GridPointing",
     "HeadAblationArea",
@@ -37,7 +39,6 @@ __all__ = [
     "Insertion",
     "InsertionDeletion",
     "LocalizationInput",
-    "METRICS",
     "MaxSensitivity",
     "MeanIoU",
     "Metric",
@@ -45,11 +46,10 @@ __all__ = [
     "ParameterRandomization",
     "PointingGame",
     "RelevanceMass",
-    "SRG",
     "kept_count",
     "kept_patches",
     "patch_order",
-    "randomised",
+    "randomized_models",
     "register_metric",
     "second_class",
     "ssim",

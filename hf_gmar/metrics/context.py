@@ -1,4 +1,4 @@
-"""What is asked of one explanation when it is tested: the method and the model as plain calls."""
+"""One explained image, with its method and model as plain calls for metrics."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from hf_gmar.metrics.base import Metric
 Explain: TypeAlias = Callable[[Tensor, int], Tensor]
 """Makes the map (1, rows, columns) of pixel values (1, channels, height, width) and a class."""
 
-Randomised: TypeAlias = Callable[[int, int], Iterable[Explain]]
-"""For a number of stages and a seed: the method on the model after each stage of the cascade, in
-which ever more weights are drawn anew, from the head down. Each is to be asked before the next."""
+RandomizedExplains: TypeAlias = Callable[[int, int], Iterable[Explain]]
+"""For a number of stages and a seed: the method on the model after each stage, in which ever more
+weights are drawn anew, from the head down. Call each before the next is taken."""
 
 
 @dataclass(frozen=True, eq=False)
 class MetricContext:
     """One image, and the calls by which an explanation of it is tested.
 
-    :class:`~hf_gmar.metrics.context_builder.ContextBuilder` makes them for a model and a method; for a toy a few
-    functions will do.
+    :class:`~hf_gmar.metrics.context_builder.ContextBuilder` makes them for a model and a method;
+    for a toy a few functions will do.
 
     Attributes:
         explain: the method on the model.
         scores: the model's scores (K, classes) of pixel values (K, channels, height, width).
         pixels: the image, (1, channels, height, width).
-        target: the class that is explained.
-        other: another class, the second one; ``None`` for a model with one class.
+        target: the explained class.
+        other_class: the second class; ``None`` for a model with one class.
         seed: of what is drawn at random for this image.
-        known: ``explain(pixels, target)``, if it is known already.
-        randomised: the method on the model while its weights are lost; ``None`` if it can't be.
-        heads: gives the method's own importance of each head, (layers, H); ``None`` if it has none.
-        masked: the model's scores (M, classes) of the image with heads masked, for flags
-            (M, layers, H); ``None`` if they can't be.
+        known_map: ``explain(pixels, target)``, if it is known already.
+        explain_randomized: the method on the model while its weights are lost; ``None`` if the
+            method can't be moved to another model.
+        head_importance: gives the method's importance of each head, (layers, H); ``None`` if it
+            has none.
+        masked_scores: the model's scores (M, classes) of the image with heads masked, for flags
+            (M, layers, H); ``None`` if heads can't be masked.
 
     Raises:
         InputError: pixels of more than one image.
@@ -48,12 +50,12 @@ class MetricContext:
     scores: Callable[[Tensor], Tensor]
     pixels: Tensor
     target: int
-    other: int | None = None
+    other_class: int | None = None
     seed: int = 0
-    known: Tensor | None = None
-    randomised: Randomised | None = None
-    heads: Callable[[], Tensor] | None = None
-    masked: Callable[[Tensor], Tensor] | None = None
+    known_map: Tensor | None = None
+    explain_randomized: RandomizedExplains | None = None
+    head_importance: Callable[[], Tensor] | None = None
+    masked_scores: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check that it is one image."""
@@ -65,31 +67,21 @@ class MetricContext:
 
     def relevance(self, target: int | None = None) -> Tensor:
         """The map (rows, columns) of a class, the explained one by default; float64, on the CPU."""
-        if target is None or target == self.target:
-            own = self.explain(self.pixels, self.target) if self.known is None else self.known
-            return self.as_map(own)
+        target = self.target if target is None else target
+        if target == self.target and self.known_map is not None:
+            return self.as_map(self.known_map)
         return self.as_map(self.explain(self.pixels, target))
 
     @staticmethod
-    def as_map(found: Tensor) -> Tensor:
-        """What a method gave for one image as (rows, columns), float64, on the CPU."""
-        return found.detach().double().cpu().reshape(found.shape[-2:])
+    def as_map(relevance: Tensor) -> Tensor:
+        """A method's map of one image as (rows, columns), float64, on the CPU."""
+        return relevance.detach().double().cpu().reshape(relevance.shape[-2:])
 
 
 class ContextMetric(Metric[MetricContext]):
-    """A metric that asks the method and the model again and again.
-
-    Args:
-        images: see :class:`~hf_gmar.metrics.base.Metric`.
-
-    Raises:
-        OptionError: an option outside its range.
-    """
+    """A metric that calls the method and the model again and again."""
 
     input_kind = "context"
-
-    def __init__(self, images: int | None = None) -> None:
-        super().__init__(images)
 
 
 def one_value(value: float) -> Tensor:

@@ -1,11 +1,11 @@
-"""Puts the questions of the metrics to a model of Transformers and its methods."""
+"""Builds the contexts of metrics from a model of Transformers and its methods."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -18,31 +18,29 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
 from hf_gmar.metrics.context import Explain, MetricContext
+from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.metrics.weight_randomization import Cascade
 from hf_gmar.models.labels import probabilities
 
-ScoreKind: TypeAlias = Literal["probability", "logit"]
-SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
-
 
 class Explainer(Protocol):
-    """What is asked for maps: any of the methods; with ``head_importance``, for heads too."""
+    """Makes maps: any of the methods; with ``head_importance``, importance of heads too."""
 
-    def attribute_patches(self, inputs: Tensor, target: int, **kwargs: Any) -> Tensor:
-        """Relevance of each patch, (B, rows, columns)."""
+    def attribute_patches(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Relevance of each patch, (B, rows, columns), of pixel values and a class."""
         ...
 
 
-Build: TypeAlias = Callable[[Any], Explainer]
+MakeExplainer: TypeAlias = Callable[[Any], Explainer]
 """Makes the method on a model: on the user's, and on copies of it that lose their weights."""
 
 
 @dataclass(eq=False)
 class ContextBuilder:
-    """One model, and what metrics of the kind ``"context"`` may want to know of it.
+    """One model, and what all its images have in common.
 
-    It keeps what all images have in common: the methods that were built, and a copy of the model
-    for the loss of its weights (one for each seed, made when it is first wanted).
+    It keeps the methods that were made, and for each seed a copy of the model that loses its
+    weights.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -59,9 +57,9 @@ class ContextBuilder:
     Example:
         >>> from hf_gmar import GMAR, load_model
         >>> from hf_gmar.metrics import METRICS
-        >>> examiner = ContextBuilder(load_model("bundled").model)
-        >>> asked = examiner.asked(GMAR, torch.rand(1, 3, 96, 96), target=6)
-        >>> 0 < METRICS.build("class-sensitivity").values(asked).item() <= 1
+        >>> builder = ContextBuilder(load_model("bundled").model)
+        >>> context = builder.context(GMAR, torch.rand(1, 3, 96, 96), target=6)
+        >>> 0 < METRICS.build("class-sensitivity").values(context).item() <= 1
         True
     """
 
@@ -73,85 +71,89 @@ class ContextBuilder:
 
     def __post_init__(self) -> None:
         """Check the options and find the Transformers model in the model."""
-        check_option("score", self.score, SCORE_KINDS)
+        check_option("score", self.score, get_args(ScoreKind))
         check_option("batch", self.batch, range(1, 2**31))
-        self._subject = ModelAdapter.of(self.model, self.readout)
-        self._built: dict[tuple[Build, int], Explainer] = {}
+        self._adapter = ModelAdapter.of(self.model, self.readout)
+        self._explainers: dict[tuple[MakeExplainer, int], Explainer] = {}
         self._cascades: dict[int, Cascade] = {}
 
-    def asked(
+    def context(
         self,
-        build: Build,
+        make: MakeExplainer,
         pixels: Tensor,
         target: int,
         *,
         seed: int = 0,
-        known: Tensor | None = None,
+        known_map: Tensor | None = None,
+        **method_kwargs: Any,
     ) -> MetricContext:
-        """What the metrics take, for one image and one method.
+        """The context of one image and one method.
 
         Args:
-            build: makes the method on a model; give the same object for every image.
+            make: makes the method on a model; give the same object for every image.
             pixels: the image, (1, channels, height, width).
-            target: the class that is explained.
+            target: the explained class.
             seed: of what is drawn at random for this image.
-            known: the method's map of it, (rows, columns) or (1, rows, columns), if there is one.
+            known_map: the method's map, (rows, columns) or (1, rows, columns), if it is known.
+            **method_kwargs: further keyword arguments of the method.
 
         Raises:
             InputError, OptionError, UnsupportedModelError: a method or pixels that do not fit the
                 model.
         """
-        method = self._method(build, self.model)
-        importance = getattr(method, "head_importance", None)
-        heads = importance and functools.partial(self._heads, importance, pixels, target)
+        kwargs = {**self.forward_kwargs, **method_kwargs}
+
+        def explain_on(model: Any) -> Explain:
+            explainer = self._explainer(make, model)
+            return lambda pixels, target: explainer.attribute_patches(pixels, target, **kwargs)
+
+        importance = getattr(self._explainer(make, self.model), "head_importance", None)
         return MetricContext(
-            explain=self._explain(method),
+            explain=explain_on(self.model),
             scores=self.scores,
             pixels=pixels,
             target=target,
-            other=second_class(self.scores(pixels)[0], target),
+            other_class=second_class(self.scores(pixels)[0], target),
             seed=seed,
-            known=known,
-            randomised=functools.partial(self._randomised, build, pixels),
-            heads=heads,
-            masked=functools.partial(self._masked, pixels),
+            known_map=known_map,
+            explain_randomized=functools.partial(self._explain_randomized, explain_on, pixels),
+            head_importance=importance
+            and (lambda: self._all_layers(importance(pixels, target, **kwargs)[0])),
+            masked_scores=functools.partial(self._masked_scores, pixels),
         )
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """The model's scores (K, classes) of the kind that was chosen, without gradients."""
+        """The model's scores (K, classes) of the chosen kind, without gradients."""
         parts = []
-        for some in pixels.split(self.batch):
-            request = checked_request(self._subject, some, None, dict(self.forward_kwargs))
-            with size_errors(self._subject, some):
-                parts.append(self._kind(predict(self._subject, request)))
-        return torch.cat(parts)
+        for images in pixels.split(self.batch):
+            request = checked_request(self._adapter, images, None, dict(self.forward_kwargs))
+            with size_errors(self._adapter, images):
+                parts.append(predict(self._adapter, request))
+        return self._of_kind(torch.cat(parts))
 
-    def _kind(self, scores: Tensor) -> Tensor:
+    def _of_kind(self, logits: Tensor) -> Tensor:
         if self.score == "logit":
-            return scores
-        own = getattr(self._subject.model, "config", None)  # of prompts, where these are classes
-        config = own if isinstance(own, PreTrainedConfig) else self._subject.backbone.config
-        return probabilities(config, scores)
+            return logits
+        config = getattr(self._adapter.model, "config", None)  # of prompts, where these are classes
+        if not isinstance(config, PreTrainedConfig):
+            config = self._adapter.backbone.config
+        return probabilities(config, logits)
 
-    def _heads(self, importance: Callable[..., Tensor], pixels: Tensor, target: int) -> Tensor:
-        (found,) = importance(pixels, target, **self.forward_kwargs).detach().double().cpu()
-        return _all_layers(found, self._subject.layers)
-
-    def _masked(self, pixels: Tensor, masks: Tensor) -> Tensor:
+    def _masked_scores(self, pixels: Tensor, masks: Tensor) -> Tensor:
         parts = [
             scores_with_masked_heads(
                 self.model,
-                pixels.expand(len(some), *pixels.shape[1:]),
-                some,
+                pixels.expand(len(part), *pixels.shape[1:]),
+                part,
                 readout=self.readout,
                 **self.forward_kwargs,
             )
-            for some in masks.split(self.batch)
+            for part in masks.split(self.batch)
         ]
-        return self._kind(torch.cat(parts))
+        return self._of_kind(torch.cat(parts))
 
-    def _randomised(
-        self, build: Build, pixels: Tensor, stages: int, seed: int
+    def _explain_randomized(
+        self, explain_on: Callable[[Any], Explain], pixels: Tensor, stages: int, seed: int
     ) -> Iterator[Explain]:
         if seed not in self._cascades:
             self._cascades[seed] = Cascade(
@@ -159,20 +161,21 @@ class ContextBuilder:
             )
         cascade = self._cascades[seed]
         for parts in cascade.stages(stages):
-            cascade.randomise(parts)
-            yield self._explain(self._method(build, cascade.model))
+            cascade.randomize(parts)
+            yield explain_on(cascade.model)
 
-    def _method(self, build: Build, model: Any) -> Explainer:
-        key = build, id(model)
-        if key not in self._built:
-            self._built[key] = build(model)
-        return self._built[key]
+    def _explainer(self, make: MakeExplainer, model: Any) -> Explainer:
+        key = make, id(model)
+        if key not in self._explainers:
+            self._explainers[key] = make(model)
+        return self._explainers[key]
 
-    def _explain(self, method: Explainer) -> Explain:
-        def explain(pixels: Tensor, target: int) -> Tensor:
-            return method.attribute_patches(pixels, target, **self.forward_kwargs)
-
-        return explain
+    def _all_layers(self, importance: Tensor) -> Tensor:
+        """(layers, H): heads of lower layers that a method leaves out come after all others."""
+        importance = importance.detach().double().cpu()
+        left_out = self._adapter.layers - len(importance)
+        lowest = (importance.min() - 1).expand(left_out, importance.shape[1])
+        return torch.cat([lowest, importance])
 
 
 def second_class(scores: Tensor, target: int) -> int | None:
@@ -186,10 +189,3 @@ def second_class(scores: Tensor, target: int) -> int | None:
     """
     order = torch.argsort(-scores.double().cpu(), stable=True).tolist()
     return next((index for index in order if index != target), None)
-
-
-def _all_layers(importance: Tensor, layers: int) -> Tensor:
-    """(layers, H): heads of lower layers that a method leaves out come after all others."""
-    left_out = layers - len(importance)
-    lowest = (importance.min() - 1).expand(left_out, importance.shape[1])
-    return torch.cat([lowest, importance])

@@ -7,8 +7,8 @@ from torch import Tensor
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.inputs import Curves
 
-_RISE = "Petsiuk, Das and Saenko, BMVC 2018, arXiv 1806.07421"
-_HINTS = "a removed patch may look like something itself; it depends on the perturbation"
+_PETSIUK = "Petsiuk, Das and Saenko, BMVC 2018, arXiv 1806.07421"
+_CAVEAT = "a removed patch may look like something itself; it depends on the perturbation"
 
 
 class CurveMetric(Metric[Curves]):
@@ -22,9 +22,7 @@ class CurveMetric(Metric[Curves]):
 
 
 class Deletion(CurveMetric):
-    """Area under the score while the most relevant patches are removed first.
-
-    Source: Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421), by the trapezoidal rule.
+    """Deletion, by the trapezoidal rule.
 
     Example:
         >>> import torch
@@ -36,84 +34,78 @@ class Deletion(CurveMetric):
 
     name = "deletion"
     higher_is_better = False
+    summary = "Area under the score while the most relevant patches are removed first."
     formula = "area under score(removed share), most relevant first"
-    source = _RISE
-    caveats = f"{_HINTS}; a score that any damage breaks is low for every order"
+    source = _PETSIUK
+    caveats = f"{_CAVEAT}; a score that any damage breaks is low for every order"
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From 0 to 1 for probabilities, (B,)."""
-        return found.areas()[0]
+        return curves.areas()[0]
 
 
 class Insertion(CurveMetric):
-    """Area under the score while the most relevant patches are put back first.
+    """Insertion, by the trapezoidal rule.
 
     An image with the most relevant share f put back is one with the least relevant share 1 - f
     removed, so this is the area under the curve of removing the least relevant first.
-
-    Source: Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421), by the trapezoidal rule.
     """
 
     name = "insertion"
     higher_is_better = True
+    summary = "Area under the score while the most relevant patches are put back first."
     formula = "area under score(inserted share), most relevant first"
-    source = _RISE
-    caveats = f"{_HINTS}; a score that one patch alone gives is high for many orders"
+    source = _PETSIUK
+    caveats = f"{_CAVEAT}; a score that one patch alone gives is high for many orders"
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From 0 to 1 for probabilities, (B,)."""
-        return found.areas()[1]
+        return curves.areas()[1]
 
 
 class InsertionDeletion(CurveMetric):
-    """Insertion minus deletion: what the order is worth, whatever the model makes of damage.
-
-    Source: the two areas of Petsiuk, Das and Saenko, BMVC 2018 (arXiv 1806.07421).
-    """
+    """Insertion minus deletion."""
 
     name = "insertion-deletion"
     higher_is_better = True
+    summary = (
+        "Insertion minus deletion: what the order is worth, whatever damage does to the score."
+    )
     formula = "insertion - deletion; 0 for a random order"
-    source = _RISE
-    caveats = _HINTS
+    source = _PETSIUK
+    caveats = _CAVEAT
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
-        most, least = found.areas()
-        return least - most
+        deletion, insertion = curves.areas()
+        return insertion - deletion
 
 
 class AOPC(CurveMetric):
-    """Mean fall of the score over the steps, the most relevant patches removed first.
-
-    Source: Samek et al., TNNLS 2017 (arXiv 1509.06321). The steps count alike, the
-    first one (nothing removed) too.
-    """
+    """Area over the perturbation curve; all steps count alike, the first (nothing removed) too."""
 
     name = "aopc"
     higher_is_better = True
+    summary = "Mean fall of the score over the steps, the most relevant patches removed first."
     formula = "mean over steps k of score(0) - score(k), most relevant first"
     source = "Samek et al., TNNLS 2017, arXiv 1509.06321"
-    caveats = f"{_HINTS}; with equal steps it orders explanations almost as deletion does"
+    caveats = f"{_CAVEAT}; with equal steps it orders explanations almost as deletion does"
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,)."""
-        return (found.morf[:, :1] - found.morf).mean(1)
+        return (curves.morf[:, :1] - curves.morf).mean(1)
 
 
 class SRG(CurveMetric):
-    """Symmetric relevance gain: mean distance of the two curves over the steps.
-
-    Source: Blücher, Vielhaben and Strodthoff, TMLR 2024 (arXiv 2401.06654): pixel flipping with the
-    least relevant first minus that with the most relevant first. The steps count alike.
-    """
+    """Symmetric relevance gain; all steps count alike."""
 
     name = "srg"
     higher_is_better = True
+    summary = "Symmetric relevance gain: mean distance of the two curves over the steps."
     formula = "mean over steps of score(least removed first) - score(most removed first)"
     source = "Blücher, Vielhaben and Strodthoff, TMLR 2024, arXiv 2401.06654"
     caveats = "with S equal steps it is insertion - deletion times (S - 1) / S, so it adds no rank"
 
-    def values(self, found: Curves) -> Tensor:
+    def values(self, curves: Curves) -> Tensor:
         """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
-        return (found.lerf - found.morf).mean(1)
+        return (curves.lerf - curves.morf).mean(1)

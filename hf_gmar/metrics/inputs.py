@@ -1,9 +1,8 @@
-"""What was measured of an explanation, as metrics take it: plain numbers, image by image."""
+"""The measurements that metrics take: plain numbers, image by image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,35 +10,31 @@ from torch import Tensor
 from hf_gmar.errors import InputError
 
 
-class _Exact:
+class _Float64Fields:
     """Fields are float64 on the CPU, whatever was given."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
-            given = getattr(self, one.name)
-            if not isinstance(given, Tensor):
+        for name, value in vars(self).copy().items():
+            if not isinstance(value, Tensor):
                 raise InputError(
-                    f"{one.name} must be a tensor, got {type(given).__name__}; torch.tensor makes "
-                    "one of numbers"
+                    f"{name} must be a tensor, got {type(value).__name__}; torch.tensor makes one "
+                    "of numbers"
                 )
-            object.__setattr__(self, one.name, given.detach().cpu().double())
+            object.__setattr__(self, name, value.detach().cpu().double())
         self._check()
 
     def _check(self) -> None:
         raise NotImplementedError
 
-    def _need(self, fits: bool, needed: str) -> None:
+    def _require(self, fits: object, needed: str) -> None:
         """An InputError that says what is needed and what came."""
         if not fits:
-            values: dict[str, Any] = {
-                one.name: tuple(getattr(self, one.name).shape)
-                for one in fields(self)  # type: ignore[arg-type]
-            }
-            raise InputError(f"{type(self).__name__} needs {needed}; got {values}")
+            shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
+            raise InputError(f"{type(self).__name__} needs {needed}; got {shapes}")
 
 
 @dataclass(frozen=True, eq=False)
-class Curves(_Exact):
+class Curves(_Float64Fields):
     """The score of the target while more and more patches are removed.
 
     Attributes:
@@ -71,21 +66,20 @@ class Curves(_Exact):
     def _check(self) -> None:
         steps = self.fractions
         shapes = self.morf.dim() == 2 and self.morf.shape == self.lerf.shape
-        self._need(
+        self._require(
             shapes and steps.dim() == 1 and len(steps) == self.morf.shape[1] >= 2,
             "fractions (S,) with S >= 2, and morf and lerf (B, S)",
         )
-        rising = bool((steps.diff() > 0).all())
-        self._need(
-            rising and float(steps[0]) == 0 and float(steps[-1]) <= 1,
+        self._require(
+            (steps.diff() > 0).all() and steps[0] == 0 and steps[-1] <= 1,
             f"fractions that rise from 0 to 1 at most, not {steps.tolist()}",
         )
         curves = torch.stack([self.morf, self.lerf])
-        self._need(not bool(curves.isinf().any()), "scores that are not infinite")
+        self._require(not curves.isinf().any(), "scores that are not infinite")
 
 
 @dataclass(frozen=True, eq=False)
-class ConfidenceChange(_Exact):
+class ConfidenceChange(_Float64Fields):
     """The score of the target for the whole image, and for what an explanation keeps of it.
 
     Attributes:
@@ -101,13 +95,13 @@ class ConfidenceChange(_Exact):
 
     def _check(self) -> None:
         shapes = self.before.dim() == 1 and self.before.shape == self.after.shape
-        self._need(shapes, "before (B,) and after (B,)")
+        self._require(shapes, "before (B,) and after (B,)")
         scores = torch.stack([self.before, self.after])
-        self._need(not bool(scores.isinf().any()), "scores that are not infinite")
+        self._require(not scores.isinf().any(), "scores that are not infinite")
 
 
 @dataclass(frozen=True, eq=False)
-class LocalizationInput(_Exact):
+class LocalizationInput(_Float64Fields):
     """Maps, and where the object is that they are about.
 
     Attributes:
@@ -124,7 +118,7 @@ class LocalizationInput(_Exact):
 
     def _check(self) -> None:
         shapes = self.maps.dim() == 3 and self.maps.shape == self.cover.shape
-        self._need(shapes and self.maps[0:1].numel() > 0, "maps and cover (B, rows, columns)")
-        self._need(bool(self.maps.isfinite().all()), "maps that are finite")
+        self._require(shapes and self.maps[0:1].numel() > 0, "maps and cover (B, rows, columns)")
+        self._require(self.maps.isfinite().all(), "maps that are finite")
         inside = (self.cover >= 0) & (self.cover <= 1)
-        self._need(bool(inside.all()), "cover from 0 to 1, the share of each patch's area")
+        self._require(inside.all(), "cover from 0 to 1, the share of each patch's area")

@@ -16,7 +16,7 @@ from hf_gmar.metrics.patch_ranking import patch_order, unit_scaled
 INSIDE = 0.5
 """A patch belongs to an object if so much of its area is inside the mask."""
 
-_NOT_FAITH = "where the object is, not what the model looks at: context may be the true reason"
+_CAVEAT = "where the object is, not what the model looks at: context may be the true reason"
 
 
 class LocalizationMetric(Metric[LocalizationInput]):
@@ -29,116 +29,109 @@ class LocalizationMetric(Metric[LocalizationInput]):
 
 
 class PointingGame(LocalizationMetric):
-    """Whether the most relevant patch belongs to the object.
+    """Pointing game on patches, without the margin of Zhang et al.
 
     Ties go to the patch that comes first, as everywhere. Not defined for an image without a patch
     that belongs to the object: at least half of its area is inside the mask.
 
-    Source: Zhang et al., ECCV 2016 (arXiv 1608.00507), on patches and without their margin.
-
     Example:
-        >>> maps = torch.tensor([[[0.1, 0.9], [0.3, 0.2]]])
-        >>> PointingGame().values(LocalizationInput(maps, torch.tensor([[[0.0, 0.6], [0.0, 1.0]]]))).tolist()
+        >>> maps, cover = torch.tensor([[[0.1, 0.9], [0.3, 0.2]], [[0.0, 0.6], [0.0, 1.0]]])
+        >>> PointingGame().values(LocalizationInput(maps[None], cover[None])).tolist()
         [1.0]
     """
 
     name = "pointing-game"
     higher_is_better = True
+    summary = "Whether the most relevant patch belongs to the object."
     formula = "1 if the most relevant patch is inside the mask, else 0"
     source = "Zhang et al., ECCV 2016, arXiv 1608.00507"
-    caveats = f"{_NOT_FAITH}; one patch decides, and a large object is easy to hit"
+    caveats = f"{_CAVEAT}; one patch decides, and a large object is easy to hit"
 
-    def values(self, found: LocalizationInput) -> Tensor:
+    def values(self, measured: LocalizationInput) -> Tensor:
         """0 or 1, (B,)."""
-        inside = found.cover.flatten(1) >= INSIDE
-        first = patch_order(found.maps)[:, :1]
-        return _where(inside.any(1), inside.gather(1, first)[:, 0].double())
+        inside = measured.cover.flatten(1) >= INSIDE
+        first = patch_order(measured.maps)[:, :1]
+        hit = inside.gather(1, first)[:, 0].double()
+        return torch.where(inside.any(1), hit, torch.nan)
 
 
 class RelevanceMass(LocalizationMetric):
-    """Share of the positive relevance that is inside the mask; 0 if there is none at all.
+    """Energy-based pointing game of Score-CAM.
 
     Each patch counts with the share of its area that the mask covers. A constant map gives the
     share of the image that the object has. Not defined without a mask.
 
-    Source: the energy-based pointing game of Wang et al., Score-CAM, CVPRW 2020 (arXiv 1910.01279).
-
     Example:
-        >>> maps = torch.tensor([[[1.0, 2.0], [-5.0, 1.0]]])
-        >>> RelevanceMass().values(LocalizationInput(maps, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))).tolist()
+        >>> maps, cover = torch.tensor([[[1.0, 2.0], [-5.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+        >>> RelevanceMass().values(LocalizationInput(maps[None], cover[None])).tolist()
         [0.5]
     """
 
     name = "relevance-mass"
     higher_is_better = True
+    summary = "Share of the positive relevance that is inside the mask; 0 if there is none at all."
     formula = "sum of positive relevance inside the mask / sum of all positive relevance"
     source = "Wang et al., CVPRW 2020, arXiv 1910.01279"
-    caveats = f"{_NOT_FAITH}; a map with a high floor loses, whatever its order"
+    caveats = f"{_CAVEAT}; a map with a high floor loses, whatever its order"
 
-    def values(self, found: LocalizationInput) -> Tensor:
+    def values(self, measured: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
-        return _energy_inside(found)
+        return _mass_inside(measured)
 
 
 class AveragePrecision(LocalizationMetric):
-    """Average precision of the patches' ranking, with the object's patches as the right ones.
+    """Average precision without interpolation, on patches.
 
-    The sum over thresholds of (recall gained) times (precision); patches of equal relevance are
-    found at the same threshold, so their order makes no difference. A constant map gives the share
-    of the patches that belong to the object. Not defined where no patch belongs to it: at least
-    half of its area is inside the mask.
-
-    Source: average precision as in Everingham et al., IJCV 2010, without interpolation, on patches.
+    Patches of equal relevance are found at the same threshold, so their order makes no difference.
+    A constant map gives the share of the patches that belong to the object. Not defined where no
+    patch belongs to it: at least half of its area is inside the mask.
 
     Example:
-        >>> maps = torch.tensor([[[0.9, 0.7], [0.7, 0.1]]])
-        >>> found = LocalizationInput(maps, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
-        >>> round(AveragePrecision().values(found).item(), 4)
+        >>> maps, cover = torch.tensor([[[0.9, 0.7], [0.7, 0.1]], [[1.0, 1.0], [0.0, 0.0]]])
+        >>> value = AveragePrecision().values(LocalizationInput(maps[None], cover[None])).item()
+        >>> round(value, 4)
         0.8333
     """
 
     name = "average-precision"
     higher_is_better = True
+    summary = (
+        "Average precision of the patches' ranking, with the object's patches as the right ones."
+    )
     formula = "sum over thresholds of (recall gained) x precision, on patches"
     source = "Everingham et al., IJCV 2010, without interpolation"
-    caveats = f"{_NOT_FAITH}; its floor is the share of the image that the object has"
+    caveats = f"{_CAVEAT}; its floor is the share of the image that the object has"
 
-    def values(self, found: LocalizationInput) -> Tensor:
+    def values(self, measured: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
-        inside = (found.cover >= INSIDE).flatten(1)
-        each = [_ap(*pair) for pair in zip(found.maps.flatten(1), inside, strict=True)]
-        return torch.stack(each) if each else inside.new_empty(0, dtype=torch.float64)
+        inside = (measured.cover >= INSIDE).flatten(1)
+        values = [_ap(*pair) for pair in zip(measured.maps.flatten(1), inside, strict=True)]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 class MeanIoU(LocalizationMetric):
-    """Mean of the overlaps of object and background, with the map cut at a threshold.
+    """Segmentation test, the mean over images (Chefer et al. sum areas over the data set).
 
     A patch is marked if its relevance is above the threshold. Overlaps are exact areas: of each
     patch the share that the mask covers. The mean is over object and background of one image, then
     over images. The lowest patch is never marked. Not defined without a mask.
 
-    Source: as the segmentation test of Chefer, Gur and Wolf, CVPR 2021 (arXiv 2012.09838), who sum
-    areas over the data set first.
-
     Args:
         threshold: ``"mean"``, the mean of the map, as theirs; or a number from 0 to 1 (not
             included) of the range from the lowest relevance to the highest.
 
-    Raises:
-        OptionError: an option outside its range.
-
     Example:
-        >>> maps = torch.tensor([[[0.9, 0.7], [0.2, 0.1]]])
-        >>> found = LocalizationInput(maps, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]))
-        >>> round(MeanIoU().values(found).item(), 4)
+        >>> maps, cover = torch.tensor([[[0.9, 0.7], [0.2, 0.1]], [[1.0, 0.5], [0.0, 0.0]]])
+        >>> round(MeanIoU().values(LocalizationInput(maps[None], cover[None])).item(), 4)
         0.775
     """
 
     name = "miou"
     higher_is_better = True
+    summary = "Mean of the overlaps of object and background, with the map cut at a threshold."
     formula = "mean of IoU(object) and IoU(background), map cut at its mean or at `threshold`"
     source = "Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838"
-    caveats = f"{_NOT_FAITH}; the threshold decides as much as the order"
+    caveats = f"{_CAVEAT}; the threshold decides as much as the order"
 
     def __init__(self, threshold: float | Literal["mean"] = "mean") -> None:
         super().__init__()
@@ -146,67 +139,59 @@ class MeanIoU(LocalizationMetric):
             raise OptionError(
                 f'threshold must be "mean" or a number >= 0 and < 1, got {threshold!r}'
             )
-        is_mean = isinstance(threshold, str)
-        self.threshold = threshold if is_mean else check_number("threshold", threshold, 0, 1)
+        self.threshold = (
+            threshold if threshold == "mean" else check_number("threshold", threshold, 0, 1)
+        )
 
-    def values(self, found: LocalizationInput) -> Tensor:
+    def values(self, measured: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
         if self.threshold == "mean":
-            marked = found.maps > found.maps.mean((1, 2), keepdim=True)
+            marked = measured.maps > measured.maps.mean((1, 2), keepdim=True)
         else:
-            marked = unit_scaled(found.maps) > self.threshold
-        overlaps = [_iou(marked, found.cover), _iou(~marked, 1 - found.cover)]
-        return _where(_has_mask(found), torch.stack(overlaps).mean(0))
+            marked = unit_scaled(measured.maps) > self.threshold
+        overlaps = [_iou(marked, measured.cover), _iou(~marked, 1 - measured.cover)]
+        return torch.where(_has_mask(measured), torch.stack(overlaps).mean(0), torch.nan)
 
 
 class GridPointing(Metric[LocalizationInput]):
-    """Share of the positive relevance in the right cell of a mosaic; 0 if there is none at all.
+    """Grid pointing game.
 
     Four images of different classes make one, and the map of one of the classes is right if it lies
     in the cell of that class. A constant map gives a quarter.
-
-    Source: the grid pointing game of Böhle, Fritz and Schiele, CVPR 2021 (arXiv 2104.00032).
     """
 
     name = "grid-pointing"
     input_kind = "mosaic"
     higher_is_better = True
+    summary = (
+        "Share of the positive relevance in the right cell of a mosaic; 0 if there is none at all."
+    )
     formula = "sum of positive relevance in the right cell / sum of all positive relevance"
     source = "Böhle, Fritz and Schiele, CVPR 2021, arXiv 2104.00032"
     caveats = "mosaics are no photos, and the cells share attention; a map of all classes gives 1/4"
 
-    def __init__(self, images: int | None = None) -> None:
-        super().__init__(images)
-
-    def values(self, found: LocalizationInput) -> Tensor:
+    def values(self, measured: LocalizationInput) -> Tensor:
         """From 0 to 1, (B,)."""
-        return _energy_inside(found)
+        return _mass_inside(measured)
 
 
-def _energy_inside(found: LocalizationInput) -> Tensor:
-    positive = found.maps.clamp(min=0)
-    inside, everywhere = (positive * found.cover).sum((1, 2)), positive.sum((1, 2))
+def _mass_inside(measured: LocalizationInput) -> Tensor:
+    positive = measured.maps.clamp(min=0)
+    inside, everywhere = (positive * measured.cover).sum((1, 2)), positive.sum((1, 2))
     share = torch.where(everywhere > 0, inside / everywhere, 0.0)
-    return _where(_has_mask(found), share)
+    return torch.where(_has_mask(measured), share, torch.nan)
 
 
-def _has_mask(found: LocalizationInput) -> Tensor:
-    return (found.cover > 0).flatten(1).any(1)
+def _has_mask(measured: LocalizationInput) -> Tensor:
+    return (measured.cover > 0).flatten(1).any(1)
 
 
-def _where(defined: Tensor, values: Tensor) -> Tensor:
-    return torch.where(defined, values, torch.nan)
-
-
-def _ap(relevance: Tensor, inside: Tensor) -> Tensor:
+def _ap(relevance: Tensor, inside: Tensor) -> float:
     """Average precision of the patches of one image, (P,) each; NaN if none is inside."""
-    levels, places = relevance.unique(return_inverse=True)
-    right, all_of = (
-        torch.zeros(len(levels), dtype=torch.float64).index_add_(0, places, weights.double())
-        for weights in (inside, torch.ones_like(inside))
-    )
-    found, shown = right.flip(0).cumsum(0), all_of.flip(0).cumsum(0)
-    return (right.flip(0) * found / shown).sum() / inside.sum()
+    _, places, counts = (-relevance).unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, places, inside.double())
+    precision = hits.cumsum(0) / counts.cumsum(0)
+    return float((hits * precision).sum() / inside.sum())
 
 
 def _iou(marked: Tensor, cover: Tensor) -> Tensor:

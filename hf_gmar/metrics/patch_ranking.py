@@ -40,7 +40,7 @@ def patch_order(relevance: Tensor) -> Tensor:
 
 
 def kept_patches(relevance: Tensor, keep: float = 0.5, form: Form = "patches") -> Tensor:
-    """What a map keeps of an image.
+    """Which patches of an image a map keeps.
 
     Args:
         relevance: a map (rows, columns), finite.
@@ -70,9 +70,9 @@ def kept_patches(relevance: Tensor, keep: float = 0.5, form: Form = "patches") -
     if form == "soft":
         return unit_scaled(relevance)
     count = kept_count(relevance.numel(), keep)
-    kept = torch.zeros(relevance.numel(), dtype=torch.bool)
-    kept[patch_order(relevance)[:count]] = True
-    return kept.reshape(relevance.shape)
+    mask = torch.zeros(relevance.numel(), dtype=torch.bool)
+    mask[patch_order(relevance)[:count]] = True
+    return mask.reshape(relevance.shape)
 
 
 def kept_count(patches: int, keep: float) -> int:
@@ -85,16 +85,7 @@ def kept_count(patches: int, keep: float) -> int:
         >>> kept_count(64, 0.5), kept_count(15, 0.5), kept_count(4, 0.01)
         (32, 8, 1)
     """
-    return max(1, math.floor(checked_keep(keep) * patches + 0.5))
-
-
-def checked_keep(keep: float) -> float:
-    """The share as a float.
-
-    Raises:
-        OptionError: it is not above 0 and at most 1.
-    """
-    return check_positive("keep", keep, 1.0)  # nothing kept would be the same for every map
+    return max(1, math.floor(check_positive("keep", keep, 1.0) * patches + 0.5))
 
 
 def unit_scaled(relevance: Tensor) -> Tensor:

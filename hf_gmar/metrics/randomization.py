@@ -1,4 +1,4 @@
-"""Metrics that a map fails if it says the same whatever it is about."""
+"""Sanity checks: a map fails if it stays the same for another class or other weights."""
 
 from __future__ import annotations
 
@@ -13,57 +13,45 @@ from hf_gmar.metrics.context import ContextMetric, MetricContext, one_value
 from hf_gmar.metrics.patch_ranking import unit_scaled
 
 Similarity: TypeAlias = Literal["rank", "ssim"]
-SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
-
-_WINDOW = 7
 
 
 class ClassSensitivity(ContextMetric):
-    """Rank correlation between the maps of the explained class and of another one.
-
-    1 for a method whose map is the same for every class. Not defined for a constant map, or for a
-    model with one class.
-
-    Source: Spearman's rank correlation, as Adebayo et al., NeurIPS 2018 (arXiv 1810.03292), compare
-    maps by it.
-    """
+    """Class sensitivity; not defined for a constant map, or for a model with one class."""
 
     name = "class-sensitivity"
     higher_is_better = False
+    summary = "Rank correlation between the maps of the explained class and of another one."
     formula = "Spearman correlation of map(target) and map(other class)"
     source = "Spearman, for maps as in Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
     caveats = "random maps that are drawn for each class do well; two classes may share a reason"
 
-    def values(self, found: MetricContext) -> Tensor:
+    def values(self, context: MetricContext) -> Tensor:
         """From -1 to 1, (1,)."""
-        if found.other is None:
+        if context.other_class is None:
             return one_value(torch.nan)
-        return one_value(rank_similarity(found.relevance(), found.relevance(found.other)))
+        return one_value(
+            rank_similarity(context.relevance(), context.relevance(context.other_class))
+        )
 
 
 class ParameterRandomization(ContextMetric):
-    """How much of the map is left when the model's weights are lost, from the head down.
+    """Cascading randomization of "Sanity Checks for Saliency Maps"; signed maps stay signed.
 
     The weights of the head, then of each layer from the top, then below the layers are drawn anew,
-    all those above staying lost; after each stage the map is compared with that of the model as it
-    is. The value is the mean over the stages. A map that stays does not show what was learnt.
-
-    Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292),
-    cascading randomisation. Signed maps are compared as they are.
+    all those above staying lost. After each stage the map is compared with that of the model as it
+    is. A map that stays does not show what was learnt.
 
     Args:
         similarity: ``"rank"`` is Spearman's correlation; ``"ssim"`` structural similarity of the
             maps scaled to [0, 1], see :func:`ssim`.
-        stages: in how many stages the whole model is randomised.
+        stages: in how many stages the whole model is randomized.
         seed: of the new weights, which are the same for all images.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
-
-    Raises:
-        OptionError: an option outside its range.
     """
 
     name = "parameter-randomization"
     higher_is_better = False
+    summary = "How much of the map is left when the model's weights are lost, from the head down."
     formula = "mean over stages of similarity(map, map after losing weights)"
     source = "Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
     caveats = "a map drawn anew for each model does best; one draw of new weights"
@@ -76,24 +64,24 @@ class ParameterRandomization(ContextMetric):
         images: int | None = None,
     ) -> None:
         super().__init__(images)
-        check_option("similarity", similarity, SIMILARITIES)
+        check_option("similarity", similarity, get_args(Similarity))
         check_option("stages", stages, range(1, 1001))
         check_option("seed", seed, range(2**32))
         self.similarity: Similarity = similarity
         self.stages = int(stages)
         self.seed = int(seed)
 
-    def values(self, found: MetricContext) -> Tensor:
+    def values(self, context: MetricContext) -> Tensor:
         """From -1 to 1, (1,); over the stages where it is defined, NaN if there is none."""
-        if found.randomised is None:
+        if context.explain_randomized is None:
             return one_value(torch.nan)
-        alike = rank_similarity if self.similarity == "rank" else ssim
-        own = found.relevance()
-        each = [
-            alike(own, MetricContext.as_map(explain(found.pixels, found.target)))
-            for explain in found.randomised(self.stages, self.seed)
+        similarity = rank_similarity if self.similarity == "rank" else ssim
+        relevance = context.relevance()
+        similarities = [
+            similarity(relevance, context.as_map(explain(context.pixels, context.target)))
+            for explain in context.explain_randomized(self.stages, self.seed)
         ]
-        return torch.tensor(each, dtype=torch.float64).nanmean(0, keepdim=True)
+        return torch.tensor(similarities, dtype=torch.float64).nanmean(0, keepdim=True)
 
 
 def rank_similarity(left: Tensor, right: Tensor) -> float:
@@ -117,7 +105,7 @@ def ssim(left: Tensor, right: Tensor) -> float:
         (1.0, True)
     """
     x, y = unit_scaled(left), unit_scaled(right)
-    sizes = [min(_WINDOW, size) for size in x.shape]
+    sizes = [min(7, size) for size in x.shape]
 
     def mean(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values[None], sizes, 1)[0]

@@ -17,28 +17,21 @@ _SAMPLES = range(1, 10_001)
 
 
 class Infidelity(ContextMetric):
-    """How badly the map tells what small changes of the patches do to the score.
+    """Infidelity, definition 2.1, by ``captum.metrics.infidelity`` with ``normalize=True``.
 
-    The brightness of every patch is changed by a random amount; the sum of relevance times change
-    is compared with the fall of the score. Relevance is multiplied by the one factor that fits
-    best, as methods have scales of their own, so that a map counts by its proportions alone. By
-    ``captum.metrics.infidelity`` with ``normalize=True``; the changes are one number for all pixels
-    and channels of a patch, since a map of patches has no more to say.
-
-    Source: Yeh et al., NeurIPS 2019 (arXiv 1901.09392), definition 2.1, with the scaling of
-    their code.
+    The brightness of every patch is changed by a random amount, the same for all its pixels and
+    channels; the sum of relevance times change is compared with the fall of the score. Relevance is
+    multiplied by the one factor that fits best, so that a map counts by its proportions alone.
 
     Args:
         samples: random changes of each image.
         noise: their standard deviation, in units of the model's input.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
-
-    Raises:
-        OptionError: an option outside its range.
     """
 
     name = "infidelity"
     higher_is_better = False
+    summary = "How badly the map tells what small changes of the patches do to the score."
     formula = "mean over changes I of (c sum(relevance x I) - (score(x) - score(x - I)))^2, best c"
     source = _YEH
     caveats = "in units of the score squared, so images where it hardly moves count little"
@@ -49,28 +42,24 @@ class Infidelity(ContextMetric):
         self.samples = int(samples)
         self.noise = check_positive("noise", noise)
 
-    def values(self, found: MetricContext) -> Tensor:
+    def values(self, context: MetricContext) -> Tensor:
         """>= 0, (1,)."""
-        relevance, pixels = found.relevance(), found.pixels
-        random = np.random.default_rng(found.seed)
+        relevance, pixels = context.relevance(), context.pixels
+        random = np.random.default_rng(context.seed)
 
-        def changed(images: Tensor) -> tuple[Tensor, Tensor]:
+        def perturb(images: Tensor) -> tuple[Tensor, Tensor]:
             drawn = random.normal(0, self.noise, (len(images), *relevance.shape))
             change = _on_pixels(torch.from_numpy(drawn), pixels)
             return change, images - change.to(images)
 
-        def scores(images: Tensor) -> Tensor:
-            return found.scores(images).double().cpu()
-
-        # The best factor makes up for the number of pixels in a patch.
-        spread = _on_pixels(relevance[None], pixels)
         with torch.no_grad():
             value: Tensor = infidelity(
-                scores,
-                changed,
+                lambda images: context.scores(images).double().cpu(),
+                perturb,
                 pixels,
-                spread,
-                target=found.target,
+                # The best factor makes up for the number of pixels in a patch.
+                _on_pixels(relevance[None], pixels),
+                target=context.target,
                 n_perturb_samples=self.samples,
                 normalize=True,
             )
@@ -78,24 +67,20 @@ class Infidelity(ContextMetric):
 
 
 class MaxSensitivity(ContextMetric):
-    """How far the map moves, at most, when noise that no one sees is added to the image.
+    """Max-sensitivity, by ``captum.metrics.sensitivity_max``.
 
-    By ``captum.metrics.sensitivity_max``: the largest Euclidean distance between the map of the
-    image and those of its noisy copies, by the length of the former (by 1 if that is 0).
-
-    Source: Yeh et al., NeurIPS 2019 (arXiv 1901.09392), max-sensitivity.
+    The largest Euclidean distance between the map of the image and those of its noisy copies, by
+    the length of the former (by 1 if that is 0).
 
     Args:
         samples: noisy copies.
         radius: the noise is uniform between plus and minus this, in units of the model's input.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
-
-    Raises:
-        OptionError: an option outside its range.
     """
 
     name = "max-sensitivity"
     higher_is_better = False
+    summary = "How far the map moves, at most, when noise that no one sees is added to the image."
     formula = "max over noisy copies y of length(map(y) - map(x)) / length(map(x))"
     source = _YEH
     caveats = "a map that never changes is best, whatever it shows"
@@ -106,24 +91,24 @@ class MaxSensitivity(ContextMetric):
         self.samples = int(samples)
         self.radius = check_positive("radius", radius)
 
-    def values(self, found: MetricContext) -> Tensor:
+    def values(self, context: MetricContext) -> Tensor:
         """>= 0, (1,)."""
-        random = np.random.default_rng(found.seed)
+        random = np.random.default_rng(context.seed)
 
-        def noisy(images: Tensor, radius: float) -> Tensor:
+        def perturb(images: Tensor, radius: float) -> Tensor:
             drawn = random.uniform(-radius, radius, tuple(images.shape))
             return images + torch.from_numpy(drawn).to(images)
 
-        def explained(images: Any) -> Any:
+        def explain(images: Any) -> Any:
             # Captum gives the image itself as a tuple, and wants one back for a tuple alone.
             if isinstance(images, tuple):
-                return (found.relevance()[None],)
-            return MetricContext.as_map(found.explain(images, found.target))[None]
+                return (context.relevance()[None],)
+            return context.as_map(context.explain(images, context.target))[None]
 
         value: Tensor = sensitivity_max(
-            explained,
-            found.pixels,
-            noisy,
+            explain,
+            context.pixels,
+            perturb,
             perturb_radius=self.radius,
             n_perturb_samples=self.samples,
             max_examples_per_batch=1,

@@ -24,7 +24,7 @@ from hf_gmar.errors import UnsupportedModelError
 
 
 class Cascade:
-    """A copy of a model, whose topmost parts can have new weights instead of their own.
+    """A copy of a model whose topmost parts can have new weights.
 
     The parts are what is above the layers (norm, pooling, class head), then each layer from the top
     down, then what is below them in the vision tower. New weights are normal numbers with the mean
@@ -35,7 +35,7 @@ class Cascade:
     has memory of its own for new weights alone.
 
     Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292),
-    cascading randomisation. They draw from each layer's initialiser, which a trained model does not
+    cascading randomization. They draw from each layer's initialiser, which a trained model does not
     tell.
 
     Args:
@@ -77,7 +77,7 @@ class Cascade:
         request = checked_request(adapter, pixels, None, forward_kwargs)
         with size_errors(adapter, request.inputs):
             self._parts = _parts(adapter, request)
-        self._own = [{name: one.data for name, one in part.items()} for part in self._parts]
+        self._old = [{name: w.data for name, w in part.items()} for part in self._parts]
         self._new: list[dict[str, Tensor]] = []
 
     @property
@@ -86,36 +86,30 @@ class Cascade:
         return [list(part) for part in self._parts]
 
     def stages(self, count: int) -> list[int]:
-        """How many parts have lost their weights after each of so many even stages.
-
-        Raises:
-            OptionError: it is no count.
-        """
+        """How many parts have lost their weights after each of so many even stages."""
         check_option("stages", count, range(1, 1001))
         parts = len(self._parts)
         return sorted({max(1, round(parts * stage / count)) for stage in range(1, count + 1)})
 
-    def randomise(self, parts: int) -> None:
-        """New weights for the topmost parts, as many as said, and the own ones for the others.
+    def randomize(self, parts: int) -> None:
+        """Give the topmost parts new weights and all others their old ones.
 
         Raises:
-            OptionError: there are not so many.
+            OptionError: there are not so many parts.
         """
         check_option("parts", parts, range(len(self._parts) + 1))
-        while len(self._new) < parts:
-            self._new.append(self._drawn(len(self._new)))
+        for number in range(len(self._new), parts):
+            random = np.random.default_rng([self.seed, number])
+            with torch.inference_mode(False), torch.no_grad():
+                new = {name: _drawn_like(w, random) for name, w in self._old[number].items()}
+            self._new.append(new)
         for number, part in enumerate(self._parts):
-            values = self._new[number] if number < parts else self._own[number]
+            values = self._new[number] if number < parts else self._old[number]
             for name, parameter in part.items():
                 parameter.data = values[name]
 
-    def _drawn(self, part: int) -> dict[str, Tensor]:
-        random = np.random.default_rng([self.seed, part])
-        with torch.inference_mode(False), torch.no_grad():
-            return {name: _like(one, random) for name, one in self._own[part].items()}
 
-
-def randomised(
+def randomized_models(
     model: Callable[..., Any],
     pixels: Tensor,
     stages: int = 4,
@@ -129,39 +123,38 @@ def randomised(
     :class:`Cascade`.
 
     Args:
-        model: see :class:`Cascade`.
-        pixels: see :class:`Cascade`.
-        stages: in how many stages the whole model is randomised.
-        seed: of the new weights.
-        readout: see :class:`Cascade`.
-        **forward_kwargs: see :class:`Cascade`.
-
-    Yields:
-        The copy.
+        model: as all arguments but ``stages``, see :class:`Cascade`.
+        pixels: see there.
+        stages: in how many stages the whole model is randomized.
+        seed: see there.
+        readout: see there.
+        **forward_kwargs: see there.
 
     Example:
         >>> from hf_gmar import load_model
         >>> model, pixels = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
-        >>> for lost in randomised(model, pixels, stages=2):
+        >>> for lost in randomized_models(model, pixels, stages=2):
         ...     print(torch.equal(lost(pixels).logits, model(pixels).logits))
         False
         False
     """
     cascade = Cascade(model, pixels, seed, readout, **forward_kwargs)
     for parts in cascade.stages(stages):
-        cascade.randomise(parts)
+        cascade.randomize(parts)
         yield cascade.model
 
 
 def _copied(model: Any, readout: ReadoutSpec) -> Any:
     adapter = ModelAdapter.of(model, readout)
     modules = adapter.modules()
-    with lock_models(
-        [*configs_of(adapter.vision_model), *modules]
-    ):  # no other thread is changing its settings
-        weights = {id(one): one for part in modules for one in part.parameters(recurse=False)}
-        # Tensors of their own, on the same memory: deepcopy takes what its memo has.
-        memo: dict[int, Any] = {key: _sharing(one) for key, one in weights.items()}
+    # Locked: no other thread is changing its settings.
+    with lock_models([*configs_of(adapter.vision_model), *modules]):
+        # Parameters of their own, on the same memory: deepcopy takes what its memo has.
+        memo: dict[int, Any] = {
+            id(weight): nn.Parameter(weight.detach(), requires_grad=weight.is_floating_point())
+            for module in modules
+            for weight in module.parameters(recurse=False)
+        }
         try:
             return copy.deepcopy(unwrapped(model), memo)
         except (RuntimeError, TypeError) as error:
@@ -171,38 +164,33 @@ def _copied(model: Any, readout: ReadoutSpec) -> Any:
             ) from error
 
 
-def _sharing(weight: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(weight.detach(), requires_grad=weight.is_floating_point())
-
-
 def _parts(adapter: ModelAdapter, request: ForwardRequest) -> list[dict[str, nn.Parameter]]:
     """The weights by part, each once, by the name that they have in the model."""
     root, layers = adapter.modules()[0], layer_modules(adapter)
-    weights = {name: one for name, one in root.named_parameters() if one.is_floating_point()}
-    of_layers = [{id(one) for one in layer.parameters()} for layer in reversed(layers)]
-    above = {id(one) for one in _reached(adapter, request, layers, list(weights.values()))}
-    below = {id(one) for one in adapter.vision_model.parameters()}
-    found: list[dict[str, nn.Parameter]] = []
-    for wanted in (above, *of_layers, below):  # each takes what those before it have left
-        part = {name: one for name, one in weights.items() if id(one) in wanted}
-        weights = {name: one for name, one in weights.items() if name not in part}
-        found.append(part)
-    return [part for part in found if part]
+    weights = {name: w for name, w in root.named_parameters() if w.is_floating_point()}
+    of_layers = [set(map(id, layer.parameters())) for layer in reversed(layers)]
+    above = set(map(id, _above_layers(adapter, request, layers, list(weights.values()))))
+    below = set(map(id, adapter.vision_model.parameters()))
+    parts: list[dict[str, nn.Parameter]] = []
+    for ids in (above, *of_layers, below):  # each takes what those before it have left
+        parts.append({name: w for name, w in weights.items() if id(w) in ids})
+        weights = {name: w for name, w in weights.items() if id(w) not in ids}
+    return [part for part in parts if part]
 
 
-def _reached(
+def _above_layers(
     adapter: ModelAdapter,
     request: ForwardRequest,
     layers: list[nn.Module],
     weights: list[nn.Parameter],
 ) -> list[nn.Parameter]:
-    """Those weights on which the scores depend by another way than through a layer."""
+    """Those weights that reach the scores by another way than through a layer."""
     with exclusive_eval(adapter), graph_enabled(), _cut_after(layers):
         scores = request.call(adapter)
         if not weights or not scores.requires_grad:
             return []
         gradients = torch.autograd.grad(scores.sum(), weights, allow_unused=True)
-    return [one for one, gradient in zip(weights, gradients, strict=True) if gradient is not None]
+    return [w for w, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 
 
 @contextmanager
@@ -221,7 +209,7 @@ def _cut(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _like(weight: Tensor, random: np.random.Generator) -> Tensor:
+def _drawn_like(weight: Tensor, random: np.random.Generator) -> Tensor:
     """Normal numbers with the weight's mean and standard deviation."""
     numbers = torch.from_numpy(random.standard_normal(tuple(weight.shape), dtype=np.float32))
     exact = weight.detach().cpu().double()

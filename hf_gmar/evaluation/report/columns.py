@@ -1,15 +1,13 @@
-"""Rows of an evaluation, in whatever order they come, as columns of numbers."""
+"""The values and curves in the rows of an evaluation, in whatever order the rows come."""
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_gmar._utils.stats import Array
 from hf_gmar.errors import InputError
@@ -20,35 +18,24 @@ ORDERS: tuple[Order, ...] = ("morf", "lerf")
 CurveKey: TypeAlias = tuple[str, Order, str]
 """Perturbation, order of the patches, method."""
 
-
-@dataclass
-class Column:
-    """Values of one measure by one method, with the index of the image of each."""
-
-    images: array[int] = field(default_factory=lambda: array("q"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-
-    def add(self, image: int, value: float) -> None:
-        """One more value."""
-        self.images.append(image)
-        self.values.append(value)
+Value = TypeVar("Value", float, Array)
 
 
 @dataclass
-class Collected:
-    """What the rows hold.
+class Columns:
+    """The content of the rows.
 
     Attributes:
-        columns: by label of the measure and of the method.
-        curves: the curves of each image by its index, as (fractions, scores).
+        values: of each image by its index, by label of the measure and of the method.
+        curves: the fractions and scores of each image by its index, (2, steps).
         explained: indices of the images that a method explained.
         methods: all that occur, also those that always failed.
         failures: reasons by index of the image and method.
         keys: names of the images that are broken or where a method failed.
     """
 
-    columns: dict[tuple[str, str], Column] = field(default_factory=dict)
-    curves: dict[CurveKey, dict[int, tuple[Array, Array]]] = field(default_factory=dict)
+    values: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    curves: dict[CurveKey, dict[int, Array]] = field(default_factory=dict)
     explained: set[int] = field(default_factory=set)
     methods: set[str] = field(default_factory=set)
     failures: dict[tuple[int, str | None], str] = field(default_factory=dict)
@@ -56,39 +43,27 @@ class Collected:
     _done: set[tuple[int, str]] = field(default_factory=set)
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Collected:
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Columns:
         """Read each row once.
 
         Raises:
             InputError: a row without an index or a method, or two rows that contradict each other.
         """
-        found = cls()
+        columns = cls()
         for row in rows:
             _check(row)
             if row.get("error") is not None:
-                found._add_failure(row)
-                found.methods |= {row["method"]} - {None}
+                columns._add_failure(row)
+                columns.methods |= {row["method"]} - {None}
             else:
-                found._add(row)
-        return found
-
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """Index of each image that a method explained, ascending."""
-        return np.array(sorted(self.explained), dtype=np.int64)
+                columns._add(row)
+        return columns
 
     def matrix(self, measure: str, methods: Iterable[str]) -> Array:
-        """The values of a measure, (images, methods), NaN where there is none.
-
-        Raises:
-            InputError: two rows of one image and method differ.
-        """
-        images = self.images
-        columns = [
-            _dense(images, self.columns.get((measure, method), Column()), f"{measure} of {method}")
-            for method in methods
-        ]
-        return np.stack(columns, axis=1)
+        """The values of a measure, (images, methods), NaN where there is none."""
+        columns = [self.values.get((measure, method), {}) for method in methods]
+        images = sorted(self.explained)
+        return np.array([[column.get(image, np.nan) for column in columns] for image in images])
 
     def curve(self, key: CurveKey) -> tuple[Array, Array] | None:
         """The fractions of a curve, (steps,), and its scores, (images, steps), or NaN.
@@ -96,28 +71,26 @@ class Collected:
         Where fractions differ between images, because their patches do, they are those of the
         first image, and scores between are on the straight line from one to the next.
         """
-        found = self.curves.get(key)
-        if found is None:
+        curves = self.curves.get(key)
+        if curves is None:
             return None
-        fractions = found[min(found)][0]
-        images = self.images
-        scores = np.full((len(images), len(fractions)), np.nan)
-        for place, image in enumerate(images.tolist()):
-            if image in found:
-                scores[place] = np.interp(fractions, *found[image])
-        return fractions, scores
+        fractions = curves[min(curves)][0]
+        missing = np.full(len(fractions), np.nan)
+        scores = [
+            np.interp(fractions, *curves[image]) if image in curves else missing
+            for image in sorted(self.explained)
+        ]
+        return fractions, np.stack(scores)
 
     def failed(self) -> tuple[Failure, ...]:
-        """What failed and did not succeed when it was tried again."""
+        """The failures that did not succeed when they were tried again."""
         return tuple(
             Failure(image, self.keys[image], method, self.failures[image, method])
-            for image, method in sorted(self.failures, key=lambda one: (one[0], one[1] or ""))
-            if not self._went_well(image, method)
+            for image, method in sorted(self.failures, key=lambda place: (place[0], place[1] or ""))
+            if (
+                image not in self.explained if method is None else (image, method) not in self._done
+            )
         )
-
-    def _went_well(self, image: int, method: str | None) -> bool:
-        """Whether it did when it was tried again."""
-        return image in self.explained if method is None else (image, method) in self._done
 
     def _add_failure(self, row: Mapping[str, Any]) -> None:
         place, reason = (row["index"], row["method"]), " ".join(str(row["error"]).split())
@@ -135,7 +108,8 @@ class Collected:
             self._add_failure({**row, "method": f"{method}, {measure}", "error": reason})
         for measure, value in row.get("values", {}).items():
             if _is_number(value):
-                self.columns.setdefault((measure, method), Column()).add(index, float(value))
+                column = self.values.setdefault((measure, method), {})
+                _set(column, index, float(value), f"{measure} of {method}")
         for perturbation, curves in row.get("curves", {}).items():
             for order in ORDERS:
                 scores = curves.get(order)
@@ -150,10 +124,8 @@ class Collected:
                 f"{name} for image {index} has {len(scores)} scores at {len(fractions)} fractions; "
                 "each score needs the share of patches that is removed"
             )
-        pair = np.array(fractions, dtype=float), np.array(scores, dtype=float)
-        known = self.curves.setdefault(key, {}).setdefault(index, pair)
-        if not all(map(np.array_equal, known, pair)):
-            raise _contradiction(index, name)
+        curve = np.array([fractions, scores], dtype=float)
+        _set(self.curves.setdefault(key, {}), index, curve, name)
 
 
 def _check(row: Mapping[str, Any]) -> None:
@@ -171,20 +143,11 @@ def _is_number(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _dense(images: NDArray[np.int64], column: Column, name: str) -> Array:
-    """One value for each image, NaN where the column has none."""
-    indices, values = np.array(column.images), np.array(column.values)
-    found = np.full(len(images), np.nan)
-    places = np.searchsorted(images, indices)
-    found[places] = values
-    differing = found[places] != values
-    if differing.any():
-        raise _contradiction(int(indices[differing][0]), name)
-    return found
-
-
-def _contradiction(index: int, name: str) -> InputError:
-    return InputError(
-        f"two rows of image {index} give different values for {name}; the rows must be of one run: "
-        "take the file of each run alone"
-    )
+def _set(column: dict[int, Value], index: int, value: Value, name: str) -> None:
+    """Add the value of an image; an InputError if there is another one."""
+    if index in column and not np.array_equal(column[index], value):
+        raise InputError(
+            f"two rows of image {index} give different values for {name}; the rows must be of one "
+            "run: take the file of each run alone"
+        )
+    column[index] = value

@@ -10,7 +10,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
@@ -41,18 +40,10 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     Two curves each, with 95 % bands; where there is a baseline, its curves are in the other panels
     too, as dashed lines.
 
-    Returns:
-        A matplotlib figure without a window.
-
-    Example:
-        >>> ends = (0.0, 1.0)
-        >>> curve = Curve("gmar", "blur", "morf", ends, (0.9, 0.1), None, None, 1)
-        >>> found = Results({}, ("gmar",), (), None, 0, 1, (), (curve,), ())
-        >>> [axes.get_title() for axes in curves_figure(found, "blur").axes]
-        ['gmar']
     """
-    curves = [one for one in results.curves if one.perturbation == perturbation]
-    methods = [name for name in results.methods if any(one.method == name for one in curves)]
+    curves = [curve for curve in results.curves if curve.perturbation == perturbation]
+    known = {curve.method for curve in curves}
+    methods = [name for name in results.methods if name in known]
     across = min(len(methods), _PANELS)
     down = math.ceil(len(methods) / across)
     figure = Figure(figsize=(2.1 * max(across, 3) + 0.7, 1.95 * down + 1.2), layout="constrained")
@@ -60,14 +51,12 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     for panel, method in zip(panels, methods, strict=False):
         _draw_curves(panel, curves, method, results.baseline)
         panel.set_title(wrapped(method, _NAME, 2), fontsize=9)
-    for panel in panels[len(methods) :]:
-        panel.set_axis_off()
     for panel in panels[max(len(methods) - across, 0) : len(methods)]:
         panel.tick_params(labelbottom=True)  # also where the row below has no panel
     score = str(results.settings.get("score", "score"))
     figure.supxlabel("share of patches removed", fontsize=9)
     figure.supylabel(wrapped(f"{score} of the explained class, mean and 95 %", 60, 1), fontsize=9)
-    _legend(figure, list(panels[: len(methods)]))
+    _legend(figure, list(panels), len(methods))
     return figure
 
 
@@ -83,8 +72,9 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
             continue
         panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=words)
         if curve.low is not None and curve.high is not None:
-            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
-            panel.fill_between(curve.fractions, curve.low, curve.high, **band)  # type: ignore[arg-type]
+            panel.fill_between(
+                curve.fractions, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
+            )
     panel.set_xlim(0, 1)
     panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     panel.tick_params(labelsize=8)
@@ -94,13 +84,8 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
 def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     """Paired differences to the baseline with 95 % intervals: one panel for each measure.
 
-    Args:
-        results: with a baseline that was measured.
-        measures: those that have differences.
-
-    Returns:
-        A matplotlib figure without a window. Filled marks are differences that count after Holm's
-        correction.
+    The baseline was measured, and the measures have differences. Filled marks are differences that
+    count after Holm's correction.
     """
     methods = [name for name in results.methods if name != results.baseline]
     across = min(len(measures), _FORESTS)
@@ -110,31 +95,28 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     figure = Figure(figsize=(2.3 * max(across, 2) + 1.8, height * down + 0.7), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
-        found = [results.by_place[measure.label, name].difference for name in methods]
-        _draw_forest(panel, found)
+        _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])
         words = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
         panel.set_title(words.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
-    for panel in panels[len(measures) :]:
-        panel.set_axis_off()
     baseline = wrapped(str(results.baseline), 60, 1)
     figure.supxlabel(f"difference to {baseline}, mean and 95 %", fontsize=9)
-    _legend(figure, list(panels[: len(measures)]))
+    _legend(figure, list(panels), len(measures))
     return figure
 
 
-def _draw_forest(panel: Axes, found: Sequence[Difference | None]) -> None:
+def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
     panel.axvline(0, color="0.2", linewidth=0.9)
-    for place, one in enumerate(found):
-        if one is None:
+    for place, item in enumerate(differences):
+        if item is None:
             continue
-        colour, words = _VERDICTS[one.verdict]
-        if one.low is not None and one.high is not None:
-            panel.plot([one.low, one.high], [place, place], color=colour, linewidth=1.4)
-        face = "white" if one.verdict == "no difference" else colour
+        colour, words = _VERDICTS[item.verdict]
+        if item.low is not None and item.high is not None:
+            panel.plot([item.low, item.high], [place, place], color=colour, linewidth=1.4)
+        face = "white" if item.verdict == "no difference" else colour
         style = {"markersize": 4.5, "markerfacecolor": face, "color": colour, "linestyle": "none"}
-        panel.plot([one.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
+        panel.plot([item.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     panel.xaxis.get_offset_text().set_fontsize(7.5)
@@ -148,30 +130,27 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     Examples whose grid of patches is another than the first one's are left out.
     """
     shape = next(iter(examples[0].maps.values())).shape
-    shown = [one for one in examples if {each.shape for each in one.maps.values()} == {shape}]
-    columns = [
-        GridColumn(name, maps=torch.stack([_map(one, name, shape) for one in shown]))
-        for name in results.methods
-        if any(name in one.maps for one in shown)
-    ]
-    pictures, titles = [one.picture for one in shown], [one.title for one in shown]
+    shown = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
+    failed = torch.full(shape, torch.nan)  # without a colour
+    columns = []
+    for name in results.methods:
+        if any(name in item.maps for item in shown):
+            maps = [item.maps.get(name, failed).detach().float().cpu() for item in shown]
+            columns.append(GridColumn(name, maps=torch.stack(maps)))
     caption = (
         "Each map is divided by its own largest absolute value: compare where the colours are, not "
         "how strong they are. An image in plain grey: the method failed on it."
     )
+    pictures, titles = [item.picture for item in shown], [item.title for item in shown]
     return grid_figure(pictures, titles, columns, caption)
 
 
-def _map(example: ExampleMaps, method: str, shape: torch.Size) -> Tensor:
-    """NaN, which has no colour, where the method failed."""
-    found = example.maps.get(method)
-    return torch.full(shape, torch.nan) if found is None else found.detach().float().cpu()
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Each mark once, above all panels."""
+def _legend(figure: Figure, panels: Sequence[Axes], used: int) -> None:
+    """Each mark once, above all panels; those that are not used are hidden."""
+    for panel in panels[used:]:
+        panel.set_axis_off()
     marks: dict[str, Artist] = {}
-    for panel in panels:
+    for panel in panels[:used]:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             marks.setdefault(label, handle)
     figure.legend(

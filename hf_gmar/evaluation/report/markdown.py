@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_gmar._utils.version import __version__
-from hf_gmar.evaluation.report.results import ALPHA, Failure, Measure, Results
+from hf_gmar.evaluation.report.results import ALPHA, Measure, Results
 from hf_gmar.evaluation.report.statistics import FLIPS
 from hf_gmar.evaluation.report.tables import Text, differences, legend, markdown_table, means, plain
 
@@ -53,24 +53,26 @@ class Picture:
     Attributes:
         group: the heading below which it stands; a heading of its own if there is none such.
         file: its name beside the page.
-        words: what it shows, for those who can't see it and as its caption.
+        caption: what it shows, for those who can't see it too.
+        draw: makes the figure.
     """
 
     group: str
     file: str
-    words: str
+    caption: str
+    draw: Callable[[], Any]
 
 
 def page(results: Results, pictures: Sequence[Picture] = ()) -> str:
     """The report: what was measured, tables, pictures, failures, limits, settings."""
     parts = [
         "# Evaluation of explanations",
-        *_first_words(results),
+        *_facts(results),
         *_how_to_read(results),
         *_groups(results, pictures),
         *_failures(results),
         "## Limits",
-        "\n".join(f"- {one}" for one in _limits(results)),
+        "\n".join(f"- {limit}" for limit in _limits(results)),
         "## Settings",
         _settings(results.settings),
         f"hf-gmar {__version__}.",
@@ -78,26 +80,26 @@ def page(results: Results, pictures: Sequence[Picture] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _first_words(results: Results) -> Iterator[str]:
-    said = {key: _name(results.settings.get(key)) for key in ("model", "data")}
-    known = [f"{key}: {plain(value)}" for key, value in said.items() if value]
-    broken = len(results.broken)
-    known.append(f"images: {results.images}{f', and {broken} broken' if broken else ''}")
-    known.append(f"methods: {len(results.methods)}")
+def _facts(results: Results) -> Iterator[str]:
+    settings, broken = results.settings, len(results.broken)
+    names = {"Model": _name(settings.get("model")), "Data": _name(settings.get("data"))}
+    facts = {fact: plain(name) for fact, name in names.items() if name}
+    facts["Images"] = f"{results.images}{f', and {broken} broken' if broken else ''}"
+    facts["Methods"] = str(len(results.methods))
     if results.baseline is not None:
-        known.append(f"baseline: {plain(results.baseline)}")
-    if (target := results.settings.get("target")) is not None:
-        known.append(f"explained class: {_target(str(target))}")
-    if (score := results.settings.get("score")) is not None:
-        known.append(f"score: {_score(str(score))}")
-    yield "\n".join(f"- {one[0].upper()}{one[1:]}" for one in known)
+        facts["Baseline"] = plain(results.baseline)
+    for fact, setting in (("Explained class", "explained_class"), ("Score", "score")):
+        if (value := settings.get(setting)) is not None:
+            facts[fact] = _VALUES.get(str(value), plain(str(value)))
+    yield "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
 
 
-def _score(kind: str) -> str:
-    return {
-        "probability": "the probability of the explained class",
-        "logit": "the logit of the explained class",
-    }.get(kind, plain(kind))
+_VALUES = {
+    "predicted": "the top class",
+    "label": "the image's label",
+    "probability": "the probability of the explained class",
+    "logit": "the logit of the explained class",
+}
 
 
 def _how_to_read(results: Results) -> Iterator[str]:
@@ -122,15 +124,15 @@ def _how_to_read(results: Results) -> Iterator[str]:
 
 
 def _groups(results: Results, pictures: Sequence[Picture]) -> Iterator[str]:
-    shown = [one.group for one in pictures]
-    for title in dict.fromkeys([*results.groups, *shown]):
+    groups = results.groups
+    for title in dict.fromkeys([*groups, *(picture.group for picture in pictures)]):
         yield f"## {plain(title)}"
-        if measures := results.groups.get(title):
-            yield from _tables(results, measures)
-        for one in pictures:
-            if one.group == title:
-                yield f"![{plain(one.words)}]({one.file})"
-                yield f"*{plain(one.words)}*"
+        if title in groups:
+            yield from _tables(results, groups[title])
+        for picture in pictures:
+            if picture.group == title:
+                yield f"![{plain(picture.caption)}]({picture.file})"
+                yield f"*{plain(picture.caption)}*"
 
 
 def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
@@ -141,7 +143,7 @@ def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
         heads, rows = differences(results, compared)
         yield f"### Differences to {plain(str(results.baseline))}"
         yield markdown_table(["method", *heads], rows)
-    lacking = [plain(one.title) for one in measures if one not in compared]
+    lacking = [plain(measure.title) for measure in measures if measure not in compared]
     if lacking and results.baseline in results.methods and len(results.methods) > 1:
         yield f"Not compared, for want of images with both values: {', '.join(lacking)}."
 
@@ -154,22 +156,18 @@ def _failures(results: Results) -> Iterator[str]:
             ["method", "images", "reason"],
             [
                 [Text(label), Text(str(count)), Text(reason)]
-                for label, ones in failed.items()
-                for reason, count in _reasons(ones)
+                for label, failures in failed.items()
+                for reason, count in Counter(item.reason for item in failures).most_common()
             ],
             numbers=False,
         )
     if broken:
         yield "## Images that could not be measured"
         yield f"{len(broken)} are in none of the numbers."
-        listed = [f"- {plain(one.key)}: {plain(one.reason)}" for one in broken[:_LISTED]]
-        more = len(broken) - len(listed)
-        yield "\n".join([*listed, *([f"- and {more} more, in `summary.json`"] if more else [])])
-
-
-def _reasons(failures: Sequence[Failure]) -> list[tuple[str, int]]:
-    """The most frequent first."""
-    return Counter(one.reason for one in failures).most_common()
+        lines = [f"- {plain(item.key)}: {plain(item.reason)}" for item in broken[:_LISTED]]
+        if more := len(broken) - len(lines):
+            lines.append(f"- and {more} more, in `summary.json`")
+        yield "\n".join(lines)
 
 
 def _limits(results: Results) -> Iterator[str]:
@@ -179,45 +177,40 @@ def _limits(results: Results) -> Iterator[str]:
             f"Some means are of fewer than {_FEW} images. The intervals of so few are too narrow, "
             "and a difference has to be large to be found."
         )
-    rivals = len(results.methods) - 1
-    few = [count for count in counts if 2.0 ** (1 - count) * rivals >= ALPHA]
+    others = len(results.methods) - 1
+    few = [count for count in counts if 2.0 ** (1 - count) * others >= ALPHA]
     if results.baseline is not None and few:
         yield (
             f"No difference can count as one where a measure has {max(few)} images or fewer: with "
-            f"{rivals} methods to correct for, the smallest p-value there is too large."
+            f"{others} methods to correct for, the smallest p-value there is too large."
         )
     yield from LIMITS
 
 
-def _target(kind: str) -> str:
-    return {"predicted": "the top class", "label": "the image's label"}.get(kind, plain(kind))
-
-
-def _name(said: Any) -> str:
-    """What a setting is called, where it has a name beside others."""
-    found = said.get("name") if isinstance(said, Mapping) else said
-    return "" if found is None else str(found)
+def _name(setting: Any) -> str:
+    """The name of a setting, which may stand beside other parts."""
+    name = setting.get("name") if isinstance(setting, Mapping) else setting
+    return "" if name is None else str(name)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    rows = [[Text(key), Text(_said(value))] for key, value in _each(settings)]
-    return markdown_table(["setting", "value"], rows, numbers=False) if rows else "None were given."
-
-
-def _each(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A row for each setting, and for each part of one that has parts."""
+    rows = []
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from ((f"{key}: {part}", one) for part, one in value.items())
+            rows += [(f"{key}: {part}", item) for part, item in value.items()]
         else:
-            yield str(key), value
+            rows.append((str(key), value))
+    texts = [[Text(key), Text(_value_text(value))] for key, value in rows]
+    return (
+        markdown_table(["setting", "value"], texts, numbers=False) if rows else "None were given."
+    )
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_value_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_value_text, value))
     return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain numbers: measures, means, differences, curves, failures."""
+"""The results of an evaluation as plain numbers: means, differences, curves, failures."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar.metrics.registry import METRICS
+
 Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no difference"]
 Order: TypeAlias = Literal["morf", "lerf"]
 
 ALPHA = 0.05
 """The level at which a difference counts as one, after Holm's correction."""
 
-LOCALISATION = ("pointing-game", "relevance-mass", "average-precision", "miou", "grid-pointing")
-SANITY = (
-    "infidelity",
-    "max-sensitivity",
-    "class-sensitivity",
-    "parameter-randomization",
-    "head-ablation",
-)
-"""Metrics that share a table, by name."""
+GROUPS = ("Localisation", "Robustness and sanity checks", "Other measures")
+"""Headings of the measures without a perturbation, in the order of the report."""
+
+_GROUP_OF_KIND = {"localization": GROUPS[0], "mosaic": GROUPS[0], "context": GROUPS[1]}
 
 
 def faithfulness(perturbation: str) -> str:
-    """The heading of what is measured under a perturbation."""
+    """The heading of the measures under a perturbation."""
     return f"Faithfulness, patches removed by {perturbation}"
 
 
@@ -60,8 +57,8 @@ class Measure:
         higher_is_better: whether higher values are better, ``None`` if neither direction is.
 
     Example:
-        >>> found = Measure.of("average-drop (keep=0.3):blur (radius=8)", {"average-drop": False})
-        >>> found.title, found.metric, found.perturbation, found.higher_is_better
+        >>> measure = Measure.of("average-drop (keep=0.3):blur (radius=8)", {"average-drop": False})
+        >>> measure.title, measure.metric, measure.perturbation, measure.higher_is_better
         ('average-drop (keep=0.3)', 'average-drop', 'blur (radius=8)', False)
     """
 
@@ -74,9 +71,9 @@ class Measure:
     @classmethod
     def of(cls, label: str, directions: Mapping[str, bool | None]) -> Measure:
         """The measure of a key in the rows; ``directions`` says of metrics if higher is better."""
-        # A colon within the brackets of an option is none that divides.
-        found = re.match(r"((?:[^:(]|\([^)]*\))+):(.+)", label, re.DOTALL)
-        title, perturbation = found.groups() if found else (label, None)
+        # A colon within the brackets of an option does not divide.
+        match = re.match(r"((?:[^:(]|\([^)]*\))+):(.+)", label, re.DOTALL)
+        title, perturbation = match.groups() if match else (label, None)
         metric = title.split(" (")[0]
         return cls(label, title, metric, perturbation, directions.get(metric))
 
@@ -85,9 +82,8 @@ class Measure:
         """The heading under which it is reported."""
         if self.perturbation is not None:
             return faithfulness(self.perturbation)
-        if self.metric in LOCALISATION:
-            return "Localisation"
-        return "Robustness and sanity checks" if self.metric in SANITY else "Other measures"
+        kind = METRICS[self.metric].input_kind if self.metric in METRICS else ""
+        return _GROUP_OF_KIND.get(kind, GROUPS[2])
 
 
 @dataclass(frozen=True)
@@ -212,24 +208,26 @@ class Results:
     @property
     def groups(self) -> dict[str, list[Measure]]:
         """Measures by the heading under which they are reported."""
-        found: dict[str, list[Measure]] = {}
+        groups: dict[str, list[Measure]] = {}
         for measure in self.measures:
-            found.setdefault(measure.group, []).append(measure)
-        return found
+            groups.setdefault(measure.group, []).append(measure)
+        return groups
 
     def compared(self, measures: Sequence[Measure]) -> list[Measure]:
         """Those of the measures in which any method has a difference to the baseline."""
-        found = {cell.measure for cell in self.cells if cell.difference is not None}
-        return [one for one in measures if one.label in found]
+        labels = {cell.measure for cell in self.cells if cell.difference is not None}
+        return [measure for measure in measures if measure.label in labels]
 
     @property
     def broken(self) -> list[Failure]:
         """Images that could not be read."""
-        return [one for one in self.failures if one.method is None]
+        return [failure for failure in self.failures if failure.method is None]
 
     @property
     def failed(self) -> dict[str, list[Failure]]:
         """Images that a method, or one measure of it, failed on, for those with any."""
-        labels = dict.fromkeys([*self.methods, *(one.method or "" for one in self.failures)])
-        found = {label: [one for one in self.failures if one.method == label] for label in labels}
-        return {label: ones for label, ones in found.items() if ones}
+        failures: dict[str, list[Failure]] = {label: [] for label in self.methods}
+        for failure in self.failures:
+            if failure.method is not None:
+                failures.setdefault(failure.method, []).append(failure)
+        return {label: items for label, items in failures.items() if items}

@@ -13,8 +13,8 @@ from hf_gmar._utils.stats import Array, Interval, bootstrap
 FLIPS = 10_000
 """Draws of signs for a p-value; where there are no more ways to flip them, all are taken."""
 
-_AT_ONCE = 4_000_000  # signs in memory, 32 MB
-_SAME = 1e-9  # sums that differ by less than this share of what is added up are the same
+_MAX_SIGNS = 4_000_000  # in memory, 32 MB
+_TOLERANCE = 1e-9  # of equal sums, as a share of the sum of absolute values
 
 
 class Estimates(NamedTuple):
@@ -39,19 +39,11 @@ def estimates(values: Array, seed: int = 0) -> Estimates:
         seed: of the draws.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
-
-    Example:
-        >>> found = estimates(np.array([[1.0, 1.0], [2.0, np.nan], [3.0, np.nan]]))
-        >>> found.interval.mean.tolist(), found.images.tolist()
-        ([2.0, 1.0], [3, 1])
-        >>> found.interval.low.tolist()
-        [1.0, nan]
     """
     images = np.asarray((~np.isnan(values)).sum(0))
     mean, low, high = np.full((3, values.shape[1]), np.nan)
     for rows, columns in _by_images(values):
-        found = bootstrap(values[rows][:, columns], seed)
-        mean[columns], low[columns], high[columns] = found
+        mean[columns], low[columns], high[columns] = bootstrap(values[rows][:, columns], seed)
     return Estimates(Interval(mean, low, high), images)
 
 
@@ -59,9 +51,9 @@ def sign_flips(values: Array, seed: int = 0, flips: int = FLIPS) -> Array:
     """Two-sided p-values of the mean of each column being zero, by flipping signs.
 
     If a difference between two methods meant nothing, its sign in each image could as well be the
-    other one. The p-value is the share of flips whose mean is as far from zero as that found: of
-    all flips where these are no more than ``flips``, and else of so many random ones, among which
-    the one found counts.
+    other one. The p-value is the share of flips whose mean is as far from zero as the observed one:
+    of all flips where these are no more than ``flips``, and else of so many random ones, among
+    which the observed one counts.
 
     Args:
         values: paired differences, (images, columns), NaN where an image has none.
@@ -73,36 +65,30 @@ def sign_flips(values: Array, seed: int = 0, flips: int = FLIPS) -> Array:
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; for random flips
         p = (b + 1) / (m + 1), Phipson and Smyth, "Permutation P-values should never be zero", 2010.
-
-    Example:
-        >>> sign_flips(np.array([[1.0], [2.0], [3.0]])).tolist()  # two of eight flips
-        [0.25]
     """
-    found = np.full(values.shape[1], np.nan)
+    p_values = np.full(values.shape[1], np.nan)
     for rows, columns in _by_images(values):
-        found[columns] = _sign_flips(values[rows][:, columns], seed, flips)
-    return found
+        p_values[columns] = _sign_flips(values[rows][:, columns], seed, flips)
+    return p_values
 
 
 def _sign_flips(values: Array, seed: int, flips: int) -> Array:
     """Of (images, columns) without NaN."""
     # Flips that only swap equal differences give the same sum but for rounding: they count.
-    needed = np.abs(values.sum(0)) - _SAME * np.abs(values).sum(0)
+    needed = np.abs(values.sum(0)) - _TOLERANCE * np.abs(values).sum(0)
     count = len(values)
-    every = count < 64 and 2**count <= flips
-    drawn = _all_signs(count) if every else _random_signs(count, seed, flips)
+    if count < 64 and 2**count <= flips:
+        bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
+        signs = 1 - 2 * bits.astype(np.float64)
+        return np.asarray((np.abs(signs @ values) >= needed).mean(0))
+    drawn = _random_signs(count, seed, flips)
     reached = sum((np.abs(signs @ values) >= needed).sum(0) for signs in drawn)
-    return np.asarray(reached / 2**count if every else (reached + 1) / (flips + 1))
-
-
-def _all_signs(count: int) -> Iterator[Array]:
-    bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
-    yield 1 - 2 * bits.astype(np.float64)
+    return np.asarray((reached + 1) / (flips + 1))
 
 
 def _random_signs(count: int, seed: int, flips: int) -> Iterator[Array]:
     generator = np.random.default_rng(seed)
-    step = max(_AT_ONCE // count, 1)
+    step = max(_MAX_SIGNS // count, 1)
     for start in range(0, flips, step):
         shape = min(step, flips - start), count
         yield 2 * generator.integers(0, 2, shape, dtype=np.int8).astype(np.float64) - 1
@@ -121,10 +107,10 @@ def holm(p_values: Array) -> Array:
     """
     order = np.argsort(p_values, kind="stable")  # NaN is last
     order = order[: int((~np.isnan(p_values)).sum())]
-    found = np.full_like(p_values, np.nan)
+    corrected = np.full_like(p_values, np.nan)
     steps = p_values[order] * np.arange(len(order), 0, -1)
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return found
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected
 
 
 def _by_images(values: Array) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:

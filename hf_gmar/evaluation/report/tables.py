@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as texts in tables, for Markdown and for the terminal."""
+"""The numbers of an evaluation as tables, in Markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ LEVELS = {"**": 0.01, "*": ALPHA}
 NONE = "–"  # noqa: RUF001  # the dash of an empty cell
 _ROUNDING = 1e-9  # an interval that is narrower than this share of the means has no width
 _DECIMALS, _TINY = 4, 0.01  # so many at most, unless all is tiny
+_ARROWS = {True: "↑ higher is better", False: "↓ lower is better", None: ""}
 _MARKS = {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a cell of a table says.
+    """The text of a cell.
 
     Attributes:
         value: the number.
         mark: whether it differs from the baseline's.
         rest: the interval, and how many images if others have more.
-        best: whether no other method has a better one.
+        best: whether no other method has a better number.
     """
 
     value: str
@@ -42,54 +43,37 @@ class Text:
 
 
 def heading(measure: Measure) -> str:
-    """The measure and which direction is better, as an arrow and a word.
-
-    Example:
-        >>> heading(Measure.of("deletion:blur", {"deletion": False}))
-        'deletion ↓ lower is better'
-    """
+    """The measure and which direction is better, as an arrow and a word."""
     return f"{measure.title} {direction(measure)}".strip()
 
 
 def direction(measure: Measure) -> str:
     """Which direction is better, as an arrow and a word; nothing if neither is."""
-    if measure.higher_is_better is None:
-        return ""
-    word = "higher" if measure.higher_is_better else "lower"
-    return f"{_arrow(measure)} {word} is better"
-
-
-def _arrow(measure: Measure) -> str:
-    return {True: "↑", False: "↓", None: ""}[measure.higher_is_better]
+    return _ARROWS[measure.higher_is_better]
 
 
 def mark(difference: Difference | None) -> str:
     """A triangle for better or worse than the baseline, with stars for how surely."""
     if difference is None or difference.verdict == "no difference":
         return ""
-    stars = next((one for one, level in LEVELS.items() if difference.corrected < level), "")
+    stars = next((sign for sign, level in LEVELS.items() if difference.corrected < level), "")
     return _MARKS[difference.verdict] + stars
 
 
 def counted(cells: Sequence[Cell]) -> str:
-    """How many images the means are of.
-
-    Example:
-        >>> one, other = Cell("a", "b", 0.0, None, None, 3), Cell("b", "b", 0.0, None, None, 2)
-        >>> counted([one, one]), counted([one, other])
-        ('n = 3', 'n = 2 to 3')
-    """
-    counts = {cell.images for cell in cells if cell.images}
-    least, most = min(counts, default=0), max(counts, default=0)
+    """The number of images of the means."""
+    counts = {cell.images for cell in cells if cell.images} or {0}
+    least, most = min(counts), max(counts)
     return f"n = {most}" if least == most else f"n = {least} to {most}"
 
 
 def means(results: Results, measures: Sequence[Measure]) -> tuple[list[str], list[list[Text]]]:
     """Headings, and for each method its means."""
-    columns = [_mean_column(results, measure) for measure in measures]
-    heads = [
-        f"{heading(one)}, {counted(_cells(results, one, results.methods))}" for one in measures
-    ]
+    heads, columns = [], []
+    for measure in measures:
+        cells = _cells(results, measure, results.methods)
+        heads.append(f"{heading(measure)}, {counted(cells)}")
+        columns.append(_column(cells, measure.higher_is_better))
     return heads, _across(results.methods, columns)
 
 
@@ -98,8 +82,11 @@ def differences(
 ) -> tuple[list[str], list[list[Text]]]:
     """Headings, and for each method but the baseline its paired differences to that."""
     others = [method for method in results.methods if method != results.baseline]
-    columns = [_difference_column(results, measure, others) for measure in measures]
-    return [heading(one) for one in measures], _across(others, columns)
+    columns = [
+        _column([cell.difference for cell in _cells(results, measure, others)])
+        for measure in measures
+    ]
+    return [heading(measure) for measure in measures], _across(others, columns)
 
 
 def markdown_table(
@@ -107,7 +94,7 @@ def markdown_table(
 ) -> str:
     """A table of Markdown; the first column is left-aligned, numbers in the others right."""
     ruler = [":--", *["--:" if numbers else ":--"] * (len(heads) - 1)]
-    lines = [[*map(plain, heads)], ruler, *([*map(_cell, row)] for row in rows)]
+    lines = [[*map(plain, heads)], ruler, *([*map(_markdown, row)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -146,8 +133,8 @@ class TerminalTables:
         table.add_column("method", no_wrap=True)
         for measure in measures:
             words = measure.title.replace("-", "-\n").replace(" ", "\n")
-            heading = f"{words} {_arrow(measure)}".rstrip()
-            table.add_column(escape(heading), justify="right", no_wrap=True)
+            arrow = _ARROWS[measure.higher_is_better][:1]
+            table.add_column(escape(f"{words} {arrow}".rstrip()), justify="right", no_wrap=True)
         for name, *cells in means(self.results, measures)[1]:
             table.add_row(escape(name.value), *map(_rich, cells))
         return table
@@ -160,86 +147,69 @@ def plain(text: str) -> str:
         >>> print(plain("a_b* <i>|"))
         a\_b\* \<i\>\|
     """
-    found = re.sub(r"([!-/:-@\[-`{-~])", _escaped, " ".join(text.split()))
-    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", found)  # the start of a list
+    # Left as they are: signs that mean nothing within a line, and that names are full of.
+    escaped = re.sub(r"([!\"#$&*<>\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # the start of a list
 
 
-def _escaped(found: re.Match[str]) -> str:
-    # These mean nothing within a line, and names are full of them.
-    return found[0] if found[0] in "(),.:;=%'/?@+-" else rf"\{found[0]}"
+def legend(baseline: str) -> str:
+    """The meaning of the marks."""
+    stars = ", ".join(f"{sign} p < {level}" for sign, level in reversed(LEVELS.items()))
+    return f"▲ better, ▼ worse than {baseline}: {stars}"
 
 
 def _cells(results: Results, measure: Measure, methods: Sequence[str]) -> list[Cell]:
     return [results.by_place[measure.label, method] for method in methods]
 
 
-def _mean_column(results: Results, measure: Measure) -> list[Text]:
-    cells = _cells(results, measure, results.methods)
-    form = _form([(cell.mean, cell.low, cell.high) for cell in cells])
-    known = [cell.mean for cell in cells if cell.mean is not None]
-    best = {True: max, False: min, None: None}[measure.higher_is_better]
-    top = best(known) if best and len(known) > 1 else None
-    most = max(cell.images for cell in cells)
-    return [_mean(cell, form, top, most) for cell in cells]
+def _column(items: Sequence[Cell | Difference | None], better: bool | None = None) -> list[Text]:
+    """The numbers of a measure, the best mean in bold where one direction is better."""
+    known = [item for item in items if item is not None]
+    form, most = _form(known), max((item.images for item in known), default=0)
+    numbers = [item.mean for item in known if item.mean is not None]
+    choose = {True: max, False: min, None: None}[better]
+    best = choose(numbers) if choose and len(numbers) > 1 else None
+    texts = []
+    for item in items:
+        if item is None or item.mean is None:
+            texts.append(Text(NONE))
+            continue
+        value, interval, mean = form(item.mean), "", item.mean
+        if item.low is not None and item.high is not None:
+            interval = f"[{form(item.low)},\u00a0{form(item.high)}]"
+        if isinstance(item, Difference):
+            sign = "+" if mean > 0 and float(value) else ""
+            texts.append(Text(sign + value, mark(item), interval))
+        else:
+            count = f"n={item.images}" if item.images < most else ""
+            rest = f"{interval} {count}".strip()
+            texts.append(Text(value, mark(item.difference), rest, mean == best))
+    return texts
 
 
-def _mean(cell: Cell, form: Callable[[float], str], top: float | None, most: int) -> Text:
-    if cell.mean is None:
-        return Text(NONE)
-    parts = [
-        _interval(cell.low, cell.high, form),
-        f"n={cell.images}" if cell.images < most else "",
-    ]
-    rest = " ".join(filter(None, parts))
-    return Text(form(cell.mean), mark(cell.difference), rest, cell.mean == top)
-
-
-def _difference_column(results: Results, measure: Measure, methods: Sequence[str]) -> list[Text]:
-    found = [cell.difference for cell in _cells(results, measure, methods)]
-    form = _form([(one.mean, one.low, one.high) for one in found if one is not None])
-    return [_difference(one, form) for one in found]
-
-
-def _difference(found: Difference | None, form: Callable[[float], str]) -> Text:
-    if found is None:
-        return Text(NONE)
-    value = form(found.mean)
-    sign = "+" if found.mean > 0 and float(value) else ""
-    return Text(sign + value, mark(found), _interval(found.low, found.high, form))
-
-
-def _interval(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
-    if low is None or high is None:
-        return ""
-    return f"[{form(low)},\u00a0{form(high)}]"
-
-
-def _form(values: Sequence[tuple[float | None, float | None, float | None]]) -> Callable[..., str]:
+def _form(items: Sequence[Cell | Difference]) -> Callable[[float], str]:
     """As many decimals as tell something, by how wide the intervals are."""
-    widths = [high - low for _, low, high in values if low is not None and high is not None]
-    sizes = [abs(mean) for mean, *_ in values if mean]
-    some = [one for one in widths if one > _ROUNDING * max(sizes, default=1)]
-    scale = median(some or [size / 50 for size in sizes] or [0.1])
+    widths = [
+        item.high - item.low for item in items if item.low is not None and item.high is not None
+    ]
+    sizes = [abs(item.mean) for item in items if item.mean]
+    largest = max(sizes, default=0)
+    widths = [width for width in widths if width > _ROUNDING * max(sizes, default=1)]
+    scale = median(widths or [size / 50 for size in sizes] or [0.1])
     decimals = 1 - math.floor(math.log10(scale))
-    if max(sizes, default=0) > _TINY:
+    if largest > _TINY:
         decimals = min(decimals, _DECIMALS)
-    if decimals > 6 or max(sizes, default=0) >= 1e6:
+    if decimals > 6 or largest >= 1e6:
         return lambda value: f"{value:.2e}"
-    return lambda value: _without_minus_zero(f"{value:.{max(decimals, 0)}f}")
-
-
-def _without_minus_zero(text: str) -> str:
-    return text if float(text) else text.removeprefix("-")
+    return lambda value: f"{value:z.{max(decimals, 0)}f}"  # z: no -0
 
 
 def _across(methods: Sequence[str], columns: Sequence[Sequence[Text]]) -> list[list[Text]]:
-    return [
-        [Text(method), *(column[place] for column in columns)]
-        for place, method in enumerate(methods)
-    ]
+    names = map(Text, methods)
+    return [list(row) for row in zip(names, *columns, strict=True)]
 
 
-def _cell(text: Text) -> str:
+def _markdown(text: Text) -> str:
     value = f"**{plain(text.value)}**" if text.best else plain(text.value)
     return " ".join(filter(None, [value, text.mark.replace("*", r"\*"), text.rest]))
 
@@ -247,9 +217,3 @@ def _cell(text: Text) -> str:
 def _rich(text: Text) -> str:
     value = f"[bold]{escape(text.value)}[/bold]" if text.best else escape(text.value)
     return f"{value} {text.mark}".strip()
-
-
-def legend(baseline: str) -> str:
-    """What the marks mean."""
-    stars = ", ".join(f"{one} p < {level}" for one, level in reversed(LEVELS.items()))
-    return f"▲ better, ▼ worse than {baseline}: {stars}"

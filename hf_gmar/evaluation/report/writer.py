@@ -6,7 +6,6 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from io import BytesIO
@@ -27,7 +26,7 @@ from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
 from hf_gmar.evaluation.report.summary import Summary
 from hf_gmar.visualization.overlay import save_figure
 
-_HEAVY = 1_000_000  # bytes
+_MAX_PNG = 1_000_000  # bytes; a figure of many photos would make the page heavy
 
 EXAMPLES = "Examples"
 """The heading above the example maps."""
@@ -43,7 +42,7 @@ def write_report(
 
     Args:
         folder: is made if it is missing.
-        summary: from :func:`~hf_gmar.evaluation.report.summary.summarise`.
+        summary: from :func:`~hf_gmar.evaluation.report.summary.summarize`.
         examples: images with their maps, for a figure of them.
 
     Returns:
@@ -51,22 +50,22 @@ def write_report(
 
     Example:
         >>> import tempfile
-        >>> from hf_gmar.evaluation import summarise
+        >>> from hf_gmar.evaluation import summarize
         >>> rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"deletion:blur": 0.2}}]
-        >>> written = write_report(tempfile.mkdtemp(), summarise(rows, {}, {"deletion": False}))
-        >>> [path.name for path in written]
+        >>> paths = write_report(tempfile.mkdtemp(), summarize(rows, {}, {"deletion": False}))
+        >>> [path.name for path in paths]
         ['summary.json', 'report.md', 'report.html']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = _figures(summary, [one for one in examples or () if one.maps])
-    markdown = page(summary, list(figures))
+    pictures = _pictures(summary, [item for item in examples or () if item.maps])
+    markdown = page(summary, pictures)
     texts = {"summary.json": summary.to_json(), "report.md": markdown}
     with ExitStack() as stack:
         drawn = {}
-        for picture, draw in figures.items():
+        for picture in pictures:
             part = stack.enter_context(whole_file(folder / picture.file))
-            save_figure(draw(), part)
+            save_figure(picture.draw(), part)
             drawn[picture.file] = part.read_bytes()
         texts["report.html"] = html(markdown, drawn)
         for name, text in texts.items():
@@ -81,16 +80,11 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
     Args:
         markdown: its first line is the title.
         pictures: PNG files by the name under which the page shows them.
-
-    Example:
-        >>> found = html("# Title\n\nSome *words*.", {})
-        >>> "<title>Title</title>" in found, "<em>words</em>" in found
-        (True, True)
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("text", _text)
-    parser.add_render_rule("table_open", _table_open)
-    parser.add_render_rule("table_close", _table_close)
+    parser.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(markdown)
     headings = list(_name_headings(tokens))  # before they are rendered
     _embed(tokens, pictures)
@@ -101,54 +95,37 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
     return template.render(title=title, headings=headings, body=body)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A figure that is to be drawn."""
+def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
+    """The figures, in the order of the page."""
+    pictures: list[Picture] = []
+    files: set[str] = set()
 
-    group: str
-    stem: str
-    words: str
-    draw: Callable[[], Figure]
+    def add(group: str, stem: str, caption: str, draw: Callable[[], Figure]) -> None:
+        pictures.append(Picture(group, _unique_file(stem, files), caption, draw))
 
-
-def _figures(
-    summary: Results, examples: Sequence[ExampleMaps]
-) -> dict[Picture, Callable[[], Figure]]:
-    """What is drawn, and how, in the order of the page."""
-    plans = [*_curve_plans(summary), *_difference_plans(summary)]
-    if examples:
-        words = "Maps of each method on some of the images."
-        plans.append(
-            _Plan(EXAMPLES, "examples", words, partial(examples_figure, summary, examples))
-        )
-    names: set[str] = set()
-    return {Picture(one.group, _file(one.stem, names), one.words): one.draw for one in plans}
-
-
-def _curve_plans(summary: Results) -> Iterator[_Plan]:
-    for name in dict.fromkeys(one.perturbation for one in summary.curves):
-        words = (
+    for name in dict.fromkeys(curve.perturbation for curve in results.curves):
+        caption = (
             "Mean score of the explained class while more and more patches are removed, most or "
             f"least relevant first, by {name}. Bands are 95 % intervals. The further apart the two "
             "curves of a method are, the better its order of the patches."
         )
-        draw = partial(curves_figure, summary, name)
-        yield _Plan(faithfulness(name), f"curves-{name}", words, draw)
-
-
-def _difference_plans(summary: Results) -> Iterator[_Plan]:
-    for title, measures in summary.groups.items():
-        compared = summary.compared(measures)
-        if compared:
-            words = (
-                f"Differences to {summary.baseline}, image by image, with 95 % intervals. Filled: "
+        draw = partial(curves_figure, results, name)
+        add(faithfulness(name), f"curves-{name}", caption, draw)
+    for title, measures in results.groups.items():
+        if compared := results.compared(measures):
+            caption = (
+                f"Differences to {results.baseline}, image by image, with 95 % intervals. Filled: "
                 "more than chance after Holm's correction."
             )
             stem = f"differences-{measures[0].perturbation or title}"
-            yield _Plan(title, stem, words, partial(differences_figure, summary, compared))
+            add(title, stem, caption, partial(differences_figure, results, compared))
+    if examples:
+        caption = "Maps of each method on some of the images."
+        add(EXAMPLES, "examples", caption, partial(examples_figure, results, examples))
+    return pictures
 
 
-def _file(stem: str, taken: set[str]) -> str:
+def _unique_file(stem: str, taken: set[str]) -> str:
     """A name of plain letters that no other picture has."""
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
     name, number = slug, 2
@@ -168,40 +145,32 @@ def _name_headings(tokens: Sequence[Token]) -> Iterator[tuple[str, str]]:
 
 
 def _words(inline: Token) -> str:
-    return "".join(one.content for one in inline.children or ())
+    return "".join(token.content for token in inline.children or ())
 
 
 def _embed(tokens: Sequence[Token], pictures: Mapping[str, bytes]) -> None:
     for inline in tokens:
         for token in inline.children or ():
             if token.type == "image":
-                kind, data = _light(pictures[str(token.attrGet("src"))])
-                token.attrSet("src", f"data:{kind};base64,{base64.b64encode(data).decode()}")
+                kind, data = "png", pictures[str(token.attrGet("src"))]
+                if len(data) > _MAX_PNG:
+                    kind, data = "webp", _as_webp(data)
+                code = base64.b64encode(data).decode()
+                token.attrSet("src", f"data:image/{kind};base64,{code}")
 
 
-def _light(png: bytes) -> tuple[str, bytes]:
-    """A picture for a page: one with many photos would be many megabytes as it is."""
-    if len(png) < _HEAVY:
-        return "image/png", png
-    found = BytesIO()
+def _as_webp(png: bytes) -> bytes:
+    webp = BytesIO()
     with Image.open(BytesIO(png)) as picture:
-        picture.convert("RGB").save(found, "WEBP", quality=85)
-    return "image/webp", found.getvalue()
+        picture.convert("RGB").save(webp, "WEBP", quality=85)
+    return webp.getvalue()
 
 
 def _text(_renderer: Any, tokens: Sequence[Token], place: int, *_rest: Any) -> str:
     """A text in which intervals and marks are set apart."""
-    found = escapeHtml(tokens[place].content)
-    # Only intervals of ours have such a space: those of a user's names are made plain ones.
-    found = re.sub(r"\[[^\]]*\u00a0[^\]]*\]", r'<span class="interval">\g<0></span>', found)
+    text = escapeHtml(tokens[place].content)
+    # Only our intervals have such a space: those of a user's names become plain ones.
+    text = re.sub(r"\[[^\]]*\u00a0[^\]]*\]", r'<span class="interval">\g<0></span>', text)
     for sign, name in (("▲", "better"), ("▼", "worse"), ("[△▽]", "differs")):
-        found = re.sub(rf"{sign}\**", rf'<span class="{name}">\g<0></span>', found)
-    return found
-
-
-def _table_open(*_rest: Any) -> str:
-    return '<div class="wide"><table>\n'
-
-
-def _table_close(*_rest: Any) -> str:
-    return "</table></div>\n"
+        text = re.sub(rf"{sign}\**", rf'<span class="{name}">\g<0></span>', text)
+    return text

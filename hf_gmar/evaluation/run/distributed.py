@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -16,16 +16,16 @@ from torch import distributed
 
 from hf_gmar.errors import EvaluationError, HfGmarError
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
-_A_MOMENT = 0.02  # seconds
+_POLL_SECONDS = 0.02
 # A process may wait for the slowest one much longer than the half hour of PyTorch's default.
-_PATIENCE = timedelta(days=30)
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """What the processes of a run say to each other.
+    """The processes of a run, and how they share values.
 
     Attributes:
         number: of this process, from 0.
@@ -39,17 +39,16 @@ class Processes:
 
     @classmethod
     def launched(cls, cpu: bool = True) -> Processes:
-        """Those that accelerate's launcher started; this one alone if none was at work.
-
-        Args:
-            cpu: whether the models are on CPUs.
-        """
-        if not _launched():
+        """The processes of accelerate's launcher, with models on CPUs or not; or this one alone."""
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
+            distributed.is_available() and distributed.is_initialized()
+        )
+        if not launched:
             return cls()
         with warnings.catch_warnings():
             # accelerate sets the number of threads where nobody did, and says so.
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-            state = PartialState(cpu=cpu, timeout=_PATIENCE)
+            state = PartialState(cpu=cpu, timeout=_TIMEOUT)
         device = "cpu" if state.device.type == "cpu" else str(state.device)
         return cls(state.process_index, state.num_processes, device)
 
@@ -58,55 +57,43 @@ class Processes:
         """Whether this process writes what there is once for all."""
         return self.number == 0
 
-    def agreed(self, make: Callable[[], Found]) -> Found:
-        """What the main process makes, for all; an error of ours is raised in all of them."""
-        found: list[Any] = [None, None]
+    def agreed(self, make: Callable[[], Value]) -> Value:
+        """A value made by the main process, for all; an error of ours is raised in all of them."""
+        result: list[Any] = [None, None]
         if self.is_main:
             try:
-                found[0] = make()
+                result[0] = make()
             except HfGmarError as error:
-                found[1] = error
+                result[1] = error
         if self.count > 1:
-            _or_lost(broadcast_object_list, found)
-        if found[1] is not None:
-            raise found[1]
-        result: Found = found[0]
-        return result
+            _or_lost(broadcast_object_list, result)
+        if result[1] is not None:
+            raise result[1]
+        return cast("Value", result[0])
 
-    def gathered(self, own: Sequence[Found]) -> list[Found]:
-        """What all processes have, for each of them, in the order of the processes."""
+    def gathered(self, values: Sequence[Value]) -> list[Value]:
+        """The values of all processes, for each of them, in the order of the processes."""
         if self.count == 1:
-            return list(own)
-        found: list[Found] = _or_lost(gather_object, list(own))
-        return found
+            return list(values)
+        return cast("list[Value]", _or_lost(gather_object, list(values)))
 
-    def share(self, things: Sequence[Found]) -> list[Found]:
-        """This process's part of things that all processes have; every thing is in one part.
+    def share(self, items: Sequence[Value]) -> list[Value]:
+        """This process's part of items that all processes have; every item is in one part.
 
         Example:
             >>> [Processes(number, 2).share(range(5)) for number in range(2)]
             [[0, 2, 4], [1, 3]]
         """
-        return list(things[self.number :: self.count])
-
-
-def _launched() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
-        distributed.is_available() and distributed.is_initialized()
-    )
-
-
-def _wait_for_all() -> None:
-    """Until every process is here; unlike a barrier that blocks, it can be interrupted."""
-    barrier = distributed.barrier(async_op=True)
-    while not barrier.is_completed():
-        time.sleep(_A_MOMENT)
-    barrier.wait()
+        return list(items[self.number :: self.count])
 
 
 def _or_lost(call: Callable[[Any], Any], value: Any) -> Any:
     try:
-        _wait_for_all()
+        # All wait for the slowest one; unlike a barrier that blocks, this can be interrupted.
+        barrier = distributed.barrier(async_op=True)
+        while not barrier.is_completed():
+            time.sleep(_POLL_SECONDS)
+        barrier.wait()
         return call(value)
     except RuntimeError as error:  # the others can't be reached any more
         reason = str(error).splitlines()[0][:200]

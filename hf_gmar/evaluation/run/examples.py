@@ -22,21 +22,20 @@ from hf_gmar.models.labels import label_of
 _SIZE = (384, 384)  # of a picture, at most
 
 
-def save_example(folder: Path, case: Sample, plan: Plan) -> None:
+def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
     """Write one image's maps below the folder of a run."""
-    path = _file(folder, case.index)
+    path = _file(folder, sample.index)
     path.parent.mkdir(exist_ok=True)
-    name = label_of(plan.config, case.target)
-    labels = list(case.found)
-    if not labels:
+    if not sample.maps:
         return
+    label = label_of(plan.model.hf_config, sample.target)
     with whole_file(path) as part, part.open("wb") as file:
         np.savez(
             file,
-            picture=np.asarray(_picture(plan, case)),
-            title=f"{name} {case.before:.2f}\n{case.example.key}",
-            labels=labels,
-            maps=np.stack([case.found[label].float().numpy() for label in labels]),
+            picture=np.asarray(_picture(plan, sample)),
+            title=f"{label} {sample.before:.2f}\n{sample.example.key}",
+            labels=list(sample.maps),
+            maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
         )
 
 
@@ -44,33 +43,25 @@ def _file(folder: Path, index: int) -> Path:
     return folder / EXAMPLES / f"{index:06}.npz"
 
 
-def _picture(plan: Plan, case: Sample) -> Image.Image:
+def _picture(plan: Plan, sample: Sample) -> Image.Image:
     try:
-        seen = seen_part(plan.processor, case.example.image)
-    except InputError:  # what the processor does to an image is nothing that can be drawn on it
-        return picture_of(case.pixels[0])
+        seen = seen_part(plan.model.processor, sample.example.image)
+    except InputError:  # what the processor does to an image can't be drawn on it
+        return picture_of(sample.pixels[0])
     seen.thumbnail(_SIZE)
     return seen
 
 
-def load_examples(folder: Path, wanted: Iterable[int]) -> list[ExampleMaps]:
-    """The examples of a run, in the order of its images, as far as they are there.
-
-    Args:
-        folder: of the run.
-        wanted: which images.
-    """
-    found = []
-    for path in (_file(folder, index) for index in sorted(wanted)):
+def load_examples(folder: Path, indices: Iterable[int]) -> list[ExampleMaps]:
+    """The examples of a run for these images, in their order, as far as they are there."""
+    examples = []
+    for path in (_file(folder, index) for index in sorted(indices)):
         if not path.exists():  # it may be on another machine
             continue
         with np.load(path) as archive:
-            maps = dict(zip(archive["labels"].tolist(), archive["maps"], strict=True))
-            found.append(
-                ExampleMaps(
-                    Image.fromarray(archive["picture"]),
-                    str(archive["title"]),
-                    {label: torch.from_numpy(one) for label, one in maps.items()},
-                )
+            maps = zip(
+                archive["labels"].tolist(), map(torch.from_numpy, archive["maps"]), strict=True
             )
-    return found
+            picture = Image.fromarray(archive["picture"])
+            examples.append(ExampleMaps(picture, str(archive["title"]), dict(maps)))
+    return examples

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 from torch import Tensor
 
@@ -15,35 +15,35 @@ from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import MethodLikes, MethodSpec, Task, as_columns, modules_of
 from hf_gmar.errors import ModelOutputError, reason_of
-from hf_gmar.evaluation.run.cache import LRUCache, content, places
-from hf_gmar.evaluation.run.fingerprint import described, plain
+from hf_gmar.evaluation.run.fingerprint import described, plain, tensor_digest
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.joint import attribute_jointly
 from hf_gmar.methods.registry import METHODS
 
-_REMEMBERED = 512  # samples of an image, stages of a cascade: small maps
-
 Maps: TypeAlias = dict[str, "Tensor | str"]
 """For each method its map (1, rows, columns), or why there is none."""
+
+Value = TypeVar("Value")
+
+_CACHE_SIZE = 512  # copies of an image, stages of a cascade: small maps
 
 
 @dataclass(frozen=True)
 class Explainers:
-    """Methods on one model.
+    """Methods on one model. Their last maps are cached: metrics ask most methods for the same ones.
 
     Attributes:
-        subject: the model.
-        columns: the methods, built, each with its label.
+        adapter: the model.
+        methods: the methods, built, by label.
         readout: for methods that have it as an option.
         seed: of the random numbers that Captum's methods draw.
-        memo: the last maps: what one method is asked, the others mostly are as well.
     """
 
     adapter: ModelAdapter
-    columns: tuple[MethodSpec, ...]
+    methods: Mapping[str, MethodSpec]
     readout: ReadoutSpec
     seed: int
-    memo: LRUCache[Maps] = field(default_factory=lambda: LRUCache(_REMEMBERED), repr=False)
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -55,116 +55,111 @@ class Explainers:
             OptionError: a method or an option that does not exist.
             UnsupportedModelError: a model that can't be explained.
         """
-        built = tuple(_built(model, column, readout, seed) for column in as_columns(methods))
-        return cls(ModelAdapter.of(model, readout), built, readout, seed)
+        specs = {spec.name: _built(model, spec, readout, seed) for spec in as_columns(methods)}
+        return cls(ModelAdapter.of(model, readout), specs, readout, seed)
 
     @property
     def labels(self) -> list[str]:
         """What the methods are called."""
-        return [column.name for column in self.columns]
+        return list(self.methods)
 
     def described(self) -> dict[str, Any]:
         """For each label what the method is, as plain data."""
-        return {column.name: _described(column) for column in self.columns}
-
-    @property
-    def movable(self) -> dict[str, MethodSpec]:
-        """The methods that can be put on a copy of the model: ours."""
-        return {one.name: one for one in self.columns if isinstance(one.method, AttributionMethod)}
+        return {label: _described(spec) for label, spec in self.methods.items()}
 
     def on(self, model: Callable[..., Any]) -> Explainers:
-        """The methods that can be moved, on a copy of the model."""
+        """The methods on another model: ours alone, as Captum's stay on the model of their own."""
+        if model is self.adapter.model:
+            return self
         adapter = ModelAdapter.of(model, self.readout)
-        moved = tuple(
-            replace(one, method=_moved(one.method, model, adapter), label=label)
-            for label, one in self.movable.items()
-        )
-        return Explainers(adapter, moved, self.readout, self.seed)
+        specs = {}
+        for label, spec in self.methods.items():
+            if isinstance(spec.method, AttributionMethod):
+                moved: Any = copy.copy(spec.method)
+                moved.model = model
+                moved.adapter = replace(adapter, layout=moved.adapter.layout)  # its own readout
+                specs[label] = replace(spec, method=moved)
+        return Explainers(adapter, specs, self.readout, self.seed)
 
-    def method(self, label: str) -> Any:
-        """A method, as it was built."""
-        return next(column.method for column in self.columns if column.name == label)
+    def cached(self, key: Hashable, images: Tensor, make: Callable[[], Value]) -> Value:
+        """The value for a key, images and the model's present weights; made if it is not cached."""
+        weights = hash(tuple(w.data_ptr() for w in self.adapter.modules()[0].parameters()))
+        key = key, tensor_digest(images), weights
+        value: Value = self._cache.pop(key) if key in self._cache else make()
+        self._cache[key] = value  # the last one, in the order of a dict
+        if len(self._cache) > _CACHE_SIZE:
+            del self._cache[next(iter(self._cache))]
+        return value
 
     def maps(self, pixels: Tensor, target: int) -> Maps:
         """The maps of images, (B, rows, columns) each; forwards are shared where they can be."""
-        question = content(pixels), target, places(self.adapter.modules()[0])
-        return self.memo.get(question, lambda: self._made(pixels, target))
+        return self.cached(target, pixels, lambda: self._maps(pixels, target))
 
-    def _made(self, pixels: Tensor, target: int) -> Maps:
-        ours = {
-            column.name: column.method
-            for column in self.columns
-            if isinstance(column.method, AttributionMethod) and not column.options
-        }
-        found = attribute_jointly(list(ours.values()), pixels, target, return_errors=True)
-        maps: Maps = {
-            label: reason_of(one) if isinstance(one, Exception) else one.cpu()
-            for label, one in zip(ours, found, strict=True)
-        }
-        alone = [column for column in self.columns if column.name not in ours]
-        maps |= {column.name: self._alone(column, pixels, target) for column in alone}
-        return {label: maps[label] for label in self.labels}
-
-    def one(self, label: str, pixels: Tensor, target: int) -> Tensor:
+    def attribute_patches(self, inputs: Tensor, target: int, *, method: str) -> Tensor:
         """The maps of images by one method, (B, rows, columns).
 
         Raises:
             ModelOutputError: it has none.
         """
-        found = self.maps(pixels, target)[label]
-        if isinstance(found, str):
-            raise ModelOutputError(found)
-        return found
+        result = self.maps(inputs, target)[method]
+        if isinstance(result, str):
+            raise ModelOutputError(result)
+        return result
 
-    def _by_captum(self, column: MethodSpec, pixels: Tensor, target: int) -> Tensor:
+    def head_importance(self, inputs: Tensor, target: int, *, method: str) -> Tensor:
+        """The importance of heads by a method that has it, (B, layers, H)."""
+        explainer: Any = self.methods[method].method
+        return cast("Tensor", explainer.head_importance(inputs, target))
+
+    def _maps(self, pixels: Tensor, target: int) -> Maps:
+        joint = {
+            label: spec.method
+            for label, spec in self.methods.items()
+            if isinstance(spec.method, AttributionMethod) and not spec.options
+        }
+        results = attribute_jointly(list(joint.values()), pixels, target, return_errors=True)
+        maps: Maps = {
+            label: reason_of(result) if isinstance(result, Exception) else result.cpu()
+            for label, result in zip(joint, results, strict=True)
+        }
+        return {
+            label: maps[label] if label in maps else self._single_map(spec, pixels, target)
+            for label, spec in self.methods.items()
+        }
+
+    def _single_map(self, spec: MethodSpec, pixels: Tensor, target: int) -> Tensor | str:
         grid = self.adapter.layout.grid(*pixels.shape[-2:])
         task = Task(self.adapter.model, self.readout, pixels, target, None, grid, {})
-        with ExitStack() as stack:
-            if column.is_captum:
-                stack.enter_context(
-                    isolated_model([*self.adapter.modules(), *modules_of([column])])
-                )
-                stack.enter_context(seeded(self.seed, pixels.device))
-            return task.runner(column)()
-
-    def _alone(self, column: MethodSpec, pixels: Tensor, target: int) -> Tensor | str:
         try:
-            return self._by_captum(column, pixels, target)
+            with ExitStack() as stack:
+                if spec.is_captum:
+                    modules = [*self.adapter.modules(), *modules_of([spec])]
+                    stack.enter_context(isolated_model(modules))
+                    stack.enter_context(seeded(self.seed, pixels.device))
+                return task.runner(spec)()
         except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
             return reason_of(error)
 
 
-def _moved(method: Any, model: Callable[..., Any], adapter: ModelAdapter) -> AttributionMethod:
-    found: AttributionMethod = copy.copy(method)
-    found.model = model
-    found.adapter = replace(adapter, layout=method.adapter.layout)  # its own readout
-    return found
-
-
 def _built(
-    model: Callable[..., Any], column: MethodSpec, readout: ReadoutSpec, seed: int
+    model: Callable[..., Any], spec: MethodSpec, readout: ReadoutSpec, seed: int
 ) -> MethodSpec:
-    if not isinstance(column.method, str):
-        return column
-    options = dict(column.options)
-    if readout is not None and "readout" in METHODS.options(column.method):
-        options.setdefault("readout", readout)
-    if "seed" in METHODS.options(column.method):
-        options.setdefault("seed", seed)
-    method = METHODS.build(column.method, model, **options)
-    return replace(column, method=method, label=column.name, options={})
+    if not isinstance(spec.method, str):
+        return spec
+    defaults = {"seed": seed} if readout is None else {"seed": seed, "readout": readout}
+    known = METHODS.options(spec.method)
+    options = {name: value for name, value in defaults.items() if name in known} | {**spec.options}
+    return replace(spec, method=METHODS.build(spec.method, model, **options), options={})
 
 
-def _described(column: MethodSpec) -> dict[str, Any]:
+def _described(spec: MethodSpec) -> dict[str, Any]:
     """What tells a method from others, as plain data."""
-    if isinstance(column.method, str):
-        return {"method": column.method, **column.options}
-    method: Any = column.method
-    found = described(method)
+    method: Any = spec.method
+    description = described(method)
     if isinstance(method, AttributionMethod):
         layout = method.adapter.layout
-        found["readout"] = [list(layout.readout), layout.rest]
+        description["readout"] = [list(layout.readout), layout.rest]
     for name in ("rule", "attribution_method"):  # of a layer; of Captum's NoiseTunnel
         if (inner := getattr(method, name, None)) is not None:
-            found[name] = described(inner)
-    return {**found, **{name: plain(value) for name, value in column.options.items()}}
+            description[name] = described(inner)
+    return description | {name: plain(value) for name, value in spec.options.items()}

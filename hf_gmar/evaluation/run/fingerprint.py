@@ -1,98 +1,74 @@
-"""What a run measures, as plain data with a digest: two runs mix only if all of it is the same."""
+"""The settings of a run as plain data with a digest: only runs of the same settings mix."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_gmar.evaluation.run.cache import content
-
-_OF_NO_MATTER = ("_name_or_path", "transformers_version", "architectures")
+_IRRELEVANT = ("_name_or_path", "transformers_version", "architectures")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that another setting changes.
-
-    Example:
-        >>> digest({"steps": 10, "seed": 0}) == digest({"seed": 0, "steps": 10})
-        True
-        >>> digest({"steps": 10}) == digest({"steps": 20})
-        False
-    """
+    """Sixteen hexadecimal digits; other settings give other ones."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each.
-
-    Example:
-        >>> differences({"steps": 10, "data": {"limit": 5}}, {"steps": 20, "data": {"limit": 5}})
-        ['steps: 10 there, 20 now']
-    """
-    return list(_differences(old, new, ""))
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs, a line each."""
+    lines: list[str] = []
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
+            lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            yield f"{prefix}{key}: {_said(left)} there, {_said(right)} now"
+            lines.append(f"{prefix}{key}: {_shortened(left)} there, {_shortened(right)} now")
+    return lines
 
 
-def _said(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = "nothing" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that another weight changes, wherever the weights are.
+def tensor_digest(values: Tensor) -> str:
+    """A digest of a tensor's values and shape, wherever it is."""
+    values = values.detach().cpu().contiguous()
+    # NumPy has no bfloat16; float32 holds all of its numbers.
+    array = (values.float() if values.element_size() < 4 else values).numpy()
+    return hashlib.sha256(array.data).hexdigest() + str(tuple(values.shape))
 
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> before = digest_of_weights(layer)
-        >>> _ = nn.init.zeros_(layer.bias)
-        >>> before == digest_of_weights(layer)
-        False
-    """
-    found = hashlib.sha256()
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits; other weights give other ones, on any device."""
+    result = hashlib.sha256()
     for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+        if isinstance(value, Tensor):
+            result.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            result.update(raw.numpy().data)
+    return result.hexdigest()[:16]
 
 
 def described(thing: object) -> dict[str, Any]:
-    """A method, metric or perturbation as plain data: its class and its plain attributes.
-
-    Example:
-        >>> described(nn.Dropout(0.5))
-        {'class': 'torch.nn.modules.dropout.Dropout', 'training': True, 'p': 0.5, 'inplace': False}
-    """
-    own = getattr(thing, "__dict__", {})  # a class with slots has none
-    known = {
-        name: value for name, value in own.items() if _is_plain(value) and not name.startswith("_")
+    """A method, metric or perturbation as plain data: its class and its plain attributes."""
+    attributes = getattr(thing, "__dict__", {})  # a class with slots has none
+    return {"class": kind_of(thing)} | {
+        name: value
+        for name, value in attributes.items()
+        if _is_plain(value) and not name.startswith("_")
     }
-    return {"class": kind_of(thing), **known}
 
 
 def kind_of(thing: object) -> str:
-    """Its class, with its module.
-
-    Example:
-        >>> kind_of(nn.Dropout())
-        'torch.nn.modules.dropout.Dropout'
-    """
+    """Its class, with its module."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
@@ -103,29 +79,24 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; of a tensor, what another one changes.
+    """A value as JSON can hold it; of a tensor, its digest.
 
     Example:
         >>> plain((1, "a")), plain(torch.zeros(2)) == plain(torch.ones(2))
         ([1, 'a'], False)
     """
-    if isinstance(value, torch.Tensor):
-        return content(value)
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
     if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return value if _is_plain(value) else repr(value)
 
 
 def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str, Any]:
-    """What makes a difference to a model's scores.
-
-    Args:
-        model: what is called.
-        root: the module in it.
-    """
+    """All that makes a difference to the scores of a model, whose outermost module is ``root``."""
     config = getattr(root, "config", None)
     settings = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
-    own = {name: value for name, value in settings.items() if name not in _OF_NO_MATTER}
+    settings = {name: value for name, value in settings.items() if name not in _IRRELEVANT}
     keywords: dict[str, Any] = {}
     while isinstance(model, functools.partial):
         keywords |= {"positional": plain(model.args), **model.keywords}
@@ -134,6 +105,6 @@ def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str
     return {
         "class": kind_of(root),
         "weights": digest_of_weights(root),
-        "config": digest(json.loads(json.dumps(own, default=str))),
+        "config": digest(json.loads(json.dumps(settings, default=str))),
         **{f"keyword {name}": plain(value) for name, value in keywords.items()},
     }

@@ -1,9 +1,9 @@
-"""Scores of one image while patches are missing: every copy that the methods ask for, once."""
+"""Scores of one image while patches are missing; copies that several methods need are made once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,109 +11,94 @@ from torch import Tensor
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.metrics.inputs import ConfidenceChange, Curves
 from hf_gmar.metrics.patch_ranking import patch_order
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import Perturbation
 
 
 @dataclass
-class Removal:
+class PatchRemoval:
     """An image under one perturbation.
-
-    Several methods often ask for the same copy, at the ends of the curves at the least; each is
-    made once, and all go through the model together.
 
     Attributes:
         plan: what is measured.
-        target: whose score is measured.
-        perturbed: gives the scores of copies.
-        fewest: so many patches are always there.
-        copies: the scores that are asked for, by what is kept; NaN before they are known.
+        fewest: so many patches are always kept.
+        masks: the patches that each copy keeps, by their bytes.
+        scores: of each copy.
+        curves: for each method the copies of its curves, ``morf`` and ``lerf``.
+        changes: for each method and metric, the whole image and the copy of the kept patches.
     """
 
     plan: Plan
-    target: int
-    perturbed: Perturbed
     fewest: int
     masks: dict[bytes, Tensor] = field(default_factory=dict)
     scores: dict[bytes, float] = field(default_factory=dict)
-    asked: dict[str, _Asked] = field(default_factory=dict)
+    curves: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
+    changes: dict[str, dict[str, list[bytes]]] = field(default_factory=dict)
 
     @classmethod
-    def bind(cls, plan: Plan, pixels: Tensor, target: int, perturbation: Perturbation) -> Removal:
-        """Nothing is asked for yet."""
-        perturbed = plan.bind(perturbation, pixels)
-        return cls(plan, target, perturbed, perturbation.fewest(plan.adapter))
-
-    def ask(self, label: str, patches: Tensor) -> None:
-        """Ask for all copies that a method's map (rows, columns) needs."""
-        order = patch_order(patches)
-        asked = _Asked(whole=self._copy(torch.ones_like(patches, dtype=torch.bool)))
-        if self.plan.needing("curves"):
-            asked.morf = [self._copy(one) for one in self._without(order, patches.shape)]
-            asked.lerf = [self._copy(one) for one in self._without(order.flip(0), patches.shape)]
-        for name, metric in self.plan.kept.items():
-            asked.kept[name] = self._copy(metric.kept(patches))
-        self.asked[label] = asked
-
-    def run(self) -> None:
-        """Put the copies through the model."""
-        for dtype in {mask.dtype for mask in self.masks.values()}:
-            keys = [key for key, mask in self.masks.items() if mask.dtype == dtype]
-            logits = self.perturbed.scores(torch.stack([self.masks[key] for key in keys]))
-            scores = self.plan.score(logits)[:, self.target].tolist()
-            self.scores |= dict(zip(keys, scores, strict=True))
+    def run(
+        cls,
+        plan: Plan,
+        pixels: Tensor,
+        target: int,
+        perturbation: Perturbation,
+        maps: Mapping[str, Tensor],
+    ) -> PatchRemoval:
+        """Put all copies that the methods' maps (rows, columns) need through the model."""
+        perturbed = plan.model.bind(perturbation, pixels)
+        removal = cls(plan, perturbation.fewest(plan.model.adapter))
+        for label, patches in maps.items():
+            removal._plan_copies(label, patches)
+        for dtype in {mask.dtype for mask in removal.masks.values()}:
+            masks = {key: mask for key, mask in removal.masks.items() if mask.dtype == dtype}
+            logits = perturbed.scores(torch.stack(list(masks.values())))
+            scores = plan.model.scores(logits)[:, target].tolist()
+            removal.scores |= dict(zip(masks, scores, strict=True))
+        return removal
 
     def values(self, label: str) -> dict[str, float | None]:
         """The metrics of a method."""
-        asked = self.asked[label]
-        found: dict[str, float | None] = {}
-        if asked.morf:
-            curves = Curves(self.plan.how.fractions, *(self._at(one)[None] for one in asked.curves))
-            for name, metric in self.plan.needing("curves").items():
-                found[name] = number(metric.values(curves))
-        for name, metric in self.plan.kept.items():
-            ends = (self._at([key]) for key in (asked.whole, asked.kept[name]))
-            found[name] = number(metric.values(ConfidenceChange(*ends)))
-        return found
+        values = {}
+        if keys := self.curves[label]:
+            morf, lerf = (self._at(keys[order])[None] for order in ("morf", "lerf"))
+            curves = Curves(self.plan.model.config.fractions, morf, lerf)
+            for name, metric in self.plan.metrics_of("curves").items():
+                values[name] = number(metric.values(curves))
+        for name, metric in self.plan.confidence_metrics.items():
+            before, after = self._at(self.changes[label][name])[:, None]
+            values[name] = number(metric.values(ConfidenceChange(before, after)))
+        return values
 
-    def curve(self, label: str) -> dict[str, Any]:
-        """The scores with more and more patches removed, most and least relevant first.
+    def curve(self, label: str) -> dict[str, list[float]]:
+        """The scores while patches are removed, in both orders; empty if no metric needs them."""
+        return {order: self._at(keys).tolist() for order, keys in self.curves[label].items()}
 
-        Empty if no metric needs them.
-        """
-        asked = self.asked[label]
-        if not asked.morf:
-            return {}
-        morf, lerf = (self._at(one).tolist() for one in asked.curves)
-        return {"morf": morf, "lerf": lerf}
+    def _plan_copies(self, label: str, patches: Tensor) -> None:
+        self.curves[label] = {}
+        if self.plan.metrics_of("curves"):
+            order = patch_order(patches)
+            for name, removed in (("morf", order), ("lerf", order.flip(0))):
+                masks = self._masks(removed, patches.shape)
+                self.curves[label][name] = [self._key(mask) for mask in masks]
+        whole = torch.ones_like(patches, dtype=torch.bool)
+        self.changes[label] = {
+            name: [self._key(whole), self._key(metric.keep_mask(patches))]
+            for name, metric in self.plan.confidence_metrics.items()
+        }
 
-    def _without(self, order: Tensor, shape: torch.Size) -> Tensor:
-        """What is kept (steps + 1, rows, columns) while patches go in that order."""
-        steps, count = self.plan.how.steps, len(order)
-        kept = torch.ones(steps + 1, count, dtype=torch.bool)
+    def _masks(self, order: Tensor, shape: torch.Size) -> Tensor:
+        """The kept patches (steps + 1, rows, columns) while patches go in that order."""
+        steps, count = self.plan.model.config.steps, len(order)
+        masks = torch.ones(steps + 1, count, dtype=torch.bool)
         for step in range(steps + 1):
             # In whole numbers, which every machine rounds alike.
-            gone = min((2 * step * count + steps) // (2 * steps), count - self.fewest)
-            kept[step, order[:gone]] = False
-        return kept.reshape(-1, *shape)
+            removed = min((2 * step * count + steps) // (2 * steps), count - self.fewest)
+            masks[step, order[:removed]] = False
+        return masks.reshape(-1, *shape)
 
-    def _copy(self, kept: Tensor) -> bytes:
-        key = kept.numpy().tobytes()
-        self.masks.setdefault(key, kept)
+    def _key(self, mask: Tensor) -> bytes:
+        key = mask.numpy().tobytes()
+        self.masks.setdefault(key, mask)
         return key
 
     def _at(self, keys: list[bytes]) -> Tensor:
         return torch.tensor([self.scores[key] for key in keys], dtype=torch.float64)
-
-
-@dataclass
-class _Asked:
-    """The copies that one method needs, by their keys."""
-
-    whole: bytes
-    morf: list[bytes] = field(default_factory=list)
-    lerf: list[bytes] = field(default_factory=list)
-    kept: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def curves(self) -> tuple[list[bytes], list[bytes]]:
-        return self.morf, self.lerf

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,23 +25,23 @@ from hf_gmar.errors import (
     reason_of,
 )
 from hf_gmar.evaluation.run.explainers import Maps
-from hf_gmar.evaluation.run.patch_removal import Removal
+from hf_gmar.evaluation.run.patch_removal import PatchRemoval
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.evaluation.run.store import Row
+from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.metrics.base import InputKind, Metric
+from hf_gmar.metrics.context import MetricContext
+from hf_gmar.metrics.context_builder import ContextBuilder
 from hf_gmar.metrics.inputs import LocalizationInput
 from hf_gmar.models.image_view import measure_view
 
-# Not of one image.
-_OF_THE_RUN = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
-
-Rows: TypeAlias = dict[str, Row]
-"""The row of each method."""
+_FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
+"""Errors of the run, not of one image."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with what is asked about it.
+    """An image with its explanations.
 
     Attributes:
         index: its place in the data set.
@@ -50,7 +50,7 @@ class Sample:
         predicted: the model's top class.
         target: the explained class.
         before: the target's score.
-        maps: what the methods say.
+        results: of each method its map, or why it has none.
     """
 
     index: int
@@ -59,16 +59,16 @@ class Sample:
     predicted: int
     target: int
     before: float
-    maps: Maps
+    results: Maps
 
     @property
-    def found(self) -> dict[str, Tensor]:
+    def maps(self) -> dict[str, Tensor]:
         """The maps (rows, columns) of the methods that gave one, in float64."""
-        return exact(self.maps)
+        return _exact(self.results)
 
 
 class ImageEvaluator:
-    """What is measured, and on which images.
+    """Measures the images of a data set.
 
     Args:
         plan: the model with methods and metrics.
@@ -77,152 +77,185 @@ class ImageEvaluator:
 
     def __init__(self, plan: Plan, data: ImageDataset) -> None:
         self.plan = plan
+        self.model = plan.model
         self.data = data
         self._mosaics: dict[tuple[int, int], Mosaics] = {}
+        explainers = self.model.explainers
+        self._contexts = ContextBuilder(
+            self.model.adapter.model, self.model.config.score, readout=explainers.readout
+        )
 
     def image(self, index: int) -> tuple[list[Row], Sample | None]:
-        """The rows of one image, and what was asked about it.
+        """The rows of one image, and its explanations.
 
         An image that can't be read or put through the model has one row, which says why; a method
         that fails on it has a row that says why, and the others go on.
 
         Raises:
             UnsupportedModelError: the model can't be measured in one of the ways asked for.
-            DataError, OptionError: what is asked for does not go together.
+            DataError, OptionError: data and options that do not go together.
         """
         key = self.data.key(index)
         try:
-            case = self._case(index)
-            rows = {label: _row(case, key, label) for label in case.maps}
-        except _OF_THE_RUN:
+            sample = self._sample(index)
+            rows = {label: _row(sample, key, label) for label in sample.results}
+        except _FATAL:
             raise
         except Exception as error:  # noqa: BLE001  # of the data set, the processor or the model
             return [{"index": index, "key": key, "method": None, "error": reason_of(error)}], None
-        for part in (self._removed, self._located, self._mosaic, self._asked):
+        for name, measure in {
+            "removed": self._measure_removal,
+            "located": self._measure_localization,
+            "mosaic": self._measure_mosaic,
+            "asked": self._measure_contexts,
+        }.items():
             try:
-                part(case, rows)
-            except _OF_THE_RUN:
+                measure(sample, rows)
+            except _FATAL:
                 raise
             except HfGmarError as error:  # the other metrics are measured all the same
-                for label in case.found:
-                    _undefined(rows[label], {part.__name__.strip("_"): reason_of(error)})
-        return list(rows.values()), case
+                for label in sample.maps:
+                    _add_undefined(rows[label], {name: reason_of(error)})
+        return list(rows.values()), sample
 
-    def _case(self, index: int) -> Sample:
-        plan, example = self.plan, self.data[index]
-        pixels = plan.pixels(example.image)
-        with size_errors(plan.adapter, pixels):
-            logits = predict(plan.adapter, ForwardRequest(pixels))
-        predicted = int(logits[0].argmax())
-        predict_it = plan.how.explained_class == "predicted"
-        target = predicted if predict_it else _label(example, logits.shape[1])
-        before = float(plan.score(logits)[0, target])
-        maps = plan.explainers.maps(pixels, target)
-        return Sample(index, example, pixels, predicted, target, before, maps)
+    def _sample(self, index: int) -> Sample:
+        model, example = self.model, self.data[index]
+        pixels = model.pixels(example.image)
+        with size_errors(model.adapter, pixels):
+            logits = predict(model.adapter, ForwardRequest(pixels))
+        target = predicted = int(logits[0].argmax())
+        if model.config.explained_class == "label":
+            target = _checked_label(example, logits.shape[1])
+        before = float(model.scores(logits)[0, target])
+        results = model.explainers.maps(pixels, target)
+        return Sample(index, example, pixels, predicted, target, before, results)
 
-    def _removed(self, case: Sample, rows: Rows) -> None:
+    def _measure_removal(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Metrics of removed and of kept patches, for each perturbation."""
-        if not self.plan.needing("curves", "confidence"):
+        if not self.plan.metrics_of("curves", "confidence"):
             return
         for name, perturbation in self.plan.perturbations.items():
-            removal = Removal.bind(self.plan, case.pixels, case.target, perturbation)
-            for label, patches in case.found.items():
-                removal.ask(label, patches)
-            removal.run()
-            for label in case.found:
-                found = removal.values(label)
-                rows[label]["values"] |= {f"{metric}:{name}": v for metric, v in found.items()}
+            pixels, target, maps = sample.pixels, sample.target, sample.maps
+            removal = PatchRemoval.run(self.plan, pixels, target, perturbation, maps)
+            for label in maps:
+                values = removal.values(label).items()
+                rows[label]["values"] |= {f"{metric}:{name}": value for metric, value in values}
                 if curve := removal.curve(label):
                     rows[label]["curves"][name] = curve
-                    rows[label]["fractions"] = self.plan.how.fractions.tolist()
+                    rows[label]["fractions"] = self.model.config.fractions.tolist()
 
-    def _located(self, case: Sample, rows: Rows) -> None:
+    def _measure_localization(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Metrics of the object's mask; none is defined for an image without one."""
-        metrics, mask = self.plan.needing("localization"), case.example.mask_of(case.target)
+        metrics = self.plan.metrics_of("localization")
+        mask = sample.example.mask_of(sample.target)
         if metrics and mask is not None:
-            covered = self._cover(case.example.image, mask, case.pixels)
-            _place(metrics, case.found, covered, rows)
+            covered = self._cover(sample.example.image, mask, sample.pixels)
+            _localize(metrics, sample.maps, covered, rows)
 
-    def _mosaic(self, case: Sample, rows: Rows) -> None:
+    def _measure_mosaic(self, sample: Sample, rows: dict[str, Row]) -> None:
         """The same on a mosaic with the image as one of its tiles."""
-        metrics = self._measured(case, "mosaic")
+        metrics = self._metrics_for(sample, "mosaic")
         if not metrics:
             return
-        height, width = case.pixels.shape[-2:]
-        if (height, width) not in self._mosaics:
-            made = Mosaics(self.data, (height, width), self.plan.how.seed)
-            self._mosaics[height, width] = made
-        mosaics = self._mosaics[height, width]
-        if case.index not in mosaics.indices:  # it has no label
+        size = sample.pixels.shape[-2], sample.pixels.shape[-1]
+        if size not in self._mosaics:
+            self._mosaics[size] = Mosaics(self.data, size, self.model.config.seed)
+        mosaics = self._mosaics[size]
+        if sample.index not in mosaics.indices:  # it has no label
             return
-        found = mosaics.mosaic(mosaics.indices.index(case.index))
-        pixels = self.plan.pixels(found.image)
-        maps = self.plan.explainers.maps(pixels, found.label)
-        for label, reason in maps.items():
-            if isinstance(reason, str):
-                _undefined(rows[label], {"mosaic": reason})
-        _place(metrics, exact(maps), self._cover(found.image, found.mask, pixels), rows)
+        mosaic = mosaics.mosaic(mosaics.indices.index(sample.index))
+        pixels = self.model.pixels(mosaic.image)
+        results = self.model.explainers.maps(pixels, mosaic.label)
+        for label, result in results.items():
+            if isinstance(result, str):
+                _add_undefined(rows[label], {"mosaic": result})
+        covered = self._cover(mosaic.image, mosaic.mask, pixels)
+        _localize(metrics, _exact(results), covered, rows)
 
-    def _asked(self, case: Sample, rows: Rows) -> None:
-        """Metrics that ask a method again and again."""
-        metrics = self._measured(case, "context")
-        seed = stable_hash(self.plan.how.seed, case.example.key) % 2**32
-        for label, patches in case.found.items() if metrics else ():
-            values, reasons = self.plan.asking.values(
-                metrics, label, patches, case.pixels, case.target, seed
-            )
-            rows[label]["values"] |= {name: number(value) for name, value in values.items()}
-            _undefined(rows[label], reasons)
+    def _measure_contexts(self, sample: Sample, rows: dict[str, Row]) -> None:
+        """Metrics that call a method again and again."""
+        metrics = self._metrics_for(sample, "context")
+        for label in sample.maps if metrics else ():
+            context, values = self._context(sample, label), rows[label]["values"]
+            for name, metric in metrics.items():
+                try:
+                    values[name] = number(metric.values(context))
+                except Exception as error:  # noqa: BLE001  # of any library; other metrics go on
+                    values[name] = None
+                    _add_undefined(rows[label], {name: reason_of(error)})
 
-    def _measured(self, case: Sample, need: InputKind) -> dict[str, Metric[Any]]:
+    def _context(self, sample: Sample, label: str) -> MetricContext:
+        """The context of a method; Captum's methods can't be moved to another model."""
+        explainers = self.model.explainers
+        method = explainers.methods[label].method
+        movable = isinstance(method, AttributionMethod)
+        ranks_heads = hasattr(method, "head_importance")
+        context = self._contexts.context(
+            explainers.on,
+            sample.pixels,
+            sample.target,
+            seed=stable_hash(self.model.config.seed, sample.example.key) % 2**32,
+            known_map=sample.maps[label],
+            method=label,
+        )
+        return replace(
+            context,
+            # The other methods mostly need the same scores.
+            scores=lambda images: explainers.cached(
+                "scores", images, lambda: self._contexts.scores(images)
+            ),
+            explain_randomized=context.explain_randomized if movable else None,
+            head_importance=context.head_importance if ranks_heads else None,
+        )
+
+    def _metrics_for(self, sample: Sample, kind: InputKind) -> dict[str, Metric[Any]]:
         """The metrics that this image is one of the images for."""
         count = len(self.data)
-        return {
-            label: one
-            for label, one in self.plan.needing(need).items()
-            if one.measures(case.index, count)
-        }
+        metrics = self.plan.metrics_of(kind).items()
+        return {label: item for label, item in metrics if item.measures(sample.index, count)}
 
     def _cover(self, image: Image.Image, mask: Mask, pixels: Tensor) -> Tensor:
-        view = measure_view(self.plan.processor, (image.height, image.width))
-        return cover(mask, view, self.plan.adapter.layout.grid(*pixels.shape[-2:]))
+        view = measure_view(self.model.processor, (image.height, image.width))
+        return cover(mask, view, self.model.adapter.layout.grid(*pixels.shape[-2:]))
 
 
-def _undefined(row: Row, reasons: Mapping[str, str]) -> None:
+def _add_undefined(row: Row, reasons: Mapping[str, str]) -> None:
     """Say in a row why some metrics have no value."""
-    if reasons:
-        row["undefined"] = {**row.get("undefined", {}), **reasons}
+    row["undefined"] = {**row.get("undefined", {}), **reasons}
 
 
-def _place(
-    metrics: Mapping[str, Metric[Any]], maps: Mapping[str, Tensor], covered: Tensor, rows: Rows
+def _localize(
+    metrics: dict[str, Metric[Any]], maps: dict[str, Tensor], covered: Tensor, rows: dict[str, Row]
 ) -> None:
     for label, patches in maps.items():
-        found = LocalizationInput(patches[None], covered[None])
-        values = {name: number(metric.values(found)) for name, metric in metrics.items()}
+        measured = LocalizationInput(patches[None], covered[None])
+        values = {name: number(metric.values(measured)) for name, metric in metrics.items()}
         if "values" in rows[label]:  # it may have failed on the image alone
             rows[label]["values"] |= values
 
 
-def exact(maps: Maps) -> dict[str, Tensor]:
-    """The maps (rows, columns) of the methods that gave one, in float64."""
-    return {label: one[0].double() for label, one in maps.items() if isinstance(one, Tensor)}
+def _exact(results: Maps) -> dict[str, Tensor]:
+    return {label: item[0].double() for label, item in results.items() if isinstance(item, Tensor)}
 
 
-def _label(example: Example, classes: int) -> int:
+def _checked_label(example: Example, classes: int) -> int:
     if example.label is None or example.label not in range(classes):
         raise InputError(
             f"the label of {example.key} is to be explained, but it is {example.label}, which is "
             f"none of the model's {classes} classes; give one, or explain the predicted class with "
-            "target='predicted'"
+            "explained_class='predicted'"
         )
     return example.label
 
 
-def _row(case: Sample, key: str, label: str) -> Row:
-    row: Row = {"index": case.index, "key": key, "method": label}
-    found = case.maps[label]
-    if isinstance(found, str):
-        return {**row, "error": found}
-    asked = {"label": case.example.label, "predicted": case.predicted, "target": case.target}
-    return {**row, **asked, "before": case.before, "values": {}, "curves": {}}
+def _row(sample: Sample, key: str, label: str) -> Row:
+    row: Row = {"index": sample.index, "key": key, "method": label}
+    result = sample.results[label]
+    if isinstance(result, str):
+        return {**row, "error": result}
+    classes = {
+        "label": sample.example.label,
+        "predicted": sample.predicted,
+        "target": sample.target,
+    }
+    return {**row, **classes, "before": sample.before, "values": {}, "curves": {}}

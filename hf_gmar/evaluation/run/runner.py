@@ -26,17 +26,7 @@ the last one; first with none."""
 
 @dataclass(frozen=True)
 class Runner:
-    """A run.
-
-    Attributes:
-        plan: what is measured.
-        data: of which images.
-        settings: all of it as plain data.
-        processes: who takes part.
-        folder: where rows are written; ``None`` keeps them in memory alone.
-        resume: keep what is in the folder.
-        progress: is told of each image.
-    """
+    """A run; without a folder its rows are kept in memory alone."""
 
     plan: Plan
     data: ImageDataset
@@ -52,22 +42,24 @@ class Runner:
         Raises:
             EvaluationError: the folder is of another run or in use, or a process is gone.
         """
-        methods = self.plan.explainers.labels
         if self.folder is None:
-            rows = self._measured(list(range(len(self.data))), None)
-            return last_of_each(self.processes.gathered(rows), methods)
+            rows = self._measure(list(range(len(self.data))), None)
+            return last_of_each(self.processes.gathered(rows), self._labels)
         store = Store(self.folder, self.processes.number, digest(self.settings))
         with ExitStack() as stack:
-            self.processes.agreed(lambda: self._begin(store, stack))
+            self.processes.agreed(lambda: self._open(store, stack))
             if not store.is_of(self.settings):  # a folder that the processes do not share
                 store.folder.mkdir(parents=True, exist_ok=True)
                 store.open(self.settings, self.resume)
-            done = self._done(store)
-            missing = [index for index in range(len(self.data)) if index not in done]
-            self._measured(missing, store)
+            done = self._finished(store)
+            self._measure([index for index in range(len(self.data)) if index not in done], store)
             return self._all_rows(store)
 
-    def _begin(self, store: Store, stack: ExitStack) -> None:
+    @property
+    def _labels(self) -> list[str]:
+        return self.plan.model.explainers.labels
+
+    def _open(self, store: Store, stack: ExitStack) -> None:
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(store.lock())
@@ -78,12 +70,11 @@ class Runner:
             ) from error
 
     def _all_rows(self, store: Store) -> list[Row]:
-        """Those that the main process sees, and what others see beside them."""
+        """The rows that the main process sees, and those that only others see."""
         seen = self.processes.agreed(lambda: {_place(row) for row in store.rows()})
-        beside = [row for row in store.rows() if _place(row) not in seen]
-        beside = self.processes.gathered([] if self.processes.is_main else beside)
-        methods = self.plan.explainers.labels
-        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *beside], methods))
+        unseen = [row for row in store.rows() if _place(row) not in seen]
+        unseen = self.processes.gathered([] if self.processes.is_main else unseen)
+        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *unseen], self._labels))
         lost = set(range(len(self.data))) - {row["index"] for row in rows}
         if lost:
             raise EvaluationError(
@@ -92,39 +83,37 @@ class Runner:
             )
         return rows
 
-    def _done(self, store: Store) -> set[int]:
+    def _finished(self, store: Store) -> set[int]:
         store.mend()
         rows = store.rows()
         keys = {row["index"]: row["key"] for row in rows}
-        known = finished(rows, self.plan.explainers.labels)
-        own = [index for index in known if keys[index] == self.data.key(index)]
-        return set(self.processes.gathered(own))
+        indices = finished(rows, self._labels)
+        same = [index for index in indices if keys[index] == self.data.key(index)]
+        return set(self.processes.gathered(same))
 
-    def _measured(self, missing: list[int], store: Store | None) -> list[Row]:
-        share, found = self.processes.share(missing), []
-        self._say(0, len(share), [])
-        kept = spread(len(self.data), self.plan.how.examples)
-        measuring = ImageEvaluator(self.plan, self.data)
+    def _measure(self, missing: list[int], store: Store | None) -> list[Row]:
+        """The rows of this process's share, if there is no store for them."""
+        share, all_rows = self.processes.share(missing), []
+        report: Progress = self.progress or (lambda *_: None)
+        report(0, len(share), [])
+        examples = spread(len(self.data), self.plan.model.config.examples)
+        evaluator = ImageEvaluator(self.plan, self.data)
         for count, index in enumerate(share, 1):
             try:
-                rows, case = measuring.image(index)
+                rows, sample = evaluator.image(index)
             except torch.OutOfMemoryError as error:
                 raise EvaluationError(
                     f"the memory was not enough for {self.data.key(index)}; use a smaller --memory "
                     "(memory=...), and the run goes on from there"
                 ) from error
             if store is None:
-                found += rows
+                all_rows += rows
             else:
-                if case is not None and index in kept:
-                    save_example(store.folder, case, self.plan)
+                if sample is not None and index in examples:
+                    save_example(store.folder, sample, self.plan)
                 store.append(rows)
-            self._say(count, len(share), rows)
-        return found
-
-    def _say(self, count: int, total: int, rows: list[Row]) -> None:
-        if self.progress is not None:
-            self.progress(count, total, rows)
+            report(count, len(share), rows)
+        return all_rows
 
 
 def _place(row: Row) -> tuple[int, str | None]:

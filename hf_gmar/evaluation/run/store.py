@@ -78,8 +78,7 @@ class Store:
         Raises:
             EvaluationError: the rows that are there are of other settings, or not of a run.
         """
-        path = self.folder / SETTINGS
-        old = self._settings(path)
+        old = self._settings()
         if old is None and self._files():
             raise EvaluationError(
                 f"{self.folder} holds rows, but no {SETTINGS} that says of what; name another "
@@ -89,48 +88,47 @@ class Store:
             self._remove()
         elif old is not None and self._files():
             self._check(old, settings)
-        with whole_file(path) as part:
+        with whole_file(self.folder / SETTINGS) as part:
             text = json.dumps({"digest": digest(settings), **settings}, indent=1)
             part.write_text(text + "\n", encoding="utf-8")
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
         """Whether the folder, as this machine sees it, is that of a run with these settings."""
-        old = self._settings(self.folder / SETTINGS)
+        old = self._settings()
         return old is not None and old.get("digest") == digest(settings)
 
-    def _settings(self, path: Path) -> dict[str, Any] | None:
-        """What is in the file; an error if it is not of a run."""
+    def _settings(self) -> dict[str, Any] | None:
+        """The settings on disk; an error if the file is not of a run."""
+        path = self.folder / SETTINGS
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            known = isinstance(found, dict) and isinstance(found["digest"], str)
-        except (OSError, ValueError, KeyError):
-            known = False
-        if not known:
-            raise EvaluationError(
-                f"{path} is not of a run, and nothing of it is touched; name another folder"
-            )
-        old: dict[str, Any] = found
-        return old
+            settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(settings, dict) and isinstance(settings.get("digest"), str):
+                return settings
+        except (OSError, ValueError):
+            pass
+        raise EvaluationError(
+            f"{path} is not of a run, and nothing of it is touched; name another folder"
+        )
 
     def _check(self, old: dict[str, Any], settings: Mapping[str, Any]) -> None:
         if old.pop("digest") == digest(settings):
             return
         # What JSON does not keep apart, such as tuples and lists, makes no difference.
-        what = differences(old, json.loads(json.dumps(settings)))
+        lines = differences(old, json.loads(json.dumps(settings)))
         raise EvaluationError(
-            f"{self.folder} holds a run with other settings ({'; '.join(what[:6])}"
-            f"{'; ...' if len(what) > 6 else ''}); name another folder, or start again with "
+            f"{self.folder} holds a run with other settings ({'; '.join(lines[:6])}"
+            f"{'; ...' if len(lines) > 6 else ''}); name another folder, or start again with "
             "--no-resume (resume=False), which removes its rows"
         )
 
     def _remove(self) -> None:
-        """Take away what an earlier run has written."""
+        """Remove the files of an earlier run."""
         report = [*self.folder.glob("curves-*.png"), *self.folder.glob("differences-*.png")]
         report += [self.folder / name for name in REPORT]
-        for old in [*self._files(), *report, *(self.folder / EXAMPLES).glob("*.npz")]:
-            old.unlink(missing_ok=True)
+        for path in [*self._files(), *report, *(self.folder / EXAMPLES).glob("*.npz")]:
+            path.unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
         """All rows in the folder, of whichever process, without a line that was cut off."""
@@ -149,14 +147,14 @@ class Store:
     def mend(self) -> None:
         """Take off a line that was cut off when this process was killed."""
         if self.file.exists():
-            whole = self.file.read_bytes()
-            kept = whole.rfind(b"\n") + 1
-            if kept < len(whole):
-                os.truncate(self.file, kept)
+            content = self.file.read_bytes()
+            size = content.rfind(b"\n") + 1
+            if size < len(content):
+                os.truncate(self.file, size)
 
     def _files(self) -> list[Path]:
-        found = self.folder.glob("rows*.jsonl")
-        return sorted(path for path in found if _ROWS.fullmatch(path.name))
+        paths = self.folder.glob("rows*.jsonl")
+        return sorted(path for path in paths if _ROWS.fullmatch(path.name))
 
 
 def _lines(file: Path) -> Iterator[Row]:
@@ -178,35 +176,19 @@ def finished(rows: Iterable[Row], methods: Sequence[str]) -> set[int]:
     """The images of which every method has its row.
 
     Images that could not be read are not among them: the next run tries them again.
-
-    Example:
-        >>> rows = [{"index": 0, "method": "a"}, {"index": 0, "method": "b"}]
-        >>> finished([*rows, {"index": 1, "method": "a"}, {"index": 2, "method": None}], ["a", "b"])
-        {0}
     """
     seen: dict[int, set[str]] = {}
     for row in rows:
         seen.setdefault(row["index"], set()).add(row["method"])
-    return {index for index, found in seen.items() if found.issuperset(methods)}
+    return {index for index, labels in seen.items() if labels.issuperset(methods)}
 
 
 def last_of_each(rows: Iterable[Row], methods: Collection[str]) -> list[Row]:
     """One row for each image and method, ordered by them; the last where there are several.
 
     An image that could not be read in one run and could in another has been read.
-
-    Example:
-        >>> rows = [{"index": 1, "method": None}, {"index": 0, "method": "b"},
-        ...         {"index": 0, "method": "a", "n": 1}, {"index": 0, "method": "a", "n": 2},
-        ...         {"index": 1, "method": "a"}, {"index": 1, "method": "b"}]
-        >>> [tuple(row.values()) for row in last_of_each(rows, ["a", "b"])]
-        [(0, 'a', 2), (0, 'b'), (1, 'a'), (1, 'b')]
     """
-    rows = list(rows)
-    places = {None: -1} | {method: place for place, method in enumerate(methods)}
-    found = {(row["index"], places[row["method"]]): row for row in rows}
-    read = {index for index, place in found if place >= 0}
-    return [
-        row for (index, place), row in sorted(found.items(), key=lambda one: one[0])
-        if place >= 0 or index not in read
-    ]  # fmt: skip
+    places = {method: place for place, method in enumerate((None, *methods))}
+    last = {(row["index"], places[row["method"]]): row for row in rows}
+    read = {index for index, place in last if place}
+    return [last[key] for key in sorted(last) if key[1] or key[0] not in read]

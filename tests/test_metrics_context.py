@@ -46,11 +46,11 @@ PIXELS = torch.randn(
     dtype=torch.float64,
 )
 
-TOY = MetricContext(gives(WEIGHTS), linear, PIXELS, target=1, other=0)
+TOY = MetricContext(gives(WEIGHTS), linear, PIXELS, target=1, other_class=0)
 
 
-def value(name: str, asked: MetricContext, **options: Any) -> float:
-    (found,) = METRICS.build(name, **options).values(asked).tolist()
+def value(name: str, context: MetricContext, **options: Any) -> float:
+    (found,) = METRICS.build(name, **options).values(context).tolist()
     return float(found)
 
 
@@ -78,8 +78,8 @@ class Seen:
 
 @pytest.mark.parametrize("scale", [1.0, -3.0, 1e-6])
 def test_the_weights_of_a_linear_model_tell_all(scale: float) -> None:
-    asked = replace(TOY, explain=gives(scale * WEIGHTS))
-    found = [value("infidelity", replace(asked, seed=seed)) for seed in range(20)]
+    context = replace(TOY, explain=gives(scale * WEIGHTS))
+    found = [value("infidelity", replace(context, seed=seed)) for seed in range(20)]
     assert found == pytest.approx([0] * 20, abs=1e-9)
     assert min(found) >= 0  # of whatever rounding leaves, too
 
@@ -88,8 +88,8 @@ def test_the_weights_of_a_linear_model_tell_all(scale: float) -> None:
 def test_infidelity_is_what_is_left_by_the_best_factor(numbers: list[int], seed: int) -> None:
     relevance = torch.tensor(numbers, dtype=torch.float64).reshape(ROWS, COLUMNS)
     model = Seen(lambda pixels: linear(pixels).sin())
-    asked = replace(TOY, explain=gives(relevance), scores=model, seed=seed)
-    found = value("infidelity", asked, samples=5, noise=0.3)
+    context = replace(TOY, explain=gives(relevance), scores=model, seed=seed)
+    found = value("infidelity", context, samples=5, noise=0.3)
     assert len(model.changed) == 5
     before = float(linear(PIXELS)[0, 1].sin())
     pairs = []
@@ -162,18 +162,18 @@ def test_sensitivity_is_the_largest_relative_distance() -> None:
 
 
 def test_sensitivity_follows_the_seed() -> None:
-    asked = replace(TOY, explain=brightness)
+    context = replace(TOY, explain=brightness)
     first, again, other = (
-        value("max-sensitivity", replace(asked, seed=seed)) for seed in (1, 1, 2)
+        value("max-sensitivity", replace(context, seed=seed)) for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
 def test_maps_are_compared_in_double_precision() -> None:
-    asked = replace(TOY, explain=gives(WEIGHTS.float().requires_grad_()))
-    assert asked.relevance().dtype == torch.float64
-    assert not asked.relevance().requires_grad
-    assert asked.relevance().shape == (ROWS, COLUMNS)
+    context = replace(TOY, explain=gives(WEIGHTS.float().requires_grad_()))
+    assert context.relevance().dtype == torch.float64
+    assert not context.relevance().requires_grad
+    assert context.relevance().shape == (ROWS, COLUMNS)
 
 
 def test_the_map_that_is_known_is_not_made_again() -> None:
@@ -183,12 +183,12 @@ def test_the_map_that_is_known_is_not_made_again() -> None:
         calls.append(target)
         return brightness(pixels, target)
 
-    asked = replace(TOY, explain=explain, known=brightness(PIXELS, 1)[0])
-    assert asked.relevance().shape == (ROWS, COLUMNS)
+    context = replace(TOY, explain=explain, known_map=brightness(PIXELS, 1)[0])
+    assert context.relevance().shape == (ROWS, COLUMNS)
     assert not calls
-    value("max-sensitivity", asked, samples=3)
+    value("max-sensitivity", context, samples=3)
     assert calls == [1] * 3
-    assert asked.relevance(0).dtype == torch.float64
+    assert context.relevance(0).dtype == torch.float64
     assert calls == [1, 1, 1, 0]
 
 
@@ -202,33 +202,33 @@ def of_class(pixels: Tensor, target: int) -> Tensor:
 def test_maps_of_two_classes() -> None:
     assert value("class-sensitivity", TOY) == 1
     assert value("class-sensitivity", replace(TOY, explain=of_class)) == -1
-    assert math.isnan(value("class-sensitivity", replace(TOY, other=None)))
+    assert math.isnan(value("class-sensitivity", replace(TOY, other_class=None)))
     assert math.isnan(value("class-sensitivity", replace(TOY, explain=gives(0 * WEIGHTS))))
 
 
 @given(st.permutations(range(6)), st.permutations(range(6)))
 def test_rank_correlation_of_classes(left: list[int], right: list[int]) -> None:
     pair = [torch.tensor(one).reshape(1, ROWS, COLUMNS) for one in (left, right)]
-    asked = replace(TOY, explain=lambda _, target: pair[target])
+    context = replace(TOY, explain=lambda _, target: pair[target])
     squares = sum((one - other) ** 2 for one, other in zip(left, right, strict=True))
-    assert value("class-sensitivity", asked) == pytest.approx(1 - 6 * squares / (6 * 35))
+    assert value("class-sensitivity", context) == pytest.approx(1 - 6 * squares / (6 * 35))
 
 
 # Randomisation
 
 
 def after_stages(*maps: Tensor) -> Callable[[int, int], Iterator[Explain]]:
-    def randomised(stages: int, seed: int) -> Iterator[Explain]:
+    def explain_randomized(stages: int, seed: int) -> Iterator[Explain]:
         assert (stages, seed) == (len(maps), 5)
         yield from map(gives, maps)
 
-    return randomised
+    return explain_randomized
 
 
 def test_randomisation_is_the_mean_over_the_stages() -> None:
     options: dict[str, Any] = {"stages": 3, "seed": 5}
-    stays = replace(TOY, randomised=after_stages(WEIGHTS, 3 * WEIGHTS, WEIGHTS + 1))
-    turns = replace(TOY, randomised=after_stages(WEIGHTS, -WEIGHTS, WEIGHTS))
+    stays = replace(TOY, explain_randomized=after_stages(WEIGHTS, 3 * WEIGHTS, WEIGHTS + 1))
+    turns = replace(TOY, explain_randomized=after_stages(WEIGHTS, -WEIGHTS, WEIGHTS))
     for similarity in ("rank", "ssim"):
         assert value(
             "parameter-randomization", stays, similarity=similarity, **options
@@ -239,8 +239,8 @@ def test_randomisation_is_the_mean_over_the_stages() -> None:
 
 
 def test_stages_without_an_order_do_not_count() -> None:
-    some = replace(TOY, randomised=after_stages(0 * WEIGHTS, WEIGHTS))
-    none = replace(TOY, randomised=after_stages(0 * WEIGHTS))
+    some = replace(TOY, explain_randomized=after_stages(0 * WEIGHTS, WEIGHTS))
+    none = replace(TOY, explain_randomized=after_stages(0 * WEIGHTS))
     assert value("parameter-randomization", some, stages=2, seed=5) == pytest.approx(1)
     assert math.isnan(value("parameter-randomization", none, stages=1, seed=5))
     assert math.isnan(value("parameter-randomization", TOY))
@@ -292,15 +292,15 @@ def headed(masks: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(score), score], 1)
 
 
-def headed_asked(importance: Tensor, **more: Any) -> MetricContext:
-    return replace(TOY, heads=lambda: importance, masked=headed, **more)
+def headed_context(importance: Tensor, **more: Any) -> MetricContext:
+    return replace(TOY, head_importance=lambda: importance, masked_scores=headed, **more)
 
 
 def test_heads_in_the_right_and_in_the_wrong_order() -> None:
     best, worst = ((0.5 + 0.6 + 0.3 + 0.1) / 4, (0.5 + 0.9 + 0.7 + 0.4) / 4)
     found = {
         sign: [
-            value("head-ablation", headed_asked(sign * HEADS, seed=seed), random_orders=200)
+            value("head-ablation", headed_context(sign * HEADS, seed=seed), random_orders=200)
             for seed in range(3)
         ]
         for sign in (1, -1)
@@ -309,18 +309,20 @@ def test_heads_in_the_right_and_in_the_wrong_order() -> None:
     assert found[1] == pytest.approx([best - 0.5] * 3, abs=0.03)
     assert found[-1] == pytest.approx([worst - 0.5] * 3, abs=0.03)
     assert len(set(found[1])) == 3
-    assert found[1][0] == value("head-ablation", headed_asked(HEADS, seed=0), random_orders=200)
+    assert found[1][0] == value("head-ablation", headed_context(HEADS, seed=0), random_orders=200)
 
 
 def test_heads_are_masked_step_by_step() -> None:
-    asked: list[Tensor] = []
+    calls: list[Tensor] = []
 
     def masked(masks: Tensor) -> Tensor:
-        asked.append(masks)
+        calls.append(masks)
         return headed(masks)
 
-    found = value("head-ablation", replace(headed_asked(HEADS), masked=masked), random_orders=2)
-    (masks,) = asked
+    found = value(
+        "head-ablation", replace(headed_context(HEADS), masked_scores=masked), random_orders=2
+    )
+    (masks,) = calls
     none, everything, *own = masks[:5].flatten(1).int().tolist()
     assert (none, everything) == ([0] * 4, [1] * 4)
     assert own == [[0, 1, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1]]
@@ -334,7 +336,7 @@ def test_heads_are_masked_step_by_step() -> None:
 
 
 def test_the_score_of_the_target_is_what_falls() -> None:
-    assert value("head-ablation", replace(headed_asked(HEADS), target=0)) == 0
+    assert value("head-ablation", replace(headed_context(HEADS), target=0)) == 0
 
 
 def test_few_steps_of_many_heads() -> None:
@@ -344,21 +346,26 @@ def test_few_steps_of_many_heads() -> None:
         counts.extend(masks.flatten(1).sum(1).tolist())
         return headed(masks)
 
-    value("head-ablation", replace(headed_asked(HEADS), masked=masked), steps=2, random_orders=1)
+    value(
+        "head-ablation",
+        replace(headed_context(HEADS), masked_scores=masked),
+        steps=2,
+        random_orders=1,
+    )
     assert counts == [0, 4, 2, 2]
 
 
 def test_ties_of_heads_go_to_the_lower_layer() -> None:
     flat = torch.zeros(2, 2)
-    first = value("head-ablation", headed_asked(flat), steps=4)
+    first = value("head-ablation", headed_context(flat), steps=4)
     said = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
-    assert first == value("head-ablation", headed_asked(said), steps=4)
+    assert first == value("head-ablation", headed_context(said), steps=4)
 
 
 def test_methods_without_importance_of_heads() -> None:
     assert math.isnan(value("head-ablation", TOY))
-    assert math.isnan(value("head-ablation", replace(headed_asked(HEADS), masked=None)))
-    assert math.isnan(value("head-ablation", replace(headed_asked(HEADS), heads=None)))
+    assert math.isnan(value("head-ablation", replace(headed_context(HEADS), masked_scores=None)))
+    assert math.isnan(value("head-ablation", replace(headed_context(HEADS), head_importance=None)))
 
 
 # Options
@@ -398,7 +405,7 @@ def test_one_image_at_a_time(pixels: Tensor) -> None:
 
 def test_means_of_what_was_asked() -> None:
     metric = METRICS.build("class-sensitivity")
-    for asked in (TOY, replace(TOY, explain=of_class), replace(TOY, other=None)):
-        metric.update(asked)
+    for context in (TOY, replace(TOY, explain=of_class), replace(TOY, other_class=None)):
+        metric.update(context)
     assert metric.compute() == 0
     assert len(metric.seen) == 3
