@@ -14,8 +14,8 @@ from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import size_errors
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
-from hf_gmar.data.masks import cover
-from hf_gmar.data.mosaics import Mosaics
+from hf_gmar.data.masks import patch_coverage
+from hf_gmar.data.mosaics import MosaicDataset
 from hf_gmar.errors import (
     DataError,
     HfGmarError,
@@ -78,7 +78,7 @@ class ImageEvaluator:
     def __init__(self, plan: Plan, data: ImageDataset) -> None:
         self.plan = plan
         self.data = data
-        self._mosaics: dict[tuple[int, int], Mosaics] = {}
+        self._mosaics: dict[tuple[int, int], MosaicDataset] = {}
 
     def image(self, index: int) -> tuple[list[Row], Sample | None]:
         """The rows of one image, and what was asked about it.
@@ -150,7 +150,7 @@ class ImageEvaluator:
             return
         height, width = case.pixels.shape[-2:]
         if (height, width) not in self._mosaics:
-            made = Mosaics(self.data, (height, width), self.plan.how.seed)
+            made = MosaicDataset(self.data, (height, width), self.plan.how.seed)
             self._mosaics[height, width] = made
         mosaics = self._mosaics[height, width]
         if case.index not in mosaics.indices:  # it has no label
@@ -185,7 +185,7 @@ class ImageEvaluator:
 
     def _cover(self, image: Image.Image, mask: Mask, pixels: Tensor) -> Tensor:
         view = measure_view(self.plan.processor, (image.height, image.width))
-        return cover(mask, view, self.plan.adapter.layout.grid(*pixels.shape[-2:]))
+        return patch_coverage(mask, view, self.plan.adapter.layout.grid(*pixels.shape[-2:]))
 
 
 def _undefined(row: Row, reasons: Mapping[str, str]) -> None:
