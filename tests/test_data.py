@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_gmar._utils.names import make_unique
 from hf_gmar.data import CLASSES, Example, ImageDataset, draw_scene, open_data, patch_coverage
-from hf_gmar.data.base import digest, take_evenly, stable_hash
+from hf_gmar.data.base import digest, stable_hash, take_evenly
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, InputError, OptionError
