@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.metrics.inputs import ConfidenceChange, Curves
 from hf_gmar.metrics.patch_ranking import patch_order
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Removal:
 
     plan: Plan
     target: int
-    perturbed: Perturbed
+    perturbed: BoundPerturbation
     fewest: int
     masks: dict[bytes, Tensor] = field(default_factory=dict)
     scores: dict[bytes, float] = field(default_factory=dict)

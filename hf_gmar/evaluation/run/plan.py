@@ -19,7 +19,7 @@ from hf_gmar.evaluation.run.model_metrics import Asking
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.models.labels import probabilities
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.memory import max_batch_size
 
 _COUNTS = {
@@ -167,7 +167,7 @@ class Plan:
         scores = scores.detach().double().cpu()
         return probabilities(self.config, scores) if self.how.score == "probability" else scores
 
-    def bind(self, perturbation: Perturbation, pixels: Tensor) -> Perturbed:
+    def bind(self, perturbation: Perturbation, pixels: Tensor) -> BoundPerturbation:
         """A perturbation on an image, with as many copies at a time as fit into the memory."""
         half = None if self.how.autocast is None else getattr(torch, self.how.autocast)
         batch = max_batch_size(
