@@ -69,7 +69,7 @@ class GradientOfHeads(AttentionMethod):
 
     def sums(self, inputs: Tensor, target: list[int]) -> Array:
         """For each image, layer and head."""
-        heads, _ = self._of_heads(inputs, self._question(target, None), None, {})
+        heads, _ = self._of_heads(inputs, self._target_spec(target, None), None, {})
         sums: Array = heads.double().cpu().numpy()
         return sums
 
