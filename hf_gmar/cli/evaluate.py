@@ -100,7 +100,11 @@ def evaluate(
     Runs under 'accelerate launch' on several processes, and goes on where it was stopped.
     """
     with _stopped(output):
-        from hf_gmar.comparison.method_specs import as_method_specs, captum_specs, check_captum_names
+        from hf_gmar.comparison.method_specs import (
+            as_method_specs,
+            captum_specs,
+            check_captum_names,
+        )
         from hf_gmar.data.source import open_data
         from hf_gmar.evaluation.evaluator import check_names
         from hf_gmar.evaluation.evaluator import evaluate as measured
