@@ -21,7 +21,7 @@ from rich.console import Console
 
 from hf_gmar import Comparison, LogitsModel, compare, load_model
 from hf_gmar.comparison import CAPTUM, MethodSpec
-from hf_gmar.comparison.method_specs import MethodLike, captum_columns
+from hf_gmar.comparison.method_specs import MethodLike, captum_specs
 from hf_gmar.data import draw_scene, open_image
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
@@ -45,7 +45,7 @@ def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) 
         for image in images.values()
     ]
     columns: list[MethodLike] = [MethodSpec(name) for name in METHODS]
-    columns += captum_columns(captum, LogitsModel(loaded.model))
+    columns += captum_specs(captum, LogitsModel(loaded.model))
     batch = torch.cat(pixels).to(loaded.model.device)
     console = Console(stderr=True)
     found = compare(loaded.model, batch, columns, names=list(images), progress=console.print)

@@ -35,13 +35,12 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar import GMAR, ablate_heads, load_model
-from hf_gmar._core.head_masking import single_head_ablation
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.stats import Interval, bootstrap
 from hf_gmar.data import draw_scene, open_image
-from hf_gmar.heads import HeadAblation, HeadTaylorImportance
-from hf_gmar.heads.ablation import LEAST, MOST, RANDOM
+from hf_gmar.heads import HeadAblation, HeadTaylorImportance, single_head_ablation
+from hf_gmar.heads.ablation import LERF, MORF, RANDOM
 from hf_gmar.methods import AttentionMethod
 from hf_gmar.methods.layer_rules import NORMS
 from hf_gmar.models import LoadedModel, find_class
@@ -200,8 +199,8 @@ def area_rows(found: Found) -> dict[str, dict[str, Interval]]:
     rows = {}
     for name, ablation in joined.items():
         areas = ablation.areas()
-        rows[name] = {order: bootstrap(areas[order] - random) for order in (MOST, LEAST)}
-        rows[name]["mean of both ways"] = bootstrap((areas[LEAST] - areas[MOST]) / 2)
+        rows[name] = {order: bootstrap(areas[order] - random) for order in (MORF, LERF)}
+        rows[name]["mean of both ways"] = bootstrap((areas[LERF] - areas[MORF]) / 2)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""From an image file to files with its explanation."""
+"""One image explained: the explanation and its files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_arrays
 from hf_gmar._utils.version import __version__
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
@@ -61,9 +60,9 @@ class Explanation:
         A contrast is named after the label, and a method other than GMAR after that, as in
         ``STEM.6-heart-not-cross.grad-sam.png``.
 
-        The archive has ``patches``, where they lie on the image (``size``, ``box``: see
-        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``, ``source``,
-        ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
+        The archive has ``patches``, where they lie on the image (``size`` and ``box`` of
+        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``,
+        ``source``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
         from hf_gmar.visualization.overlay import save_figure
 
@@ -72,7 +71,18 @@ class Explanation:
         method = self.settings.get("method", "gmar")
         name += "" if method == "gmar" else f".{method}"
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
-        self._save_archive(archive)
+        save_arrays(
+            archive,
+            patches=self.patches.numpy(),
+            size=self.view.size,
+            box=self.view.box,
+            target=self.target,
+            label=self.label,
+            probability=self.probability,
+            source=self.source,
+            settings=json.dumps(self.settings),
+            version=__version__,
+        )
         save_figure(self._figure(), picture)
         return picture, archive
 
@@ -88,21 +98,6 @@ class Explanation:
         title = f"{self.label}  {self.probability:.1%}{rather}"
         caption = f"{self.source}   ({options})"
         return overlay_figure(self.image, self.patches, title, caption, self.view)
-
-    def _save_archive(self, path: Path) -> None:
-        with whole_file(path) as part, part.open("wb") as file:
-            np.savez(
-                file,
-                patches=self.patches.numpy(),
-                size=self.view.size,
-                box=self.view.box,
-                target=self.target,
-                label=self.label,
-                probability=self.probability,
-                source=self.source,
-                settings=json.dumps(self.settings),
-                version=__version__,
-            )
 
 
 @dataclass(frozen=True)
@@ -121,15 +116,15 @@ class Explainer:
 
     @classmethod
     def build(cls, loaded: LoadedModel, method: str = "gmar", **options: Any) -> Explainer:
-        """Make the method of that name on the loaded model.
+        """Build the method of that name on the loaded model.
 
         Raises:
             OptionError: there is no such method, or an option is outside its range.
             UnsupportedModelError: the model is of a family that can't be explained.
         """
-        chosen = {**METHODS.options(method), **options}
-        said = {name: value for name, value in chosen.items() if value is not None}
-        settings = {"model": loaded.name, "method": method, **said}
+        values = {**METHODS.options(method), **options}
+        known = {name: value for name, value in values.items() if value is not None}
+        settings = {"model": loaded.name, "method": method, **known}
         if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
             settings["prompts"] = loaded.model.prompts
         return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
@@ -159,26 +154,19 @@ class Explainer:
             OptionError: a contrast for a method whose map is the same for all classes.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
-        pixels = self._pixels(image)
+        pixels = self.loaded.pixels(image)
         view = measure_view(self.loaded.processor, (image.height, image.width))
-        shares = self._probabilities(pixels)
+        config, settings = self.loaded.model.config, self.settings
+        shares = probabilities(config, self.method.scores(pixels))[0].cpu()
         best = shares.topk(min(top_k, len(shares))).indices.tolist()
         targets = best if target is None else [target]
-        found = self.method.attribute_targets(pixels, targets, contrast=contrast)
-        config, settings = self.loaded.model.config, self.settings
+        maps = self.method.attribute_targets(pixels, targets, contrast=contrast)
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:
             settings = {**settings, "contrast": other}
-        for index, patches in zip(targets, found[:, 0].float().cpu(), strict=True):
+        for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
             label, share = label_of(config, index), float(shares[index])
             yield Explanation(source, image, view, patches, index, label, share, settings, other)
-
-    def _pixels(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self.loaded.processor(images=image, return_tensors="pt").pixel_values
-        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
-
-    def _probabilities(self, pixels: Tensor) -> Tensor:
-        return probabilities(self.loaded.model.config, self.method.scores(pixels))[0].cpu()
 
 
 def _words(label: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,16 +18,13 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
     load_image,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as IMAGE_TEXT_MODEL,
-)
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
+from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
 
@@ -58,7 +54,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         top_k: without a target, explain so many of the most probable classes of each image, 1
             unless it is said.
         contrast: another class, as its label or index: why the explained one rather than it?
-        overlay: add a picture of the heat on the original image.
+        overlay: add a picture of the attribution map over the original image.
         timeout: seconds to wait for an image from the web.
         **options: of the method, such as ``norm="l2"``.
 
@@ -85,8 +81,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         >>> explain = pipeline(
         ...     "image-attribution", model=loaded.model, image_processor=loaded.processor, top_k=2
         ... )
-        >>> found = explain(draw_scene(18).image)
-        >>> [one["label"] for one in found], found[0]["attribution"].shape
+        >>> results = explain(draw_scene(18).image)
+        >>> [result["label"] for result in results], results[0]["attribution"].shape
         (['heart', 'cross'], torch.Size([96, 96]))
     """
 
@@ -107,7 +103,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     def _sanitize_parameters(
         self, timeout: float | None = None, overlay: bool | None = None, **explained: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """What was said, for ``preprocess``, ``_forward`` and ``postprocess``."""
+        """Sort the keywords of a call into those of the three steps."""
         before = {} if timeout is None else {"timeout": timeout}
         drawn = {} if overlay is None else {"overlay": overlay}
         if not explained.keys().isdisjoint({"target", "top_k"}):
@@ -128,18 +124,20 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         Raises:
             InputError: several images in one array, or a processor that can't be followed.
         """
-        given: Any = image if isinstance(image, _Array) else _loaded(image, timeout)
         # An array goes to the processor as it is, as in image classification.
-        pixels = self.image_processor(images=given, return_tensors="pt").pixel_values
+        if not isinstance(image, _Array):
+            place = os.fspath(image) if isinstance(image, os.PathLike) else image
+            image = load_image(place, timeout)
+        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values
         if len(pixels) != 1:
             raise InputError(
-                f"an array of the shape {tuple(given.shape)} holds {len(pixels)} images; give a "
+                f"an array of the shape {tuple(image.shape)} holds {len(pixels)} images; give a "
                 "list of arrays, each with one image"
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": measure_view(self.image_processor, _size(given)),
-            "image": _picture(given) if overlay else None,
+            "view": measure_view(self.image_processor, _size(image)),
+            "image": _picture(image) if overlay else None,
         }
 
     def _forward(
@@ -154,7 +152,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         """The explained classes (B, K), their scores (B, K), and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
-        classes = _most_probable(scores, self._wanted(target, top_k))
+        classes = _most_probable(scores, self._classes(target, top_k))
         against = self._contrast(method, contrast)
         maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)
         return {
@@ -172,8 +170,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         contrast: Any = None,
         **options: Any,
     ) -> None:
+        """Refuse wrong options when the pipeline is made."""
         self._method(method, options)
-        self._wanted(target, top_k)
+        self._classes(target, top_k)
         self._contrast(method, contrast)
 
     def _contrast(self, method: str, contrast: Any) -> int | None:
@@ -189,7 +188,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return METHODS.build(name, self.model, **options)
 
-    def _wanted(self, target: Any, top_k: Any) -> list[int] | int:
+    def _classes(self, target: Any, top_k: Any) -> list[int] | int:
         """The classes to explain, or how many of the most probable ones."""
         if target is None:
             return 1 if top_k is None else _checked_count(top_k)
@@ -198,23 +197,22 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         several = target if isinstance(target, list | tuple) else [target]
         if not several:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, str(one)) for one in several]
+        return [find_class(self.model.config, str(name)) for name in several]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """One dict for each explained class of an image, most probable first."""
-        return list(self._explained(outputs, overlay))
-
-    def _explained(self, outputs: dict[str, Any], overlay: bool) -> Iterator[dict[str, Any]]:
         parts = (outputs[name][0] for name in ("classes", "scores", "patches"))
+        results = []
         for index, score, patches in zip(*parts, strict=True):
-            heat = outputs["view"].project(patches)
+            heatmap = outputs["view"].project(patches)
             label = label_of(self.model.config, int(index))
-            result = {"label": label, "score": float(score), "attribution": heat}
+            result = {"label": label, "score": float(score), "attribution": heatmap}
             if overlay:
                 from hf_gmar.visualization.overlay import overlay_image
 
-                result["overlay"] = overlay_image(outputs["image"], heat)
-            yield result
+                result["overlay"] = overlay_image(outputs["image"], heatmap)
+            results.append(result)
+        return results
 
 
 def _checked_count(top_k: Any) -> int:
@@ -223,16 +221,12 @@ def _checked_count(top_k: Any) -> int:
     return int(top_k)
 
 
-def _most_probable(scores: Tensor, wanted: list[int] | int) -> Tensor:
+def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
     """Of the scores (B, C), these classes or so many of the best, (B, K), best first."""
     order = scores.argsort(dim=1, descending=True, stable=True)
-    if isinstance(wanted, int):
-        return order[:, :wanted]
-    return order[torch.isin(order, torch.tensor(wanted))].view(len(scores), -1)
-
-
-def _loaded(image: Any, timeout: float | None) -> Image.Image:
-    return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout)
+    if isinstance(classes, int):
+        return order[:, :classes]
+    return order[torch.isin(order, torch.tensor(classes))].view(len(scores), -1)
 
 
 def _size(image: Image.Image | _Array) -> tuple[int, int]:
@@ -255,15 +249,15 @@ def _picture(image: Image.Image | _Array) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    one = array[0] if array.ndim == 4 else array
-    return to_pil_image(one, input_data_format=_layout(array)).convert("RGB")
+    single = array[0] if array.ndim == 4 else array
+    return to_pil_image(single, input_data_format=_layout(array)).convert("RGB")
 
 
-class _NotingWhatIsMissing(AutoModelForImageClassification):
-    """Loads a model, and notes which weights did not come: Transformers only warns.
+class _MissingWeightsRecorder(AutoModelForImageClassification):
+    """Loads a model and notes which weights are missing: Transformers only warns.
 
-    The pipeline refuses the model then. An error from here would not reach the user: Transformers
-    would go on to try the next class.
+    The pipeline then refuses the model. An error here would not reach the user: Transformers would
+    try the next class.
     """
 
     @classmethod
@@ -278,19 +272,16 @@ class _NotingWhatIsMissing(AutoModelForImageClassification):
 
 
 def _refuse_incomplete(model: Any) -> None:
-    absent = _missing_weights.pop(model, [])
-    if not absent:
+    missing = _missing_weights.pop(model, [])
+    if not missing:
         return
     name = model.config.name_or_path
-    if IMAGE_TEXT_MODEL.get(model.config.model_type) in ZERO_SHOT_CLASSES:
+    if takes_prompts(model.config):
         raise ModelLoadError(
             f"{name!r} is a model of image and text, which scores images by text prompts; give "
             "them with model=hf_gmar.ZeroShotModel(...), or with --prompts on the command line"
         )
-    raise ModelLoadError(
-        f"the weights of {name!r} lack {', '.join(absent[:3])}{' ...' if absent[3:] else ''}; it "
-        "is no trained image classifier, so there is nothing to explain"
-    )
+    raise incomplete_error(name, missing)
 
 
 def register() -> None:
@@ -300,7 +291,7 @@ def register() -> None:
     PIPELINE_REGISTRY.register_pipeline(
         TASK,
         pipeline_class=ImageAttributionPipeline,
-        pt_model=_NotingWhatIsMissing,
+        pt_model=_MissingWeightsRecorder,
         default={"model": (DEFAULT_MODEL, _REVISION)},
         type="image",
     )

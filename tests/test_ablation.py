@@ -17,7 +17,6 @@ import torch
 from transformers import Data2VecVisionConfig, Data2VecVisionForImageClassification
 
 from hf_gmar import GMAR, HeadAblation, HeadImportance, ablate_heads, head_importance
-from hf_gmar._core.head_masking import scores_with_masked_heads, single_head_ablation
 from hf_gmar._core.model_adapter import scores_of
 from hf_gmar._utils.stats import bootstrap
 from hf_gmar.errors import (
@@ -28,7 +27,8 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.heads.ablation import LEAST, MOST, RANDOM, ranks
+from hf_gmar.heads import scores_with_masked_heads, single_head_ablation
+from hf_gmar.heads.ablation import LERF, MORF, RANDOM, ranks
 from tests import oracles
 from tests.cases import BATCH, HEADS, LAYERS, MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase
 from tests.models import build
@@ -264,7 +264,7 @@ def test_curves_by_hand(within: bool) -> None:
     assert found.fractions.tolist() == [0, 0.25, 0.5, 1]
     assert found.targets.tolist() == TARGETS
     for step, fraction in enumerate(found.fractions):
-        for name, sign in ((MOST, 1), (LEAST, -1)):
+        for name, sign in ((MORF, 1), (LERF, -1)):
             masked = np.zeros(SHAPE, dtype=bool)
             for image in range(BATCH):
                 rows = [list(range(layer * HEADS, (layer + 1) * HEADS)) for layer in range(LAYERS)]
@@ -273,7 +273,7 @@ def test_curves_by_hand(within: bool) -> None:
                     masked[image].flat[heads[: int(fraction * len(heads))]] = True
             assert np.allclose(found.curves[name][:, step], by_hand(model, masked), atol=1e-5)
     for curve in found.curves.values():
-        assert np.allclose(curve[:, [0, -1]], found.curves[MOST][:, [0, -1]], atol=1e-5)
+        assert np.allclose(curve[:, [0, -1]], found.curves[MORF][:, [0, -1]], atol=1e-5)
 
 
 def test_orders_do_not_depend_on_batches_but_on_the_seed() -> None:
@@ -286,9 +286,9 @@ def test_orders_do_not_depend_on_batches_but_on_the_seed() -> None:
     for name, curve in whole.curves.items():
         assert np.allclose(curve, parts.curves[name], atol=1e-5)
     assert not np.allclose(whole.curves[RANDOM], other.curves[RANDOM], atol=1e-3)
-    assert np.allclose(whole.curves[MOST], other.curves[MOST], atol=1e-5)
+    assert np.allclose(whole.curves[MORF], other.curves[MORF], atol=1e-5)
     without = ablate_heads(model, images, scores, 3, steps=3, random_orders=0)
-    assert set(without.curves) == {MOST, LEAST}
+    assert set(without.curves) == {MORF, LERF}
     assert without.differences() == {}
 
 
@@ -318,7 +318,7 @@ def test_targets_of_the_importance() -> None:
         other = ablate_heads(model, inputs, importance, target, steps=2)
         assert other.targets.tolist() == [1, 2, 3]
     plain = model(images).logits.detach().numpy()
-    assert np.allclose(found.curves[MOST][:, 0], plain[range(BATCH), TARGETS], atol=1e-5)
+    assert np.allclose(found.curves[MORF][:, 0], plain[range(BATCH), TARGETS], atol=1e-5)
     top = ablate_heads(model, images, importance.values, steps=2)
     assert top.targets.tolist() == plain.argmax(1).tolist()
 
@@ -327,9 +327,9 @@ def test_one_order_for_all_images() -> None:
     model, images, scores = VIT.build(), VIT.images(), torch.rand(SHAPE)
     mean = ablate_heads(model, images, scores, 3, steps=3, mean_order=True)
     one = ablate_heads(model, images, scores.mean(0), 3, steps=3)
-    assert np.allclose(mean.curves[MOST], one.curves[MOST], atol=1e-5)
+    assert np.allclose(mean.curves[MORF], one.curves[MORF], atol=1e-5)
     own = ablate_heads(model, images, scores, 3, steps=3)
-    assert not np.allclose(mean.curves[MOST], own.curves[MOST], atol=1e-3)
+    assert not np.allclose(mean.curves[MORF], own.curves[MORF], atol=1e-3)
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
@@ -358,8 +358,8 @@ def test_what_is_wrong_is_said(name: str) -> None:
 TOY = HeadAblation(
     np.array([0.0, 0.5, 1.0]),
     {
-        MOST: np.array([[4.0, 1.0, 1.0], [3.0, 2.0, 2.0]]),
-        LEAST: np.array([[4.0, 4.0, 1.0], [3.0, 3.0, 2.0]]),
+        MORF: np.array([[4.0, 1.0, 1.0], [3.0, 2.0, 2.0]]),
+        LERF: np.array([[4.0, 4.0, 1.0], [3.0, 3.0, 2.0]]),
         RANDOM: np.array([[4.0, 3.0, 1.0], [3.0, 2.0, 2.0]]),
     },
     np.array([0, 1]),
@@ -371,19 +371,19 @@ TOY = HeadAblation(
 def test_areas_by_hand() -> None:
     areas = TOY.areas()
     # Above the end: (3, 0, 0) and (1, 0, 0); (3, 3, 0) and (1, 1, 0); (3, 2, 0) and (1, 0, 0).
-    assert np.allclose(areas[MOST], [0.375, 0.125])
-    assert np.allclose(areas[LEAST], [1.125, 0.375])
+    assert np.allclose(areas[MORF], [0.375, 0.125])
+    assert np.allclose(areas[LERF], [1.125, 0.375])
     assert np.allclose(areas[RANDOM], [0.875, 0.125])
     differences = TOY.differences()
-    assert set(differences) == {MOST, LEAST}
-    assert float(differences[MOST].mean) == pytest.approx(-0.25)
-    assert float(differences[LEAST].mean) == pytest.approx(0.25)
-    assert (float(differences[MOST].low), float(differences[MOST].high)) == (-0.5, 0)
+    assert set(differences) == {MORF, LERF}
+    assert float(differences[MORF].mean) == pytest.approx(-0.25)
+    assert float(differences[LERF].mean) == pytest.approx(0.25)
+    assert (float(differences[MORF].low), float(differences[MORF].high)) == (-0.5, 0)
 
 
 def test_a_score_that_never_moves_has_no_area() -> None:
-    flat = HeadAblation(np.array([0.0, 1.0]), {MOST: np.ones((2, 2))}, np.array([0, 0]))
-    assert flat.areas()[MOST].tolist() == [0, 0]
+    flat = HeadAblation(np.array([0.0, 1.0]), {MORF: np.ones((2, 2))}, np.array([0, 0]))
+    assert flat.areas()[MORF].tolist() == [0, 0]
 
 
 def test_the_bootstrap_is_seeded_and_covers() -> None:
@@ -401,16 +401,16 @@ def test_files_and_figure(tmp_path: Path) -> None:
     files = TOY.save(tmp_path, "toy")
     assert sorted(tmp_path.iterdir()) == sorted(files)
     with np.load(files[0]) as stored:
-        assert np.array_equal(stored["most_important_first"], TOY.curves[MOST])
+        assert np.array_equal(stored["most_important_first"], TOY.curves[MORF])
         assert np.array_equal(stored["fractions"], TOY.fractions)
         assert stored["targets"].tolist() == [0, 1]
     summary = json.loads(files[1].read_text())
     assert summary["images"] == 2
-    assert summary["areas"][MOST][0] == pytest.approx(0.25)
-    assert summary["minus random order"][MOST] == pytest.approx([-0.25, -0.5, 0])
+    assert summary["areas"][MORF][0] == pytest.approx(0.25)
+    assert summary["minus random order"][MORF] == pytest.approx([-0.25, -0.5, 0])
     (axes,) = TOY.figure().axes
     lines = {str(line.get_label()): line.get_ydata() for line in axes.lines}
-    assert np.allclose(np.asarray(lines[MOST]), [3.5, 1.5, 1.5])
+    assert np.allclose(np.asarray(lines[MORF]), [3.5, 1.5, 1.5])
     assert len(axes.collections) == 3
     assert next(column.header for column in TOY.table().columns) == "order"
     assert next(iter(TOY.table().columns[2].cells)) == "-0.250 (-0.500 to 0.000)"
@@ -419,14 +419,14 @@ def test_files_and_figure(tmp_path: Path) -> None:
 def test_one_image_has_no_interval(tmp_path: Path) -> None:
     one = HeadAblation(TOY.fractions, {n: c[:1] for n, c in TOY.curves.items()}, np.array([0]))
     summary = json.loads(one.save(tmp_path)[1].read_text())
-    assert summary["areas"][MOST][1:] == [None, None]
+    assert summary["areas"][MORF][1:] == [None, None]
     assert next(iter(one.table().columns[1].cells)) == "0.250"
 
 
 def test_an_importance_may_be_of_one_image() -> None:
     importance = HeadImportance(torch.rand(1, LAYERS, HEADS), torch.tensor([3]))
     found = ablate_heads(VIT.build(), VIT.images()[:1], importance, steps=1)
-    assert found.curves[MOST].shape == (1, 2)
+    assert found.curves[MORF].shape == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ from torch.nn.functional import avg_pool2d
 from hf_gmar import GMAR, Comparison, LogitsModel, compare
 from hf_gmar._utils.stats import average_ranks, rank_correlations
 from hf_gmar.comparison import CAPTUM, MethodSpec
-from hf_gmar.comparison.cost import measured
+from hf_gmar.comparison.cost import measure_cost
 from hf_gmar.comparison.isolation import preserve_state, seeded
-from hf_gmar.comparison.method_specs import as_columns, captum_columns
+from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.methods import METHODS, AttributionMethod
 from tests.cases import MODELS, VIT, ModelCase
@@ -159,7 +159,7 @@ def test_the_registry_is_the_default() -> None:
 @pytest.mark.parametrize("name", CAPTUM)
 def test_captums_methods_by_name(name: str) -> None:
     model = vit()
-    (column,) = captum_columns([name], LogitsModel(model))
+    (column,) = captum_specs([name], LogitsModel(model))
     few = {"n_samples": 2} if name in {"KernelShap", "Lime", "ShapleyValueSampling"} else {}
     column = MethodSpec(column.method, options=few)
     found = quick(model, VIT.images(), [column], 1)
@@ -285,11 +285,11 @@ def test_labels() -> None:
         "gmar", gmar, saliency, ("gmar", {"norm": "l2"}), MethodSpec(saliency, "mine"), saliency,
         MethodSpec("gmar", "mine"), NoiseTunnel(saliency), "gmar",
     ]  # fmt: skip
-    assert [column.label for column in as_columns(given)] == [
+    assert [column.label for column in as_method_specs(given)] == [
         "gmar", "gmar (2)", "Saliency", "gmar (norm=l2)", "mine", "Saliency (2)", "mine (2)",
         "NoiseTunnel of Saliency", "gmar (3)",
     ]  # fmt: skip
-    assert [one.label for one in as_columns({"a": "gmar", "b": MethodSpec(gmar, "c")})] == [
+    assert [one.label for one in as_method_specs({"a": "gmar", "b": MethodSpec(gmar, "c")})] == [
         "a",
         "b",
     ]
@@ -368,7 +368,7 @@ def test_a_method_that_fails_says_why_and_the_others_go_on(measure: bool) -> Non
     assert "NaN" in found.failures["not finite"]
     assert "(3, 2, 2), and (3, 4, 4) is needed" in found.failures["another grid"]
     assert "alpha must be" in found.failures["out of range"]
-    assert list(found.spent) == (["gmar"] if measure else [])
+    assert list(found.costs) == (["gmar"] if measure else [])
     assert found.correlations.tolist() == [[1]]
 
 
@@ -541,7 +541,7 @@ def test_what_a_call_frees_makes_room_for_nothing() -> None:
         torch.ones(500_000)
         held.clear()
 
-    _, spent = measured(run, CPU)
+    _, spent = measure_cost(run, CPU)
     assert spent.peak == 2_000_000
 
 
@@ -577,12 +577,12 @@ def test_methods_run_once_if_they_are_not_measured() -> None:
     count = noting(lambda _: "x", calls)
     measured_too = compare(vit(), VIT.images(), [count])
     assert 2 <= len(calls) <= 6
-    assert measured_too.spent
+    assert measured_too.costs
     calls.clear()
     unmeasured = quick(vit(), VIT.images(), [count])
     assert len(calls) == 1
     assert unmeasured.forward is None
-    assert not unmeasured.spent
+    assert not unmeasured.costs
     assert not unmeasured.ratios
 
 
@@ -590,7 +590,7 @@ def test_the_first_call_does_not_count_and_the_median_does(monkeypatch: pytest.M
     clock = iter([0.0, 0.125, 10.0, 10.25, 20.0, 20.0625, 30.0, 30.5])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     calls = itertools.count(1)
-    result, spent = measured(lambda: next(calls), torch.device("cpu"))
+    result, spent = measure_cost(lambda: next(calls), torch.device("cpu"))
     assert spent.seconds == 0.1875  # of 0.125, 0.25, 0.0625 and 0.5, after which it is enough
     assert result == 5  # the first one warmed up
 
@@ -603,7 +603,7 @@ def test_a_ratio_is_to_the_reference_just_before(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("hf_gmar.comparison.cost._REPEATS", 3)
     monkeypatch.setattr("hf_gmar.comparison.cost._ENOUGH", 9)
     calls: list[str] = []
-    _, spent = measured(lambda: calls.append("call"), CPU, lambda: calls.append("reference"))
+    _, spent = measure_cost(lambda: calls.append("call"), CPU, lambda: calls.append("reference"))
     assert spent.ratio == 0.5
     assert spent.seconds == 0.25
     assert calls == ["call", *["reference", "call"] * 3]

@@ -1,4 +1,4 @@
-"""Data sets: classes by name, masks, cover, choices among images, drawn scenes."""
+"""Data sets: classes by name, masks, cover, choices among images, synthetic scenes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_gmar.data import CLASSES, Example, ImageDataset, cover, draw_scene, open_data
-from hf_gmar.data.base import digest, limited, make_unique, stable_hash
+from hf_gmar._utils.names import make_unique
+from hf_gmar.data import CLASSES, Example, ImageDataset, draw_scene, open_data, patch_coverage
+from hf_gmar.data.base import digest, stable_hash, take_evenly
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, InputError, OptionError
@@ -30,17 +31,8 @@ class Own(ImageDataset):
 
     def __init__(self, count: int) -> None:
         """So many."""
+        super().__init__("own", {"kind": "own", "count": count})
         self.count = count
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return "own"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What tells it from others."""
-        return {"kind": "own", "count": self.count}
 
     def __len__(self) -> int:
         """How many."""
@@ -285,7 +277,7 @@ def test_cover_is_the_exact_share_of_area(
     mask: list[list[bool]], box: tuple[float, float, float, float], grid: tuple[int, int]
 ) -> None:
     drawn_mask = np.array(mask)
-    found = cover(drawn_mask, ImageView((len(mask), 5), box), grid)
+    found = patch_coverage(drawn_mask, ImageView((len(mask), 5), box), grid)
     wanted = torch.tensor(_plain_cover(drawn_mask, box, grid), dtype=torch.float64)
     assert found.dtype == torch.float64
     assert torch.allclose(found, wanted, rtol=0, atol=5e-9)
@@ -295,7 +287,7 @@ def test_cover_is_the_exact_share_of_area(
 def test_cover_of_whole_pixels() -> None:
     mask = np.zeros((4, 6), bool)
     mask[:2, :3] = True
-    found = cover(mask, ImageView((4, 6), (0, 0, 4, 6)), (2, 3))
+    found = patch_coverage(mask, ImageView((4, 6), (0, 0, 4, 6)), (2, 3))
     assert found.tolist() == [[1, 0.5, 0], [0, 0, 0]]
 
 
@@ -304,23 +296,23 @@ def test_half_a_patch_is_exactly_half() -> None:
     for parts in range(1, 40):
         mask = np.zeros((2 * parts, 3), bool)
         mask[:parts] = True
-        found = cover(mask, ImageView(mask.shape, (0.0, 0.0, 2.0 * parts, 3.0)), (1, 7))
+        found = patch_coverage(mask, ImageView(mask.shape, (0.0, 0.0, 2.0 * parts, 3.0)), (1, 7))
         assert found.tolist() == [[0.5] * 7]
 
 
 def test_padding_is_not_covered_and_a_crop_is_cut() -> None:
     mask = np.ones((4, 4), bool)
-    assert cover(mask, ImageView((4, 4), (-4, 0, 4, 4)), (2, 1)).tolist() == [[0], [1]]
-    assert cover(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[1]]
+    assert patch_coverage(mask, ImageView((4, 4), (-4, 0, 4, 4)), (2, 1)).tolist() == [[0], [1]]
+    assert patch_coverage(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[1]]
     mask[1:3, 1:3] = False
-    assert cover(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[0]]
+    assert patch_coverage(mask, ImageView((4, 4), (1, 1, 3, 3)), (1, 1)).tolist() == [[0]]
 
 
 def test_cover_through_a_processor(bundled: LoadedModel) -> None:
     """The bundled model sees the whole scene, with 12 x 12 pixels in a patch."""
     scene = draw_scene(5)
     view = measure_view(bundled.processor, (96, 96))
-    found = cover(scene.masks[0], view, (8, 8))
+    found = patch_coverage(scene.masks[0], view, (8, 8))
     plain = scene.masks[0].reshape(8, 12, 8, 12).mean(axis=(1, 3))
     assert torch.allclose(found, torch.from_numpy(plain), rtol=0, atol=5e-9)
 
@@ -330,7 +322,7 @@ def test_cover_through_a_processor(bundled: LoadedModel) -> None:
 )
 def test_cover_refuses(shape: tuple[int, int], grid: tuple[int, int], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        cover(np.ones(shape, bool), ImageView((4, 4), (0, 0, 4, 4)), grid)
+        patch_coverage(np.ones(shape, bool), ImageView((4, 4), (0, 0, 4, 4)), grid)
 
 
 # Choices among images, names and numbers.
@@ -348,7 +340,7 @@ def test_names_are_told_apart(names: list[str]) -> None:
 @given(count=st.integers(1, 60), limit=st.integers(1, 70), seed=st.integers(0, 5))
 def test_a_limit_takes_one_of_each_equal_run(count: int, limit: int, seed: int) -> None:
     whole = Own(count)
-    part = limited(whole, limit, seed)
+    part = take_evenly(whole, limit, seed)
     assert len(part) == min(count, limit)
     if limit >= count:
         assert part is whole
@@ -362,7 +354,7 @@ def test_a_limit_takes_one_of_each_equal_run(count: int, limit: int, seed: int) 
 
 def test_a_limit_is_the_same_again_and_another_for_another_seed() -> None:
     def keys(seed: int) -> list[str]:
-        return [example.key for example in limited(Own(1000), 20, seed)]
+        return [example.key for example in take_evenly(Own(1000), 20, seed)]
 
     assert keys(0) == keys(0)
     assert keys(0) != keys(1)
@@ -372,7 +364,7 @@ def test_a_limit_is_the_same_again_and_another_for_another_seed() -> None:
 
 def test_a_part_is_told_from_the_whole_and_from_others() -> None:
     whole = Own(30)
-    said = [dict(limited(whole, *how).settings) for how in ((None, 0), (5, 0), (6, 0), (5, 1))]
+    said = [dict(take_evenly(whole, *how).settings) for how in ((None, 0), (5, 0), (6, 0), (5, 1))]
     assert len({digest([one]) for one in said}) == 4
     assert all(one["kind"] == "own" for one in said)
 
@@ -380,17 +372,17 @@ def test_a_part_is_told_from_the_whole_and_from_others() -> None:
 def test_a_part_says_what_the_whole_says() -> None:
     part = open_data("scenes", {0: "disc"}, limit=3)
     assert part.name == "scenes:300"
-    assert part.has_masks
+    assert set(part[0].masks) | set(part[1].masks) | set(part[2].masks) == {0}
     assert "no class called ring" in part.notices[0]
     with pytest.raises(IndexError):
         part[3]
-    assert not open_data("scenes", LABELS, limit=3).has_masks
+    assert not any(example.masks for example in open_data("scenes", LABELS, limit=3))
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_under_one(limit: int) -> None:
     with pytest.raises(OptionError, match=f"got {limit}"):
-        limited(Own(5), limit)
+        take_evenly(Own(5), limit)
 
 
 def test_what_is_drawn_never_changes() -> None:
@@ -406,7 +398,7 @@ def test_a_data_set_of_ones_own() -> None:
     data = open_data(Own(5), LABELS, limit=3, seed=4)
     assert len(data) == 3
     assert data.settings["limit_seed"] == 4
-    assert data.has_masks
+    assert data.name == "own"
     assert data.notices == ()
     assert [example.label for example in data] == [data.label(index) for index in range(3)]
 
@@ -427,7 +419,7 @@ def test_what_is_no_data_set(source: Any) -> None:
         open_data(source, LABELS)
 
 
-# Drawn scenes.
+# Synthetic scenes.
 
 
 def test_scenes_are_those_of_their_seeds() -> None:
@@ -455,7 +447,6 @@ def test_scenes_for_a_model_with_other_numbers() -> None:
 
 def test_scenes_for_a_model_of_something_else() -> None:
     data = open_data("scenes:2", LABELS)
-    assert not data.has_masks
     assert all(example.label is None and not example.masks for example in data)
     assert "disc, ring, square" in data.notices[0]
 

@@ -75,7 +75,6 @@ def test_a_folder_by_class(by_class: Path) -> None:
         assert example.key == key
         assert example.image.tobytes() == open_image(by_class / key).tobytes()
         assert not example.masks
-    assert not data.has_masks
     assert data.name == str(by_class)
     assert "'ape'" in data.notices[0]
     assert "1 image has no label" in data.notices[0]
@@ -192,7 +191,6 @@ def test_a_table(masked: Path) -> None:
         found = example.mask_of(0)
         assert found is not None
         assert (found.sum(), found.shape) == (8, (4, 6))
-    assert data.has_masks
     assert "'ape'" in data.notices[0]
 
 
@@ -206,15 +204,14 @@ def test_a_table(masked: Path) -> None:
 )
 def test_columns_by_name(masked: Path, names: str, options: dict[str, Any]) -> None:
     data = open_data(edited(masked, "path,label,mask", names), LABELS, **options)
-    assert (data.label(3), data.has_masks) == (1, True)
+    assert (data.label(3), list(data[0].masks)) == (1, [0])
     columns = [data.settings[f"{what}_column"] for what in ("image", "label", "mask")]
     assert columns == names.split(",")
 
 
 def test_columns_that_no_one_asked_for(masked: Path) -> None:
     data = open_data(edited(masked, "path,label,mask", "path,kind,outline"), LABELS)
-    assert not data.has_masks
-    assert [example.label for example in data] == [None] * 4
+    assert [(example.label, dict(example.masks)) for example in data] == [(None, {})] * 4
     assert "do not say of what class" in data.notices[0]
 
 

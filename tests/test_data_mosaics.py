@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_gmar.data import CLASSES, Example, ImageDataset, Mosaics, cover, open_data
+from hf_gmar.data import CLASSES, Example, ImageDataset, MosaicDataset, open_data, patch_coverage
 from hf_gmar.data.mosaics import CELLS
 from hf_gmar.errors import DataError, ImageFileError, OptionError
 from hf_gmar.models import LoadedModel, measure_view
@@ -25,18 +25,9 @@ class Levels(ImageDataset):
         self, count: int = 40, broken: tuple[int, ...] = (), masks: dict[int, int] | None = None
     ) -> None:
         """Some are broken, some have masks of another class too, and every eighth has no label."""
+        super().__init__("levels", {"kind": "levels"})
         self.count, self.broken, self.masks = count, broken, masks or {}
         self.read: list[int] = []
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return "levels"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What tells it from others."""
-        return {"kind": "levels"}
 
     def __len__(self) -> int:
         """How many."""
@@ -63,7 +54,7 @@ class Levels(ImageDataset):
 
 
 def test_a_mosaic_is_made_of_its_tiles() -> None:
-    mosaics = Mosaics(Levels(), (8, 12))
+    mosaics = MosaicDataset(Levels(), (8, 12))
     for index in range(len(mosaics)):
         found = mosaics.mosaic(index)
         assert found.image.size == (12, 8)
@@ -78,13 +69,13 @@ def test_a_mosaic_is_made_of_its_tiles() -> None:
 
 
 def test_the_classes_of_a_mosaic_are_four() -> None:
-    mosaics = Mosaics(Levels(), (4, 4))
+    mosaics = MosaicDataset(Levels(), (4, 4))
     for index in range(len(mosaics)):
         assert len({int(key) % 5 for key in mosaics.mosaic(index).tiles}) == 4
 
 
 def test_images_without_a_label_are_left_out() -> None:
-    mosaics = Mosaics(Levels(), (4, 4))
+    mosaics = MosaicDataset(Levels(), (4, 4))
     assert [mosaics.key(index) for index in range(len(mosaics))] == [
         str(index) for index in range(40) if index % 8 != 7
     ]
@@ -95,7 +86,7 @@ def test_images_without_a_label_are_left_out() -> None:
 
 def test_a_mosaic_is_the_same_again_and_another_for_another_seed() -> None:
     def drawn(seed: int, count: int = 40) -> list[tuple[Any, ...]]:
-        mosaics = Mosaics(Levels(count), (4, 4), seed)
+        mosaics = MosaicDataset(Levels(count), (4, 4), seed)
         return [(mosaics.mosaic(index).tiles, mosaics.mosaic(index).cell) for index in range(30)]
 
     assert drawn(0) == drawn(0)
@@ -107,7 +98,7 @@ def test_a_mosaic_is_the_same_again_and_another_for_another_seed() -> None:
 
 def test_cell_classes_and_images_are_each_drawn_by_seed_and_key() -> None:
     def drawn(seed: int, index: int) -> tuple[tuple[int, int], set[int], dict[int, int]]:
-        found = Mosaics(Levels(), (4, 4), seed).mosaic(index)
+        found = MosaicDataset(Levels(), (4, 4), seed).mosaic(index)
         levels = {int(key) % 5: int(key) for key in found.tiles if key != found.key}
         return found.cell, set(levels), levels
 
@@ -121,63 +112,64 @@ def test_cell_classes_and_images_are_each_drawn_by_seed_and_key() -> None:
 
 
 def test_as_a_data_set_the_cell_is_the_mask() -> None:
-    mosaics = Mosaics(Levels(), (4, 4))
+    mosaics = MosaicDataset(Levels(), (4, 4))
     for index, example in enumerate(mosaics):
         found = mosaics.mosaic(index)
         assert (example.key, example.label) == (found.key, found.label)
         assert example.image.tobytes() == found.image.tobytes()
         assert list(example.masks) == [found.label]
         assert np.array_equal(example.masks[found.label], found.mask)
-    assert mosaics.has_masks
     assert mosaics.name == "mosaics of levels"
 
 
 def test_tiles_that_are_broken_or_show_the_target_are_passed_over() -> None:
     broken = tuple(range(5, 35))
-    mosaics = Mosaics(Levels(broken=broken), (4, 4))
+    mosaics = MosaicDataset(Levels(broken=broken), (4, 4))
     tiles = {int(key) for key in mosaics.mosaic(0).tiles}
     assert not tiles & set(broken)
     every = dict.fromkeys(range(1, 40), 0)
     with pytest.raises(ImageFileError, match=r"no mosaic for 0: .*there are 0"):
-        Mosaics(Levels(masks=every), (4, 4)).mosaic(0)
+        MosaicDataset(Levels(masks=every), (4, 4)).mosaic(0)
     few = {index: 0 for index in range(1, 40) if index % 5 != 3 or index > 3}
     with pytest.raises(ImageFileError, match="there are 1"):
-        Mosaics(Levels(masks=few), (4, 4)).mosaic(0)
+        MosaicDataset(Levels(masks=few), (4, 4)).mosaic(0)
 
 
 def test_a_broken_target_is_no_other() -> None:
     with pytest.raises(ImageFileError, match="3 is broken"):
-        Mosaics(Levels(broken=(3,)), (4, 4)).mosaic(3)
+        MosaicDataset(Levels(broken=(3,)), (4, 4)).mosaic(3)
 
 
 def test_nothing_is_read_before_it_is_needed_nor_twice() -> None:
     data = Levels()
-    mosaics = Mosaics(data, (4, 4))
+    mosaics = MosaicDataset(data, (4, 4))
     assert data.read == []
     mosaics.mosaic(2)
     assert len(data.read) == len(set(data.read)) == 4
 
 
 def test_mosaics_need_four_classes() -> None:
-    assert len(Mosaics(Levels(4), (4, 4)).mosaic(0).tiles) == 4
+    assert len(MosaicDataset(Levels(4), (4, 4)).mosaic(0).tiles) == 4
     with pytest.raises(DataError, match=r"images of 4 classes .* levels has labels of 3"):
-        Mosaics(Levels(3), (4, 4))
+        MosaicDataset(Levels(3), (4, 4))
 
 
 @pytest.mark.parametrize("size", [(1, 4), (4, 1)])
 def test_mosaics_have_a_size(size: tuple[int, int]) -> None:
     with pytest.raises(OptionError, match="at least 2 x 2"):
-        Mosaics(Levels(), size)
+        MosaicDataset(Levels(), size)
 
 
 def test_an_odd_size_gives_even_cells() -> None:
-    found = Mosaics(Levels(), (9, 7)).mosaic(0)
+    found = MosaicDataset(Levels(), (9, 7)).mosaic(0)
     assert found.image.size == (6, 8)
     assert found.mask.sum() == 12
 
 
 def test_settings_have_size_and_seed() -> None:
-    said = [Mosaics(Levels(), *how).settings for how in (((4, 4), 0), ((6, 4), 0), ((4, 4), 1))]
+    said = [
+        MosaicDataset(Levels(), *how).settings for how in (((4, 4), 0), ((6, 4), 0), ((4, 4), 1))
+    ]
     assert all(one["kind"] == "levels" for one in said)
     assert said[0] != said[1] != said[2] != said[0]
 
@@ -186,13 +178,13 @@ def test_mosaics_of_scenes_in_the_bundled_model(bundled: LoadedModel) -> None:
     """No tile shows the target, and the model's grid has a quarter of its patches in the cell."""
     data = open_data("scenes:40", SHAPES)
     scenes = {example.key: example for example in data}
-    mosaics = Mosaics(data, (96, 96))
+    mosaics = MosaicDataset(data, (96, 96))
     for index in range(5):
         found = mosaics.mosaic(index)
         others = [key for key in found.tiles if key != found.key]
         assert len(others) == 3
         assert not any(found.label in scenes[key].masks for key in others)
-        covered = cover(found.mask, measure_view(bundled.processor, (96, 96)), (8, 8))
+        covered = patch_coverage(found.mask, measure_view(bundled.processor, (96, 96)), (8, 8))
         row, column = found.cell
         assert covered[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4].eq(1).all()
         assert covered.sum() == 16
@@ -203,6 +195,6 @@ def test_mosaics_of_a_folder_by_class(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Image.new("RGB", (30, 20), (number * 50,) * 3).save(tmp_path / name / "x.png")
     data = open_data(tmp_path, dict(enumerate("abcd")))
-    found = Mosaics(data, (4, 4)).mosaic(2)
+    found = MosaicDataset(data, (4, 4)).mosaic(2)
     assert found.key == "c/x.png"
     assert sorted(found.tiles) == [f"{name}/x.png" for name in "abcd"]

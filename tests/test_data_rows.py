@@ -72,7 +72,7 @@ def test_rows_are_images_with_masks_and_labels() -> None:
         assert example.image.tobytes() == scene.image.tobytes()
         assert list(example.masks) == [example.label]
         assert np.array_equal(example.masks[example.label], scene.masks[0])
-    assert (data.has_masks, data.notices, data.name) == (True, (), "the data set")
+    assert (data.notices, data.name) == ((), "the data set")
     with pytest.raises(IndexError):
         data[4]
 
@@ -153,7 +153,7 @@ def test_no_labels() -> None:
     assert [data.label(index) for index in range(4)] == [None] * 4
     assert "do not say" in data.notices[0]
     assert data.settings["image_column"] == "picture"
-    assert not data.has_masks
+    assert not any(example.masks for example in data)
 
 
 def test_columns_are_chosen() -> None:

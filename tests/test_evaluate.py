@@ -295,11 +295,9 @@ def test_broken_images_are_counted_and_skipped(
 class Unreliable(ImageDataset):
     """Scenes from a place that can't always be reached."""
 
-    name = "unreliable"
-    settings: ClassVar[Mapping[str, Any]] = {}
-
     def __init__(self) -> None:
         """One of them is away."""
+        super().__init__("unreliable", {})
         self.away = {1}
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from benchmarks.heads import (
     importances,
     spearman,
 )
-from hf_gmar.heads.ablation import LEAST, MOST
+from hf_gmar.heads.ablation import LERF, MORF
 from hf_gmar.methods.layer_rules import NORMS
 from hf_gmar.models import LoadedModel, sample_image
 from tests import oracles
@@ -48,7 +48,7 @@ def test_on_scenes(tmp_path: Path) -> None:
     assert list(found["areas"]) == KINDS
     assert list(found["correlations"]) == [*KINDS, CHANCE]
     for name, cells in found["areas"].items():
-        assert set(cells) == {MOST, LEAST, "mean of both ways"}
+        assert set(cells) == {MORF, LERF, "mean of both ways"}
         for mean, low, high in cells.values():
             assert low <= mean <= high
             assert f"{mean:.3f} ({low:.3f} to {high:.3f})" in done.output, name

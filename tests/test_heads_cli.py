@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_gmar import GMAR, ablate_heads, head_importance
 from hf_gmar.data import open_image
-from hf_gmar.heads.ablation import MOST
+from hf_gmar.heads.ablation import MORF
 from hf_gmar.models import LoadedModel, sample_image
 from tests import folders
 from tests.command import run
@@ -81,7 +81,7 @@ def test_a_folder_with_everything(photos: Path, tmp_path: Path, bundled: LoadedM
     assert np.allclose(summary["mean"], wanted.mean(), atol=1e-6)
     with np.load(tmp_path / "out" / "ablation.npz") as stored:
         assert stored["targets"].tolist() == [4] * 4
-        curves = ablate_heads(bundled.model, found, wanted).curves[MOST]
+        curves = ablate_heads(bundled.model, found, wanted).curves[MORF]
         assert np.allclose(stored["most_important_first"].mean(0), curves.mean(0), atol=1e-4)
     assert "minus random order" in done.out
     with Image.open(tmp_path / "out" / "wide.maps.png") as picture:

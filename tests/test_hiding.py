@@ -23,7 +23,7 @@ from hf_gmar._core.execution import exclusive_eval
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
 from hf_gmar.perturbations.token_removal import (
-    Sites,
+    DropSites,
     drop_tokens,
     fewest_patches,
     mask_tokens,
@@ -148,8 +148,8 @@ def test_only_the_other_tokens_are_left(case: ModelCase) -> None:
 def test_several_copies_in_one_forward(case: ModelCase) -> None:
     adapter, kept = subject_of(case), some(case, copies=3)
     alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
-    assert Sites.of(adapter).one_by_one == case.name.startswith("mlcd")
-    if not Sites.of(adapter).one_by_one:
+    assert DropSites.of(adapter).one_by_one == case.name.startswith("mlcd")
+    if not DropSites.of(adapter).one_by_one:
         together = hidden(drop_tokens, adapter, case, kept)
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
 
@@ -540,8 +540,8 @@ def test_timm(name: str) -> None:
     adapter, kept = subject_of(case, model), some(case, copies=2)
     alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     torch.testing.assert_close(alone, torch.stack([_by_columns(case, one) for one in kept]))
-    assert Sites.of(adapter).one_by_one == (name in ("eva", "dinov3"))
-    if not Sites.of(adapter).one_by_one:
+    assert DropSites.of(adapter).one_by_one == (name in ("eva", "dinov3"))
+    if not DropSites.of(adapter).one_by_one:
         torch.testing.assert_close(hidden(drop_tokens, adapter, case, kept), alone)
     with pytest.raises(HfGmarError, match="use token-dropping"):
         hidden(mask_tokens, adapter, case, kept)

@@ -226,7 +226,8 @@ def test_a_map_that_explains_nothing_is_grey() -> None:
 
 
 def test_heat_of_another_size_is_refused() -> None:
-    with pytest.raises(InputError, match=r"the heat has the size \(5, 4\) and the image \(4, 5\)"):
+    message = r"the heatmap has the size \(5, 4\) and the image \(4, 5\)"
+    with pytest.raises(InputError, match=message):
         overlay_image(Image.new("RGB", (5, 4)), torch.rand(5, 4))
 
 

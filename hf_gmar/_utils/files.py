@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -25,3 +29,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write an ``.npz`` archive, whole or not at all."""
+    with whole_file(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def save_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -72,7 +72,7 @@ def compare(
     import torch
     from rich.progress import Progress
 
-    from hf_gmar.comparison.method_specs import as_columns, captum_columns
+    from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
     from hf_gmar.comparison.run import compare as side_by_side
     from hf_gmar.models.wrappers import LogitsModel, ZeroShotModel
 
@@ -85,7 +85,7 @@ def compare(
             "...), and one figure needs one; give images of one size"
         )
     logits = LogitsModel(inputs.loaded.model)
-    columns = [*as_columns(methods or None), *captum_columns(captum or [], logits)]
+    columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("Comparing", total=len(columns) + 1)
         result = side_by_side(

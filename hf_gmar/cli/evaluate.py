@@ -101,7 +101,11 @@ def evaluate(
     Runs under 'accelerate launch' on several processes, and goes on where it was stopped.
     """
     with _stopped(output):
-        from hf_gmar.comparison.method_specs import as_columns, captum_columns, check_captum_names
+        from hf_gmar.comparison.method_specs import (
+            as_method_specs,
+            captum_specs,
+            check_captum_names,
+        )
         from hf_gmar.data.source import open_data
         from hf_gmar.evaluation.evaluator import check_names
         from hf_gmar.evaluation.evaluator import evaluate as measured
@@ -137,7 +141,7 @@ def evaluate(
                     "several only with --multi_gpu"
                 )
         logits = LogitsModel(loaded.model)
-        columns = [*as_columns(methods or None), *captum_columns(captum or [], logits)]
+        columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
         with _progress(processes.is_main) as progress:
             result = measured(
                 loaded,

@@ -16,7 +16,7 @@ import torch
 from torch import autograd
 from torch.profiler import ProfilerActivity, profile
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 _LOG_LEVEL = "KINETO_LOG_LEVEL"
 _SILENT = "99"
@@ -40,22 +40,22 @@ class Cost:
     ratio: float = 1.0
 
 
-def measured(
-    run: Callable[[], Result], device: torch.device, reference: Callable[[], Any] | None = None
-) -> tuple[Result, Cost]:
-    """The result of a call, and what it cost; it is called twice or more.
+def measure_cost(
+    run: Callable[[], T], device: torch.device, reference: Callable[[], Any] | None = None
+) -> tuple[T, Cost]:
+    """Call twice or more, and return the result with what a call cost.
 
-    The first call warms up what a first call loads or chooses, and does not count as time. Calls
-    that are over at once are repeated, up to five times, and their median counts. A reference runs
-    just before each, so that what else the machine does is in both times of a ratio.
+    The first call warms up and is not timed. Short calls are repeated up to five times, and their
+    median counts. A reference runs just before each, so that what else the machine does is in both
+    times of a ratio.
 
-    Memory is that of tensors and of what operations need meanwhile, not that of the process. On
-    CUDA it is the peak of PyTorch's allocator in the calls that are timed; on the CPU the sum of
-    all allocations and releases, in order, that PyTorch's profiler sees in the first call, backward
-    passes included. On other devices, or while the caller profiles, it is not known.
+    Memory is that of tensors and operations, not of the process. On CUDA it is the peak of
+    PyTorch's allocator in the timed calls. On the CPU it is the highest running sum of allocations
+    that PyTorch's profiler sees in the first call, backward passes included. On other devices, or
+    while the caller profiles, it is not known.
 
     Example:
-        >>> ones, cost = measured(lambda: torch.ones(1000), torch.device("cpu"))
+        >>> ones, cost = measure_cost(lambda: torch.ones(1000), torch.device("cpu"))
         >>> cost.peak
         4000
     """
@@ -68,16 +68,16 @@ def measured(
     times: list[float] = []
     ratios: list[float] = []
     while not times or (sum(times) < _ENOUGH and len(times) < _REPEATS):
-        beside = None if reference is None else _timed(reference, device)[1]
-        result, seconds = _timed(run, device)
+        reference_seconds = None if reference is None else _time(reference, device)[1]
+        result, seconds = _time(run, device)
         times.append(seconds)
-        ratios.append(1.0 if beside is None else seconds / beside)
+        ratios.append(1.0 if reference_seconds is None else seconds / reference_seconds)
     if on_cuda:
         peak = torch.cuda.max_memory_allocated(device) - before
     return result, Cost(median(times), peak, median(ratios))
 
 
-def _timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+def _time(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     _wait(device)
     start = time.perf_counter()
     result = run()
@@ -92,34 +92,23 @@ def _wait(device: torch.device) -> None:
 
 def _first_run(run: Callable[[], Any], device: torch.device) -> int | None:
     """Warm up; on the CPU, the peak."""
-    if device.type != "cpu" or _profiled_already():
+    profiled: bool = autograd._profiler_enabled()  # type: ignore[attr-defined]
+    if device.type != "cpu" or profiled:  # there can be only one profiler in a thread
         run()
         return None
-    with (
-        _silent_profiler(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
-    ):
+    settings: dict[str, Any] = {"activities": [ProfilerActivity.CPU], "profile_memory": True}
+    with _silent_profiler(), profile(**settings) as profiler:
         run()
-    return _highest(seen)
-
-
-def _profiled_already() -> bool:
-    """There can be only one profiler in a thread."""
-    found: bool = autograd._profiler_enabled()  # type: ignore[attr-defined]
-    return found
-
-
-def _highest(seen: Any) -> int:
-    """The highest running sum of what was given out and taken back."""
-    events = (one for one in seen.profiler.kineto_results.events() if one.name() == "[memory]")
-    changes = (one.nbytes() for one in sorted(events, key=lambda one: one.start_ns()))
-    highest: int = max(itertools.accumulate(changes, initial=0))
-    return highest
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    peak: int = max(itertools.accumulate(changes, initial=0))
+    return peak
 
 
 @contextmanager
 def _silent_profiler() -> Iterator[None]:
-    """It prints a line at its start and end, unless its level of logging is set beforehand."""
+    """Keep the profiler from printing a line at its start and end."""
     if _LOG_LEVEL in os.environ:
         yield
         return

@@ -1,4 +1,4 @@
-"""Methods of others, and others' models: left as they were, and their failures in words."""
+"""Contexts that keep a method from changing the model, its state or the random numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from hf_gmar._core.threads import lock_models
 
 @contextmanager
 def isolated_model(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model to this thread, in evaluation mode, with gradients on; everything is put back."""
-    models = [part for part in modules if isinstance(part, PreTrainedModel)]
+    """Lock a model for this thread, in evaluation mode, with gradients on; put everything back."""
+    models = [module for module in modules if isinstance(module, PreTrainedModel)]
     configs = [config for model in models for config in configs_of(model)]
+    # The lock comes first: changes of another thread's explanation are not part of the state.
     with (
-        lock_models(
-            [*configs, *modules]
-        ),  # first: what another thread's explanation did is not ours
+        lock_models([*configs, *modules]),
         preserve_state(modules),
         evaluation_mode(modules),
         graph_enabled(),
@@ -37,9 +36,9 @@ def isolated_model(modules: Sequence[nn.Module]) -> Iterator[None]:
 def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put hooks, attributes, modes and parameters back, also after an error.
 
-    Captum's methods take their hooks out only if they come to their end, and some put other weights
-    or attributes in place for a while. Values that are written into a tensor in place are not seen.
-    Meanwhile parameters have no gradients, so that nothing can be added to them.
+    Captum's methods remove their hooks only if they succeed, and some replace weights or attributes
+    for a while. Values that are written into a tensor in place are not restored. Inside, parameters
+    have no gradients, so that nothing can be added to them.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -48,32 +47,29 @@ def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
         >>> len(layer._forward_hooks)
         0
     """
-    found = list({id(one): one for module in modules for one in module.modules()}.values())
-    tensors = {id(one): one for part in found for one in _own_tensors(part)}
+    parts = list({id(part): part for module in modules for part in module.modules()}.values())
+    leaves = {
+        id(tensor): tensor
+        for part in parts
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if tensor.is_leaf
+    }
     with ExitStack() as stack:
-        for part in found:
-            stack.callback(_put_back_module, part, dict(vars(part)), _contents_of(part))
-        for tensor in tensors.values():
-            stack.callback(_put_back_tensor, tensor, tensor.data, tensor.requires_grad, tensor.grad)
+        for part in parts:
+            # Hooks, parameters, buffers and modules are in dicts of the module.
+            contents = {
+                name: value.copy()
+                for name, value in vars(part).items()
+                if name.startswith("_") and isinstance(value, dict)
+            }
+            stack.callback(_restore_module, part, dict(vars(part)), contents)
+        for tensor in leaves.values():
+            stack.callback(_restore_tensor, tensor, tensor.data, tensor.requires_grad, tensor.grad)
             tensor.grad = None
         yield
 
 
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from (buffer for buffer in module.buffers(recurse=False) if buffer.is_leaf)
-
-
-def _contents_of(module: nn.Module) -> dict[str, Any]:
-    """What is in the module's own dicts: hooks, parameters, buffers and modules."""
-    return {
-        name: value.copy()
-        for name, value in vars(module).items()
-        if name.startswith("_") and isinstance(value, dict)
-    }
-
-
-def _put_back_module(
+def _restore_module(
     module: nn.Module, attributes: dict[str, Any], contents: dict[str, Any]
 ) -> None:
     for name in set(vars(module)) - set(attributes):
@@ -84,9 +80,7 @@ def _put_back_module(
         attributes[name].update(content)
 
 
-def _put_back_tensor(
-    tensor: Tensor, data: Tensor, requires_grad: bool, grad: Tensor | None
-) -> None:
+def _restore_tensor(tensor: Tensor, data: Tensor, requires_grad: bool, grad: Tensor | None) -> None:
     if tensor.data_ptr() != data.data_ptr():
         tensor.data = data
     tensor.requires_grad_(requires_grad)
@@ -95,9 +89,9 @@ def _put_back_tensor(
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from a seed; the caller's generators come back as they were.
+    """Seed the generators of PyTorch (CPU and device), NumPy and Python, and restore them.
 
-    Those of PyTorch (of the CPU and of the device), NumPy and Python: Captum draws from all.
+    Captum draws from all of them.
 
     Example:
         >>> state = torch.get_rng_state()
@@ -109,7 +103,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         (True, True)
     """
     on_gpu = device.type == "cuda"
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002  # Captum's is global
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # Captum's is global
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         try:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed sets idle devices, too
@@ -120,5 +114,5 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             random.seed(seed)
             yield
         finally:
-            random.setstate(own)
-            np.random.set_state(numpys)  # noqa: NPY002
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

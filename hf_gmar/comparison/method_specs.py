@@ -1,7 +1,8 @@
-"""What can be compared: methods of the registry and Captum's, each with a label and its call."""
+"""Methods to compare: those of the registry and Captum's, each with a label and its call."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._utils.names import make_unique
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
@@ -78,8 +80,8 @@ MethodLikes: TypeAlias = Sequence[MethodLike] | Mapping[str, MethodLike]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every method of a comparison is asked.
+class AttributionTask:
+    """The images and classes that every method of a comparison explains.
 
     Attributes:
         model: the explained model, as the user gave it.
@@ -99,43 +101,43 @@ class Task:
     grid: tuple[int, int]
     kwargs: Mapping[str, Any]
 
-    def runner(self, column: MethodSpec) -> Callable[[], Tensor]:
-        """A call that gives the column's map, (B, rows, columns).
+    def runner(self, spec: MethodSpec) -> Callable[[], Tensor]:
+        """A call that gives the method's map, (B, rows, columns).
 
         Raises:
-            OptionError: the method can't be asked this.
-            UnsupportedModelError: the model can't be explained by it.
+            OptionError: the method can't explain such targets.
+            UnsupportedModelError: the method can't explain the model.
         """
-        method, options = self._built(column)
-        # Whatever it does, the caller's stay as they are; and some of Captum's need this format.
+        method, options = self._build(spec)
+        # A clone, as a method may write into it; some of Captum's need this format.
         pixels = self.pixels.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(method, AttributionMethod):
-            asked = {**self.kwargs, **options}
+            keywords = {**self.kwargs, **options}
             return lambda: self._checked(
-                method.attribute_patches(pixels, self.target, contrast=self.contrast, **asked)
+                method.attribute_patches(pixels, self.target, contrast=self.contrast, **keywords)
             )
         if self.contrast is not None:
             raise OptionError(
                 "Captum's methods explain one score, not the difference of two; leave out the "
                 "contrast, or build the method on a model that returns the difference"
             )
-        asked = {**defaults_of(method, pixels, self.grid), **options}
+        keywords = {**captum_defaults(method, pixels, self.grid), **options}
         pixels.requires_grad_()  # or Captum warns that it does it
 
         def run() -> Tensor:
             with _notices_hidden():
-                heat = method.attribute(pixels, target=self.target, **asked)
-            return self._checked(pooled(heat, pixels, self.grid))
+                attributions = method.attribute(pixels, target=self.target, **keywords)
+            return self._checked(sum_over_patches(attributions, pixels, self.grid))
 
         return run
 
-    def _built(self, column: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
-        if not isinstance(column.method, str):
-            return column.method, column.options
-        options = dict(column.options)
-        if self.readout is not None and "readout" in METHODS.options(column.method):
+    def _build(self, spec: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
+        if not isinstance(spec.method, str):
+            return spec.method, spec.options
+        options = dict(spec.options)
+        if self.readout is not None and "readout" in METHODS.options(spec.method):
             options.setdefault("readout", self.readout)
-        return METHODS.build(column.method, self.model, **options), {}
+        return METHODS.build(spec.method, self.model, **options), {}
 
     def _checked(self, patches: Any) -> Tensor:
         needed = (len(self.pixels), *self.grid)
@@ -150,25 +152,22 @@ class Task:
 
 @contextmanager
 def _notices_hidden() -> Iterator[None]:
-    """Without what Captum says of every call that is as it should be."""
+    """Hide Captum's warnings of calls that are as they should be."""
     with warnings.catch_warnings():
-        # They are taken out, whatever happens; and a model for each image is what is asked for.
-        for notice in (
-            r"\s*Setting (forward, )?backward hooks",
-            "You are providing multiple inputs",
-        ):
-            warnings.filterwarnings("ignore", message=notice)
+        # Hooks are removed in any case, and several inputs are intended.
+        warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")
+        warnings.filterwarnings("ignore", message="You are providing multiple inputs")
         yield
 
 
-def as_columns(methods: MethodLikes | None) -> list[MethodSpec]:
-    """The columns, each with a label of its own; ``None`` is every method of the registry.
+def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
+    """Make a spec of each method, with a unique label; ``None`` is every method of the registry.
 
     Raises:
         OptionError: no method, no such name, or something that is no method.
 
     Example:
-        >>> [column.label for column in as_columns(["gmar", ("gmar", {"alpha": 0.5}), "gmar"])]
+        >>> [spec.label for spec in as_method_specs(["gmar", ("gmar", {"alpha": 0.5}), "gmar"])]
         ['gmar', 'gmar (alpha=0.5)', 'gmar (2)']
     """
     if methods is None:
@@ -179,23 +178,21 @@ def as_columns(methods: MethodLikes | None) -> list[MethodSpec]:
             f"{methods!r}"
         )
     if isinstance(methods, Mapping):
-        found = [replace(_as_column(one), label=label) for label, one in methods.items()]
+        specs = [replace(_as_spec(method), label=label) for label, method in methods.items()]
     else:
-        found = [_as_column(one) for one in methods]
-    return [
-        replace(column, label=label)
-        for column, label in zip(found, _make_unique([one.name for one in found]), strict=True)
-    ]
+        specs = [_as_spec(method) for method in methods]
+    labels = make_unique((spec.name for spec in specs), "{} ({})")
+    return [replace(spec, label=label) for spec, label in zip(specs, labels, strict=True)]
 
 
-def captum_columns(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
-    """Captum's methods of these names, on a model that returns scores.
+def captum_specs(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
+    """Build Captum's methods of these names on a model that returns scores.
 
     Raises:
         OptionError: there is no such method.
 
     Example:
-        >>> [column.name for column in captum_columns(["Saliency"], nn.Identity())]
+        >>> [spec.name for spec in captum_specs(["Saliency"], nn.Identity())]
         ['Saliency']
     """
     check_captum_names(names)
@@ -203,23 +200,23 @@ def captum_columns(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
 
 
 def check_captum_names(names: Sequence[str]) -> None:
-    """An OptionError for a name that is not in ``CAPTUM``."""
+    """Raise an OptionError for a name that is not in ``CAPTUM``."""
     for name in names:
         if name not in CAPTUM:
             raise OptionError(
-                f"Captum has no method {name!r} for this; there are {_listed(CAPTUM)}"
+                f"Captum has no method {name!r} for this; there are {', '.join(CAPTUM)}"
             )
 
 
-def pooled(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Attributions to pixels (B, channels, height, width), summed over each patch's pixels.
+def sum_over_patches(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sum attributions to pixels (B, channels, height, width) over each patch.
 
     Raises:
         ModelOutputError: they have another shape than the pixels.
 
     Example:
         >>> ones = torch.ones(1, 3, 4, 8)
-        >>> pooled(ones, ones, (2, 4))
+        >>> sum_over_patches(ones, ones, (2, 4))
         tensor([[[12., 12., 12., 12.],
                  [12., 12., 12., 12.]]])
     """
@@ -230,25 +227,24 @@ def pooled(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
             f"{tuple(pixels.shape)}: one value for each pixel"
         )
     rows, columns = grid
-    summed: Tensor = attributions.detach().sum(1)
-    cut = summed.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
-    patches: Tensor = cut.sum((2, 4))
+    pixel_sums: Tensor = attributions.detach().sum(1)
+    patches: Tensor = pixel_sums.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).sum((2, 4))
     return patches
 
 
-def defaults_of(method: Attribution, pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
+def captum_defaults(method: Attribution, pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
     """Keywords that one of Captum's methods needs and the user did not give.
 
     Example:
         >>> from captum.attr import Occlusion
-        >>> defaults_of(Occlusion(print), torch.zeros(1, 3, 32, 32), (4, 4))
+        >>> captum_defaults(Occlusion(print), torch.zeros(1, 3, 32, 32), (4, 4))
         {'sliding_window_shapes': (3, 8, 8), 'strides': (3, 8, 8)}
     """
     inner = getattr(method, "attribution_method", None)  # NoiseTunnel hands keywords on
     if isinstance(inner, Attribution):
-        return {} if isinstance(inner, AttributionMethod) else defaults_of(inner, pixels, grid)
-    kind = next((one for one in type(method).__mro__ if one in _DEFAULTS), None)
-    return {} if kind is None else _DEFAULTS[kind](pixels, grid)
+        return {} if isinstance(inner, AttributionMethod) else captum_defaults(inner, pixels, grid)
+    base = next((base for base in type(method).__mro__ if base in _DEFAULTS), None)
+    return {} if base is None else _DEFAULTS[base](pixels, grid)
 
 
 def _window(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
@@ -257,20 +253,16 @@ def _window(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
 
 
 def _few_at_a_time(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
-    """Not all steps of all images at once, which would be 50 times the memory of a gradient."""
+    """All steps of all images at once would take 50 times the memory of a gradient."""
     return {"internal_batch_size": max(len(pixels), 8)}
 
 
-def _zeros(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
-    return {"baselines": torch.zeros_like(pixels[:1]).detach()}
-
-
-def _two_zeros(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
-    return {"baselines": torch.zeros_like(pixels[:1]).detach().repeat(2, 1, 1, 1)}
+def _zeros(count: int, pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
+    return {"baselines": pixels.new_zeros(count, *pixels.shape[1:])}
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
-    """Each patch is one feature, or there would be one for each pixel and channel."""
+    """Each patch is one feature: the default is one for each pixel and channel."""
     numbers = torch.arange(grid[0] * grid[1], device=pixels.device).view(1, 1, *grid)
     height, width = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
     mask = numbers.repeat_interleave(height, 2).repeat_interleave(width, 3)
@@ -280,8 +272,8 @@ def _patches(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
 _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str, Any]]] = {
     captum.attr.IntegratedGradients: _few_at_a_time,
     captum.attr.Occlusion: _window,
-    captum.attr.GradientShap: _zeros,
-    captum.attr.DeepLiftShap: _two_zeros,  # it takes no single one
+    captum.attr.GradientShap: functools.partial(_zeros, 1),
+    captum.attr.DeepLiftShap: functools.partial(_zeros, 2),  # it takes no single baseline
     captum.attr.FeatureAblation: _patches,
     captum.attr.FeaturePermutation: _patches,
     captum.attr.ShapleyValueSampling: _patches,
@@ -289,25 +281,25 @@ _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str,
     captum.attr.Lime: _patches,
     captum.attr.KernelShap: _patches,
 }
-"""What Captum's methods are given where the user says nothing, by class; subclasses inherit."""
+"""Default keywords of Captum's methods, by class; subclasses inherit them."""
 
 
-def _as_column(entry: Any) -> MethodSpec:
-    column = entry
-    if isinstance(entry, str) or (isinstance(entry, tuple) and len(entry) == 2):
-        name, options = METHODS.parse(entry)
-        column = MethodSpec(name, options=options)
-    elif isinstance(entry, Attribution):
-        column = MethodSpec(entry)
-    if not isinstance(column, MethodSpec) or not isinstance(column.method, str | Attribution):
+def _as_spec(method: Any) -> MethodSpec:
+    spec = method
+    if isinstance(method, str) or (isinstance(method, tuple) and len(method) == 2):
+        name, options = METHODS.parse(method)
+        spec = MethodSpec(name, options=options)
+    elif isinstance(method, Attribution):
+        spec = MethodSpec(method)
+    if not isinstance(spec, MethodSpec) or not isinstance(spec.method, str | Attribution):
         raise OptionError(
-            f"a method is a name ({_listed(METHODS)}), a name with its options "
-            "('gmar:norm=l2,alpha=0.5', or a pair), a method of "
-            f"hf_gmar, one of Captum's attribution methods or a MethodSpec; got {entry!r}"
+            f"a method is a name ({', '.join(METHODS)}), a name with its options "
+            "('gmar:norm=l2,alpha=0.5', or a pair), a method of hf_gmar, one of Captum's "
+            f"attribution methods or a MethodSpec; got {method!r}"
         )
-    if isinstance(column.method, str):
-        METHODS.check(column.method, column.options)
-    return column
+    if isinstance(spec.method, str):
+        METHODS.check(spec.method, spec.options)
+    return spec
 
 
 def _own_name(method: Attribution) -> str:
@@ -318,27 +310,13 @@ def _own_name(method: Attribution) -> str:
     return METHODS.name_of(kind) or kind.__name__
 
 
-def _make_unique(labels: Sequence[str]) -> list[str]:
-    found: list[str] = []
-    for label in labels:
-        name, number = label, 2
-        while name in found:
-            name, number = f"{label} ({number})", number + 1
-        found.append(name)
-    return found
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(map(str, names))
-
-
-def modules_of(columns: Sequence[MethodSpec]) -> Iterator[nn.Module]:
+def modules_of(specs: Sequence[MethodSpec]) -> Iterator[nn.Module]:
     """The modules that methods were built on, which need not be the model itself."""
-    for column in columns:
-        method: Any = column.method
+    for spec in specs:
+        method: Any = spec.method
         while isinstance(method, Attribution):
-            for held in (getattr(method, "forward_func", None), getattr(method, "model", None)):
-                owner = held if isinstance(held, nn.Module) else getattr(held, "__self__", None)
+            for model in (getattr(method, "forward_func", None), getattr(method, "model", None)):
+                owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
                 if isinstance(owner, nn.Module):
                     yield from owner.modules()
             method = getattr(method, "attribution_method", None)

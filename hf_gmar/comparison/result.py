@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_arrays, whole_file
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
 Format = Literal["markdown", "json", "pandas"]
-
 
 R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
 
@@ -40,7 +39,7 @@ class Comparison:
         maps: relevance of each patch by label of the method, (B, rows, columns), on the CPU;
             methods that failed have none.
         failures: why the others failed, one line each, by label.
-        spent: seconds and peak memory of each method by label; empty if not measured.
+        costs: seconds and peak memory of each method by label; empty if not measured.
         forward: the same of one plain forward of these images, without gradients; ``None`` if not
             measured.
         order: labels of all methods, as they were given.
@@ -55,7 +54,7 @@ class Comparison:
 
     maps: dict[str, Tensor]
     failures: dict[str, str]
-    spent: dict[str, Cost]
+    costs: dict[str, Cost]
     forward: Cost | None
     order: tuple[str, ...]
     names: tuple[str, ...]
@@ -78,17 +77,17 @@ class Comparison:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each method."""
-        return {label: one.seconds for label, one in self.spent.items()}
+        return {label: cost.seconds for label, cost in self.costs.items()}
 
     @property
     def peaks(self) -> dict[str, int | None]:
         """Bytes of memory of each method at its worst moment, beyond what was held before."""
-        return {label: one.peak for label, one in self.spent.items()}
+        return {label: cost.peak for label, cost in self.costs.items()}
 
     @property
     def ratios(self) -> dict[str, float]:
         """Seconds of each method by those of a plain forward that ran just before it."""
-        return {label: one.ratio for label, one in self.spent.items()}
+        return {label: cost.ratio for label, cost in self.costs.items()}
 
     def figure(self) -> Figure:
         """Images down, methods across, on one scale of colours that its caption explains.
@@ -98,13 +97,9 @@ class Comparison:
         """
         from hf_gmar.visualization.grid import GridColumn, grid_figure
 
+        maps, failures = self.maps, self.failures
         columns = [
-            GridColumn(
-                label,
-                self._cost_in_words(label),
-                self.maps.get(label),
-                self.failures.get(label, ""),
-            )
+            GridColumn(label, self._cost_text(label), maps.get(label), failures.get(label, ""))
             for label in self.order
         ]
         titles = [
@@ -123,10 +118,10 @@ class Comparison:
         Raises:
             OptionError: another format, or pandas is not installed.
         """
-        makers = {"markdown": self._markdown, "json": self._json, "pandas": self._pandas}
-        if format not in makers:
-            raise OptionError(f"format must be one of {', '.join(makers)}, got {format!r}")
-        return makers[format]()
+        writers = {"markdown": self._markdown, "json": self._json, "pandas": self._pandas}
+        if format not in writers:
+            raise OptionError(f"format must be one of {', '.join(writers)}, got {format!r}")
+        return writers[format]()
 
     def records(self) -> list[dict[str, Any]]:
         """The rows of the table: numbers as they are, ``None`` where there is none."""
@@ -134,10 +129,10 @@ class Comparison:
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows of the table as texts, the methods numbered."""
-        places = {label: str(number) for number, label in enumerate(self.order, 1)}
-        heads = ["", "method", "time / forward", "peak memory, MB"]
-        heads += [f"r with {places[label]}" for label in self.maps]
-        return heads, [[places[row["method"]], *self._row(row)] for row in self.records()]
+        numbers = {label: str(number) for number, label in enumerate(self.order, 1)}
+        headings = ["", "method", "time / forward", "peak memory, MB"]
+        headings += [f"r with {numbers[label]}" for label in self.maps]
+        return headings, [[numbers[row["method"]], *self._row(row)] for row in self.records()]
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``comparison.png``, ``.md`` and ``.json``, and ``maps.npz``: all or none of them.
@@ -165,15 +160,16 @@ class Comparison:
         return [folder / name for name in writers]
 
     def _record(self, label: str) -> dict[str, Any]:
-        spent, others = self.spent.get(label), list(self.maps)
-        mine = self.correlations[others.index(label)].tolist() if label in self.maps else []
+        cost, labels = self.costs.get(label), list(self.maps)
+        row = self.correlations[labels.index(label)].tolist() if label in self.maps else []
         return {
             "method": label,
-            "seconds": spent and spent.seconds,
-            "time_to_forward": self.ratios.get(label),
-            "peak_bytes": spent and spent.peak,
+            "seconds": cost and cost.seconds,
+            "time_to_forward": cost and cost.ratio,
+            "peak_bytes": cost and cost.peak,
             "rank_correlation": {
-                other: _number(value) for other, value in zip(others, mine, strict=False)
+                other: None if math.isnan(value) else value
+                for other, value in zip(labels, row, strict=False)
             },
             "failure": self.failures.get(label),
         }
@@ -181,18 +177,18 @@ class Comparison:
     def _row(self, row: Mapping[str, Any]) -> list[str]:
         if row["failure"] is not None:
             return [row["method"], *["-"] * (2 + len(self.maps))]
-        found = row["rank_correlation"]
+        correlations = row["rank_correlation"]
         return [
             row["method"],
-            _shown(row["time_to_forward"], ".2f"),
-            _shown(row["peak_bytes"], ".1f", 1e6),
-            *(_shown(found[other], ".2f") for other in self.maps),
+            _cell(row["time_to_forward"], ".2f"),
+            _cell(row["peak_bytes"], ".1f", 1e6),
+            *(_cell(correlations[other], ".2f") for other in self.maps),
         ]
 
     def _markdown(self) -> str:
-        heads, rows = self.cells()
-        ruler = [":--" if number < 2 else "--:" for number in range(len(heads))]
-        lines = [_line(one) for one in (heads, ruler, *rows)]
+        headings, rows = self.cells()
+        ruler = [":--" if number < 2 else "--:" for number in range(len(headings))]
+        lines = [f"| {' | '.join(map(_plain, row))} |" for row in (headings, ruler, *rows)]
         for label, reason in self.failures.items():
             lines += ["", f"{_plain(label)} failed: {_plain(reason)}"]
         return "\n".join(lines)
@@ -211,7 +207,7 @@ class Comparison:
 
     def _json(self) -> str:
         forward = self.forward
-        found = {
+        summary = {
             "methods": self.records(),
             "images": [
                 {"name": name, "target": target, "label": label, "probability": share}
@@ -224,7 +220,7 @@ class Comparison:
             "settings": self.settings,
             "version": __version__,
         }
-        return json.dumps(found, indent=1, allow_nan=False, default=str)
+        return json.dumps(summary, indent=1, allow_nan=False, default=str)
 
     def _pandas(self) -> Any:
         try:
@@ -241,69 +237,54 @@ class Comparison:
         return pandas.DataFrame(flat).set_index("method")
 
     def _save_maps(self, path: Path) -> None:
-        maps = [one.numpy() for one in self.maps.values()]
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                maps=np.stack(maps) if maps else np.empty((0, len(self.names), 0, 0)),
-                methods=np.array(list(self.maps), dtype=np.str_),
-                names=np.array(self.names, dtype=np.str_),
-                targets=np.array(self.targets),
-                labels=np.array(self.labels, dtype=np.str_),
-                settings=json.dumps(self.settings, default=str),
-                version=__version__,
-            )
+        maps = [patches.numpy() for patches in self.maps.values()]
+        save_arrays(
+            path,
+            maps=np.stack(maps) if maps else np.empty((0, len(self.names), 0, 0)),
+            methods=np.array(list(self.maps), dtype=np.str_),
+            names=np.array(self.names, dtype=np.str_),
+            targets=np.array(self.targets),
+            labels=np.array(self.labels, dtype=np.str_),
+            settings=json.dumps(self.settings, default=str),
+            version=__version__,
+        )
 
-    def _cost_in_words(self, label: str) -> str:
-        if label not in self.spent:
+    def _cost_text(self, label: str) -> str:
+        if (cost := self.costs.get(label)) is None:
             return ""
-        peak, ratio = self.spent[label].peak, self.ratios.get(label)
-        parts = [] if ratio is None else [f"{ratio:.1f} forwards"]
-        return ", ".join(parts + ([] if peak is None else [_size(peak)]))
+        memory = "" if cost.peak is None else f", {_size(cost.peak)}"
+        return f"{cost.ratio:.1f} forwards{memory}"
 
     def _caption(self) -> str:
         """What the numbers and colours mean, one paragraph."""
-        said = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
+        sentences = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
         if self.contrasts is not None:
-            said.append(
-                f"Explained is the score of the class less that of {_either(self.contrasts)}."
-            )
-        said.append(
+            contrast = " or ".join(dict.fromkeys(self.contrasts))
+            sentences.append(f"Explained is the score of the class less that of {contrast}.")
+        sentences.append(
             "Each map is divided by its own largest absolute value: compare where the colours are, "
             "not how strong they are."
         )
         if self.settings.get("captum"):
-            said.append(
+            sentences.append(
                 "Captum's attributions are summed over channels and over the pixels of each patch."
             )
         if self.forward is not None:
-            said.append(
+            sentences.append(
                 f"Times are by that of one plain forward of these images just before "
                 f"({self.forward.seconds:.2g} s); MB are the peak of what PyTorch gave "
                 "out beyond what it held before."
             )
-        return " ".join(said)
+        return " ".join(sentences)
 
 
-def _either(names: tuple[str, ...]) -> str:
-    return " or ".join(dict.fromkeys(names))
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _shown(value: float | None, form: str, unit: float = 1) -> str:
+def _cell(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
 
 
 def _plain(text: str) -> str:
-    """In a cell of Markdown."""
+    """Text for a cell of Markdown."""
     return " ".join(text.split()).replace("|", r"\|")
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

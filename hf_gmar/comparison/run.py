@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -17,14 +17,17 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar.comparison.cost import Cost, measured
+from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
-from hf_gmar.comparison.method_specs import MethodLikes, MethodSpec, Task, as_columns, modules_of
+from hf_gmar.comparison.method_specs import (
+    AttributionTask,
+    MethodLikes,
+    as_method_specs,
+    modules_of,
+)
 from hf_gmar.comparison.result import Comparison, picture_of
 from hf_gmar.errors import InputError, reason_of
 from hf_gmar.models.labels import label_of, probabilities
-
-__all__ = ["MethodSpec", "Comparison", "compare"]
 
 
 def compare(  # noqa: PLR0913  # a keyword each
@@ -44,11 +47,11 @@ def compare(  # noqa: PLR0913  # a keyword each
 ) -> Comparison:
     """Explain the same images and classes by several methods, and measure what each costs.
 
-    A method that fails says why in its place, and the others go on. The model and the inputs come
-    back as they were, whatever a method does, and so do the generators of random numbers.
+    If a method fails, its place says why, and the others go on. The model, the inputs and the
+    generators of random numbers come back as they were, whatever a method does.
 
     Args:
-        model: see :class:`~hf_gmar.methods.AttributionMethod`; its family must be known, for its grid.
+        model: see :class:`~hf_gmar.methods.base.AttributionMethod`; its family must be known.
         inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
         methods: a list of names of ``hf_gmar.methods.METHODS``, of pairs ``(name, options)``, of
             methods of ours or Captum's that you built on this model (Captum's on
@@ -87,136 +90,83 @@ def compare(  # noqa: PLR0913  # a keyword each
         >>> from captum.attr import Saliency
         >>> from hf_gmar import LogitsModel, load_model
         >>> model = load_model("bundled").model
-        >>> found = compare(model, torch.rand(2, 3, 96, 96), ["gmar", Saliency(LogitsModel(model))])
-        >>> {label: tuple(map.shape) for label, map in found.maps.items()}
+        >>> methods = ["gmar", Saliency(LogitsModel(model))]
+        >>> comparison = compare(model, torch.rand(2, 3, 96, 96), methods)
+        >>> {label: tuple(map.shape) for label, map in comparison.maps.items()}
         {'gmar': (2, 8, 8), 'Saliency': (2, 8, 8)}
-        >>> found.ratios["gmar"] > 1, found.peaks["gmar"] > 0
+        >>> comparison.ratios["gmar"] > 1, comparison.peaks["gmar"] > 0
         (True, True)
     """
-    columns = as_columns(methods)
+    specs = as_method_specs(methods)
     adapter = ModelAdapter.of(model, readout)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
     names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
-    images = _one_each("images", images, count) or [picture_of(one) for one in pixels]
-    modules = [*adapter.modules(), *modules_of(columns)]
-    plain = functools.partial(predict, adapter, ForwardRequest(pixels, (), forward_kwargs))
+    images = _one_each("images", images, count) or [picture_of(image) for image in pixels]
+    modules = [*adapter.modules(), *modules_of(specs)]
+    forward = functools.partial(predict, adapter, ForwardRequest(pixels, (), forward_kwargs))
     with isolated_model(modules), size_errors(adapter, pixels):
-        scores, forward = measured(plain, pixels.device) if measure else (plain(), None)
-        answer = _Answers.of(adapter, scores, TargetSpec(target, contrast))
+        scores, forward_cost = (
+            measure_cost(forward, pixels.device) if measure else (forward(), None)
+        )
+        resolved = TargetSpec(target, contrast).resolve(scores)
+    if scores.dim() == 2:  # a class for each image, in a form that ours and Captum's methods take
+        target, contrast = resolved.target, resolved.against
     grid = adapter.layout.grid(*pixels.shape[-2:])
-    asked = answer.target(target), answer.contrast(contrast)
-    task = Task(model, readout, pixels, *asked, grid, forward_kwargs)
-    cells = _Cells()
-    for column in columns:
+    task = AttributionTask(model, readout, pixels, target, contrast, grid, forward_kwargs)
+    maps: dict[str, Tensor] = {}
+    costs: dict[str, Cost] = {}
+    failures: dict[str, str] = {}
+    for spec in specs:
         if progress is not None:
-            progress(column.name)
+            progress(spec.name)
         with isolated_model(modules):  # one for each: no method meets what another left
-            cells.fill(column, task, plain, measure, seed)
+            try:
+                call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
+                if measure:
+                    maps[spec.name], costs[spec.name] = measure_cost(call, pixels.device, forward)
+                else:
+                    maps[spec.name] = call()
+            except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
+                failures[spec.name] = reason_of(error)
+    own_config = getattr(adapter.model, "config", None)  # of prompts, where these are the classes
+    config = own_config if isinstance(own_config, PreTrainedConfig) else adapter.backbone.config
+    shares = probabilities(config, scores).flatten(1).gather(1, resolved.target[:, None])
     return Comparison(
-        cells.maps,
-        cells.failures,
-        cells.spent,
-        forward,
-        order=tuple(column.name for column in columns),
+        maps,
+        failures,
+        costs,
+        forward_cost,
+        order=tuple(spec.name for spec in specs),
         names=tuple(names),
-        targets=tuple(answer.targets.tolist()),
-        labels=answer.labels(answer.targets),
-        probabilities=answer.shares,
-        contrasts=None if answer.against is None else answer.labels(answer.against),
+        targets=tuple(resolved.target.tolist()),
+        labels=_labels(config, resolved.target),
+        probabilities=tuple(shares[:, 0].tolist()),
+        contrasts=None if resolved.against is None else _labels(config, resolved.against),
         pictures=tuple(images),
-        settings=_settings(task, columns, type(adapter.backbone).__name__, measure, seed),
+        settings={
+            "model": type(adapter.backbone).__name__,
+            "captum": [spec.name for spec in specs if spec.is_captum],
+            "device": str(pixels.device),
+            "dtype": str(pixels.dtype).removeprefix("torch."),
+            "measured": measure,
+            "seed": seed,
+            "keywords": dict(forward_kwargs),
+        },
     )
 
 
-def _settings(
-    task: Task, columns: Sequence[MethodSpec], model: str, measure: bool, seed: int
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "captum": [column.name for column in columns if column.is_captum],
-        "device": str(task.pixels.device),
-        "dtype": str(task.pixels.dtype).removeprefix("torch."),
-        "measured": measure,
-        "seed": seed,
-        "keywords": dict(task.kwargs),
-    }
+def _seeded_call(call: Callable[[], Tensor], seed: int, device: torch.device) -> Tensor:
+    with seeded(seed, device):
+        return call()
 
 
-@dataclass
-class _Cells:
-    """What the methods gave, by label."""
-
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    spent: dict[str, Cost] = field(default_factory=dict)
-
-    def fill(
-        self,
-        column: MethodSpec,
-        task: Task,
-        forward: Callable[[], Tensor],
-        measure: bool,
-        seed: int,
-    ) -> None:
-        """Run one method; whatever it raises is what its cell says."""
-        label, device = column.name, task.pixels.device
-
-        def run() -> Tensor:
-            with seeded(seed, device):
-                return call()
-
-        try:
-            call = task.runner(column)
-            if measure:
-                self.maps[label], self.spent[label] = measured(run, device, forward)
-            else:
-                self.maps[label] = run()
-        except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
-            self.failures[label] = reason_of(error)
+def _labels(config: PreTrainedConfig, classes: Tensor) -> tuple[str, ...]:
+    return tuple(label_of(config, index) for index in classes.tolist())
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The classes that are explained.
-
-    Attributes:
-        config: where their names are.
-        targets: (B,), places in the scores of each image.
-        against: the same of the contrasts, or ``None``.
-        shares: probabilities of the targets.
-        classes: whether scores have one dimension for each image, so that places are classes.
-    """
-
-    config: PreTrainedConfig
-    targets: Tensor
-    against: Tensor | None
-    shares: tuple[float, ...]
-    classes: bool
-
-    @classmethod
-    def of(cls, adapter: ModelAdapter, scores: Tensor, target_spec: TargetSpec) -> _Answers:
-        found = target_spec.resolve(scores)
-        own = getattr(adapter.model, "config", None)  # of prompts, where these are the classes
-        config = own if isinstance(own, PreTrainedConfig) else adapter.backbone.config
-        shares = probabilities(config, scores).flatten(1).gather(1, found.target[:, None])
-        return cls(
-            config, found.target, found.against, tuple(shares[:, 0].tolist()), scores.dim() == 2
-        )
-
-    def target(self, asked: Target) -> Target:
-        """One class for each image, in a form that ours and Captum's methods take."""
-        return self.targets if self.classes else asked
-
-    def contrast(self, asked: Target) -> Target:
-        return self.against if self.classes else asked
-
-    def labels(self, places: Tensor) -> tuple[str, ...]:
-        return tuple(label_of(self.config, index) for index in places.tolist())
-
-
-def _one_each(what: str, given: Sequence[Any] | None, count: int) -> list[Any]:
-    if given is not None and (isinstance(given, str) or len(given) != count):
-        got = repr(given) if isinstance(given, str) else len(given)
-        raise InputError(f"{what} must be a list of {count}, one for each of the inputs; got {got}")
-    return list(given or ())
+def _one_each(kind: str, items: Sequence[Any] | None, count: int) -> list[Any]:
+    if items is not None and (isinstance(items, str) or len(items) != count):
+        got = repr(items) if isinstance(items, str) else len(items)
+        raise InputError(f"{kind} must be a list of {count}, one for each of the inputs; got {got}")
+    return list(items or ())

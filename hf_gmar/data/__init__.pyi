@@ -1,7 +1,7 @@
 from .base import Example, ImageDataset, Mask
 from .image_files import find_images, open_image
-from .masks import cover
-from .mosaics import Mosaic, Mosaics
+from .masks import patch_coverage
+from .mosaics import Mosaic, MosaicDataset
 from .scenes import CLASSES, Scene, draw_scene, grey_out
 from .source import open_data
 
@@ -11,12 +11,12 @@ __all__ = [
     "ImageDataset",
     "Mask",
     "Mosaic",
-    "Mosaics",
+    "MosaicDataset",
     "Scene",
-    "cover",
     "draw_scene",
     "find_images",
     "grey_out",
     "open_data",
     "open_image",
+    "patch_coverage",
 ]

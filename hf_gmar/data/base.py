@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_gmar.errors import OptionError
+from hf_gmar.data.class_names import Labels
+from hf_gmar.errors import ImageFileError, OptionError
 
 Mask = NDArray[np.bool_]
 
@@ -51,28 +51,20 @@ class Example:
 class ImageDataset(ABC):
     """A data set: so many images, each read when it is asked for.
 
-    A class of your own needs ``name``, ``settings``, ``__len__``, ``key`` and ``__getitem__``.
+    A class of your own calls this constructor and has ``__len__``, ``key`` and ``__getitem__``.
+
+    Args:
+        name: what the data set is called.
+        settings: what distinguishes it from others, as JSON can hold it, the same on every machine.
+        notices: what a user should know of it, a sentence each.
     """
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What to call the data set."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """What tells this data set from others, as JSON can hold it, the same on every machine."""
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What a user should know of it, a sentence each."""
-        return ()
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether any of its images can have a mask."""
-        return True
+    def __init__(
+        self, name: str, settings: Mapping[str, Any], notices: tuple[str, ...] = ()
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.notices = notices
 
     @abstractmethod
     def __len__(self) -> int:
@@ -108,61 +100,90 @@ class ImageDataset(ABC):
         return (self[index] for index in range(len(self)))
 
 
-class Part(ImageDataset):
+class Subset(ImageDataset):
     """Some images of a data set, under the names that they have there.
 
     Args:
-        whole: the data set.
-        chosen: which of its images.
+        dataset: the whole data set.
+        indices: which of its images.
         settings: how they were chosen.
     """
 
     def __init__(
-        self, whole: ImageDataset, chosen: Sequence[int], settings: Mapping[str, Any] | None = None
+        self, dataset: ImageDataset, indices: Sequence[int], settings: Mapping[str, Any]
     ) -> None:
-        self.whole = whole
-        self.chosen = chosen
-        self._settings = {**whole.settings, **(settings or {})}
-
-    @property
-    def name(self) -> str:
-        """That of the whole."""
-        return self.whole.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Those of the whole, and how the part was chosen."""
-        return self._settings
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Those of the whole."""
-        return self.whole.notices
-
-    @property
-    def has_masks(self) -> bool:
-        """As the whole."""
-        return self.whole.has_masks
+        super().__init__(dataset.name, {**dataset.settings, **settings}, dataset.notices)
+        self.dataset = dataset
+        self.indices = indices
 
     def __len__(self) -> int:
         """How many images were chosen."""
-        return len(self.chosen)
+        return len(self.indices)
 
     def key(self, index: int) -> str:
-        """The name that it has in the whole."""
-        return self.whole.key(self.chosen[index])
+        """The name of the image in the whole data set."""
+        return self.dataset.key(self.indices[index])
 
     def label(self, index: int) -> int | None:
-        """The class that it has in the whole."""
-        return self.whole.label(self.chosen[index])
+        """The class of the image in the whole data set."""
+        return self.dataset.label(self.indices[index])
 
     def __getitem__(self, index: int) -> Example:
-        """The image of the whole."""
-        return self.whole[self.chosen[index]]
+        """The image of the whole data set."""
+        return self.dataset[self.indices[index]]
 
 
-def limited(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
-    """So many images at most, spread evenly.
+class LabelledDataset(ImageDataset):
+    """Images whose names and classes are known before any is read.
+
+    Args:
+        name: what the data set is called.
+        settings: what it is and how it was read.
+        keys: the name of each image.
+        labels: the class of each image.
+        contents: what tells each image from another of its name, as JSON can hold it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        keys: Sequence[str],
+        labels: Labels,
+        contents: Iterable[object],
+    ) -> None:
+        settings = {**settings, "images": len(keys), "content": digest(contents)}
+        super().__init__(name, settings, labels.notices)
+        self.keys = keys
+        self.labels = labels.of_images
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.keys)
+
+    def key(self, index: int) -> str:
+        """The name of the image in its folder, table or data set."""
+        return self.keys[index]
+
+    def label(self, index: int) -> int | None:
+        """The class that the folder, table or data set gives the image."""
+        return self.labels[index]
+
+    def _example(self, index: int, name: str, image: Image.Image, mask: Mask | None) -> Example:
+        """The example of an image that was read; an ImageFileError for a mask of another size."""
+        key, label = self.keys[index], self.labels[index]
+        if mask is None:
+            return Example(key, image, label)
+        if mask.shape[::-1] != image.size:
+            raise ImageFileError(
+                f"the mask of {name} has {mask.shape[1]} x {mask.shape[0]} pixels and its image "
+                f"{image.width} x {image.height}; a mask has the size of its image"
+            )
+        return Example(key, image, label, {label: mask})
+
+
+def take_evenly(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
+    """Take so many images at most, spread evenly.
 
     The data set is cut into ``limit`` runs of equal length, to within one image; of each run, the
     seed draws one. A folder sorted by class gives each class its share, and a data set that goes
@@ -178,7 +199,7 @@ def limited(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageData
 
     Example:
         >>> from hf_gmar.data import open_data
-        >>> some = limited(open_data("scenes:100", {}), 4)
+        >>> some = take_evenly(open_data("scenes:100", {}), 4)
         >>> [some.key(index) for index in range(4)]
         ['scene-10', 'scene-32', 'scene-50', 'scene-89']
     """
@@ -188,21 +209,21 @@ def limited(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageData
     if limit is None or limit >= count:
         return images
     edges = [run * count // limit for run in range(limit + 1)]
-    chosen = [
+    indices = [
         start + stable_hash(seed, run) % (end - start)
         for run, (start, end) in enumerate(itertools.pairwise(edges))
     ]
-    return Part(images, chosen, {"limit": limit, "limit_seed": seed})
+    return Subset(images, indices, {"limit": limit, "limit_seed": seed})
 
 
-def stable_hash(*what: object) -> int:
-    """A large number that any machine draws for the same things, and another for others.
+def stable_hash(*values: object) -> int:
+    """A large number that any machine gives for the same values, and another for others.
 
     Example:
         >>> stable_hash(0, "a") == stable_hash(0, "a"), stable_hash(0, "a") == stable_hash(1, "a")
         (True, False)
     """
-    return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps(values).encode()).digest()[:8], "big")
 
 
 def digest(rows: Iterable[object]) -> str:
@@ -212,27 +233,7 @@ def digest(rows: Iterable[object]) -> str:
         >>> digest([["a.jpg", 1], ["b.jpg", 2]]) == digest([["b.jpg", 2], ["a.jpg", 1]])
         False
     """
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for row in rows:
-        found.update(json.dumps(row).encode() + b"\n")
-    return found.hexdigest()[:16]
-
-
-def make_unique(names: Iterable[str]) -> list[str]:
-    """The same names, where the second of a name gets a number.
-
-    Example:
-        >>> make_unique(["a.jpg", "b.jpg", "a.jpg", "a.jpg"])
-        ['a.jpg', 'b.jpg', 'a.jpg#2', 'a.jpg#3']
-    """
-    names = list(names)
-    taken, counts = set(names), Counter[str]()
-    keys = []
-    for name in names:
-        counts[name] += 1
-        key = name if counts[name] == 1 else f"{name}#{counts[name]}"
-        while counts[name] > 1 and key in taken:  # another file may be called that
-            counts[name] += 1
-            key = f"{name}#{counts[name]}"
-        keys.append(key)
-    return keys
+        content.update(json.dumps(row).encode() + b"\n")
+    return content.hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Classes:
 
     @classmethod
     def of(cls, labels: Mapping[int, str], label_map: LabelMap = None) -> Classes:
-        """Those of a model, with names that the user gives.
+        """Combine the labels of a model with names that the user gives.
 
         Raises:
             OptionError: a name is given a class that the model does not have.
@@ -46,11 +46,11 @@ class Classes:
         if label_map is None:
             return plain
         pairs = label_map if isinstance(label_map, Mapping) else _read(Path(label_map))
-        named = {str(name): plain._given(name, wanted) for name, wanted in pairs.items()}
+        named = {str(name): plain._index(name, choice) for name, choice in pairs.items()}
         return cls(plain.labels, named)
 
     def find(self, name: str) -> int | None:
-        """The class of that name, label, part of a label, or number; ``None`` if there is none.
+        """Find the class of a name, label, part of a label, or number; ``None`` if there is none.
 
         Underscores count as spaces where that is needed to find one.
 
@@ -59,31 +59,30 @@ class Classes:
         """
         if name in self.named:
             return self.named[name]
-        found = self._number(name) | set(classes_called(self.labels, name))
-        if not found:
-            spaced = {index: _spaced(label) for index, label in self.labels.items()}
-            found = set(classes_called(spaced, _spaced(name)))
-        if len(found) > 1:
-            choices = ", ".join(f"{index} ({self.labels[index]})" for index in sorted(found))
+        # Python refuses to read very long numbers.
+        number = int(name) if re.fullmatch(r"\s*\d{1,9}\s*", name) else -1
+        indices = {number} & set(self.labels) | set(classes_called(self.labels, name))
+        if not indices:
+            spaced = {index: label.replace("_", " ") for index, label in self.labels.items()}
+            indices = set(classes_called(spaced, name.replace("_", " ")))
+        if len(indices) > 1:
+            choices = ", ".join(f"{index} ({self.labels[index]})" for index in sorted(indices))
             raise OptionError(
                 f"the data call a class {name!r}, and the model has several of that name or "
                 f"number: {choices}; give the class of {name!r} in label_map"
             )
-        return found.pop() if found else None
+        return indices.pop() if indices else None
 
-    def _number(self, name: str) -> set[int]:
-        # Python refuses to read very long numbers.
-        found = int(name) if re.fullmatch(r"\s*\d{1,9}\s*", name) else -1
-        return {found} & set(self.labels)
-
-    def _given(self, name: str, wanted: int | str) -> int:
-        known = wanted in self.labels if isinstance(wanted, int) else False
-        found = wanted if known else self.find(str(wanted))
-        if not isinstance(found, int):
+    def _index(self, name: str, choice: int | str) -> int:
+        """The class that the user gives a name."""
+        if isinstance(choice, int) and choice in self.labels:
+            return choice
+        index = self.find(str(choice))
+        if index is None:
             raise OptionError(
-                f"label_map gives {name!r} the class {wanted!r}, but the model has no such class"
+                f"label_map gives {name!r} the class {choice!r}, but the model has no such class"
             )
-        return found
+        return index
 
 
 @dataclass(frozen=True)
@@ -106,28 +105,20 @@ class Labels:
             OptionError: a name fits several classes.
         """
         known = {name: classes.find(name) for name in dict.fromkeys(names) if name is not None}
-        found = tuple(None if name is None else known[name] for name in names)
+        indices = tuple(None if name is None else known[name] for name in names)
         if not known:
-            return cls(found, ("the data do not say of what class an image is",))
-        lost = [name for name, index in known.items() if index is None]
-        return cls(found, _lost(lost, len(known), names) if lost else ())
-
-
-def _lost(lost: Sequence[str], count: int, names: Iterable[str | None]) -> tuple[str, ...]:
-    unknown = set(lost)
-    images = sum(name in unknown for name in names)
-    shown = ", ".join(repr(name) for name in sorted(lost)[:_SHOWN])
-    more = ", ..." if len(lost) > _SHOWN else ""
-    said = (
-        f"{len(lost)} of {count} class names of the data ({shown}{more}) fit no class of the "
-        f"model: {images} image{' has' if images == 1 else 's have'} no label; label_map can "
-        "say which classes they are"
-    )
-    return (said,)
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+            return cls(indices, ("the data do not say of what class an image is",))
+        unknown = sorted(name for name, index in known.items() if index is None)
+        if not unknown:
+            return cls(indices)
+        images = sum(name is not None and known[name] is None for name in names)
+        shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if unknown[_SHOWN:] else "")
+        notice = (
+            f"{len(unknown)} of {len(known)} class names of the data ({shown}) fit no class of the "
+            f"model: {images} image{' has' if images == 1 else 's have'} no label; label_map can "
+            "say which classes they are"
+        )
+        return cls(indices, (notice,))
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -139,13 +130,13 @@ def _read(path: Path) -> dict[str, str]:
         raise DataError(f"label_map {path} can't be read: {error}") from error
     if rows and [cell.strip().casefold() for cell in rows[0]] == ["name", "class"]:
         rows = rows[1:]
-    wrong = [row for row in rows if len(row) != 2]
-    if wrong:
+    bad_rows = [row for row in rows if len(row) != 2]
+    if bad_rows:
         raise DataError(
-            f"label_map {path} has a row {wrong[0]}; needed are two columns: the name in the "
+            f"label_map {path} has a row {bad_rows[0]}; needed are two columns: the name in the "
             "data and the class of the model"
         )
-    found = dict(rows)
-    if len(found) < len(rows):
+    classes = dict(rows)
+    if len(classes) < len(rows):
         raise DataError(f"label_map {path} gives a name twice; each name has one class")
-    return found
+    return classes

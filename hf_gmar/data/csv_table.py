@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gmar.data.class_names import Classes
-from hf_gmar.data.image_folder import File, Files
+from hf_gmar.data.image_folder import ImageFile, ImageFolder
 from hf_gmar.errors import DataError, OptionError
 
 IMAGE_COLUMNS = ("path", "image", "image_path", "file", "file_name", "filename")
@@ -24,7 +24,7 @@ def table_of_images(
     image_column: str | None = None,
     label_column: str | None = None,
     mask_column: str | None = None,
-) -> Files:
+) -> ImageFolder:
     """The images that the rows of a CSV file name, with commas and a first row of column names.
 
     Args:
@@ -55,28 +55,28 @@ def table_of_images(
         "image_column": images, "label_column": labels, "mask_column": masks,
     }  # fmt: skip
     files = [_file(path, line, row, images, labels, masks) for line, row in rows]
-    return Files(name, files, classes, settings)
+    return ImageFolder(name, files, classes, settings)
 
 
 def column(
-    what: str, given: str | None, header: Sequence[str], names: Sequence[str], data: object
+    kind: str, name: str | None, header: Sequence[str], names: Sequence[str], data: object
 ) -> str | None:
-    """The column that the user names, or the one that has one of some names; ``None`` for none.
+    """Find the column that the user names, else the column with one of some names, if any.
 
     Raises:
         OptionError: the named one is not there, or several have one of the names.
     """
-    if given is not None:
-        if given not in header:
-            raise OptionError(f"{data} has no column {given!r}; it has {', '.join(header)}")
-        return given
-    found = [name for name in header if name.casefold() in names]
-    if len(found) > 1:
+    if name is not None:
+        if name not in header:
+            raise OptionError(f"{data} has no column {name!r}; it has {', '.join(header)}")
+        return name
+    candidates = [title for title in header if title.casefold() in names]
+    if len(candidates) > 1:
         raise OptionError(
-            f"{data} has several columns that may be the {what}: {', '.join(found)}; choose one "
-            f"with {what}_column"
+            f"{data} has several columns that may be the {kind}: {', '.join(candidates)}; choose "
+            f"one with {kind}_column"
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -103,9 +103,9 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 def _file(
     table: Path, line: int, row: dict[str, str], images: str, labels: str | None, masks: str | None
-) -> File:
+) -> ImageFile:
     image, label, mask = (row[name].strip() if name else "" for name in (images, labels, masks))
     if not image:
         raise DataError(f"line {line} of {table} has no path in its column {images!r}")
     folder = table.parent
-    return File(image, folder / image, label or None, folder / mask if mask else None)
+    return ImageFile(image, folder / image, label or None, folder / mask if mask else None)

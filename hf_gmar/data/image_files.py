@@ -11,9 +11,10 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_gmar._utils.names import make_unique
 from hf_gmar.errors import ImageFileError
 
-Taken = TypeVar("Taken")
+Result = TypeVar("Result")
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
@@ -37,8 +38,8 @@ def open_image(path: Path) -> Image.Image:
     return read_image(path, path, to_rgb)
 
 
-def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], Taken]) -> Taken:
-    """What is taken from an image that is upright as its EXIF data says.
+def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], Result]) -> Result:
+    """Read from an image what ``take`` takes of it, upright as its EXIF data says.
 
     Args:
         file: an image file, or what is in one.
@@ -100,12 +101,12 @@ def find_images(path: Path, skip: Path | None = None) -> list[Path]:
         if not path.is_file():
             raise ImageFileError(f"there is no image file {path}")
         return [path]
-    found = sorted(file for file in path.rglob("*") if _is_image(file, path, skip))
-    if not found:
+    files = sorted(file for file in path.rglob("*") if _is_image(file, path, skip))
+    if not files:
         raise ImageFileError(
             f"the folder {path} holds no image files ({', '.join(sorted(SUFFIXES))})"
         )
-    return found
+    return files
 
 
 def _is_image(file: Path, folder: Path, skip: Path | None) -> bool:
@@ -121,10 +122,4 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
         >>> unique_stems([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")])
         ['cat', 'cat-2', 'dog']
     """
-    stems: list[str] = []
-    for path in paths:
-        stem, number = path.stem, 2
-        while stem in stems:
-            stem, number = f"{path.stem}-{number}", number + 1
-        stems.append(stem)
-    return stems
+    return make_unique((path.stem for path in paths), "{}-{}")

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gmar.data.base import Example, ImageDataset, Mask, digest, make_unique
+from hf_gmar._utils.names import make_unique
+from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.image_files import find_images, read_image, to_rgb
 from hf_gmar.data.masks import to_mask
-from hf_gmar.errors import DataError, ImageFileError
+from hf_gmar.errors import DataError
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
-class File:
+class ImageFile:
     """One image of a data set of files.
 
     Attributes:
@@ -33,7 +34,7 @@ class File:
     mask: Path | None = None
 
 
-class Files(ImageDataset):
+class ImageFolder(LabelledDataset):
     """Image files, each read when it is asked for.
 
     Args:
@@ -44,72 +45,25 @@ class Files(ImageDataset):
     """
 
     def __init__(
-        self, name: str, files: Sequence[File], classes: Classes, settings: Mapping[str, Any]
+        self, name: str, files: Sequence[ImageFile], classes: Classes, settings: Mapping[str, Any]
     ) -> None:
-        self._name = name
-        self.files = tuple(files)
-        self.keys = make_unique(file.name for file in files)
-        self.labels = Labels.find([file.class_name for file in files], classes)
-        rows = (
+        keys = make_unique(file.name for file in files)
+        labels = Labels.find([file.class_name for file in files], classes)
+        contents = (
             [key, label, _bytes(file.path), _bytes(file.mask)]
-            for key, label, file in zip(self.keys, self.labels.of_images, self.files, strict=True)
+            for key, label, file in zip(keys, labels.of_images, files, strict=True)
         )
-        self._settings = {**settings, "images": len(self), "content": digest(rows)}
-
-    @property
-    def name(self) -> str:
-        """As the user gave it."""
-        return self._name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Names, classes and sizes of all files in short, but not where they are."""
-        return self._settings
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Names of classes that the model does not have."""
-        return self.labels.notices
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether a mask is named for any image."""
-        return any(file.mask is not None for file in self.files)
-
-    def __len__(self) -> int:
-        """How many files."""
-        return len(self.files)
-
-    def key(self, index: int) -> str:
-        """The path as the data set has it."""
-        return self.keys[range(len(self))[index]]
-
-    def label(self, index: int) -> int | None:
-        """The class of its folder, or that the table says."""
-        return self.labels.of_images[range(len(self))[index]]
+        super().__init__(name, settings, keys, labels, contents)
+        self.files = tuple(files)
 
     def __getitem__(self, index: int) -> Example:
         """Read an image, and its mask if it has one."""
-        key, file, label = self.key(index), self.files[index], self.label(index)
+        key, file = self.keys[index], self.files[index]
         image = read_image(file.path, f"{key} ({file.path})", to_rgb)
         if file.mask is None:
-            return Example(key, image, label)
+            return self._example(index, key, image, None)
         mask = read_image(file.mask, f"the mask of {key} ({file.mask})", to_mask)
-        return Example(key, image, label, {label: fitting(mask, image.size, key)})
-
-
-def fitting(mask: Mask, size: tuple[int, int], key: str) -> Mask:
-    """The mask, if it has the width and height of its image.
-
-    Raises:
-        ImageFileError: it has not.
-    """
-    if mask.shape[::-1] != size:
-        raise ImageFileError(
-            f"the mask of {key} has {mask.shape[1]} x {mask.shape[0]} pixels and its image "
-            f"{size[0]} x {size[1]}; a mask has the size of its image"
-        )
-    return mask
+        return self._example(index, key, image, mask)
 
 
 def folder_of_images(
@@ -119,7 +73,7 @@ def folder_of_images(
     name: str,
     split: str | None = None,
     skip: Path | None = None,
-) -> Files:
+) -> ImageFolder:
     """The image files of a folder, or of its subfolders, each of which is a class.
 
     Args:
@@ -153,10 +107,12 @@ def folder_of_images(
             "choose one with split"
         )
     files = [
-        File(path.as_posix(), root / path, path.parts[0] if nested else None) for path in paths
+        ImageFile(path.as_posix(), root / path, path.parts[0] if nested else None) for path in paths
     ]
     kind = "folder by class" if nested else "folder"
-    return Files(name, files, classes, {"kind": kind, "name": root.resolve().name, "split": split})
+    return ImageFolder(
+        name, files, classes, {"kind": kind, "name": root.resolve().name, "split": split}
+    )
 
 
 def _bytes(path: Path | None) -> int | None:

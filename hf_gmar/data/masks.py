@@ -1,12 +1,9 @@
-"""Pictures of masks: white, or whatever is not black, is the object."""
+"""Masks: read from pictures, and as shares of patches."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -29,37 +26,26 @@ def to_mask(picture: Image.Image) -> Mask:
         array([[False,  True],
                [ True, False]])
     """
-    levels = _levels(picture)
-    found = np.unique(levels)
-    if len(found) > 2 and not _smooth(picture.mode, found):
-        raise ImageFileError(
-            f"a mask has {len(found)} levels from {found[0]} to {found[-1]}, as a map of class "
-            "numbers has; a mask is black, and white where the object is, one for each image"
-        )
-    mask: Mask = np.greater(levels, found[-1] / 2)
-    return mask
-
-
-def _levels(picture: Image.Image) -> NDArray[Any]:
-    """The one number of each pixel, (height, width)."""
-    levels = np.asarray(picture)
-    if levels.ndim == 3 and picture.mode == "RGB" and (levels == levels[..., :1]).all():
-        levels = levels[..., 0]
-    if levels.ndim != 2:
+    pixels = np.asarray(picture)
+    if pixels.ndim == 3 and picture.mode == "RGB" and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2:
         raise ImageFileError(
             f"a mask is in colour (mode {picture.mode!r}); a mask is black, and white where the "
             "object is"
         )
-    return levels
-
-
-def _smooth(mode: str, levels: NDArray[Any]) -> bool:
-    """Whether these are black, white and what lies between, and no numbers of classes."""
+    levels = np.unique(pixels)
     # Class numbers go up from 0, and some data sets have 255 for what they leave out.
-    return mode != "P" and bool(levels[-2] >= 128)
+    if len(levels) > 2 and (picture.mode == "P" or levels[-2] < 128):
+        raise ImageFileError(
+            f"a mask has {len(levels)} levels from {levels[0]} to {levels[-1]}, as a map of class "
+            "numbers has; a mask is black, and white where the object is, one for each image"
+        )
+    mask: Mask = np.greater(pixels, levels[-1] / 2)
+    return mask
 
 
-def cover(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
+def patch_coverage(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
     """Share of each patch's area that lies in a mask of the original image.
 
     A patch is a rectangle of the original image, whose edges need not be whole pixels: each pixel
@@ -79,7 +65,7 @@ def cover(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
     Example:
         >>> import numpy as np
         >>> mask = np.array([[True, True, True, False]])
-        >>> cover(mask, ImageView((1, 4), (0.0, 0.0, 1.0, 4.0)), (1, 2))
+        >>> patch_coverage(mask, ImageView((1, 4), (0.0, 0.0, 1.0, 4.0)), (1, 2))
         tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
     if mask.shape != view.size:
@@ -92,10 +78,10 @@ def cover(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
     top, left, bottom, right = view.box
     rows = _shares(grid[0], top, bottom, mask.shape[0])
     columns = _shares(grid[1], left, right, mask.shape[1])
-    found = rows @ torch.from_numpy(mask).double() @ columns.T
+    shares = rows @ torch.from_numpy(mask).double() @ columns.T
     # Sums of float64 differ between machines in the last places, and a patch that is covered by
     # half is to be so on all of them.
-    return found.round(decimals=9)
+    return shares.round(decimals=9)
 
 
 def _shares(cells: int, start: float, end: float, pixels: int) -> Tensor:

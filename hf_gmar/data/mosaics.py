@@ -7,14 +7,13 @@ the cell with its image. It needs no masks, so that any data set with labels wil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
+from hf_gmar.data.base import Example, ImageDataset, Mask, Subset, stable_hash
 from hf_gmar.errors import DataError, ImageFileError, OptionError
 
 CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -42,14 +41,14 @@ class Mosaic:
     @property
     def mask(self) -> Mask:
         """Which pixels are the target's cell, bool (height, width)."""
-        found = np.zeros(self.image.size[::-1], np.bool_)
+        mask = np.zeros(self.image.size[::-1], np.bool_)
         row, column = self.cell
-        height, width = (side // 2 for side in found.shape)
-        found[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
-        return found
+        height, width = (side // 2 for side in mask.shape)
+        mask[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+        return mask
 
 
-class Mosaics(ImageDataset):
+class MosaicDataset(Subset):
     """A mosaic for each image with a label: itself and three images of three other classes.
 
     The other classes, their images and the target's cell are drawn by the seed and the image's key,
@@ -69,18 +68,17 @@ class Mosaics(ImageDataset):
         OptionError: a size under 2.
 
     Example:
-        >>> from hf_gmar.data import open_data
-        >>> from hf_gmar.data import CLASSES
-        >>> mosaics = Mosaics(open_data("scenes:20", dict(enumerate(CLASSES))), (96, 96))
-        >>> found = mosaics.mosaic(0)
-        >>> found.image.size, CLASSES[found.label], found.cell, int(found.mask.sum()) == 48 * 48
-        ((96, 96), 'heart', (1, 0), True)
+        >>> from hf_gmar.data import CLASSES, open_data
+        >>> mosaics = MosaicDataset(open_data("scenes:20", dict(enumerate(CLASSES))), (96, 96))
+        >>> mosaic = mosaics.mosaic(0)
+        >>> mosaic.image.size, CLASSES[mosaic.label], mosaic.cell, mosaic.mask.sum() == 48 * 48
+        ((96, 96), 'heart', (1, 0), np.True_)
     """
 
     def __init__(self, data: ImageDataset, size: tuple[int, int], seed: int = 0) -> None:
         if min(size) < 2:
             raise OptionError(f"a mosaic has at least 2 x 2 pixels, got {size[0]} x {size[1]}")
-        self.data, self.size, self.seed = data, (int(size[0]), int(size[1])), seed
+        self.size, self.seed = (int(size[0]), int(size[1])), seed
         self.by_class: dict[int, list[int]] = {}
         for index in range(len(data)):
             if (label := data.label(index)) is not None:
@@ -91,39 +89,14 @@ class Mosaics(ImageDataset):
                 f"labels of {len(self.by_class)}; give a data set with labels, or name their "
                 "classes in label_map"
             )
-        self.indices = sorted(index for found in self.by_class.values() for index in found)
-
-    @property
-    def name(self) -> str:
-        """That of the data set."""
-        return f"mosaics of {self.data.name}"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Those of the data set, with size and seed."""
-        return {**self.data.settings, "mosaics": {"size": self.size, "seed": self.seed}}
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Those of the data set."""
-        return self.data.notices
-
-    def __len__(self) -> int:
-        """How many images have a label."""
-        return len(self.indices)
-
-    def key(self, index: int) -> str:
-        """That of the target's image."""
-        return self.data.key(self.indices[index])
-
-    def label(self, index: int) -> int | None:
-        """The target."""
-        return self.data.label(self.indices[index])
+        indices = sorted(index for images in self.by_class.values() for index in images)
+        super().__init__(data, indices, {"mosaics": {"size": self.size, "seed": seed}})
+        self.name = f"mosaics of {data.name}"
 
     def __getitem__(self, index: int) -> Example:
         """The mosaic, with the target's cell as the mask of its class."""
-        found = self.mosaic(index)
-        return Example(found.key, found.image, found.label, {found.label: found.mask})
+        mosaic = self.mosaic(index)
+        return Example(mosaic.key, mosaic.image, mosaic.label, {mosaic.label: mosaic.mask})
 
     def mosaic(self, index: int) -> Mosaic:
         """The mosaic for one of the images with a label.
@@ -132,7 +105,7 @@ class Mosaics(ImageDataset):
             IndexError: no image of that number.
             ImageFileError: the target's image is broken, or too few of the others can be used.
         """
-        example = self.data[self.indices[index]]
+        example = self.dataset[self.indices[index]]
         if example.label is None:  # an image of one's own that changes its mind
             raise DataError(f"the image {example.key} has no label any more")
         place = stable_hash(self.seed, example.key, "cell") % len(CELLS)
@@ -148,19 +121,16 @@ class Mosaics(ImageDataset):
 
     def _others(self, key: str, target: int) -> list[Example]:
         """Three images of other classes, none of which shows the target."""
-        found: list[Example] = []
-        classes = sorted(
-            self.by_class, key=lambda label: stable_hash(self.seed, key, "class", label)
-        )
-        for label in classes:
-            if label != target and len(found) < len(CELLS) - 1:
-                found.extend(self._first_good(key, label, target))
-        if len(found) < len(CELLS) - 1:
+        others: list[Example] = []
+        for label in sorted(self.by_class, key=lambda n: stable_hash(self.seed, key, "class", n)):
+            if label != target and len(others) < len(CELLS) - 1:
+                others.extend(self._first_good(key, label, target))
+        if len(others) < len(CELLS) - 1:
             raise ImageFileError(
                 f"no mosaic for {key}: it needs images of {len(CELLS) - 1} other classes that can "
-                f"be read and don't show its own, and there are {len(found)}"
+                f"be read and don't show its own, and there are {len(others)}"
             )
-        return found
+        return others
 
     def _first_good(self, key: str, label: int, target: int) -> Iterator[Example]:
         """One image of a class, if any can be used."""
@@ -168,7 +138,7 @@ class Mosaics(ImageDataset):
         first = stable_hash(self.seed, key, "image", label)
         for step in range(len(images)):
             try:
-                example = self.data[images[(first + step) % len(images)]]
+                example = self.dataset[images[(first + step) % len(images)]]
             except ImageFileError:
                 continue  # reported where that image's own turn is
             if target not in example.masks:

@@ -1,8 +1,7 @@
-"""The package's drawn scenes as a data set."""
+"""The package's synthetic scenes as a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +17,8 @@ SCENES = 300
 """How many scenes there are, unless the user says."""
 
 
-class Scenes(ImageDataset):
-    """Drawn scenes of the seeds from 0, each with two or three objects and their masks.
+class SceneDataset(ImageDataset):
+    """Synthetic scenes of the seeds from 0, each with two or three objects and their masks.
 
     The label is the class of the first object; each object has a mask under its class. Objects
     of classes that the model does not have are left out.
@@ -32,7 +31,7 @@ class Scenes(ImageDataset):
         OptionError: none, or more than there are held-out seeds.
 
     Example:
-        >>> example = Scenes(2, Classes({0: "star", 1: "crescent"}))[1]
+        >>> example = SceneDataset(2, Classes({0: "star", 1: "crescent"}))[1]
         >>> example.key, example.label, sorted(example.masks)
         ('scene-1', 1, [1])
     """
@@ -40,49 +39,31 @@ class Scenes(ImageDataset):
     def __init__(self, count: int, classes: Classes) -> None:
         if not 1 <= count <= HELD_OUT:
             raise OptionError(f"there are between 1 and {HELD_OUT} scenes to choose, got {count}")
-        self.count = count
         self.indices = [classes.find(name) for name in CLASSES]
-
-    @property
-    def name(self) -> str:
-        """As the user gives it."""
-        return f"scenes:{self.count}"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The number of scenes, and the model's indices of their classes."""
-        return {"kind": "scenes", "name": "scenes", "images": self.count, "classes": self.indices}
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Classes that the model does not have."""
-        lost = [name for name, index in zip(CLASSES, self.indices, strict=True) if index is None]
-        said = (
-            f"the model has no class called {', '.join(lost)}: these objects of the scenes have "
+        absent = [name for name, index in zip(CLASSES, self.indices, strict=True) if index is None]
+        notice = (
+            f"the model has no class called {', '.join(absent)}: these objects of the scenes have "
             "neither label nor mask"
         )
-        return (said,) if lost else ()
-
-    @property
-    def has_masks(self) -> bool:
-        """Unless the model has none of the classes."""
-        return any(index is not None for index in self.indices)
+        settings = {"kind": "scenes", "name": "scenes", "images": count, "classes": self.indices}
+        super().__init__(f"scenes:{count}", settings, (notice,) if absent else ())
+        self.seeds = range(count)
 
     def __len__(self) -> int:
         """How many scenes."""
-        return self.count
+        return len(self.seeds)
 
     def key(self, index: int) -> str:
         """The seed."""
-        return f"scene-{range(self.count)[index]}"
+        return f"scene-{self.seeds[index]}"
 
     def label(self, index: int) -> int | None:
         """The class of the first object."""
-        return self.indices[_draw(range(self.count)[index]).classes[0]]
+        return self.indices[_draw(self.seeds[index]).classes[0]]
 
     def __getitem__(self, index: int) -> Example:
         """Draw a scene."""
-        scene = _draw(range(self.count)[index])
+        scene = _draw(self.seeds[index])
         masks: dict[int | None, Any] = {
             place: mask
             for name, mask in zip(scene.classes, scene.masks, strict=True)

@@ -1,4 +1,4 @@
-"""Drawn scenes with known objects: images, classes and one exact mask for each object.
+"""Synthetic scenes with known objects: images, classes and one exact mask for each object.
 
 A scene shows two or three objects of different classes on a cluttered background. It is
 deterministic from its seed, so that a model can be trained, tested and explained on scenes whose

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_gmar.data.base import ImageDataset, limited
+from hf_gmar.data.base import ImageDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
-from hf_gmar.data.hf_datasets import Rows, from_disk, from_hub, is_dataset, is_saved, split_of
+from hf_gmar.data.hf_datasets import HFDataset, from_disk, from_hub, is_dataset, is_saved, split_of
 from hf_gmar.data.image_folder import folder_of_images
-from hf_gmar.data.scene_dataset import SCENES, Scenes
+from hf_gmar.data.scene_dataset import SCENES, SceneDataset
 from hf_gmar.errors import DataError, OptionError
 
 _SCENES = re.compile(r"scenes(?::(\d{1,9}))?")
@@ -35,13 +35,13 @@ def open_data(  # noqa: PLR0913  # a keyword each
     limit: int | None = None,
     seed: int = 0,
 ) -> ImageDataset:
-    """A data set by its name, folder or file; no image is read yet.
+    """Open a data set by its name, folder or file; no image is read yet.
 
     Args:
         source: one of
 
-            - ``"scenes"`` or ``"scenes:100"``: the package's drawn scenes, with masks, 300 unless
-              the number is given; a folder of that name is ``"./scenes"``.
+            - ``"scenes"`` or ``"scenes:100"``: the package's synthetic scenes, with masks, 300
+              unless the number is given; a folder of that name is ``"./scenes"``.
             - a folder of images, or of one subfolder of images for each class.
             - a CSV file with a column of paths, and perhaps one of labels and one of masks.
             - a folder written by ``save_to_disk`` of the package ``datasets``, or the name of a
@@ -57,7 +57,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
         label_column: the same for classes.
         mask_column: the same for masks.
         skip: a folder whose image files are left out, such as one for results.
-        limit: so many images at most, spread evenly: see :func:`~hf_gmar.data.base.limited`.
+        limit: so many images at most, spread evenly: see :func:`~hf_gmar.data.base.take_evenly`.
         seed: of that choice.
 
     Returns:
@@ -76,33 +76,36 @@ def open_data(  # noqa: PLR0913  # a keyword each
         >>> len(data), data.key(0), CLASSES[data.label(0)]
         (20, 'scene-5', 'ring')
     """
-    asked = {"config": config, "split": split, "image_column": image_column,
-             "label_column": label_column, "mask_column": mask_column}  # fmt: skip
-    options = {name: value for name, value in asked.items() if value is not None}
+    choices = {"config": config, "split": split, "image_column": image_column,
+               "label_column": label_column, "mask_column": mask_column}  # fmt: skip
+    options = {name: value for name, value in choices.items() if value is not None}
     classes = Classes.of(labels, label_map)
     if isinstance(source, ImageDataset):
-        given = options if label_map is None else {**options, "label_map": label_map}
-        _no_more(given, "images of your own", ())
-        found = source
+        _no_more(
+            [*options, *(["label_map"] if label_map is not None else [])], "images of your own"
+        )
+        data = source
     elif is_dataset(source):
         _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = split_of(source, options.get("split"), "the data set")
-        found = _rows(rows, "the data set", classes, {"kind": "datasets"}, options)
+        data = _hf_dataset(rows, "the data set", classes, {"kind": "datasets"}, options)
     elif isinstance(source, str) and (match := _SCENES.fullmatch(source)):
-        _no_more(options, "scenes", ())
-        found = Scenes(int(match[1] or SCENES), classes)
+        _no_more(options, "scenes")
+        data = SceneDataset(int(match[1] or SCENES), classes)
     elif isinstance(source, (str, Path)):
-        found = _found(*_apart(source, options), str(source), classes, skip)
+        data = _by_name(*_split_from_name(source, options), str(source), classes, skip)
     else:
         raise DataError(
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
-            "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.Images"
+            "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.ImageDataset"
         )
-    return limited(found, limit, seed)
+    return take_evenly(data, limit, seed)
 
 
-def _apart(source: str | Path, options: dict[str, str]) -> tuple[Path | str, dict[str, str]]:
-    """What is named, as a path if it is there, and the options with the split that is named."""
+def _split_from_name(
+    source: str | Path, options: dict[str, str]
+) -> tuple[Path | str, dict[str, str]]:
+    """Separate ``NAME:SPLIT``: a path if there is one, else a name; and the options."""
     if isinstance(source, Path) or Path(source).exists():
         return Path(source), options
     name, _, split = source.partition(":")
@@ -115,16 +118,20 @@ def _apart(source: str | Path, options: dict[str, str]) -> tuple[Path | str, dic
     return (Path(name) if Path(name).exists() else name), options
 
 
-def _found(
+def _by_name(
     source: Path | str, options: dict[str, str], name: str, classes: Classes, skip: Path | None
 ) -> ImageDataset:
     if isinstance(source, str):
-        return _on_the_hub(source, options, name, classes)
+        if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
+            raise DataError(f"there is no folder or file {source}")
+        rows = from_hub(source, options.get("config"), options.get("split"))
+        settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
+        return _hf_dataset(rows, name, classes, settings, options)
     if source.is_dir() and is_saved(source):
         _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = from_disk(source, options.get("split"))
         settings = {"kind": "datasets on disk", "name": source.resolve().name}
-        return _rows(rows, name, classes, settings, options)
+        return _hf_dataset(rows, name, classes, settings, options)
     if source.is_dir():
         _no_more(options, "a folder of images", ("split",))
         return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
@@ -139,30 +146,22 @@ def _found(
     raise DataError(f"there is no folder or file {source}")
 
 
-def _on_the_hub(source: str, options: dict[str, str], name: str, classes: Classes) -> ImageDataset:
-    if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
-        raise DataError(f"there is no folder or file {source}")
-    rows = from_hub(source, options.get("config"), options.get("split"))
-    settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
-    return _rows(rows, name, classes, settings, options)
-
-
-def _rows(
+def _hf_dataset(
     rows: Any,
     name: str,
     classes: Classes,
     settings: Mapping[str, str | None],
     options: dict[str, str],
-) -> Rows:
+) -> HFDataset:
     """A data set of ``datasets`` with the columns that were asked for."""
     columns = {key: value for key, value in options.items() if key in _COLUMNS}
-    which = {**settings, "split": options.get("split", rows.split and str(rows.split))}
-    return Rows(name, rows, classes, settings=which, **columns)
+    settings = {**settings, "split": options.get("split", rows.split and str(rows.split))}
+    return HFDataset(name, rows, classes, settings=settings, **columns)
 
 
-def _no_more(options: Mapping[str, object], what: str, known: tuple[str, ...]) -> None:
+def _no_more(options: Iterable[str], kind: str, known: tuple[str, ...] = ()) -> None:
     """Raise an error for an option that would do nothing."""
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options of this kind"
-            raise OptionError(f"{name} means nothing for {what}, which {has}; leave it out")
+            raise OptionError(f"{name} means nothing for {kind}, which {has}; leave it out")

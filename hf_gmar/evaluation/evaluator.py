@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor
 
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.registry import Registry
-from hf_gmar.comparison.method_specs import MethodLikes, as_columns
+from hf_gmar.comparison.method_specs import MethodLikes, as_method_specs
 from hf_gmar.data.base import ImageDataset
 from hf_gmar.data.source import open_data
 from hf_gmar.errors import EvaluationError, HfGmarError, OptionError
@@ -199,7 +199,7 @@ def check_names(
     Example:
         >>> check_names(["gmar"], ["deletion"], ["blur", "dataset-mean"])
     """
-    as_columns(methods)
+    as_method_specs(methods)
     _by_label(CHEAP if metrics is None else metrics, METRICS, METRICS.build)
     for name, options in map(PERTURBATIONS.parse, perturbations or ()):
         if name != DatasetMean.name or options:  # its colour is found in the data

@@ -1,14 +1,13 @@
-"""How the score of a class falls while more and more heads are masked.
+"""The score of a class while more and more heads are masked.
 
-A masked head gives zeros, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
-than One?", NeurIPS 2019 (arXiv 1905.10650).
+A masked head gives zeros, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better than
+One?", NeurIPS 2019 (arXiv 1905.10650).
 """
 
 from __future__ import annotations
 
-import json
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from hf_gmar._core.head_masking import HeadMasker
+from hf_gmar._core.head_masking import HeadMasker, scores_with_masked_heads, single_head_ablation
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_arrays, save_json
 from hf_gmar._utils.stats import Array, Interval, bootstrap
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
@@ -34,10 +33,21 @@ from hf_gmar.heads.importance import Batches, HeadImportance, batches
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
+__all__ = [
+    "LERF",
+    "MORF",
+    "RANDOM",
+    "HeadAblation",
+    "ablate_heads",
+    "ranks",
+    "scores_with_masked_heads",
+    "single_head_ablation",
+]
+
 Ranks: TypeAlias = NDArray[np.int64]
 
-MOST = "most important first"
-LEAST = "least important first"
+MORF = "most important first"
+LERF = "least important first"
 RANDOM = "random order"
 """The orders in which heads are masked."""
 
@@ -54,14 +64,14 @@ class HeadAblation:
         settings: how it was measured.
 
     Example:
-        >>> found = HeadAblation(
+        >>> ablation = HeadAblation(
         ...     np.array([0.0, 0.5, 1.0]),
-        ...     {MOST: np.array([[4.0, 0.0, 0.0]]), RANDOM: np.array([[4.0, 2.0, 0.0]])},
+        ...     {MORF: np.array([[4.0, 0.0, 0.0]]), RANDOM: np.array([[4.0, 2.0, 0.0]])},
         ...     np.array([3]),
         ... )
-        >>> float(found.areas()[MOST][0]), float(found.areas()[RANDOM][0])
+        >>> float(ablation.areas()[MORF][0]), float(ablation.areas()[RANDOM][0])
         (0.25, 0.5)
-        >>> float(found.differences()[MOST].mean)
+        >>> float(ablation.differences()[MORF].mean)
         -0.25
     """
 
@@ -73,10 +83,9 @@ class HeadAblation:
     def areas(self) -> dict[str, Array]:
         """Area under each curve of each image, (images,), by the trapezoidal rule.
 
-        The score with all heads masked counts as 0, and one step of 1 is the range of the whole
-        data set: the mean over images of the distance between the score as it is and that with all
-        heads masked. One divisor for all images, as one whose own score hardly moves would
-        otherwise outweigh the others.
+        The score with all heads masked counts as 0. The unit is the mean over images of the
+        distance between the plain score and that with all heads masked: with a unit for each
+        image, one whose score hardly moves would outweigh the others.
         """
         first = next(iter(self.curves.values()))
         scale = np.abs(first[:, 0] - first[:, -1]).mean() or 1.0
@@ -118,8 +127,8 @@ class HeadAblation:
         """Mean curves with 95 % bands."""
         from hf_gmar.visualization.head_figures import ablation_figure
 
-        said = {key: value for key, value in self.settings.items() if key != "images"}
-        caption = ", ".join(f"{key} {value}" for key, value in said.items())
+        settings = (item for item in self.settings.items() if item[0] != "images")
+        caption = ", ".join(f"{key} {value}" for key, value in settings)
         return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
 
     def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
@@ -133,13 +142,9 @@ class HeadAblation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         archive, summary, picture = (folder / f"{stem}.{end}" for end in ("npz", "json", "png"))
-        arrays: dict[str, Any] = {
-            name.replace(" ", "_"): curve for name, curve in self.curves.items()
-        }
-        with whole_file(archive) as part, part.open("wb") as file:
-            np.savez(file, fractions=self.fractions, targets=self.targets, **arrays)
-        with whole_file(summary) as part:
-            part.write_text(json.dumps(self._summary(), indent=1) + "\n", encoding="utf-8")
+        curves = {name.replace(" ", "_"): curve for name, curve in self.curves.items()}
+        save_arrays(archive, fractions=self.fractions, targets=self.targets, **curves)
+        save_json(summary, self._summary())
         save_figure(self.figure(), picture)
         return archive, summary, picture
 
@@ -151,8 +156,10 @@ class HeadAblation:
             "settings": dict(self.settings),
             "version": __version__,
             "fractions": self.fractions.tolist(),
-            "areas": {name: _numbers(one) for name, one in areas.items()},
-            "minus random order": {n: _numbers(one) for n, one in self.differences().items()},
+            "areas": {name: _numbers(area) for name, area in areas.items()},
+            "minus random order": {
+                name: _numbers(difference) for name, difference in self.differences().items()
+            },
         }
 
 
@@ -172,9 +179,9 @@ def ablate_heads(
 ) -> HeadAblation:
     """Mask heads, more and more of them, and watch the target's score.
 
-    In three orders: the most important heads first, the least important ones first, and at random.
-    An importance that means something makes the score fall faster than at random in the first
-    order and slower in the second.
+    There are three orders: the most important heads first, the least important ones first, and at
+    random. A good importance makes the score fall faster than at random in the first order and
+    slower in the second.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -198,7 +205,8 @@ def ablate_heads(
         The curves: ``2 + steps_between * (2 + random_orders)`` forwards of each image.
 
     Raises:
-        UnsupportedModelError, ModelOutputError: see :func:`~hf_gmar._core.head_masker.scores_with_masked_heads`.
+        UnsupportedModelError, ModelOutputError: see
+            :func:`~hf_gmar._core.head_masking.scores_with_masked_heads`.
         InputError: no images, or an importance of other images or heads.
         TargetError: a target that does not fit the scores.
         OptionError: steps or random orders out of range.
@@ -206,33 +214,37 @@ def ablate_heads(
     Example:
         >>> from hf_gmar import head_importance, load_model
         >>> model, images = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
-        >>> found = ablate_heads(model, images, head_importance(model, images, 3), steps=4)
-        >>> found.curves[MOST].shape
+        >>> ablation = ablate_heads(model, images, head_importance(model, images, 3), steps=4)
+        >>> ablation.curves[MORF].shape
         (1, 5)
     """
     masker = HeadMasker(ModelAdapter.of(model, readout), forward_kwargs)
-    plan = _Plan.of(masker.shape, steps, random_orders, seed, within_layers)
+    schedule = _Schedule.of(masker.shape, steps, random_orders, seed, within_layers)
     importance = _Importance.of(order_by, mean_order, masker.shape)
-    found: list[dict[str, Array]] = []
+    parts: list[dict[str, Array]] = []
     targets: list[Tensor] = []
-    for pixels, wanted in batches(inputs, target):
+    for pixels, batch_target in batches(inputs, target):
         start = sum(map(len, targets))
-        request, classes, plain = masker.begin(pixels, importance.target(wanted, start, pixels))
-        scores = importance.of_images(start, len(plain))
-        found.append(_curves(masker, request, classes, plain, plan.orders(scores, start), plan))
+        explained = importance.target(batch_target, start, pixels)
+        request, classes, plain = masker.begin(pixels, explained)
+        orders = schedule.orders(importance.of_images(start, len(plain)), start)
+        parts.append(_curves(masker, request, classes, plain, orders, schedule.counts))
         targets.append(classes.cpu())
-    if not found:
+    if not parts:
         raise InputError("there are no images; give one batch or more")
     importance.check_count(sum(map(len, targets)))
-    settings = {"masked": "within layers" if within_layers else "over all layers"}
-    settings["order"] = "the mean over images" if mean_order else "each image's own"
-    curves = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    return HeadAblation(plan.fractions, curves, torch.cat(targets).numpy(), settings)
+    settings = {
+        "masked": "within layers" if within_layers else "over all layers",
+        "order": "the mean over images" if mean_order else "each image's own",
+    }
+    curves = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    fractions = np.array(schedule.counts) / schedule.size
+    return HeadAblation(fractions, curves, torch.cat(targets).numpy(), settings)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How many heads are masked when, and in which orders.
+class _Schedule:
+    """How many heads are masked at each step, and in which orders.
 
     Attributes:
         counts: heads that are masked at each step, of ``size``.
@@ -256,30 +268,26 @@ class _Plan:
         draws: int,
         seed: int,
         within: bool,
-    ) -> _Plan:
+    ) -> _Schedule:
         size = shape[1] if within else shape[0] * shape[1]
         check_option("random_orders", draws, range(1001))
         check_option("seed", seed, range(2**32))
         counts = {round(fraction * size) for fraction in _fractions(steps)}
         return cls(sorted(counts), size, draws, seed, within)
 
-    @property
-    def fractions(self) -> Array:
-        return np.array(self.counts) / self.size
-
     def orders(self, scores: Array, start: int) -> dict[str, list[Ranks]]:
-        """For each order the place of each head in it, (B, layers, H); ``start`` images before."""
-        most = ranks(scores, self.within)
-        found = {MOST: [most], LEAST: [self.size - 1 - most]}
+        """The place of each head in each order, (B, layers, H), of images from ``start`` on."""
+        morf = ranks(scores, self.within)
+        orders = {MORF: [morf], LERF: [self.size - 1 - morf]}
         if self.draws:
             images = range(start, start + len(scores))
-            found[RANDOM] = list(self._random(images, scores.shape[1:]))
-        return found
-
-    def _random(self, images: range, shape: tuple[int, ...]) -> Iterator[Ranks]:
-        generators = [np.random.default_rng([self.seed, image]) for image in images]
-        for _ in range(self.draws):
-            yield ranks(np.stack([one.random(shape) for one in generators]), self.within)
+            generators = [np.random.default_rng([self.seed, image]) for image in images]
+            draws = (
+                np.stack([generator.random(scores.shape[1:]) for generator in generators])
+                for _ in range(self.draws)
+            )
+            orders[RANDOM] = [ranks(draw, self.within) for draw in draws]
+        return orders
 
 
 def ranks(scores: Array, within_layers: bool = False) -> Ranks:
@@ -309,12 +317,12 @@ class _Importance:
     shared: bool
 
     @classmethod
-    def of(cls, given: HeadImportance | Tensor, mean: bool, shape: tuple[int, int]) -> _Importance:
-        values = given.values if isinstance(given, HeadImportance) else given
+    def of(cls, heads: HeadImportance | Tensor, mean: bool, shape: tuple[int, int]) -> _Importance:
+        values = heads.values if isinstance(heads, HeadImportance) else heads
         if not isinstance(values, Tensor) or not torch.isfinite(values).all():
             raise InputError(
                 "the importance must be a HeadImportance or a tensor of finite numbers, got "
-                f"{'NaN or infinity' if isinstance(values, Tensor) else repr(given)}"
+                f"{'NaN or infinity' if isinstance(values, Tensor) else repr(heads)}"
             )
         values = values.detach().cpu().double()
         if values.dim() not in (2, 3) or tuple(values.shape[-2:]) != shape:
@@ -324,13 +332,13 @@ class _Importance:
             )
         shared = mean or values.dim() == 2
         values = values.mean(0, keepdim=True) if values.dim() == 3 and mean else values
-        targets = given.targets if isinstance(given, HeadImportance) else None
+        targets = heads.targets if isinstance(heads, HeadImportance) else None
         return cls(values.reshape(-1, *shape).numpy(), targets, shared)
 
-    def target(self, wanted: Target, start: int, pixels: Any) -> Target:
-        """What is asked for, or else the classes that the importance is about."""
-        if wanted is not None or self.targets is None or not isinstance(pixels, Tensor):
-            return wanted
+    def target(self, target: Target, start: int, pixels: Any) -> Target:
+        """The user's target, or else the classes that the importance is about."""
+        if target is not None or self.targets is None or not isinstance(pixels, Tensor):
+            return target
         self._check_enough(start + len(pixels), len(self.targets))
         return self.targets[start : start + len(pixels)]
 
@@ -359,44 +367,40 @@ def _curves(
     classes: Tensor,
     plain: Tensor,
     orders: Mapping[str, list[Ranks]],
-    plan: _Plan,
+    counts: Sequence[int],
 ) -> dict[str, Array]:
-    """The score of each image, (B, steps), for each order; no head and all are the same for all."""
+    """The score of each image, (B, steps), for each order; both ends are the same for all."""
 
     def score(masked: NDArray[np.bool_]) -> Tensor:
         return masker.target_scores(request, classes, torch.from_numpy(masked))
 
     everything = score(np.ones((1, *masker.shape), dtype=bool))
-    found: dict[str, Array] = {}
+    curves: dict[str, Array] = {}
     for name, draws in orders.items():
         between = [
             torch.stack([score(places < count) for places in draws]).mean(0)
-            for count in plan.counts[1:-1]
+            for count in counts[1:-1]
         ]
-        found[name] = torch.stack([plain, *between, everything], 1).double().cpu().numpy()
-    return found
+        curves[name] = torch.stack([plain, *between, everything], 1).double().cpu().numpy()
+    return curves
 
 
 def _fractions(steps: Any) -> list[float]:
     is_count = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
     if is_count and steps >= 1:
-        return [float(one) for one in np.linspace(0, 1, int(steps) + 1)]
+        return [float(fraction) for fraction in np.linspace(0, 1, int(steps) + 1)]
     are_numbers = isinstance(steps, Iterable) and not isinstance(steps, str)
     try:
         fractions = sorted(map(float, steps)) if are_numbers else []
     except (TypeError, ValueError):
         fractions = []
-    if (
-        not np.isfinite(fractions).all()
-        or len(fractions) < 2
-        or (fractions[0], fractions[-1]) != (0, 1)
-    ):
+    if not np.isfinite(fractions).all() or fractions[:1] + fractions[-1:] != [0, 1]:
         raise OptionError(
             f"steps must be a whole number >= 1, or fractions from 0 to 1 with both, got {steps!r}"
         )
     return fractions
 
 
-def _numbers(found: Interval) -> list[float | None]:
+def _numbers(interval: Interval) -> list[float | None]:
     """Mean and interval as JSON has them."""
-    return [None if np.isnan(one) else float(one) for one in found]
+    return [None if np.isnan(value) else float(value) for value in interval]

@@ -1,4 +1,4 @@
-"""What each attention head does by itself: where it looks, and what the score loses without it."""
+"""Where each attention head looks, and what the score loses without it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 class HeadMapsRule:
     """What the readout tokens attend to in one layer, head by head.
 
-    Relevance stays the readout r0 in every layer: nothing is rolled out. The addition to the map
-    is the mean over heads, shared out over the layers.
-
-    Attributes:
-        layers: how many layers take part.
+    Relevance stays the readout r0 in every layer: nothing is rolled out. The map is the mean over
+    heads and over the ``layers`` that take part.
     """
 
     layers: int
@@ -86,9 +83,8 @@ class HeadMaps(AttentionMethod):
             Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at
             most 1 over the patches; what is missing went to tokens such as CLS.
         """
-        heads, patches = self._of_heads(
-            inputs, TargetSpec(), additional_forward_args, forward_kwargs
-        )
+        spec = TargetSpec()
+        heads, patches = self._of_heads(inputs, spec, additional_forward_args, forward_kwargs)
         rows = heads[..., self.adapter.layout.num_prefix_tokens :]
         return rows.reshape(*rows.shape[:3], *patches.shape[1:])
 
@@ -96,8 +92,8 @@ class HeadMaps(AttentionMethod):
 class HeadTaylorImportance(AttentionMethod):
     """What the score loses without each head, to first order: the sum of A * dscore/dA.
 
-    Signed: a head below zero speaks against the class. As a map of patches it has nothing to say;
-    :meth:`head_importance` gives its numbers.
+    It estimates what the score loses when the head's attention is set to zero. Signed: a head below
+    zero speaks against the class. It makes no map of patches, but :meth:`head_importance`.
 
     Source: Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019
     (arXiv 1905.10650), who take the absolute value, of a loss over a data set.
@@ -145,10 +141,9 @@ def head_maps(
 ) -> Tensor:
     """Where each head looks from the tokens that the class head reads, without gradients.
 
-    For head h of layer l this is r0 A[l,h] without the tokens before the patches: the attention of
-    CLS for a head that reads CLS, the mean over the patches for one that reads their mean. It says
-    where a head looks, not whether the class depends on it: that is
-    :func:`~hf_gmar.heads.importance.head_importance`. It costs one forward.
+    For head h of layer l this is r0 A[l,h] without the prefix tokens: the attention of CLS if the
+    class head reads CLS, the mean over the patches if it reads their mean. Whether the class
+    depends on a head is :func:`~hf_gmar.heads.importance.head_importance`. It costs one forward.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -177,12 +172,7 @@ def head_maps(
 
 
 class HeadTaylorRule:
-    """The sum of A * G over each head's matrix; nothing is rolled out.
-
-    It is the first-order estimate of what the score loses when the head's attention is set to
-    zero: Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019 (arXiv
-    1905.10650), who take its absolute value.
-    """
+    """The sum of A * G over each head's matrix; nothing is rolled out."""
 
     def accumulate(self, block: Block) -> Sums:
         """The sum of each head over these queries, (B, H)."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_arrays, save_json
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, TargetError
@@ -52,14 +50,14 @@ class HeadImportance:
         settings: what else to write beside the numbers, such as the model and the images.
 
     Example:
-        >>> found = HeadImportance(
+        >>> importance = HeadImportance(
         ...     torch.tensor([[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]]),
         ...     torch.tensor([3, 7]),
         ... )
-        >>> found.mean()
+        >>> importance.mean()
         tensor([[0.5000, 0.5000],
                 [0.7500, 0.2500]])
-        >>> found.rank()
+        >>> importance.rank()
         [(1, 0), (0, 0), (0, 1), (1, 1)]
     """
 
@@ -103,9 +101,9 @@ class HeadImportance:
     def rank(self) -> list[tuple[int, int]]:
         """All (layer, head), the highest mean first; ties go to the lower layer, then head.
 
-        GMAR's w is a share within its layer, so heads of different layers are compared by their
-        shares: a head with most of a layer that hardly matters comes before one of four equal
-        heads in a layer on which all depends.
+        GMAR's w is a share within its layer, and layers are compared by these shares: the main
+        head of a layer that hardly matters comes before one of four equal heads of a layer on
+        which all depends.
         """
         mean = self.mean()
         order = torch.argsort(mean.flatten(), descending=True, stable=True)
@@ -122,16 +120,14 @@ class HeadImportance:
     def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
 
-        The archive has ``values``, ``targets``, ``norm`` and ``criterion``; the JSON has the means over
-        all images and for each class, the spread, and the heads in order.
+        The archive has ``values``, ``targets``, ``norm`` and ``criterion``; the JSON has the means
+        over all images and for each class, the standard deviation, and the heads in order.
         """
         from hf_gmar.visualization.overlay import save_figure
 
-        folder = Path(folder)
         archive = self.save_numbers(folder, stem)
-        summary, picture = folder / f"{stem}.json", folder / f"{stem}.png"
-        with whole_file(summary) as part:
-            part.write_text(json.dumps(self._summary(), indent=1) + "\n", encoding="utf-8")
+        summary, picture = archive.with_name(f"{stem}.json"), archive.with_name(f"{stem}.png")
+        save_json(summary, self._summary())
         save_figure(self.figure(), picture)
         return archive, summary, picture
 
@@ -140,8 +136,8 @@ class HeadImportance:
         archive = Path(folder) / f"{stem}.npz"
         archive.parent.mkdir(parents=True, exist_ok=True)
         values, targets = self.values.numpy(), self.targets.numpy()
-        with whole_file(archive) as part, part.open("wb") as file:
-            np.savez(file, values=values, targets=targets, norm=self.norm, criterion=self.criterion)
+        settings = {"norm": self.norm, "criterion": self.criterion}
+        save_arrays(archive, values=values, targets=targets, **settings)
         return archive
 
     def _summary(self) -> dict[str, Any]:
@@ -178,8 +174,8 @@ class HeadImportance:
     def caption(self) -> str:
         """How many images, and what is measured."""
         count = len(self.values)
-        what = f"GMAR, norm {self.norm}" if self.criterion == "gmar" else "first-order effect"
-        return f"{count} image{'s' if count > 1 else ''}, {what}"
+        kind = f"GMAR, norm {self.norm}" if self.criterion == "gmar" else "first-order effect"
+        return f"{count} image{'s' if count > 1 else ''}, {kind}"
 
 
 def head_importance(
@@ -197,11 +193,11 @@ def head_importance(
 ) -> HeadImportance:
     """Which heads a class depends on, over one image or a data set.
 
-    GMAR's w[l,h] is the norm of the gradient of the class's logit by the attention of head h in
-    layer l, as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). The effect of
-    a head is the sum of its attention times that gradient, the first-order estimate of what the
-    logit loses without the head (after Michel et al., NeurIPS 2019, arXiv 1905.10650). Which of
-    them tells what heads the model can do without is measured in ``docs/heads.md``.
+    GMAR's w[l,h] is the norm of the gradient of the class's logit with respect to the attention of
+    head h in layer l, as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). The
+    Taylor criterion sums attention times that gradient, the first-order estimate of what the logit
+    loses without the head: Michel et al., NeurIPS 2019 (arXiv 1905.10650). ``docs/heads.md``
+    measures which of them finds the heads that the model can do without.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -232,8 +228,8 @@ def head_importance(
 
     Example:
         >>> from hf_gmar import load_model
-        >>> found = head_importance(load_model("bundled").model, torch.zeros(2, 3, 96, 96), 6)
-        >>> found.values.shape, found.names
+        >>> importance = head_importance(load_model("bundled").model, torch.zeros(2, 3, 96, 96), 6)
+        >>> importance.values.shape, importance.names
         (torch.Size([2, 6, 4]), {6: 'heart'})
     """
     check_option("criterion", criterion, HEAD_CRITERIA)
@@ -244,12 +240,11 @@ def head_importance(
         else HeadTaylorImportance(model, **options)
     )
     parts = []
-    for pixels, wanted in batches(inputs, target):
-        chosen = wanted
-        if wanted is None:
-            chosen = resolve_targets(None, method.scores(pixels, **forward_kwargs))
-        values = method.head_importance(pixels, chosen, None, contrast, **forward_kwargs).cpu()
-        targets = torch.as_tensor(chosen).cpu().reshape(-1).expand(len(values)).clone()
+    for pixels, classes in batches(inputs, target):
+        if classes is None:
+            classes = resolve_targets(None, method.scores(pixels, **forward_kwargs))  # noqa: PLW2901
+        values = method.head_importance(pixels, classes, None, contrast, **forward_kwargs).cpu()
+        targets = torch.as_tensor(classes).cpu().reshape(-1).expand(len(values)).clone()
         parts.append(HeadImportance(values, targets, _names(model, targets), norm, criterion))
     return HeadImportance.joined(parts)
 
@@ -265,32 +260,22 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
         raise InputError(
             f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}"
         )
-    given = [inputs] if isinstance(inputs, Tensor) else inputs
-    for item in given:
-        pixels, wanted = _pair(item, target)
-        _check_plain(wanted)
-        yield pixels, wanted
-
-
-def _pair(item: Any, target: Target) -> tuple[Any, Target]:
-    """A DataLoader gives its pairs as lists."""
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        return item, target
-    if target is not None:
-        raise TargetError(
-            f"target={target!r} is given, and the batches bring targets of their own; leave one out"
-        )
-    pixels, wanted = item
-    return pixels, wanted
-
-
-def _check_plain(target: Any) -> None:
-    some = target[0] if isinstance(target, list) and target else target
-    if isinstance(some, tuple):
-        raise TargetError(
-            f"one class index for each image is needed, got {target!r}; tuples are for scores of "
-            "more than one dimension"
-        )
+    for item in [inputs] if isinstance(inputs, Tensor) else inputs:
+        # A DataLoader gives its pairs as lists.
+        is_pair = isinstance(item, tuple | list) and len(item) == 2
+        if is_pair and target is not None:
+            raise TargetError(
+                f"target={target!r} is given, and the batches bring targets of their own; leave "
+                "one out"
+            )
+        pixels, classes = item if is_pair else (item, target)
+        first: Any = classes[0] if isinstance(classes, list) and classes else classes
+        if isinstance(first, tuple):
+            raise TargetError(
+                f"one class index for each image is needed, got {classes!r}; tuples are for scores "
+                "of more than one dimension"
+            )
+        yield pixels, classes
 
 
 def _names(model: Any, targets: Tensor) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Models from outside: the Hub, their labels, wrappers, and what their processor shows of an image."""
+"""Models from outside: the Hub, labels, wrappers, and what a processor shows of an image."""
 
 import lazy_loader as lazy
 

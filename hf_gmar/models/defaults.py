@@ -18,5 +18,5 @@ def bundled_folder() -> Path:
 
 
 def sample_image() -> Path:
-    """The bundled sample: a drawn scene with several objects."""
+    """The bundled sample: a synthetic scene with several objects."""
     return Path(str(files("hf_gmar") / "assets" / "scene.png"))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from huggingface_hub import constants, resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
+from PIL import Image
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -56,15 +58,19 @@ class LoadedModel:
     """A classifier with its image processor.
 
     Attributes:
-        name: as it was asked for.
-        model: the model, in evaluation mode; with prompts, the classifier over them that is made
-            of it.
+        name: as the user gave it.
+        model: the model in evaluation mode; with prompts, the classifier that is made of both.
         processor: its image processor, on the Pillow backend.
     """
 
     name: str
     model: PreTrainedModel | ZeroShotModel
     processor: BaseImageProcessor
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Pixel values (1, channels, height, width) of an image, as the model takes them."""
+        pixels: Tensor = self.processor(images=image, return_tensors="pt").pixel_values
+        return pixels.to(self.model.device, self.model.dtype)
 
 
 def pick_device(name: str) -> torch.device:
@@ -123,12 +129,12 @@ def load_model(
             ``False`` sends none.
         cache_dir: where downloads are kept, instead of in the cache of the Hub's client.
         dtype: one of ``DTYPES``, by name or as a torch dtype. Weights saved in half precision are
-            widened unless it says otherwise: the explanation rests on gradients.
-        attn_implementation: ``"sdpa"``, ``"eager"`` or another attention implementation of Transformers;
-            ``None`` leaves the choice to it, whatever the model's config says.
+            widened unless you name another dtype: the explanation rests on gradients.
+        attn_implementation: ``"sdpa"``, ``"eager"`` or another of Transformers; ``None`` leaves the
+            choice to Transformers, whatever the model's config says.
         trust_remote_code: run the Python code in the repository, where it has a model of its own.
         use_safetensors: ``False`` reads ``pytorch_model.bin`` where there are no safetensors
-            weights; of what it may hold only tensors and plain values are read.
+            weights, and of it only tensors and plain values.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
@@ -147,15 +153,18 @@ def load_model(
         >>> load_model("bundled", dtype="bfloat16", attn_implementation="eager").model.dtype
         torch.bfloat16
     """
-    where = pick_device(device)
-    settings = {"dtype": _pick_dtype(dtype), **_attention_setting(attn_implementation)}
+    target_device = pick_device(device)
+    # Left unsaid, the config would choose the attention: perhaps a kernel on the Hub, whose code
+    # would be fetched and run.
+    attention = {**dict.fromkeys(loading("eager")), **loading(attn_implementation)}
+    settings = {"dtype": _pick_dtype(dtype), **attention}
     kind = CLASSIFIER if prompts is None else IMAGE_TEXT_MODEL
     source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
     config = _read_config(source)
     check_prompts(source, config)
     network = _load_network(source, config, settings, attn_implementation, use_safetensors).eval()
     model = network if prompts is None else _with_prompts(source, network, prompts)
-    return LoadedModel(source.name, model.to(where), _load_processor(source))
+    return LoadedModel(source.name, model.to(target_device), _load_processor(source))
 
 
 def load_config(
@@ -189,18 +198,23 @@ def load_config(
 
 
 def _source(
-    given: str | Path,
+    model: str | Path,
     kind: str,
     revision: str | None,
     token: str | bool | None,
     cache_dir: str | Path | None,
     trusted: bool,
 ) -> Source:
-    """Where a model is, once what was given for it can be right."""
-    name = str(given)
+    """Check where a model is to come from."""
+    name = str(model)
     folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
-    _refuse_missing_folder(place)
+    looks_local = place.startswith((".", "/", "~", "\\")) or place.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise ModelLoadError(
+            f"there is no model folder {place}; name a folder made by save_pretrained, a model on "
+            f"the Hub as 'owner/name', or {BUNDLED!r}"
+        )
     if revision is not None and folder.is_dir():
         raise OptionError(
             f"the revision {revision!r} is given, but {name!r} is a local folder, which has no "
@@ -216,10 +230,10 @@ def _source(
 
 
 def _pinned(source: Source) -> Source:
-    """The same with the commit that its revision is now, of which all files then are.
+    """Look the commit of the revision up once.
 
-    Else each kind of file would be looked for anew, and where the Hub does not answer, each time
-    until its client gives up.
+    Else each file would ask the Hub anew and, if the Hub does not answer, wait until the client
+    gives up.
     """
     if source.is_local:
         return source
@@ -227,26 +241,8 @@ def _pinned(source: Source) -> Source:
         return replace(source, commit=resolve_revision(source.place, **source.access))
     except RevisionResolutionError as error:
         raise config_error(source, error) from error
-    except Exception:  # noqa: BLE001  # whatever it is, Transformers may know a way around it
+    except Exception:  # noqa: BLE001  # Transformers may know a way around it
         return source
-
-
-def _refuse_missing_folder(place: str) -> None:
-    looks_local = place.startswith((".", "/", "~", "\\")) or place.count("/") > 1
-    if looks_local and not Path(place).is_dir():
-        raise ModelLoadError(
-            f"there is no model folder {place}; name a folder made by save_pretrained, a model on "
-            f"the Hub as 'owner/name', or {BUNDLED!r}"
-        )
-
-
-def _attention_setting(attention: str | None) -> dict[str, Any]:
-    """The keyword for the attention, which is said even where the choice is Transformers'.
-
-    Left unsaid, the config's own word would hold, and that may be a kernel on the Hub, whose code
-    would be fetched and run.
-    """
-    return {**dict.fromkeys(loading("eager")), **loading(attention)}
 
 
 # What is raised depends on what is in a model's files, which may be code: any Exception is theirs.
@@ -261,13 +257,13 @@ def _read_config(source: Source) -> PreTrainedConfig:
 
 
 def _config_place(source: Source) -> str:
-    """Where the config is: that of an adapter (PEFT) is the config of the model below it."""
+    """Where the config is: an adapter (PEFT) has that of its base model."""
     if not is_peft_available() or (Path(source.place) / "config.json").is_file():
         return source.place
-    found = find_adapter_config_file(source.place, **source.access)
-    if found is None:
+    file = find_adapter_config_file(source.place, **source.access)
+    if file is None:
         return source.place
-    return str(json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return str(json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _load_network(
@@ -302,10 +298,10 @@ def _load_network(
 
 @contextmanager
 def _no_conversion() -> Iterator[None]:
-    """Inside, Transformers has no weights converted to safetensors.
+    """Keep Transformers from having weights converted to safetensors.
 
-    Where there are none, it would send the name and the token to a service that opens a pull
-    request with them, and load what is in it.
+    It would send the model's name and the token to a service, which opens a pull request with
+    converted weights, and load those.
     """
     switch = "DISABLE_SAFETENSORS_CONVERSION"
     with lock_models([os.environ]):

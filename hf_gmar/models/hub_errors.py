@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,34 +82,52 @@ class Source:
 
 def config_error(source: Source, error: Exception) -> HfGmarError:
     """Why the config could not be read."""
-    found = _known_error(source, error) or _no_config(source) or _no_model_type(source, error)
-    return found or _other_error(source, error)
+    if known := _known_error(source, error):
+        return known
+    if not source.has("config.json"):
+        return ModelLoadError(
+            f"{source.name!r} has no config.json, so it is no model of Transformers; name a folder "
+            f"made by save_pretrained, or another model on the Hub{_or_retry(source)}"
+        )
+    if "Should have a `model_type` key" in str(error):
+        return ModelLoadError(
+            f"the config.json of {source.name!r} has no model_type, so it is not known what kind "
+            "of model it is; save the model with save_pretrained"
+        )
+    return _other_error(source, error)
 
 
 def network_error(
     source: Source, error: Exception, attn_implementation: str | None, use_safetensors: bool
 ) -> HfGmarError:
-    """Why the model could not be loaded.
-
-    Args:
-        source: where from.
-        error: what Transformers raised.
-        attn_implementation: the one that was asked for.
-        use_safetensors: whether safetensors weights alone may be read.
-    """
-    found = _known_error(source, error) or _attention_error(attn_implementation, error)
-    return found or _weights_error(source, error, use_safetensors) or _other_error(source, error)
+    """Why the model could not be loaded with these options."""
+    if known := _known_error(source, error):
+        return known
+    words = "attn_implementation|attention implementation|flash ?attention"
+    if attn_implementation is not None and re.search(words, str(error), re.IGNORECASE):
+        return OptionError(
+            f"attn_implementation={attn_implementation!r} can't be used here: {_reason(error)}"
+        )
+    return _weights_error(source, error, use_safetensors) or _other_error(source, error)
 
 
 def processor_error(source: Source, error: Exception) -> HfGmarError:
     """Why the image processor could not be loaded."""
-    return _known_error(source, error) or _no_processor(source) or _other_error(source, error)
+    if known := _known_error(source, error):
+        return known
+    if source.has("preprocessor_config.json", "processor_config.json"):
+        return _other_error(source, error)
+    return ModelLoadError(
+        f"{source.name!r} has no image processor (preprocessor_config.json), which makes pixel "
+        "values of an image; save the one that it was trained with beside it, with save_pretrained"
+        f"{_or_retry(source)}"
+    )
 
 
 def tokenizer_error(source: Source, error: Exception) -> HfGmarError:
     """Why the tokenizer could not be loaded."""
-    if found := _known_error(source, error):
-        return found
+    if known := _known_error(source, error):
+        return known
     if not source.has(*_VOCABULARIES):
         return no_tokenizer(source)
     return ModelLoadError(f"the tokenizer of {source.name!r} can't be loaded: {_reason(error)}")
@@ -152,21 +170,29 @@ def check_prompts(source: Source, config: PreTrainedConfig) -> None:
 
 
 def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[str]) -> None:
-    """Check that all weights were there: for others, Transformers takes random numbers.
+    """Check that no weights are missing: Transformers would take random numbers for them.
 
     Raises:
-        ModelLoadError: some were not.
+        ModelLoadError: some are missing.
         OptionError: the same, as the model is one for prompts.
     """
-    absent = sorted(missing)
-    if not absent:
-        return
-    of_two = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
-    if source.kind == CLASSIFIER and of_two in ZERO_SHOT_CLASSES:
-        raise _no_prompts(source)
-    raise ModelLoadError(
-        f"the weights of {source.name} lack {', '.join(absent[:3])}{' ...' if absent[3:] else ''}; "
-        f"it is no trained {source.kind.split(maxsplit=1)[1]}, so there is nothing to explain"
+    if names := sorted(missing):
+        if source.kind == CLASSIFIER and takes_prompts(config):
+            raise _no_prompts(source)
+        raise incomplete_error(source.name, names, source.kind)
+
+
+def takes_prompts(config: PreTrainedConfig) -> bool:
+    """Whether models of this type score images by text prompts."""
+    names = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    return names.get(config.model_type) in ZERO_SHOT_CLASSES
+
+
+def incomplete_error(name: str, missing: Sequence[str], kind: str = CLASSIFIER) -> ModelLoadError:
+    """Say which weights are missing."""
+    return ModelLoadError(
+        f"the weights of {name!r} lack {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; it "
+        f"is no trained {kind.split(maxsplit=1)[1]}, so there is nothing to explain"
     )
 
 
@@ -222,10 +248,10 @@ _KNOWN: dict[type[BaseException] | int | str, str] = {
 def _known_error(source: Source, error: Exception) -> HfGmarError | None:
     causes = list(_causes(error))
     for sign, text in _KNOWN.items():
-        found = next((cause for cause in causes if _fits(cause, sign)), None)
-        if found is not None:
+        cause = next((cause for cause in causes if _fits(cause, sign)), None)
+        if cause is not None:
             kind = HubUnreachableError if text is _UNREACHED else ModelLoadError
-            return kind(text.format(**_words(source, found)))
+            return kind(text.format(**_words(source, cause)))
     return None
 
 
@@ -255,15 +281,8 @@ def _words(source: Source, cause: BaseException) -> dict[str, str]:
 
 def _quoted(pattern: str, cause: BaseException) -> str:
     """What Transformers names in its message."""
-    found = re.search(pattern, str(cause))
-    return found[1] if found else "config"
-
-
-def _attention_error(name: str | None, error: Exception) -> HfGmarError | None:
-    words = "attn_implementation|attention implementation|flash ?attention"
-    if name is None or not re.search(words, str(error), re.IGNORECASE):
-        return None
-    return OptionError(f"attn_implementation={name!r} can't be used here: {_reason(error)}")
+    match = re.search(pattern, str(cause))
+    return match[1] if match else "config"
 
 
 def _weights_error(
@@ -286,34 +305,6 @@ def _weights_error(
         f"{source.name!r} has only pickled weights (pytorch_model.bin), no safetensors; to read "
         "them all the same, without running code in them, give use_safetensors=False (on the "
         "command line --no-use-safetensors)"
-    )
-
-
-def _no_config(source: Source) -> ModelLoadError | None:
-    if source.has("config.json"):
-        return None
-    return ModelLoadError(
-        f"{source.name!r} has no config.json, so it is no model of Transformers; name a folder "
-        f"made by save_pretrained, or another model on the Hub{_or_retry(source)}"
-    )
-
-
-def _no_model_type(source: Source, error: Exception) -> ModelLoadError | None:
-    if "Should have a `model_type` key" not in str(error):
-        return None
-    return ModelLoadError(
-        f"the config.json of {source.name!r} has no model_type, so it is not known what kind of "
-        "model it is; save the model with save_pretrained"
-    )
-
-
-def _no_processor(source: Source) -> ModelLoadError | None:
-    if source.has("preprocessor_config.json", "processor_config.json"):
-        return None
-    return ModelLoadError(
-        f"{source.name!r} has no image processor (preprocessor_config.json), which makes pixel "
-        "values of an image; save the one that it was trained with beside it, with save_pretrained"
-        f"{_or_retry(source)}"
     )
 
 

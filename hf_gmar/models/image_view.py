@@ -57,6 +57,11 @@ class ImageView:
     size: tuple[int, int]
     box: tuple[float, float, float, float]
 
+    @classmethod
+    def whole(cls, image: Image.Image) -> ImageView:
+        """The view of a model that saw all of an image."""
+        return cls((image.height, image.width), (0.0, 0.0, image.height, image.width))
+
     @property
     def unexplained(self) -> bool:
         """Whether the model did not see some part of the image."""
@@ -91,23 +96,21 @@ class ImageView:
 def _cells(pixels: int, start: float, end: float, cells: int) -> Tensor:
     """The cell of each pixel's centre along one axis; for none, one after the last."""
     centres = torch.arange(pixels, dtype=torch.float64) + 0.5
-    found = ((centres - start) / (end - start) * cells).floor().long()
-    return found.where((found >= 0) & (found < cells), torch.tensor(cells))
+    indices = ((centres - start) / (end - start) * cells).floor().long()
+    return indices.where((indices >= 0) & (indices < cells), torch.tensor(cells))
 
 
 def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageView:
-    """Measure which part of an image of that size a processor gives to its model, and where.
+    """Measure which part of an image of that size a processor gives to its model.
 
-    Nothing is read from the processor's settings, so any processor will do that only resizes, crops
-    and pads with one colour. An edge is off by a few hundredths of a pixel of the model's input,
-    rarely by a few tenths (images that are resized by nearly nothing), or by less than a tenth of
-    the image's own pixel (strips that are enlarged); one that is within half a pixel of the model's
-    input from the image's border is on it. Along an axis of a single pixel there is nothing to
-    measure: the image is taken to fill its part of the input.
+    Any processor will do that only resizes, crops and pads with one colour: its settings are not
+    read. An edge is off by a few hundredths of a pixel of the model's input, rarely by a few tenths
+    (images that are resized by nearly nothing), or by less than a tenth of the image's own pixel
+    (strips that are enlarged). An edge within half a pixel of the model's input from the image's
+    border is on the border. Along an axis of a single pixel the image fills its part of the input.
 
-    It costs about one more call of the processor on an image of that size, three on images of less
-    than a megapixel. The last sizes are remembered, as long as the processor's settings stay. One
-    that takes no settings in a call, as timm's, is called as it is, and its colours are undone.
+    It costs one more call of the processor on an image of that size, three for less than a
+    megapixel. The last sizes are remembered while the processor's settings stay.
 
     Args:
         processor: an image processor for colour images.
@@ -117,8 +120,7 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
         The view; its box is in pixels of the original.
 
     Raises:
-        InputError: the size is none, or what the processor gives is not one upright picture of its
-            image: it flips, turns, cuts into tiles, or changes colours.
+        InputError: no such size, or the processor flips, turns, cuts into tiles or changes colours.
 
     Example:
         >>> from transformers import DeiTImageProcessorPil  # to 256 x 256, of which 224 x 224
@@ -154,12 +156,12 @@ def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, in
 
 
 class _NoPictureError(Exception):
-    """What came out of the processor instead."""
+    """The message says what came out of the processor instead."""
 
 
 def _box(processor: BaseImageProcessor, ramps: _Ramps) -> tuple[float, float, float, float]:
-    drawn = (ramps.drawn(window) for window in range(ramps.windows))
-    levels = np.sum([_pictured(processor, image) for image in drawn], axis=0) - ramps.middle
+    images = (ramps.draw(window) for window in range(ramps.windows))
+    levels = np.sum([_process(processor, image) for image in images], axis=0) - ramps.middle
     rows, columns = _image_part(levels, _ROUNDING * ramps.windows)
     across, down = _places(levels[:, rows, columns])
     height, width = (_Axis(pixels, ramps.step(pixels)) for pixels in ramps.size)
@@ -191,7 +193,7 @@ class _Ramps:
             return float(2 * (reach // pixels))  # whole, for there is little to average over
         return 2 * reach / pixels
 
-    def drawn(self, window: int) -> _Bytes:
+    def draw(self, window: int) -> _Bytes:
         """The levels that fall into a window, (height, width, 3)."""
         picture = np.empty((*self.size, 3), np.uint8)
         y, x = ((np.arange(n) - (n - 1) / 2) * self.step(n) for n in self.size)
@@ -205,8 +207,8 @@ class _Ramps:
         return picture
 
 
-def _pictured(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
-    """An image (height, width, 3) after the processor, (3, height, width), in its own colours."""
+def _process(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
+    """Process an image (height, width, 3) to (3, height, width), in the image's own colours."""
     try:
         processed = processor(
             images=image,
@@ -217,21 +219,17 @@ def _pictured(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
             return_tensors="pt",
         )
     except TypeError:  # that of timm's models takes no settings
-        return _recoloured(processor, image)
-    return _pixels(processed)
+        return _process_and_undo_colours(processor, image)
+    return _picture(processed)
 
 
-def _recoloured(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
-    """The same for a processor that can only be called as it is, from what it makes of two colours.
-
-    Raises:
-        _NoPictureError: a channel is the same for both.
-    """
+def _process_and_undo_colours(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
+    """The same for a processor that takes no settings in a call."""
     plain = (Image.new("RGB", (64, 64), colour) for colour in ("black", "white"))
-    drawn = Image.fromarray(image), *plain
-    picture, black, white = (_pixels(processor(one, return_tensors="pt")) for one in drawn)
-    spread = np.abs(white - black).sum(axis=0)
-    row, column = np.unravel_index(spread.argmax(), spread.shape)  # a place that is not padding
+    images = Image.fromarray(image), *plain
+    picture, black, white = (_picture(processor(item, return_tensors="pt")) for item in images)
+    contrast = np.abs(white - black).sum(axis=0)
+    row, column = np.unravel_index(contrast.argmax(), contrast.shape)  # not in the padding
     low, high = black[:, row, column], white[:, row, column]
     if (low == high).any():
         raise _NoPictureError("the same pixels for a black and a white image")
@@ -239,12 +237,12 @@ def _recoloured(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
     return levels
 
 
-def _pixels(processed: Any) -> _Floats:
+def _picture(processed: Any) -> _Floats:
     pixels = torch.as_tensor(processed.get("pixel_values", ()))
     if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
         raise _NoPictureError(f"pixels of the shape {tuple(pixels.shape)} for one colour image")
-    found: _Floats = pixels[0].cpu().double().numpy()
-    return found
+    picture: _Floats = pixels[0].cpu().double().numpy()
+    return picture
 
 
 def _image_part(levels: _Floats, rounding: float) -> tuple[slice, slice]:
@@ -252,15 +250,12 @@ def _image_part(levels: _Floats, rounding: float) -> tuple[slice, slice]:
     image = np.abs(levels.sum(axis=0)) < rounding
     if not image.any():
         raise _NoPictureError("other colours than those of its image")
-    rows, columns = (
-        slice(int(found[0]), int(found[-1]) + 1)
-        for found in (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
-    )
-    return rows, columns
+    rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _places(levels: _Floats) -> tuple[_Floats, _Floats]:
-    """The x and y, in steps from the middle of the image, of each pixel, from its three levels."""
+    """Solve the three levels of each pixel for x and y, in steps from the image's middle."""
     # The inverse leaves out what all three have in common, such as halves that are rounded up.
     inverse = np.linalg.pinv(_RISES)
     # Some processors swap red and blue.
@@ -282,12 +277,9 @@ class _Axis:
     step: float
 
     def edges(self, levels: _Floats, first: int, length: int) -> tuple[float, float]:
-        """Where the picture begins and ends.
+        """Where a picture of ``length`` begins and ends, in pixels of the image.
 
-        Args:
-            levels: of this axis' ramp in the picture's part with the image, (along, across).
-            first: where that part begins in the picture.
-            length: of the whole picture, padding included.
+        The levels (along, across) are of the part that shows the image and begins at ``first``.
         """
         core = levels[_core(levels.shape[0]), _core(levels.shape[1])]
         places = core / self.step + self.pixels / 2
@@ -300,7 +292,7 @@ class _Axis:
         )
 
     def _line(self, places: _Floats, first: int) -> tuple[float, float] | None:
-        """Pixels of the image for each of the picture, and the place of the picture's start."""
+        """Fit the image's pixels for one of the picture, and the place of the picture's start."""
         level = 1 / self.step
         middle = places.mean(axis=1)
         # Beyond the centres of its outermost pixels, an image goes on flat.

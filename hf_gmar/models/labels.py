@@ -12,8 +12,6 @@ from transformers import PreTrainedConfig
 
 from hf_gmar.errors import TargetError
 
-_NUMBER = r"\s*[-+]?\d+\s*"
-
 
 def label_of(config: PreTrainedConfig, index: int) -> str:
     """The name of a class, or ``class 7`` if the config has none for it."""
@@ -33,30 +31,43 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
         (1, 0, 1)
     """
     labels = labels_of(config)
-    if re.fullmatch(_NUMBER, text):
-        return _by_number(text.strip(), labels)
-    found = classes_called(labels, text)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        choices = ", ".join(f"{index} ({labels[index]})" for index in found)
+    if re.fullmatch(r"\s*[-+]?\d+\s*", text):
+        number = text.strip()
+        index = int(number) if len(number) < 10 else -1  # Python can't read very long numbers
+        if index not in labels:
+            raise TargetError(
+                f"target {number[:20]} is out of range: the model has {len(labels)} classes, 0 to "
+                f"{len(labels) - 1}"
+            )
+        return index
+    indices = classes_called(labels, text)
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        choices = ", ".join(f"{index} ({labels[index]})" for index in indices)
         raise TargetError(f"the label {text!r} fits several classes: {choices}; use the number")
-    raise TargetError(f"no class is called {text!r}{_suggestion(text, labels)}")
+    similar = difflib.get_close_matches(text, labels.values(), n=3, cutoff=0.5)
+    examples = ", ".join(similar or list(labels.values())[:3])
+    raise TargetError(
+        f"no class is called {text!r}; {'similar' if similar else 'for example'}: {examples} "
+        f"({len(labels)} classes)"
+    )
 
 
 def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
-    """All classes of which that is the label or, if of none, a comma-separated part of the label.
+    """Find all classes with that label or, if there is none, with that comma-separated part of one.
 
     Example:
         >>> classes_called({0: "crane, bird", 1: "crane, machine", 2: "Machine"}, "machine")
         [2]
     """
-    wanted = name.strip().casefold()
-    for names in (_whole, _parts):  # a full label goes before a part of another
-        found = [index for index, label in labels.items() if wanted in names(label)]
-        if found:
-            break
-    return found
+    text, folded = name.strip().casefold(), {n: label.casefold() for n, label in labels.items()}
+    whole = [index for index, label in folded.items() if label == text]
+    return whole or [
+        index
+        for index, label in folded.items()
+        if text in (part.strip() for part in label.split(","))
+    ]
 
 
 def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
@@ -76,27 +87,3 @@ def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
 def labels_of(config: PreTrainedConfig) -> dict[int, str]:
     """The name of each class that the config names, by its index."""
     return {int(index): str(label) for index, label in (config.id2label or {}).items()}
-
-
-def _by_number(text: str, labels: dict[int, str]) -> int:
-    index = int(text) if len(text) < 10 else -1  # Python refuses to read very long numbers
-    if index not in labels:
-        raise TargetError(
-            f"target {text[:20]} is out of range: the model has {len(labels)} classes, 0 to "
-            f"{len(labels) - 1}"
-        )
-    return index
-
-
-def _whole(label: str) -> list[str]:
-    return [label.casefold()]
-
-
-def _parts(label: str) -> list[str]:
-    return [part.strip().casefold() for part in label.split(",")]
-
-
-def _suggestion(text: str, labels: dict[int, str]) -> str:
-    close = difflib.get_close_matches(text, labels.values(), n=3, cutoff=0.5)
-    some = close or list(labels.values())[:3]
-    return f"; {'similar' if close else 'for example'}: {', '.join(some)} ({len(labels)} classes)"

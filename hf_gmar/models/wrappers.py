@@ -76,7 +76,7 @@ class ZeroShotModel(nn.Module):
     """
 
     text: Tensor
-    """Features of the prompts, (prompts, numbers), of length 1."""
+    """Features of the prompts, (prompts, dimensions), of length 1."""
 
     def __init__(self, model: nn.Module, processor: Any, prompts: Iterable[str]) -> None:
         super().__init__()
@@ -84,9 +84,10 @@ class ZeroShotModel(nn.Module):
         self.readout = prompted_readout(self.model)
         self.prompts = _checked_prompts(prompts)
         self.register_buffer("text", self._encoded(processor), persistent=False)
-        self.config = PreTrainedConfig(
-            id2label=dict(enumerate(self.prompts)), problem_type=self._problem()
-        )
+        # Scores with a bias are for a sigmoid each; a share of a single prompt means nothing.
+        problem: Any = "single_label_classification" if len(self.prompts) > 1 else None
+        problem = problem if self._bias is None else "multi_label_classification"
+        self.config = PreTrainedConfig(id2label=dict(enumerate(self.prompts)), problem_type=problem)
         self.training = self.model.training
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
@@ -100,24 +101,18 @@ class ZeroShotModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        found: torch.device = self.model.device
-        return found
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the model."""
-        found: torch.dtype = self.model.dtype
-        return found
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def _bias(self) -> Tensor | None:
         return getattr(self.model, "logit_bias", None)
-
-    def _problem(self) -> Any:
-        # Scores with a bias of their own are for a sigmoid each; a share of one alone says nothing.
-        if self._bias is not None:
-            return "multi_label_classification"
-        return "single_label_classification" if len(self.prompts) > 1 else None
 
     def _encoded(self, processor: Any) -> Tensor:
         tokens = self._tokens(getattr(processor, "tokenizer", processor))
@@ -164,8 +159,8 @@ def _of_image_and_text(model: Any) -> PreTrainedModel:
     inside = base() if callable(base) else inside
     if not isinstance(inside, PreTrainedModel) or not prompted_readout(inside):
         raise UnsupportedModelError(
-            f"prompts need a model of image and text itself, one of {', '.join(ZERO_SHOT_CLASSES)}; got "
-            f"{type(inside).__name__}"
+            "prompts need a model of image and text itself, one of "
+            f"{', '.join(ZERO_SHOT_CLASSES)}; got {type(inside).__name__}"
         )
     return inside
 
@@ -177,9 +172,9 @@ def _of_length_one(features: Tensor) -> Tensor:
 
 def _checked_prompts(prompts: Any) -> list[str]:
     several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
-    found = list(prompts) if several else [prompts]
-    if not found or not all(isinstance(prompt, str) and prompt.strip() for prompt in found):
+    texts = list(prompts) if several else [prompts]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise OptionError(
             f"prompts must be one or more texts such as 'a photo of a dog', got {prompts!r}"
         )
-    return found
+    return texts

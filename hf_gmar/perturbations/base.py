@@ -1,7 +1,7 @@
-"""An image whose patches may be missing, and what a model says of it: whatever missing means.
+"""The base of perturbations: class scores of an image some of whose patches are missing.
 
-A perturbation is begun on one image: what takes the place of patches is worked out once. It then
-gives the class scores of any number of copies of the image, each with other patches missing.
+A perturbation is bound to one image, and what takes the place of patches is computed once. The
+bound perturbation gives the scores of any number of copies, each with other patches missing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ from torch import Tensor
 from hf_gmar._core.execution import check_finite, exclusive_eval
 from hf_gmar._core.inputs import checked_request, size_errors
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.request import ForwardRequest
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError, ModelOutputError, OptionError
 from hf_gmar.perturbations.token_removal import fewest_patches
-
-
-def _nothing(_kept: Tensor) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class PerturbationInput:
     """One image for a model.
 
     Attributes:
-        subject: the model.
+        adapter: the model.
         pixels: pixel values, (1, channels, height, width).
         key: a name that stands for the image; ``None`` if it has none.
     """
@@ -50,22 +45,22 @@ class PerturbationInput:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """How copies of an image are made and run, given their kept patches (K, rows, columns).
+    """How copies of an image are made and run, given their ``keep_mask`` (K, rows, columns).
 
     Attributes:
         pixels: makes their pixel values, (K, channels, height, width).
         inside: the context in which the model sees them.
-        same_count: those that run together must have as many patches.
-        one_by_one: they can't run together.
+        same_count: copies that run together must have equally many patches.
+        one_by_one: copies can't run together.
     """
 
     pixels: Callable[[Tensor], Tensor]
-    inside: Callable[[Tensor], AbstractContextManager[None]] = _nothing
+    inside: Callable[[Tensor], AbstractContextManager[None]] = lambda _: nullcontext()
     same_count: bool = False
     one_by_one: bool = False
 
     def batches(self, keep_mask: Tensor, most: int) -> Iterator[Tensor]:
-        """Places of the copies that run together, not more than ``most``."""
+        """Indices of the copies that run together, not more than ``most``."""
         groups = [torch.arange(len(keep_mask))]
         if self.same_count:
             counts = keep_mask.flatten(1).sum(1)
@@ -103,17 +98,17 @@ class Perturbation(ABC):
         autocast: torch.dtype | None = None,
         key: str | None = None,
         forward_kwargs: Mapping[str, Any] | None = None,
-    ) -> Perturbed:
-        """The perturbation on one image.
+    ) -> BoundPerturbation:
+        """Bind the perturbation to one image.
 
         Args:
-            subject: the model.
+            adapter: the model.
             pixels: pixel values of the image, (1, channels, height, width).
             batch: how many copies of the image run together at most.
             autocast: run the model in this precision, ``torch.bfloat16`` or ``torch.float16``,
                 where PyTorch's autocast does so.
-            key: a name of the image, on which its random numbers depend then; ``None`` makes them
-                depend on its pixels.
+            key: a name of the image, from which random numbers are drawn; ``None`` draws them from
+                its pixels.
             forward_kwargs: further keyword arguments of the model's forward.
 
         Raises:
@@ -132,7 +127,7 @@ class Perturbation(ABC):
                 f"autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}"
             )
         image = PerturbationInput(adapter, request.inputs.detach(), key)
-        return Perturbed(self, image, self.copies(image), batch, _Forwards(request, autocast))
+        return BoundPerturbation(self, image, self.copies(image), batch, autocast, request.kwargs)
 
     @abstractmethod
     def copies(self, image: PerturbationInput) -> CopyPlan:
@@ -140,22 +135,24 @@ class Perturbation(ABC):
 
 
 @dataclass(frozen=True)
-class Perturbed:
-    """One image, whose patches may be missing.
+class BoundPerturbation:
+    """A perturbation of one image, see :meth:`Perturbation.bind`.
 
     Attributes:
         perturbation: what missing means.
         image: the image, with its model.
-        copies: makes copies of it.
+        copies: how copies of it are made.
         batch: how many run together at most.
-        forwards: runs them.
+        autocast: the precision of the model, if it is not its own.
+        forward_kwargs: keywords of the model's forward.
     """
 
     perturbation: Perturbation
     image: PerturbationInput
     copies: CopyPlan
     batch: int
-    forwards: _Forwards
+    autocast: torch.dtype | None
+    forward_kwargs: Mapping[str, Any]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -168,7 +165,7 @@ class Perturbed:
         How the copies are put into batches changes no score beyond rounding.
 
         Args:
-            kept: bool (K, rows, columns), for each of K copies True where a patch is there; or
+            keep_mask: bool (K, rows, columns), for each of K copies True where a patch is there; or
                 floats from 0 (missing) to 1 (there) if the perturbation is soft.
 
         Returns:
@@ -181,57 +178,58 @@ class Perturbed:
             ModelOutputError: the model gives no scores (K, C), or scores that are not finite.
         """
         keep_mask = self._checked(keep_mask)
-        with torch.no_grad(), exclusive_eval(self.image.adapter), self.forwards.precision():
+        with torch.no_grad(), exclusive_eval(self.image.adapter), self._precision():
             batches = [
-                (places, self._some(keep_mask[places])) for places in self._batches(keep_mask)
+                (indices, self._batch_scores(keep_mask[indices]))
+                for indices in self.copies.batches(keep_mask, self.batch)
             ]
-        found = torch.cat([scores for _, scores in batches])
-        check_finite(found, (), "attention")
-        order = torch.cat([places for places, _ in batches]).argsort()
-        return found[order.to(found.device)]
+        scores = torch.cat([scores for _, scores in batches])
+        check_finite(scores, (), "attention")
+        order = torch.cat([indices for indices, _ in batches]).argsort()
+        return scores[order.to(scores.device)]
 
-    def _batches(self, keep_mask: Tensor) -> Iterator[Tensor]:
-        return self.copies.batches(keep_mask, self.batch)
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The context of the forwards' precision."""
+        if self.autocast is None:
+            return nullcontext()
+        kind = self.image.pixels.device.type
+        # Weights that are cast here have no graph: a caller's autocast must not keep them.
+        keep = not torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, dtype=self.autocast, cache_enabled=keep)
 
-    def _some(self, keep_mask: Tensor) -> Tensor:
-        pixels = self.copies.pixels(keep_mask)
-        with size_errors(self.image.adapter, pixels), self.copies.inside(keep_mask):
-            return self.forwards.scores(self.image.adapter, pixels)
+    def _batch_scores(self, keep_mask: Tensor) -> Tensor:
+        """Scores (K, C) of copies that run together."""
+        adapter, pixels = self.image.adapter, self.copies.pixels(keep_mask)
+        with size_errors(adapter, pixels), self.copies.inside(keep_mask):
+            scores = adapter(pixels, **self.forward_kwargs)
+            if scores.dim() != 2 or len(scores) != len(pixels):
+                raise ModelOutputError(
+                    f"one row of class scores is needed for each of {len(pixels)} copies of an "
+                    f"image, but the model gave {tuple(scores.shape)}"
+                )
+        return scores if scores.dtype == torch.float64 else scores.float()
 
     def _checked(self, keep_mask: Any) -> Tensor:
-        fits = (
-            isinstance(keep_mask, Tensor)
-            and keep_mask.dim() == 3
-            and keep_mask.shape[1:] == self.grid
-        )
+        is_tensor = isinstance(keep_mask, Tensor)
+        fits = is_tensor and keep_mask.dim() == 3 and keep_mask.shape[1:] == self.grid
         if not fits or not len(keep_mask):
-            got = (
-                tuple(keep_mask.shape)
-                if isinstance(keep_mask, Tensor)
-                else type(keep_mask).__name__
-            )
+            got = tuple(keep_mask.shape) if is_tensor else type(keep_mask).__name__
             raise InputError(
                 f"a tensor (copies, {self.grid[0]}, {self.grid[1]}) says which patches of each "
                 f"copy are kept, got {got}"
             )
-        found: Tensor = keep_mask.detach().cpu()
-        if found.dtype == torch.bool:
-            self._check_enough(found)
-        else:
-            self._check_soft(found)
-        return found
-
-    def _check_enough(self, keep_mask: Tensor) -> None:
-        fewest = self.perturbation.fewest(self.image.adapter)
-        found = int(keep_mask.flatten(1).sum(1).min())
-        if found < fewest:
+        checked: Tensor = keep_mask.detach().cpu()
+        name, fewest = self.perturbation.name, self.perturbation.fewest(self.image.adapter)
+        if checked.dtype != torch.bool:
+            self._check_soft(name, checked)
+        elif (count := int(checked.flatten(1).sum(1).min())) < fewest:
             raise InputError(
-                f"{self.perturbation.name} needs at least {fewest} patch of this model's, as there "
-                f"is nothing else to attend to or to pool; one of the copies has {found}"
+                f"{name} needs at least {fewest} patch of this model's, as there is nothing else "
+                f"to attend to or to pool; one of the copies has {count}"
             )
+        return checked
 
-    def _check_soft(self, keep_mask: Tensor) -> None:
-        name = self.perturbation.name
+    def _check_soft(self, name: str, keep_mask: Tensor) -> None:
         if not self.perturbation.soft:
             raise InputError(
                 f"with {name} a patch is there or missing, so a bool tensor is needed; got "
@@ -242,35 +240,3 @@ class Perturbed:
                 f"{name} takes a bool tensor, or floats from 0 (missing) to 1 (there); got "
                 f"{keep_mask.dtype}{' with other values' if keep_mask.is_floating_point() else ''}"
             )
-
-
-@dataclass(frozen=True)
-class _Forwards:
-    """Forwards of a model on copies of an image.
-
-    Attributes:
-        request: the call on the image itself.
-        autocast: their precision, if it is not the model's.
-    """
-
-    request: ForwardRequest
-    autocast: torch.dtype | None
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """The context of their precision."""
-        if self.autocast is None:
-            return nullcontext()
-        kind = self.request.inputs.device.type
-        # Weights that are cast here have no graph: a caller's autocast must not keep them.
-        keep = not torch.is_autocast_enabled(kind)
-        return torch.autocast(kind, dtype=self.autocast, cache_enabled=keep)
-
-    def scores(self, adapter: ModelAdapter, pixels: Tensor) -> Tensor:
-        """Scores (K, C) of some copies."""
-        found = adapter(pixels, **self.request.kwargs)
-        if found.dim() != 2 or len(found) != len(pixels):
-            raise ModelOutputError(
-                f"one row of class scores is needed for each of {len(pixels)} copies of an image, "
-                f"but the model gave {tuple(found.shape)}"
-            )
-        return found if found.dtype == torch.float64 else found.float()

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 from hf_gmar._core.attention import implementations_of
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.pixels import MeanColour
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside, bytes of tensors that this thread makes are counted as long as they live.
+    """Count bytes of the tensors that this thread makes inside, as long as they live.
 
     The count is the same on every device. Tensors that were there before do not count, nor does
     what a PyTorch function uses within itself.
@@ -57,14 +57,14 @@ class LiveBytes(TorchDispatchMode):
         """Count what a function makes."""
         kwargs = kwargs or {}
         before = {id(storage) for storage in _storages((args, kwargs))}
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         # A view, or what was changed in place, is in memory that a tensor had before.
-        for storage in _storages(found):
+        for storage in _storages(result):
             if id(storage) not in before:
                 before.add(id(storage))
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())
-        return found
+        return result
 
     def _add(self, count: int) -> None:
         self.now += count
@@ -84,16 +84,16 @@ def max_batch_size(
     autocast: torch.dtype | None = None,
     forward_kwargs: Mapping[str, Any] | None = None,
 ) -> int:
-    """How many copies of an image may run together within so much memory: the ``batch`` of begin.
+    """The ``batch`` for ``bind``: how many copies of an image fit into so much memory.
 
-    What a copy needs is measured: bytes of tensors are counted in a forward of one copy and in one
-    of two, once for each model, size of image and way to run it.
+    Bytes of tensors are counted in a forward of one copy and in one of two, once for each model,
+    size of image and way to run it.
 
     Args:
-        subject: the model.
+        adapter: the model.
         pixels: pixel values of an image, (1, channels, height, width).
         budget_bytes: memory that a forward may take beside the model's weights.
-        perturbation: whose forwards are measured; :class:`MeanColour` if none is said.
+        perturbation: whose forwards are measured; ``None`` for :class:`MeanColour`.
         autocast: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
         forward_kwargs: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
 
@@ -110,35 +110,35 @@ def max_batch_size(
         1
     """
     check_option("budget_bytes", budget_bytes, range(1, 2**63))
-    wanted = perturbation or MeanColour()
-    begun = wanted.bind(adapter, pixels, batch=2, autocast=autocast, forward_kwargs=forward_kwargs)
+    perturbation = perturbation or MeanColour()
+    bound = perturbation.bind(
+        adapter, pixels, batch=2, autocast=autocast, forward_kwargs=forward_kwargs
+    )
     vision_model = adapter.vision_model
     model = adapter.model if isinstance(adapter.model, nn.Module) else adapter.backbone
-    way = (wanted, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
+    way = (perturbation, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
     key = (*way, implementations_of(vision_model), vision_model.dtype, vision_model.device)
-    known = _NEEDS.setdefault(model, {})
-    if key not in known:
-        known[key] = _needs(_history(begun, 1), _history(begun, 2))
-    fit = [(budget_bytes - shared) // each for shared, each in known[key] if each]
-    return max(1, min(fit))
+    requirements = _REQUIREMENTS.setdefault(model, {})
+    if key not in requirements:
+        requirements[key] = _measure(bound)
+    return max(1, min((budget_bytes - shared) // per for shared, per in requirements[key] if per))
 
 
-_NEEDS: WeakKeyDictionary[nn.Module, dict[Any, set[tuple[int, int]]]] = WeakKeyDictionary()
-"""Bytes that all copies share, and those of each, for each model and way to run it."""
+_REQUIREMENTS: WeakKeyDictionary[nn.Module, dict[Any, set[tuple[int, int]]]] = WeakKeyDictionary()
+"""Bytes that all copies share, and those of each copy, for each model and way to run it."""
 
 
-def _needs(one: list[int], two: list[int]) -> set[tuple[int, int]]:
-    """What a forward needs at its steps, as bytes that copies share and bytes of each.
+def _measure(bound: BoundPerturbation) -> set[tuple[int, int]]:
+    """Bytes that copies share and bytes of each copy, at every step of a forward.
 
-    More copies may have their peak at another step than one has, so every step counts.
+    More copies may have their peak at another step than one copy has.
     """
-    if len(one) != len(two):  # other steps: nothing is taken for shared, which is on the safe side
-        return {(0, max(one))}
-    return {(2 * first - second, second - first) for first, second in zip(one, two, strict=True)}
-
-
-def _history(begun: Perturbed, copies: int) -> list[int]:
-    live = LiveBytes()
-    with live:
-        begun.scores(torch.ones(copies, *begun.grid, dtype=torch.bool))
-    return live.history
+    histories = []
+    for copies in (1, 2):
+        with LiveBytes() as live:
+            bound.scores(torch.ones(copies, *bound.grid, dtype=torch.bool))
+        histories.append(live.history)
+    single, double = histories
+    if len(single) != len(double):  # other steps: nothing counts as shared, to be safe
+        return {(0, max(single))}
+    return {(2 * one - two, two - one) for one, two in zip(single, double, strict=True)}

@@ -1,6 +1,9 @@
-"""The perturbations: what it means that a patch of an image is missing. A new one is a class here.
+"""Perturbations of pixels: other pixels take the place of a missing patch.
 
-Either other pixels take the place of the patch, or the model does without the patch's token.
+Sources: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
+ICCV 2017 (arXiv 1704.03296); Petsiuk, Das and Saenko, "RISE", BMVC 2018 (arXiv 1806.07421), who
+insert patches into a blurred image; Zeiler and Fergus, "Visualizing and Understanding Convolutional
+Networks", ECCV 2014 (arXiv 1311.2901), who cover parts of images by a grey square.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from hf_gmar.errors import InputError, OptionError
 from hf_gmar.perturbations.base import CopyPlan, Perturbation, PerturbationInput
 
 
-class _Pixels(Perturbation):
-    """Other pixels take the place of a patch: ``keep_mask * image + (1 - keep_mask) * baseline``."""
+class _PixelPerturbation(Perturbation):
+    """A copy is ``keep_mask * image + (1 - keep_mask) * baseline``."""
 
     soft = True
 
@@ -30,36 +33,29 @@ class _Pixels(Perturbation):
         """What is seen where patches are missing: as large as the image, or one pixel of it."""
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """CopyPlan of the image with the baseline in places."""
+        """Copies of the image with the baseline where patches are missing."""
         pixels = image.pixels
         precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         baseline = self.baseline(PerturbationInput(image.adapter, precise, image.key)).to(pixels)
         patch = [size // count for size, count in zip(pixels.shape[2:], image.grid, strict=True)]
 
-        def mixed(keep_mask: Tensor) -> Tensor:
-            share = (
-                keep_mask.to(pixels).repeat_interleave(patch[0], 1).repeat_interleave(patch[1], 2)
-            )
-            share = share[:, None]
+        def mix(keep_mask: Tensor) -> Tensor:
+            rows = keep_mask.to(pixels)[:, None].repeat_interleave(patch[0], 2)
+            share = rows.repeat_interleave(patch[1], 3)
             return share * pixels + (1 - share) * baseline
 
-        return CopyPlan(mixed)
+        return CopyPlan(mix)
 
 
 @dataclass(frozen=True)
-class Blur(_Pixels):
+class Blur(_PixelPerturbation):
     """A missing patch shows the image blurred by a Gaussian.
 
     At the borders the Gaussian is cut off, and its weights sum to 1 for each pixel.
 
-    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
-    Perturbation", ICCV 2017 (arXiv 1704.03296); Petsiuk, Das and Saenko, "RISE", BMVC 2018
-    (arXiv 1806.07421), who insert patches into a blurred image.
-
     Args:
         radius: standard deviation of the Gaussian in pixels of the model's input; ``None`` for the
-            longer side of a patch: details within a patch are gone then, and what is left of it is
-            the colour of its neighbourhood, at any size of image.
+            longer side of a patch, which leaves of a patch the colour of its neighbourhood.
 
     Raises:
         OptionError: a radius that is no number > 0.
@@ -91,12 +87,8 @@ def _gaussian(size: int, radius: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MeanColour(_Pixels):
-    """A missing patch has the mean colour of the image.
-
-    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
-    Perturbation", ICCV 2017 (arXiv 1704.03296).
-    """
+class MeanColour(_PixelPerturbation):
+    """A missing patch has the mean colour of the image."""
 
     name = "mean"
     summary = "the mean colour of the image"
@@ -108,11 +100,8 @@ class MeanColour(_Pixels):
 
 
 @dataclass(frozen=True)
-class DatasetMean(_Pixels):
+class DatasetMean(_PixelPerturbation):
     """A missing patch has one colour in all images: the mean of a data set.
-
-    Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014
-    (arXiv 1311.2901), who cover parts of images by a grey square.
 
     Args:
         colour: pixel value of each channel, as the model takes them, from :func:`dataset_mean`.
@@ -128,14 +117,14 @@ class DatasetMean(_Pixels):
 
     def __post_init__(self) -> None:
         """Check the colour and keep it as a tuple."""
-        given: Any = self.colour
-        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        colour: Any = self.colour
+        if not isinstance(colour, Sequence) or isinstance(colour, str) or not colour:
             raise OptionError(
                 "colour must be a sequence with a number for each channel, such as dataset_mean "
-                f"gives, got {given!r}"
+                f"gives, got {colour!r}"
             )
-        colour = tuple(check_number("colour", value, -np.inf) for value in given)
-        object.__setattr__(self, "colour", colour)
+        values = tuple(check_number("colour", value, -np.inf) for value in colour)
+        object.__setattr__(self, "colour", values)
 
     def baseline(self, image: PerturbationInput) -> Tensor:
         """The colour, (1, channels, 1, 1)."""
@@ -169,8 +158,8 @@ def dataset_mean(batches: Iterable[Tensor]) -> tuple[float, ...]:
                 "pixel values of shape (images, channels, height, width) are needed, with as many "
                 f"channels in each batch; got {tuple(getattr(batch, 'shape', ()))}"
             )
-        found = batch.detach().cpu().double().sum((0, 2, 3))
-        total = total + found if len(total) else found
+        sums = batch.detach().cpu().double().sum((0, 2, 3))
+        total = total + sums if len(total) else sums
         count += batch[:, 0].numel()
     if not count:
         raise InputError("the mean colour of no image is not defined; give at least one")
@@ -178,15 +167,12 @@ def dataset_mean(batches: Iterable[Tensor]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Noise(_Pixels):
+class Noise(_PixelPerturbation):
     """A missing patch is noise with the mean colour and the contrast of the image.
 
     Each pixel is drawn from a Gaussian with the mean of its channel in the image, and ``std`` times
     the standard deviation of that channel. The numbers depend on the seed and the image alone, so
     they are the same in any order of images and on every machine.
-
-    Source: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful
-    Perturbation", ICCV 2017 (arXiv 1704.03296).
 
     Args:
         seed: of the random numbers.
@@ -210,15 +196,11 @@ class Noise(_Pixels):
     def baseline(self, image: PerturbationInput) -> Tensor:
         """The noise."""
         pixels = image.pixels
+        key = image.key
+        content = pixels.cpu().double().numpy().tobytes() if key is None else key.encode()
+        number = int.from_bytes(hashlib.sha256(content).digest()[:16], "big")
         # NumPy draws the same numbers on every processor, PyTorch does not.
-        drawn = np.random.default_rng([self.seed, _number_of(image)])
-        noise = torch.from_numpy(drawn.standard_normal(tuple(pixels.shape))).to(pixels)
+        generator = np.random.default_rng([self.seed, number])
+        noise = torch.from_numpy(generator.standard_normal(tuple(pixels.shape))).to(pixels)
         contrast = pixels.std((2, 3), correction=0, keepdim=True)
         return pixels.mean((2, 3), keepdim=True) + self.std * contrast * noise
-
-
-def _number_of(image: PerturbationInput) -> int:
-    """A number that stands for an image: of its name, or else of its pixels."""
-    pixels = image.pixels.cpu().double().numpy()
-    content = pixels.tobytes() if image.key is None else image.key.encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:16], "big")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_gmar.perturbations.base import CopyPlan, Perturbation, PerturbationInput
 from hf_gmar.perturbations.token_removal import (
-    Sites,
+    DropSites,
     drop_tokens,
     mask_tokens,
     reads_patches,
@@ -17,13 +17,13 @@ from hf_gmar.perturbations.token_removal import (
 class AttentionMasking(Perturbation):
     """No token attends to a missing patch, in any layer, and the head does not read it.
 
-    Nothing that the head reads depends on the token of a missing patch then, so the scores are
-    those of :class:`TokenDropping` up to rounding. Tokens are not fewer, so it costs more; but
-    copies with any numbers of patches run together where the head reads no patches.
+    Scores are those of :class:`TokenDropping` up to rounding, as nothing that the head reads
+    depends on the token of a missing patch. It costs more, as there are as many tokens as before;
+    but copies with different numbers of patches run together if the head reads no patches.
 
     Source: Deiseroth et al., "AtMan: Understanding Transformer Predictions Through Memory
     Efficient Attention Manipulation", NeurIPS 2023 (arXiv 2301.08110), who weaken the attention to
-    a token in all layers; here nothing is left of it.
+    a token in all layers; here it is zero.
     """
 
     name = "attention-masking"
@@ -54,7 +54,7 @@ class TokenDropping(Perturbation):
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
         """The image itself, with tokens that are dropped."""
-        sites = Sites.of(image.adapter)
+        sites = DropSites.of(image.adapter)
         return CopyPlan(
             lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
             lambda keep_mask: drop_tokens(image.adapter, keep_mask.flatten(1), sites),

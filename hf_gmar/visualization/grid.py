@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar.visualization.overlay import COLOUR_MAP, OPACITY, SIGNED_COLOUR_MAP, is_signed, wrapped
+from hf_gmar.visualization.overlay import (
+    COLOUR_MAP,
+    SIGNED_COLOUR_MAP,
+    add_axes,
+    draw_map,
+    is_signed,
+    wrapped,
+)
 
 # Inches.
 _ACROSS = 7  # methods in a band; more go on below, or the letters get too small to read
@@ -48,7 +55,7 @@ class GridColumn:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Layout:
     """Where everything goes, in inches from the top left corner."""
 
     images: int
@@ -107,35 +114,31 @@ def grid_figure(
         >>> len(figure.axes)  # image, map, scale of colours
         3
     """
-    plan = _plan(pictures, columns, caption)
-    figure = Figure(figsize=(plan.width, plan.height))
-    signed = any(one.maps is not None and is_signed(one.maps.numpy()) for one in columns)
-    for band in range(plan.bands):
-        shown = columns[band * plan.across : (band + 1) * plan.across]
-        _draw_images(figure, plan, band, pictures, titles)
+    layout = _layout(pictures, columns, caption)
+    figure = Figure(figsize=(layout.width, layout.height))
+    signed = any(is_signed(column.maps.numpy()) for column in columns if column.maps is not None)
+    for band in range(layout.bands):
+        shown = columns[band * layout.across : (band + 1) * layout.across]
+        _draw_images(figure, layout, band, pictures, titles)
         for number, column in enumerate(shown, 1):
-            _draw_column(figure, plan, (band, number), column, pictures, signed)
-    _draw_scale(figure, plan, signed)
-    figure.text(
-        _MARGIN / plan.width,
-        plan.below / plan.height,
-        plan.caption,
-        fontsize=8.5,
-        color="0.3",
-        va="top",
-    )
+            _draw_column(figure, layout, (band, number), column, pictures, signed)
+    _draw_scale(figure, layout, signed)
+    left, top = _MARGIN / layout.width, layout.below / layout.height
+    figure.text(left, top, layout.caption, fontsize=8.5, color="0.3", va="top")
     return figure
 
 
-def _plan(pictures: Sequence[Image.Image], columns: Sequence[GridColumn], caption: str) -> _Plan:
+def _layout(
+    pictures: Sequence[Image.Image], columns: Sequence[GridColumn], caption: str
+) -> _Layout:
     bands = math.ceil(len(columns) / _ACROSS)
     across = max(math.ceil(len(columns) / bands), 2)  # the scale and the caption need some width
     ratio = pictures[0].height / pictures[0].width
     cell = _WIDTH * min(max(ratio, 0.4), 2.5)
     width = (1 + across) * (_WIDTH + _GAP)
-    names = max(_title(one).count("\n") for one in columns)
+    names = max(_title(column).count("\n") for column in columns)
     text = wrapped(caption, int(width * 15), 12)
-    return _Plan(len(pictures), across, bands, cell, _HEAD + _NAME * names, text)
+    return _Layout(len(pictures), across, bands, cell, _HEAD + _NAME * names, text)
 
 
 def _title(column: GridColumn) -> str:
@@ -144,21 +147,21 @@ def _title(column: GridColumn) -> str:
 
 def _draw_images(
     figure: Figure,
-    plan: _Plan,
+    layout: _Layout,
     band: int,
     pictures: Sequence[Image.Image],
     titles: Sequence[str],
 ) -> None:
     for row, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        axes = _cell(figure, plan, (band, row, 0))
+        axes = _cell(figure, layout, (band, row, 0))
         axes.imshow(picture, aspect="auto", extent=_UNIT)
         lines = "\n".join(wrapped(line, 26, 1) for line in title.splitlines())
-        axes.text(0, -0.05 / plan.cell, lines, fontsize=8, va="top", transform=axes.transAxes)
+        axes.text(0, -0.05 / layout.cell, lines, fontsize=8, va="top", transform=axes.transAxes)
 
 
 def _draw_column(
     figure: Figure,
-    plan: _Plan,
+    layout: _Layout,
     place: tuple[int, int],
     column: GridColumn,
     pictures: Sequence[Image.Image],
@@ -166,80 +169,61 @@ def _draw_column(
 ) -> None:
     band, number = place
     for row, picture in enumerate(pictures):
-        axes = _cell(figure, plan, (band, row, number))
+        axes = _cell(figure, layout, (band, row, number))
         if row == 0:
-            _draw_head(axes, plan, column)
+            _draw_head(axes, layout, column)
         if column.maps is None:
-            _draw_reason(axes, plan, column.reason)
+            _draw_reason(axes, layout, column.reason)
         else:
             _draw_map(axes, picture, column.maps[row].float().numpy(), signed)
 
 
-def _draw_head(axes: Axes, plan: _Plan, column: GridColumn) -> None:
+def _draw_head(axes: Axes, layout: _Layout, column: GridColumn) -> None:
     """The method's name, up to two lines, and below it what it costs."""
-    middle, above = 0.5, 1 + 0.06 / plan.cell
+    middle, above = 0.5, 1 + 0.06 / layout.cell
     words: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
     axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **words)
-    above += 0.15 / plan.cell if column.subtitle else 0
+    above += 0.15 / layout.cell if column.subtitle else 0
     axes.text(middle, above, _title(column), fontsize=10, **words)
 
 
 _UNIT = (0, 1, 0, 1)
 
 
-def _draw_map(axes: Axes, picture: Image.Image, heat: NDArray[np.float32], signed: bool) -> None:
+def _draw_map(axes: Axes, picture: Image.Image, values: NDArray[np.float32], signed: bool) -> None:
     # In grey, so that all colours are those of the scale.
     axes.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255, aspect="auto", extent=_UNIT)
-    axes.imshow(
-        heat / (np.abs(heat).max() or 1),
-        cmap=SIGNED_COLOUR_MAP if signed else COLOUR_MAP,
-        vmin=-1 if signed else 0,
-        vmax=1,
-        alpha=OPACITY,
-        interpolation="bilinear",
-        aspect="auto",
-        extent=_UNIT,
-    )
+    colours, low = (SIGNED_COLOUR_MAP, -1) if signed else (COLOUR_MAP, 0)
+    scaled = values / (np.abs(values).max() or 1)
+    draw_map(axes, scaled, colours, low, 1, aspect="auto", extent=_UNIT)
 
 
-def _draw_reason(axes: Axes, plan: _Plan, reason: str) -> None:
+def _draw_reason(axes: Axes, layout: _Layout, reason: str) -> None:
     axes.set_facecolor("0.94")
     axes.set_axis_on()
     axes.tick_params(length=0, labelbottom=False, labelleft=False)
     for edge in axes.spines.values():
         edge.set_color("0.8")
-    lines = max(int((plan.cell - 0.1) / 0.125), 2)
+    lines = max(int((layout.cell - 0.1) / 0.125), 2)
     words = wrapped(f"failed: {reason}", 29, lines)
     axes.text(0.5, 0.5, words, fontsize=7, color="0.25", ha="center", va="center")
 
 
-def _draw_scale(figure: Figure, plan: _Plan, signed: bool) -> None:
-    low = -1 if signed else 0
-    colours = SIGNED_COLOUR_MAP if signed else COLOUR_MAP
-    top = plan.height - plan.below - _BAR + 0.06
-    axes = _axes(figure, plan, (_MARGIN, top), (2.6, 0.14))
-    drawn = ScalarMappable(Normalize(low, 1), colours)
-    bar = figure.colorbar(drawn, cax=axes, orientation="horizontal")
+def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
+    colours, low = (SIGNED_COLOUR_MAP, -1) if signed else (COLOUR_MAP, 0)
+    axes = add_axes(figure, _MARGIN, layout.below + _BAR - 0.2, 2.6, 0.14)
+    mappable = ScalarMappable(Normalize(low, 1), colours)
+    bar = figure.colorbar(mappable, cax=axes, orientation="horizontal")
     bar.set_ticks([low, 0, 1] if signed else [0, 1])
     axes.tick_params(labelsize=8)
     meaning = "red: relevance, blue: against the class" if signed else "relevance"
     words = f"{meaning}; 1 is the largest absolute value of each map"
-    words = wrapped(words, int((plan.width - 3.3) * 13))
+    words = wrapped(words, int((layout.width - 3.3) * 13))
     axes.text(1.06, 0.5, words, fontsize=8.5, va="center", transform=axes.transAxes)
 
 
-def _cell(figure: Figure, plan: _Plan, place: tuple[int, int, int]) -> Axes:
-    axes = _axes(figure, plan, plan.place(*place), (_WIDTH, plan.cell))
+def _cell(figure: Figure, layout: _Layout, place: tuple[int, int, int]) -> Axes:
+    left, top = layout.place(*place)
+    axes = add_axes(figure, left, layout.height - top - layout.cell, _WIDTH, layout.cell)
     axes.set_axis_off()
     return axes
-
-
-def _axes(
-    figure: Figure, plan: _Plan, corner: tuple[float, float], size: tuple[float, float]
-) -> Axes:
-    """At a place in inches: layouts of matplotlib give pictures of a fixed shape no title room."""
-    (left, top), (width, height) = corner, size
-    bottom = plan.height - top - height
-    return figure.add_axes(
-        (left / plan.width, bottom / plan.height, width / plan.width, height / plan.height)
-    )

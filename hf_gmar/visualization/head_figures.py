@@ -8,14 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Transform
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from hf_gmar._utils.stats import Array, Interval
 from hf_gmar.models.image_view import ImageView
-from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, overlay_image, wrapped
+from hf_gmar.visualization.overlay import (
+    COLOUR_MAP,
+    SIGNED_COLOUR_MAP,
+    escape_dollars,
+    overlay_image,
+    shrink,
+    wrapped,
+)
 
 _TILE = 120  # pixels of the longer side of a head's map
 _GAP = 6  # pixels between maps
@@ -59,11 +65,11 @@ def importance_figure(
     else:
         _heatmap(figure, axes[0], mean, "score lost without it, estimated", signed=True)
     kind = "head importance" if shares else "effect of each head"
-    axes[0].set_title(f"{kind}: {_plain(title)}", fontsize=11)
+    axes[0].set_title(f"{kind}: {escape_dollars(title)}", fontsize=11)
     if spread is not None:
         _heatmap(figure, axes[1], spread, "standard deviation")
         axes[1].set_title("spread over images", fontsize=11)
-    figure.supxlabel(_plain(caption), fontsize=9, color="0.35")
+    figure.supxlabel(escape_dollars(caption), fontsize=9, color="0.35")
     return figure
 
 
@@ -77,7 +83,7 @@ def _heatmap(
 ) -> None:
     top = max(float(np.abs(values).max()), even or 0) or 1.0
     colours = SIGNED_COLOUR_MAP if signed else COLOUR_MAP
-    drawn = axes.imshow(
+    mappable = axes.imshow(
         values, cmap=colours, vmin=-top * signed, vmax=top, origin="lower", aspect="auto"
     )
     axes.set(xlabel="head", ylabel="layer")
@@ -89,24 +95,12 @@ def _heatmap(
             colour = "black" if (abs(value) > 0.65 * top) != signed else "white"
             text = f"{value:.2f}".replace("0.", ".", 1)
             axes.text(head, layer, text, ha="center", va="center", fontsize=7, color=colour)
-    bar = figure.colorbar(drawn, ax=axes)
+    bar = figure.colorbar(mappable, ax=axes)
     bar.set_label(label)
     if even is not None:
         bar.ax.axhline(even, color="cyan", linewidth=2)
-        bar.ax.text(
-            -0.2,
-            even,
-            f"even\nshare\n1/{round(1 / even)}",
-            ha="right",
-            va="center",
-            fontsize=8,
-            transform=_beside(bar.ax),
-        )
-
-
-def _beside(axes: Axes) -> Transform:
-    """Across as a share of the axes, up in the axes' own numbers."""
-    return axes.get_yaxis_transform()
+        text, beside = f"even\nshare\n1/{round(1 / even)}", bar.ax.get_yaxis_transform()
+        bar.ax.text(-0.2, even, text, ha="right", va="center", fontsize=8, transform=beside)
 
 
 def head_maps_figure(
@@ -120,8 +114,8 @@ def head_maps_figure(
 
     Args:
         image: the original image.
-        maps: (layers, H, rows, columns), as :func:`~hf_gmar.heads.head_methods.head_maps` gives them for one
-            image. Each map's colours run from zero to its own maximum.
+        maps: (layers, H, rows, columns), from :func:`~hf_gmar.heads.head_methods.head_maps` for
+            one image. Each map's colours run from zero to its own maximum.
         title: above the grid.
         caption: one line below.
         view: the part of the image that the patches cover; ``None`` is the whole image.
@@ -145,13 +139,13 @@ def head_maps_figure(
     words = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
     figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(words)), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
-    plain.imshow(np.asarray(_small(image, 600)))
+    plain.imshow(np.asarray(shrink(image, 600)))
     plain.set_axis_off()
     plain.set_anchor("N")  # at the top of a grid that may be much taller
     plain.set_title("the image", fontsize=11)
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
-    axes.set_title(_plain(title), fontsize=11)
+    axes.set_title(escape_dollars(title), fontsize=11)
     figure.supxlabel(f"{words}\n{note}" if words else note, fontsize=8, color="0.35")
     return figure
 
@@ -166,26 +160,18 @@ def _name_tiles(axes: Axes, width: float, height: float, heads: int, layers: int
         spine.set_visible(False)
 
 
-def _small(image: Image.Image, side: int) -> Image.Image:
-    small = image.convert("RGB")
-    small.thumbnail((side, side))
-    return small
-
-
 def _grid(image: Image.Image, maps: Tensor, view: ImageView | None) -> Image.Image:
     """All maps on small copies of the image, as one picture."""
-    shrunk = _small(image, _TILE)
-    view = _scaled(
-        view or ImageView((image.height, image.width), (0, 0, image.height, image.width)), shrunk
-    )
+    shrunk = shrink(image, _TILE)
+    view = _scaled(view or ImageView.whole(image), shrunk)
     layers, heads = maps.shape[:2]
     width, height = shrunk.width + _GAP, shrunk.height + _GAP
     grid = Image.new("RGB", (heads * width, layers * height), "white")
-    heat = view.project(maps.detach().float().cpu())
+    heatmaps = view.project(maps.detach().float().cpu())
     for layer in range(layers):
         for head in range(heads):
             place = head * width + _GAP // 2, (layers - 1 - layer) * height + _GAP // 2
-            grid.paste(overlay_image(shrunk, heat[layer, head]), place)
+            grid.paste(overlay_image(shrunk, heatmaps[layer, head]), place)
     return grid
 
 
@@ -234,8 +220,3 @@ def ablation_figure(
     axes.legend(frameon=False)
     figure.supxlabel(caption, fontsize=9, color="0.35")
     return figure
-
-
-def _plain(text: str) -> str:
-    """A label is text, and "$" no start of a formula."""
-    return text.replace("$", r"\$")

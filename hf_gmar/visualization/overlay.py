@@ -1,11 +1,11 @@
-"""Pictures: a patch map over its image, as a figure with a colour bar or as a plain image."""
+"""An attribution map over its image, as a figure with a colour bar or as a plain image."""
 
 from __future__ import annotations
 
 import textwrap
 import warnings
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -53,7 +53,7 @@ def overlay_figure(
             the class.
         title: the explained class, for example with its probability.
         caption: one line below the picture.
-        view: the part of the image that the patches cover, as ``measure_view`` measures it; the rest is
+        view: the part of the image that the patches cover, from ``measure_view``; the rest is
             hatched as not seen by the model. ``None`` is the whole image.
 
     Returns:
@@ -68,47 +68,48 @@ def overlay_figure(
         >>> len(figure.axes)  # image, overlay, colour bar
         3
     """
-    view = view or ImageView((image.height, image.width), (0.0, 0.0, image.height, image.width))
+    view = view or ImageView.whole(image)
     _check_size("view", view.size, image)
-    figure, (plain, heated, bar) = _laid_out(image, title, caption, view.unexplained)
+    figure, (plain, overlay, bar) = _layout(image, title, caption, view.unexplained)
     _show(plain, image)
-    _show(heated, image)
-    heat = patches.detach().float().cpu().numpy()
-    drawn = _draw_heat(heated, view, heat)
+    _show(overlay, image)
+    values = patches.detach().float().cpu().numpy()
+    mappable = draw_map(overlay, values, *_scale(values), extent=_extent(*view.box))
+    overlay.set(xlim=plain.get_xlim(), ylim=plain.get_ylim())  # padding is not part of the image
     meaning = "relevance, per patch\n(below 0: against the class)"
-    meaning = meaning if is_signed(heat) else "share of relevance, per patch"
-    figure.colorbar(drawn, cax=bar).set_label(meaning)
+    meaning = meaning if is_signed(values) else "share of relevance, per patch"
+    figure.colorbar(mappable, cax=bar).set_label(meaning)
     if view.unexplained:
-        _hatch_unseen(heated, view)
+        _hatch_unseen(overlay, view)
     return figure
 
 
-def overlay_image(image: Image.Image, heat: Tensor) -> Image.Image:
+def overlay_image(image: Image.Image, heatmap: Tensor) -> Image.Image:
     """The image under its heatmap, pixel for pixel, without axes or text.
 
     Args:
         image: the original image.
-        heat: relevance on the image's own pixels, (height, width), NaN where nothing is explained,
-            as ``ImageView.project`` gives it. The colours run from zero to its maximum; where a value
-            is negative, from minus to plus its largest absolute value.
+        heatmap: relevance on the image's own pixels, (height, width), NaN where nothing is
+            explained, from ``ImageView.project``. The colours run from zero to its maximum; if a
+            value is negative, from minus to plus its largest absolute value.
 
     Returns:
         An RGB image of the same size; dark grey where nothing is explained.
 
     Raises:
-        InputError: the heat has another size than the image.
+        InputError: the heatmap has another size than the image.
 
     Example:
         >>> import torch
-        >>> heat = torch.tensor([[0.0, 0.5, 1.0, float("nan")]])
-        >>> picture = overlay_image(Image.new("RGB", (4, 1), "white"), heat)
+        >>> heatmap = torch.tensor([[0.0, 0.5, 1.0, float("nan")]])
+        >>> picture = overlay_image(Image.new("RGB", (4, 1), "white"), heatmap)
         >>> [picture.getpixel((x, 0)) for x in (0, 2, 3)]
         [(102, 102, 103), (253, 254, 200), (102, 102, 102)]
     """
-    _check_size("heat", tuple(heat.shape), image)
-    values = heat.detach().float().cpu().numpy()
+    _check_size("heatmap", tuple(heatmap.shape), image)
+    values = heatmap.detach().float().cpu().numpy()
     seen = ~np.isnan(values)
-    colours = _coloured(np.where(seen, values, 0))
+    colours = _to_colours(np.where(seen, values, 0))
     plain = image.convert("RGB")
     dimmed = plain.convert("L").point(lambda grey: grey * _DIMMED).convert("RGB")
     return Image.composite(
@@ -133,54 +134,56 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
 
 
 def wrapped(text: str, width: int, lines: int = 3) -> str:
-    """At most so many lines; a label is text, and "$" no start of a formula."""
+    """Wrap a label to at most so many lines."""
     room = lines * width - 2  # a word without an end would leave nothing but the mark of the rest
-    words = [one if len(one) <= room else f"{one[: room - 1]}…" for one in text.split()]
-    found = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
-    return found.replace("$", r"\$")
+    words = [word if len(word) <= room else f"{word[: room - 1]}…" for word in text.split()]
+    filled = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
+    return escape_dollars(filled)
 
 
-def _laid_out(
+def escape_dollars(text: str) -> str:
+    """A label is text: "$" must not start a formula."""
+    return text.replace("$", r"\$")
+
+
+def _layout(
     image: Image.Image, title: str, caption: str, legend: bool
 ) -> tuple[Figure, list[Axes]]:
     """A figure with its texts, and empty axes for the image, the overlay and the colour bar."""
-    width, height = _inches(image)
+    ratio = image.width / image.height
+    width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every shape
+    height = width / ratio
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
     title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
-    above, below = 0.2 + 0.22 * _lines(title), 0.15 + 0.17 * _lines(caption) + 0.3 * legend
+    above = 0.2 + 0.22 * len(title.splitlines())
+    below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * legend
     figure = Figure(figsize=(2 * column + 1.9, below + row + above))
     centre, left = below + row / 2, 0.15 + (column - width) / 2
-    plain = _axes(figure, left, centre, width, height)
-    heated = _axes(figure, left + column + 0.25, centre, width, height)
-    bar = _axes(figure, left + column + width + 0.4, centre, 0.16, max(0.9 * height, 2))
+    bottom, length = centre - height / 2, max(0.9 * height, 2)
+    plain = add_axes(figure, left, bottom, width, height)
+    overlay = add_axes(figure, left + column + 0.25, bottom, width, height)
+    bar = add_axes(figure, left + column + width + 0.4, centre - length / 2, 0.16, length)
     plain.set_title("the image", fontsize=13)
-    heated.set_title(title, fontsize=13)
+    overlay.set_title(title, fontsize=13)
     figure.supxlabel(caption, y=0.06 / (below + row + above), fontsize=9, color="0.35")
-    return figure, [plain, heated, bar]
+    return figure, [plain, overlay, bar]
 
 
-def _axes(figure: Figure, left: float, centre: float, width: float, height: float) -> Axes:
-    """At a place in inches: layouts of matplotlib give a picture of a fixed shape no title room."""
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes at a place in inches: matplotlib's layouts leave pictures no room for a title."""
     across, down = figure.get_size_inches()
-    return figure.add_axes(
-        (left / across, (centre - height / 2) / down, width / across, height / down)
-    )
+    return figure.add_axes((left / across, bottom / down, width / across, height / down))
 
 
-def _inches(image: Image.Image) -> tuple[float, float]:
-    """Width and height of the image on paper: about the same area for every shape."""
-    ratio = image.width / image.height
-    width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)
-    return width, width / ratio
-
-
-def _lines(text: str) -> int:
-    return text.count("\n") + bool(text)
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """A copy in RGB that is at most so many pixels wide and high."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    small = image.convert("RGB")
-    small.thumbnail((1500, 1500))  # more than the figure has dots for
+    small = shrink(image, 1500)  # more than the figure has dots for
     axes.imshow(np.asarray(small), extent=_extent(0, 0, image.height, image.width))
     axes.set_axis_off()
 
@@ -203,21 +206,12 @@ def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
     return COLOUR_MAP, 0, top  # from zero, for a flat map must look flat
 
 
-def _draw_heat(axes: Axes, view: ImageView, heat: NDArray[np.float32]) -> AxesImage:
-    limits = axes.get_xlim(), axes.get_ylim()
-    colours, low, high = _scale(heat)
-    drawn = axes.imshow(
-        heat,
-        cmap=colours,
-        vmin=low,
-        vmax=high,
-        alpha=OPACITY,
-        interpolation="bilinear",
-        extent=_extent(*view.box),
-    )
-    # Padding is not part of the image.
-    axes.set(xlim=limits[0], ylim=limits[1])
-    return drawn
+def draw_map(
+    axes: Axes, values: NDArray[np.float32], colours: str, low: float, high: float, **options: Any
+) -> AxesImage:
+    """Draw an attribution map of patches over the image that is in the axes."""
+    blend: dict[str, Any] = {"alpha": OPACITY, "interpolation": "bilinear", **options}
+    return axes.imshow(values, cmap=colours, vmin=low, vmax=high, **blend)
 
 
 def _hatch_unseen(axes: Axes, view: ImageView) -> None:
@@ -245,7 +239,7 @@ def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
     return Outline(corners, closed=True)
 
 
-def _coloured(values: NDArray[np.float32]) -> Image.Image:
+def _to_colours(values: NDArray[np.float32]) -> Image.Image:
     """The values in their colour map, as 256 colours."""
     colours, low, high = _scale(values)
     scaled = np.clip((values - low) / (high - low), 0, 1)

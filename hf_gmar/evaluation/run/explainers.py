@@ -13,7 +13,13 @@ from torch import Tensor
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.comparison.isolation import isolated_model, seeded
-from hf_gmar.comparison.method_specs import MethodLikes, MethodSpec, Task, as_columns, modules_of
+from hf_gmar.comparison.method_specs import (
+    AttributionTask,
+    MethodLikes,
+    MethodSpec,
+    as_method_specs,
+    modules_of,
+)
 from hf_gmar.errors import ModelOutputError, reason_of
 from hf_gmar.evaluation.run.fingerprint import described, plain, tensor_digest
 from hf_gmar.methods.base import AttributionMethod
@@ -55,7 +61,7 @@ class Explainers:
             OptionError: a method or an option that does not exist.
             UnsupportedModelError: a model that can't be explained.
         """
-        specs = {spec.name: _built(model, spec, readout, seed) for spec in as_columns(methods)}
+        specs = {spec.name: _built(model, spec, readout, seed) for spec in as_method_specs(methods)}
         return cls(ModelAdapter.of(model, readout), specs, readout, seed)
 
     @property
@@ -129,7 +135,7 @@ class Explainers:
 
     def _single_map(self, spec: MethodSpec, pixels: Tensor, target: int) -> Tensor | str:
         grid = self.adapter.layout.grid(*pixels.shape[-2:])
-        task = Task(self.adapter.model, self.readout, pixels, target, None, grid, {})
+        task = AttributionTask(self.adapter.model, self.readout, pixels, target, None, grid, {})
         try:
             with ExitStack() as stack:
                 if spec.is_captum:

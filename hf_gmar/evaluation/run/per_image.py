@@ -14,8 +14,8 @@ from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import size_errors
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
-from hf_gmar.data.masks import cover
-from hf_gmar.data.mosaics import Mosaics
+from hf_gmar.data.masks import patch_coverage
+from hf_gmar.data.mosaics import MosaicDataset
 from hf_gmar.errors import (
     DataError,
     HfGmarError,
@@ -79,7 +79,7 @@ class ImageEvaluator:
         self.plan = plan
         self.model = plan.model
         self.data = data
-        self._mosaics: dict[tuple[int, int], Mosaics] = {}
+        self._mosaics: dict[tuple[int, int], MosaicDataset] = {}
         explainers = self.model.explainers
         self._contexts = ContextBuilder(
             self.model.adapter.model, self.model.config.score, readout=explainers.readout
@@ -159,7 +159,7 @@ class ImageEvaluator:
             return
         size = sample.pixels.shape[-2], sample.pixels.shape[-1]
         if size not in self._mosaics:
-            self._mosaics[size] = Mosaics(self.data, size, self.model.config.seed)
+            self._mosaics[size] = MosaicDataset(self.data, size, self.model.config.seed)
         mosaics = self._mosaics[size]
         if sample.index not in mosaics.indices:  # it has no label
             return
@@ -216,7 +216,7 @@ class ImageEvaluator:
 
     def _cover(self, image: Image.Image, mask: Mask, pixels: Tensor) -> Tensor:
         view = measure_view(self.model.processor, (image.height, image.width))
-        return cover(mask, view, self.model.adapter.layout.grid(*pixels.shape[-2:]))
+        return patch_coverage(mask, view, self.model.adapter.layout.grid(*pixels.shape[-2:]))
 
 
 def _add_undefined(row: Row, reasons: Mapping[str, str]) -> None:

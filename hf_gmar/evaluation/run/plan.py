@@ -20,7 +20,7 @@ from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.models.labels import probabilities
-from hf_gmar.perturbations.base import Perturbation, Perturbed
+from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.memory import max_batch_size
 
 _ALLOWED = {
@@ -107,7 +107,7 @@ class EvaluatedModel:
         is_logit = self.config.score == "logit"
         return logits if is_logit else probabilities(self.hf_config, logits)
 
-    def bind(self, perturbation: Perturbation, pixels: Tensor) -> Perturbed:
+    def bind(self, perturbation: Perturbation, pixels: Tensor) -> BoundPerturbation:
         """A perturbation on an image, with as many copies at a time as fit into the memory."""
         name, memory = self.config.autocast, self.config.memory
         half = None if name is None else getattr(torch, name)
