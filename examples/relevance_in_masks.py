@@ -3,9 +3,10 @@
     python examples/relevance_in_masks.py --scenes 300
 
 Draws fresh scenes, explains each object that the bundled model finds, and prints the share of the
-relevance inside that object's mask, beside two references: relevance spread evenly over the image, and the
-relevance that the same map has on the scene's other objects. Every patch counts with the share of its
-area that the mask covers; maps are scaled to sum to 1. Intervals: 95 %, bootstrap over scenes.
+relevance inside that object's mask, beside two references: relevance spread evenly over the image,
+and the relevance that the same map has on the scene's other objects. Every patch counts with the
+share of its area that the mask covers; maps are scaled to sum to 1. Intervals: 95 %, bootstrap over
+scenes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Shares = NDArray[np.float64]
 
 
 def shares_of_scene(loaded: LoadedModel, gmar: GMAR, scene: Scene) -> Shares:
-    """(found objects, 3): relevance in the object's own mask, evenly spread relevance, relevance on the others."""
+    """Relevance in each found object's mask, evenly spread, and on the others, (objects, 3)."""
     model = loaded.model
     pixels = loaded.processor(images=scene.image, return_tensors="pt").pixel_values
     found = (model(pixels).logits[0, list(scene.classes)] > 0).tolist()

@@ -41,13 +41,13 @@ from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
 
 __all__ = [
+    "GMAR",
     "AttentionMethod",
     "AttentionRollout",
     "AttnLRP",
     "AttributionMethod",
     "Comparison",
     "Evaluation",
-    "GMAR",
     "GradSAM",
     "GradientRollout",
     "HeadAblation",
