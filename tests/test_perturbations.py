@@ -712,3 +712,14 @@ def test_larger_images_take_more_memory() -> None:
 def test_budgets_that_are_refused(budget: Any) -> None:
     with pytest.raises(OptionError, match="budget_bytes must be a whole number"):
         max_batch_size(ModelAdapter.of(VIT.build()), VIT.images()[:1], budget)
+
+
+def test_a_model_itself_will_do() -> None:
+    model, image = VIT.build(), image_of(VIT)
+    keep_mask = torch.ones(1, *VIT.grid, dtype=torch.bool)
+    adapter = ModelAdapter.of(model)
+    assert ModelAdapter.of(adapter) is adapter
+    of_model, of_adapter = (
+        PERTURBATIONS.build("mean").bind(one, image).scores(keep_mask) for one in (model, adapter)
+    )
+    assert torch.equal(of_model, of_adapter)

@@ -42,12 +42,14 @@ class ModelAdapter:
 
     @classmethod
     def of(cls, model: Callable[..., Any], readout: ReadoutSpec = None) -> ModelAdapter:
-        """Find the backbone, its tower and its layout.
+        """Find the backbone, its vision model and its layout; an adapter is given back as it is.
 
         Raises:
             UnsupportedModelError: no Transformers model in it, several, or an unknown family.
             OptionError: a readout that does not fit.
         """
+        if isinstance(model, ModelAdapter) and readout is None:
+            return model
         model = unwrapped(model)
         backbone = find_backbone(model)
         vision_model = _tower(backbone)

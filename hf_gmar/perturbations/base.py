@@ -91,7 +91,7 @@ class Perturbation(ABC):
 
     def bind(
         self,
-        adapter: ModelAdapter,
+        model: Callable[..., Any],
         pixels: Tensor,
         *,
         batch: int = 8,
@@ -102,7 +102,7 @@ class Perturbation(ABC):
         """Bind the perturbation to one image.
 
         Args:
-            adapter: the model.
+            model: a model as every method takes it, or the adapter of one.
             pixels: pixel values of the image, (1, channels, height, width).
             batch: how many copies of the image run together at most.
             autocast: run the model in this precision, ``torch.bfloat16`` or ``torch.float16``,
@@ -117,6 +117,7 @@ class Perturbation(ABC):
                 does not know.
             UnsupportedModelError: the model can't be perturbed like that.
         """
+        adapter = ModelAdapter.of(model)
         request = checked_request(adapter, pixels, None, dict(forward_kwargs or {}))
         images = len(request.inputs)
         if images != 1:

@@ -76,7 +76,7 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
 
 
 def max_batch_size(
-    adapter: ModelAdapter,
+    model: Callable[..., Any],
     pixels: Tensor,
     budget_bytes: int,
     *,
@@ -90,7 +90,7 @@ def max_batch_size(
     size of image and way to run it.
 
     Args:
-        adapter: the model.
+        model: a model as every method takes it, or the adapter of one.
         pixels: pixel values of an image, (1, channels, height, width).
         budget_bytes: memory that a forward may take beside the model's weights.
         perturbation: whose forwards are measured; ``None`` for :class:`MeanColour`.
@@ -105,20 +105,19 @@ def max_batch_size(
 
     Example:
         >>> from hf_gmar import load_model
-        >>> adapter = ModelAdapter.of(load_model("bundled").model)
-        >>> max_batch_size(adapter, torch.zeros(1, 3, 96, 96), 1)
+        >>> max_batch_size(load_model("bundled").model, torch.zeros(1, 3, 96, 96), 1)
         1
     """
     check_option("budget_bytes", budget_bytes, range(1, 2**63))
-    perturbation = perturbation or MeanColour()
+    adapter, perturbation = ModelAdapter.of(model), perturbation or MeanColour()
     bound = perturbation.bind(
         adapter, pixels, batch=2, autocast=autocast, forward_kwargs=forward_kwargs
     )
     vision_model = adapter.vision_model
-    model = adapter.model if isinstance(adapter.model, nn.Module) else adapter.backbone
+    module = adapter.model if isinstance(adapter.model, nn.Module) else adapter.backbone
     way = (perturbation, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
     key = (*way, implementations_of(vision_model), vision_model.dtype, vision_model.device)
-    requirements = _REQUIREMENTS.setdefault(model, {})
+    requirements = _REQUIREMENTS.setdefault(module, {})
     if key not in requirements:
         requirements[key] = _measure(bound)
     return max(1, min((budget_bytes - shared) // per for shared, per in requirements[key] if per))
