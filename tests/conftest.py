@@ -14,7 +14,9 @@ from PIL import Image
 
 from hf_gmar._core import token_layout as tokens
 from hf_gmar.models import LoadedModel, load_model, sample_image
-from tests.pairs import covering_rows, factors_of
+from tests.support.pairs import covering_rows, factors_of
+
+PROCESS = Path(__file__).with_name("process")
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 
@@ -40,7 +42,7 @@ def bundled() -> Iterator[LoadedModel]:
 def _shared_models() -> Iterator[None]:
     """Models that many tests read must come back unchanged from all."""
     yield
-    cases = sys.modules.get("tests.cases")  # importing it takes seconds
+    cases = sys.modules.get("tests.reference.cases")  # importing it takes seconds
     assert cases is None or cases.changed_models() == []
 
 
@@ -72,11 +74,14 @@ def layouts() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``pairwise``, rows beyond those that hold each pair are ``extended``."""
+    """Mark rows beyond those that hold each pair, and the tests that start processes."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("pairwise"):
             groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for item in items:
+        if PROCESS in item.path.parents:
+            item.add_marker(pytest.mark.process)
     for group in groups.values():
         chosen = covering_rows([factors_of(item.callspec.params) for item in group])  # type: ignore[attr-defined]
         for place, item in enumerate(group):

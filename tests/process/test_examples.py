@@ -1,0 +1,91 @@
+"""Every example runs as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.reference.tolerances import PATIENCE
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RUNS = {
+    "captum_side_by_side.py": ["{output}"],
+    "heads_of_a_class.py": ["{output}", "--scenes", "3"],
+    "relevance_in_masks.py": ["--scenes", "4"],
+    "measure_bundled_model.py": ["--scenes", "30"],
+    "train_bundled_model.py": ["{output}", "--share", "0.001"],
+    "draw_scenes.py": ["{output}"],
+    "own_method.py": ["--output", "{output}"],
+    "own_family.py": [],
+    "own_metric.py": ["--scenes", "4"],
+}
+
+
+def _run(name: str, output: Path) -> str:
+    arguments = [word.format(output=output) for word in RUNS[name]]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        cwd=output, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run() -> None:
+    assert set(RUNS) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_side_by_side_says_where_its_figure_is(tmp_path: Path) -> None:
+    said = _run("captum_side_by_side.py", tmp_path)
+    assert Path(said.split(":")[0]).stat().st_size > 50_000
+
+
+def test_relevance_in_masks_prints_a_table(tmp_path: Path) -> None:
+    lines = _run("relevance_in_masks.py", tmp_path).splitlines()
+    assert sum(line.startswith("| l") for line in lines) == 4
+
+
+def test_heads_of_a_class_says_which_and_where(tmp_path: Path) -> None:
+    said = _run("heads_of_a_class.py", tmp_path).splitlines()
+    assert sum(line.startswith("layer ") for line in said) == 3
+    files = [Path(line) for line in said[3:]]
+    assert {file.name for file in files} == {"heads.npz", "heads.json", "heads.png", "maps.png"}
+    assert all(file.stat().st_size for file in files)
+
+
+def test_measurement_prints_its_figures(tmp_path: Path) -> None:
+    figures = json.loads(_run("measure_bundled_model.py", tmp_path))
+    assert figures["scenes"] == 30
+    assert figures["objects_found"] > 0.9
+
+
+def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
+    _run("train_bundled_model.py", tmp_path)
+    measure = "measure_bundled_model.py"
+    said = subprocess.run(
+        [sys.executable, EXAMPLES / measure, "--scenes", "2", "--model", tmp_path],
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    assert json.loads(said.stdout)["scenes"] == 2
+    assert (tmp_path / "training_log.jsonl").read_text()
+
+
+def test_a_method_of_ones_own(tmp_path: Path) -> None:
+    lines = _run("own_method.py", tmp_path).splitlines()
+    assert float(lines[0].split()[-1]) > 0 > float(lines[1].split()[-1])
+    assert Path(lines[2]).stat().st_size > 10_000
+
+
+def test_a_metric_and_a_perturbation_of_ones_own(tmp_path: Path) -> None:
+    lines = [line.split() for line in _run("own_metric.py", tmp_path).splitlines()]
+    found = {(measure, method): float(value) for measure, method, value in lines}
+    assert len(found) == 2 * 2 * 3
+    assert found["half-life:black", "grad-sam"] < found["half-life:black", "random"]
+
+
+def test_a_family_of_ones_own(tmp_path: Path) -> None:
+    before, after = _run("own_family.py", tmp_path).splitlines()
+    assert "not a known family" in before
+    assert "a map of (2, 4, 4)" in after

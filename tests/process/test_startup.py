@@ -1,0 +1,128 @@
+"""What is loaded when: help and mistakes need none of the heavy libraries, in real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from hf_gmar.cli import app
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"captum", "matplotlib", "numpy", "torch", "transformers"}
+COMMANDS = list(get_command(app).commands)  # type: ignore[attr-defined]
+COMPLETION = {
+    "_HF_GMAR_COMPLETE": "complete_bash", "COMP_WORDS": "hf-gmar expl", "COMP_CWORD": "1",
+}  # fmt: skip
+
+
+def started(*words: str, **environment: str) -> tuple[set[str], str]:
+    """The packages that a Python process loads, and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    modules = re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    assert "site" in modules
+    return {name.partition(".")[0] for name in modules}, done.stdout + done.stderr
+
+
+def installed() -> str:
+    """The command that pip made."""
+    path = shutil.which("hf-gmar", path=str(Path(sys.executable).parent))
+    assert path
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--help"], "evaluate"),
+        *[([name, "--help"], "Show this message") for name in COMMANDS],
+        (["--version"], "hf-gmar 0"),
+        (["explain", "--tarket", "1"], "No such option"),
+        (["explian"], "No such command"),
+        (["explain", "--top-k", "0"], "top-k"),
+        (["explain", "--method", "gmra"], "there is no method 'gmra'"),
+        (["evaluate", "--score", "logits"], "'logits' is not one of"),
+    ],
+    ids=" ".join,
+)
+def test_help_and_mistakes_load_nothing_heavy(words: list[str], text: str) -> None:
+    loaded, printed = started("-m", "hf_gmar", *words)
+    assert "typer" in loaded
+    assert text in " ".join(printed.replace("│", " ").split())
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("environment", [{}, COMPLETION], ids=["help", "completion"])
+def test_the_installed_command_loads_nothing_heavy(environment: dict[str, str]) -> None:
+    loaded, printed = started(installed(), *([] if environment else ["--help"]), **environment)
+    assert "explain" in printed
+    assert not loaded & HEAVY
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded, _ = started("-c", "import hf_gmar; assert 'GMAR' in dir(hf_gmar)")
+    assert "hf_gmar" in loaded
+    assert not loaded & HEAVY
+
+
+def test_the_check_sees_what_is_loaded() -> None:
+    loaded, _ = started("-c", "import hf_gmar; hf_gmar.GMAR")
+    assert {"captum", "torch"} <= loaded
+
+
+REGISTRY = "from transformers.pipelines import PIPELINE_REGISTRY"
+LOOKED_FOR = "import importlib.util; importlib.util.find_spec('transformers.pipelines')"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        ("import hf_gmar", REGISTRY),
+        (REGISTRY, "import hf_gmar"),
+        ("import hf_gmar", LOOKED_FOR, REGISTRY),
+        ("import hf_gmar.pipeline", REGISTRY),
+    ],
+)
+def test_the_task_is_known_in_any_order_of_imports(imports: tuple[str, ...]) -> None:
+    known = "assert 'image-attribution' in PIPELINE_REGISTRY.supported_tasks; print('known')"
+    _, printed = started("-c", "\n".join([*imports, known]))
+    assert "Error" not in printed
+    assert "known" in printed
+
+
+WITHOUT_MATPLOTLIB = """
+import sys
+import captum.attr  # which loads matplotlib itself
+for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+    del sys.modules[name]
+sys.modules["matplotlib"] = None
+import hf_gmar, torch, transformers
+loaded = hf_gmar.load_model("bundled")
+images = torch.zeros(1, 3, 96, 96)
+hf_gmar.GMAR(loaded.model).attribute(images)
+hf_gmar.compare(loaded.model, images, ["gmar"])
+hf_gmar.head_importance(loaded.model, images)
+hf_gmar.evaluate(loaded, "scenes:1", ["gmar"], ["deletion"], steps=2)
+explain = transformers.pipeline("image-attribution", model=str(hf_gmar.models.bundled_folder()))
+explain(str(hf_gmar.models.sample_image()))
+try:
+    explain(str(hf_gmar.models.sample_image()), overlay=True)
+except ImportError as error:
+    print("no overlay")
+"""
+
+
+def test_matplotlib_is_loaded_only_to_draw() -> None:
+    _, printed = started("-c", WITHOUT_MATPLOTLIB)
+    assert "Traceback" not in printed
+    assert "no overlay" in printed

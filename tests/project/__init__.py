@@ -1,0 +1,1 @@
+"""Tests of the layout, the public names, the pages and the benchmarks."""

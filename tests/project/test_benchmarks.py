@@ -1,0 +1,171 @@
+"""The benchmarks run, and measure what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contest import (
+    BACKWARD,
+    CONTESTANTS,
+    FORWARD,
+    GRADIENTS,
+    OCCLUSION,
+    STREAMING,
+    TARGET_CONTESTANTS,
+    Bench,
+    Case,
+    LongRun,
+    no_room,
+)
+from benchmarks.growth import GROWING, exponent
+from benchmarks.memory import measure, peak_above
+from benchmarks.report import spread
+from benchmarks.timing import Times, round_robin, time_long_run
+from hf_gmar.methods import METHODS
+from tests.reference.tolerances import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+TINY = Case("T", 64)
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the system can't say a peak of memory"
+)
+
+
+def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
+    options = ["--quick", "--case", "T32", "--repeats", "2", "--threads", "1", "--device", "cpu"]
+    options += ["--dense-limit-gb", "0.000005"]  # room for 32 pixels, not for 64
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.engine", *options, "--output", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "engine.md").read_text(encoding="utf-8")
+    for name in CONTESTANTS + TARGET_CONTESTANTS:
+        assert f"| T32 | {name} |" in done.stdout
+    assert "the limit is 5e-06 GB" in done.stdout
+    _check_numbers(json.loads((tmp_path / "engine.json").read_text(encoding="utf-8")))
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1",
+         "--output", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in [*METHODS, "Saliency"]:
+        assert f"| {name} |" in done.stdout
+    stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert [image["name"] for image in stored["images"]] == ["scene 18", "scene 3", "scene 7"]
+    assert stored["settings"]["threads"] == 1
+
+
+def _check_numbers(found: dict[str, Any]) -> None:
+    times = found["cases"]["T32"]["times"]
+    assert set(times["ratios"]) == set(CONTESTANTS)
+    assert set(times["to_streaming"]) == set(TARGET_CONTESTANTS)
+    assert times["ratios"][FORWARD]["to_forward"] == [1, 1]
+    streaming, plain = times["seconds"][STREAMING], times["seconds"][FORWARD]
+    expected = [one / other for one, other in zip(streaming, plain, strict=True)]
+    assert times["ratios"][STREAMING]["to_forward"] == expected
+    assert set(found["growth"]["curves"]) == set(GROWING)
+
+
+def test_exponent_of_an_exact_power_law() -> None:
+    tokens = [197, 577, 1025, 4097]
+    assert exponent(tokens, [5 * n**1.7 for n in tokens]) == pytest.approx(1.7)
+    assert exponent(tokens, [2.0 * n for n in tokens[:3]] + [None]) == pytest.approx(1)
+    assert exponent(tokens, [None, 0, -3, 8]) is None
+
+
+@needs_proc
+def test_memory_of_a_known_allocation() -> None:
+    torch.ones(50_000_000)  # a higher peak, which is over
+    assert peak_above(lambda: torch.ones(25_000_000), CPU).bytes == pytest.approx(1e8, rel=0.05)
+
+
+@needs_proc
+def test_memory_that_was_freed_before_hides_nothing() -> None:
+    def small_tensors() -> list[torch.Tensor]:
+        return [torch.ones(25_000) for _ in range(1000)]
+
+    freed = small_tensors()
+    above = [torch.ones(25_000) for _ in range(10)]  # the C library can't give back what is below
+    del freed
+    assert peak_above(small_tensors, CPU).bytes == pytest.approx(1e8, rel=0.05)
+    del above
+
+
+@needs_proc
+def test_a_process_that_fails_gives_its_reason() -> None:
+    peak = measure(TINY, "nobody", CPU, 1)
+    assert peak.failed
+    assert peak.reason == "KeyError: 'nobody'"
+
+
+def test_all_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    seconds = round_robin(runs, 2, CPU, lambda: calls.append("|"))
+    assert "".join(calls) == "ab|ab|ab|"
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+@pytest.mark.parametrize(("limit", "scaled"), [(1e9, ""), (0, "5 of 50 passes")])
+def test_a_long_run_is_measured_in_part_only_above_the_limit(limit: float, scaled: str) -> None:
+    amounts: list[int] = []
+    method = LongRun(amounts.append, passes=int, whole=50, few=5, backward=True)
+    times = Times({FORWARD: [1.0], BACKWARD: [2.0]})
+    time_long_run(Bench.build(TINY, CPU), GRADIENTS, method, times, limit)
+    assert amounts == [5 if scaled else 50]
+    assert times.ratios[GRADIENTS].scaled == scaled
+    assert spread([8.0], scaled) == ("~8.00" if scaled else "8.00")
+
+
+@pytest.mark.parametrize("name", [GRADIENTS, OCCLUSION])
+def test_passes_are_those_that_the_model_makes(name: str) -> None:
+    """In images, since several go through the model in one batch."""
+    bench = Bench.build(Case("T", 80), CPU)
+    images: list[int] = []
+    bench.model.register_forward_pre_hook(lambda _, inputs: images.append(len(inputs[0])))
+    method = bench.long_runs()[name]
+    for amount in (method.few, method.whole, 2):
+        images.clear()
+        method.run(amount)
+        assert sum(images) == method.passes(amount)
+
+
+def test_the_unmodified_model_comes_back_as_it_was() -> None:
+    bench = Bench.build(TINY, CPU)
+    first = next(bench.model.parameters()).requires_grad_(False)
+    bench.runs()[BACKWARD]()
+    assert not first.requires_grad
+    assert all(weight.requires_grad for weight in list(bench.model.parameters())[1:])
+    assert all(weight.grad is None for weight in bench.model.parameters())
+
+
+def test_names_of_cases() -> None:
+    for name in ("S224", "B224x8"):
+        assert Case.parse(name).name == name
+    for name in ("224", "X224", "S225", "S224x0", "S224x8x"):
+        with pytest.raises(ValueError, match="such as S224x8"):
+            Case.parse(name)
+
+
+def test_no_room_for_dense_says_why() -> None:
+    case = Case("B", 1024)
+    assert no_room(case, CPU, 16) == "not run: needs about 29 GB, the limit is 16 GB"
+    assert not no_room(TINY, CPU, 16)
+    larger = dataclasses.replace(case, batch=10**6)
+    assert no_room(larger, CPU, 1e12).endswith("GB are free")

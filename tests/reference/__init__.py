@@ -1,0 +1,1 @@
+"""Oracles, tiny models and the tables of cases: no tests."""

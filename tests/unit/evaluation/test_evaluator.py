@@ -1,0 +1,591 @@
+"""Methods measured on data sets: rows against plain loops, runs that go on, wrong inputs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import Saliency
+from PIL import Image
+from torch import Tensor
+
+from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate, load_model
+from hf_gmar._core.request import ForwardRequest
+from hf_gmar._core.targets import TargetSpec
+from hf_gmar.comparison import MethodSpec
+from hf_gmar.data import Example, ImageDataset, draw_scene, open_data
+from hf_gmar.errors import (
+    DataError,
+    EvaluationError,
+    HfGmarError,
+    ImageFileError,
+    ModelOutputError,
+    OptionError,
+    UnsupportedModelError,
+)
+from hf_gmar.evaluation import CHEAP
+from hf_gmar.evaluation.run.plan import spread
+from hf_gmar.methods import METHODS, AttributionMethod
+from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
+from hf_gmar.models import LoadedModel
+from hf_gmar.models.labels import labels_of
+from hf_gmar.perturbations import Blur
+from tests.support.state import unchanged
+
+NAMES = ["gmar", "grad-sam", "random"]
+
+
+def by_method(found: Evaluation, index: int) -> dict[str, dict[str, Any]]:
+    """The rows of one image."""
+    return {row["method"]: row for row in found.rows if row["index"] == index}
+
+
+def pixels_of(loaded: LoadedModel, image: Image.Image) -> Tensor:
+    """What the model gets of an image."""
+    pixels: Tensor = loaded.processor(images=image, return_tensors="pt").pixel_values
+    return pixels
+
+
+def probability(loaded: LoadedModel, pixels: Tensor, target: int) -> float:
+    """Of a class; the bundled model has a sigmoid for each."""
+    with torch.no_grad():
+        return float(loaded.model(pixels).logits[0, target].double().sigmoid())
+
+
+def plain_curve(
+    loaded: LoadedModel, pixels: Tensor, order: Sequence[int], target: int, steps: int
+) -> list[float]:
+    """Scores while patches get the image's mean colour, one image at a time."""
+    curve = []
+    for step in range(steps + 1):
+        changed = pixels.clone()
+        for patch in order[: math.floor(step * len(order) / steps + 0.5)]:
+            row, column = divmod(patch, 8)
+            place = slice(12 * row, 12 * row + 12), slice(12 * column, 12 * column + 12)
+            changed[0, :, place[0], place[1]] = pixels.mean((2, 3))[0][:, None, None]
+        curve.append(probability(loaded, changed, target))
+    return curve
+
+
+def area(curve: Sequence[float]) -> float:
+    """Under a curve of even steps from 0 to 1."""
+    steps = itertools.pairwise(curve)
+    return sum((left + right) / 2 for left, right in steps) / (len(curve) - 1)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> None:
+    steps = 5
+    metrics = ["deletion", "insertion", "srg", "average-drop:keep=0.25"]
+    found = evaluate(bundled, "scenes:3", NAMES, metrics, ["mean"], steps=steps)
+    data = open_data("scenes:3", labels_of(bundled.model.config))
+    chosen = METHODS.build(method, bundled.model)
+    for index in range(3):
+        row = by_method(found, index)[method]
+        pixels = pixels_of(bundled, data[index].image)
+        target = int(bundled.model(pixels).logits.argmax())
+        patches = chosen.attribute_patches(pixels, target)[0].flatten().tolist()
+        order = sorted(range(64), key=lambda patch: -patches[patch])
+        most = plain_curve(bundled, pixels, order, target, steps)
+        least = plain_curve(bundled, pixels, order[::-1], target, steps)
+        assert (row["target"], row["predicted"], row["label"]) == (
+            target,
+            target,
+            data[index].label,
+        )
+        assert row["before"] == pytest.approx(most[0], abs=1e-6)
+        assert row["curves"]["mean"]["morf"] == pytest.approx(most, abs=1e-5)
+        assert row["curves"]["mean"]["lerf"] == pytest.approx(least, abs=1e-5)
+        assert row["fractions"] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+        values = row["values"]
+        assert values["deletion:mean"] == pytest.approx(area(most), abs=1e-5)
+        assert values["insertion:mean"] == pytest.approx(area(least[::-1]), abs=1e-5)
+        gain = sum(b - a for a, b in zip(most, least, strict=True)) / (steps + 1)
+        assert values["srg:mean"] == pytest.approx(gain, abs=1e-5)
+        kept = plain_curve(bundled, pixels, order[16:], target, 1)[1]
+        drop = 100 * max(0, most[0] - kept) / most[0]
+        assert values["average-drop (keep=0.25):mean"] == pytest.approx(drop, abs=1e-3)
+
+
+def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) -> None:
+    found = evaluate(bundled, "scenes:12", ["gmar"], ["relevance-mass", "pointing-game"])
+    data = open_data("scenes:12", labels_of(bundled.model.config))
+    gmar, measured = GMAR(bundled.model), 0
+    for index, row in enumerate(found.rows):
+        mask = data[index].masks.get(row["target"])
+        if mask is None:  # the model sees a class that is not there
+            assert row["values"] == {}
+            continue
+        patches = gmar.attribute_patches(pixels_of(bundled, data[index].image), row["target"])[0]
+        cover = mask.reshape(8, 12, 8, 12).mean((1, 3))
+        energy = float((patches.numpy() * cover).sum() / patches.sum())
+        assert row["values"]["relevance-mass"] == pytest.approx(energy, abs=1e-5)
+        inside = cover.flatten() >= 0.5
+        hit = float(inside[int(patches.argmax())]) if inside.any() else None
+        assert row["values"]["pointing-game"] == hit
+        measured += 1
+    assert measured > 6
+
+
+def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel) -> None:
+    metrics = ["class-sensitivity:images=2", "max-sensitivity:images=1,samples=2",
+               "parameter-randomization:images=1,stages=2", "infidelity:images=1,samples=3",
+               "grid-pointing:images=2", "head-ablation:images=1,steps=2"]  # fmt: skip
+    methods = ["gmar", "random", Saliency(LogitsModel(bundled.model))]
+    found = evaluate(bundled, "scenes:20", methods, metrics, seed=3)
+    seen: dict[str, list[int]] = {name.partition(":")[0]: [] for name in metrics}
+    for row in found.rows:
+        for name, images in seen.items():
+            values = [v for label, v in row["values"].items() if label.split(" (")[0] == name]
+            if row["method"] == "gmar" and values and values[0] is not None:
+                images.append(row["index"])
+    assert {name: len(images) for name, images in seen.items()} == {
+        "class-sensitivity": 2, "max-sensitivity": 1, "parameter-randomization": 1, "infidelity": 1,
+        "grid-pointing": 2, "head-ablation": 1,
+    }  # fmt: skip
+    first = {label: row["values"] for label, row in by_method(found, 0).items()}
+    lost, heads = "parameter-randomization (stages=2, seed=3)", "head-ablation (steps=2)"
+    assert first["random"]["class-sensitivity"] == pytest.approx(1)
+    assert first["random"][lost] == pytest.approx(1)
+    # What is remembered of one class or one model is not taken for another.
+    assert -1 <= first["Saliency"]["class-sensitivity"] < 0.99
+    assert first["gmar"]["class-sensitivity"] < 1
+    pixels = pixels_of(bundled, draw_scene(0).image)
+    context = ContextBuilder(bundled.model).context(GMAR, pixels, found.rows[0]["target"])
+    plain = METRICS.build("parameter-randomization", stages=2, seed=3).values(context)
+    assert first["gmar"][lost] == pytest.approx(float(plain), abs=1e-5)
+    # Captum's methods are built on one model, and have no heads.
+    assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
+    assert first["Saliency"]["class-sensitivity"] is not None
+
+
+def test_copies_and_maps_are_made_once(bundled: LoadedModel) -> None:
+    images = []
+    handle = bundled.model.register_forward_pre_hook(
+        lambda _m, args, kwargs: images.append(len(args[0] if args else kwargs["pixel_values"])),
+        with_kwargs=True,
+    )
+    try:
+        evaluate(bundled, "scenes:1", ["gmar"], ["deletion"], ["mean"], steps=4)
+        alone = sum(images)
+        images.clear()
+        twice = {"one": "gmar", "two": "gmar", "three": ("gmar", {"norm": "l2"})}
+        evaluate(bundled, "scenes:1", twice, ["deletion", "insertion", "aopc"], ["mean"], steps=4)
+    finally:
+        handle.remove()
+    # The second norm asks for a few copies of its own, where it orders patches otherwise.
+    assert alone <= sum(images) <= alone + 2 * 3
+
+
+def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Path) -> None:
+    whole = evaluate(bundled, "scenes:4", NAMES, output=tmp_path / "whole", steps=3)
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part)
+    (part / "summary.json").unlink()
+    lines = (part / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    # Killed in the middle of a line of the third image.
+    (part / "rows.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:50])
+    done: list[tuple[int, int]] = []
+    again = evaluate(
+        bundled, "scenes:4", NAMES, output=part, steps=3,
+        progress=lambda count, total, _rows: done.append((count, total)),
+    )  # fmt: skip
+    assert done == [(0, 2), (1, 2), (2, 2)]
+    assert again.rows == whole.rows
+    assert again.summary == whole.summary
+    for name in ("summary.json", "report.md"):
+        assert (part / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    nothing: list[int] = []
+    evaluate(bundled, "scenes:4", NAMES, output=part, steps=3, baseline="gmar",
+             progress=lambda _count, total, _rows: nothing.append(total))  # fmt: skip
+    assert nothing == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 4},
+        {"score": "logit", "metrics": ["deletion"]},
+        {"methods": ["gmar", "random"]},
+        {"methods": [("gmar", {"alpha": 0.5}), "grad-sam", "random"]},
+        {"metrics": ["deletion"]},
+        {"perturbations": ["blur:radius=3"]},
+        {"data": "scenes:5"},
+        {"explained_class": "label"},
+        {"seed": 1},
+        {"autocast": "bfloat16"},
+        {"readout": "patches"},
+        {"model": "other weights"},
+        {"model": "other config"},
+        {"model": "a function"},
+    ],
+    ids=lambda change: "-".join(map(str, next(iter(change.items())))).split("[")[0][:30],
+)
+def test_other_settings_never_mix(
+    bundled: LoadedModel, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {"data": "scenes:2", "methods": NAMES, "steps": 3, "output": tmp_path}
+    asked |= {"metrics": ["aopc"], "examples": 0}
+    evaluate(bundled, **asked)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    model = bundled
+    if what := change.get("model"):
+        model = load_model("bundled")
+        change = {}
+        if what == "other weights":
+            with torch.no_grad():
+                next(model.model.parameters()).mul_(1.01)
+        elif what == "other config":
+            model.model.config.problem_type = None
+        else:
+            called = functools.partial(model.model, interpolate_pos_encoding=True)
+            model = replace(model, model=called)  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match="other settings"):
+        evaluate(model, **{**asked, **change})
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_starting_again_removes_the_rows(bundled: LoadedModel, tmp_path: Path) -> None:
+    evaluate(bundled, "scenes:2", ["gmar"], ["deletion"], output=tmp_path)
+    found = evaluate(bundled, "scenes:1", ["random"], ["aopc"], output=tmp_path, resume=False)
+    assert [row["method"] for row in found.rows] == ["random"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five images, two of which are broken."""
+    place = tmp_path / "images"
+    place.mkdir()
+    for number in range(5):
+        draw_scene(number).image.save(place / f"{number}.png")
+    (place / "1.png").write_bytes((place / "1.png").read_bytes()[:300])
+    (place / "3.png").write_text("no image")
+    return place
+
+
+def test_broken_images_are_counted_and_skipped(
+    bundled: LoadedModel, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    found = evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
+    broken = [row for row in found.rows if row["method"] is None]
+    assert [(row["index"], row["key"]) for row in broken] == [(1, "1.png"), (3, "3.png")]
+    assert "broken" in broken[0]["error"]
+    assert "not an image" in broken[1]["error"]
+    assert found.summary.images == 3
+    assert len(found.rows) == 2 + 3 * len(NAMES)
+    assert "1.png" in (out / "report.md").read_text()
+    # Other files are another data set.
+    draw_scene(1).image.save(folder / "1.png")
+    with pytest.raises(EvaluationError, match="data"):
+        evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
+
+
+class Unreliable(ImageDataset):
+    """Scenes from a place that can't always be reached."""
+
+    def __init__(self) -> None:
+        """One of them is away."""
+        super().__init__("unreliable", {})
+        self.away = {1}
+
+    def __len__(self) -> int:
+        """Three."""
+        return 3
+
+    def key(self, index: int) -> str:
+        """Its number."""
+        return f"scene {index}"
+
+    def __getitem__(self, index: int) -> Example:
+        """A scene."""
+        if index in self.away:
+            raise ImageFileError("it can't be reached")
+        return Example(self.key(index), draw_scene(index).image)
+
+
+def test_images_that_could_not_be_read_are_tried_again(
+    bundled: LoadedModel, tmp_path: Path
+) -> None:
+    data, done = Unreliable(), list[int]()
+    first = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2)
+    assert [row["error"] for row in first.rows if "error" in row] == ["it can't be reached"]
+    data.away.clear()
+    again = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2,
+                     progress=lambda _c, total, _r: done.append(total))  # fmt: skip
+    assert set(done) == {1}
+    assert again.summary.images == 3
+    assert again.rows == evaluate(bundled, data, NAMES, ["deletion"], steps=2).rows
+
+
+class Failing(AttributionMethod):
+    """Explains no image that is bright."""
+
+    source, cost = "none", "forward"
+    class_specific = False
+
+    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        if float(request.inputs.mean()) > self.limit:
+            raise ModelOutputError("it is too bright")
+        return [torch.rand(len(request.inputs), 8, 8) for _ in target_specs]
+
+    limit: ClassVar[float] = 0.0
+
+
+def test_a_method_fails_alone(bundled: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data("scenes:4", labels_of(bundled.model.config))
+    means = [float(pixels_of(bundled, one.image).mean()) for one in data]
+    monkeypatch.setattr(Failing, "limit", float(np.median(means)))
+    methods = ["gmar", MethodSpec(Failing(bundled.model), "dim")]
+    found = evaluate(bundled, "scenes:4", methods, ["deletion", "class-sensitivity"], steps=2)
+    failed = [row for row in found.rows if "error" in row]
+    assert [row["index"] for row in failed] == [
+        index for index, mean in enumerate(means) if mean > np.median(means)
+    ]
+    assert {(row["method"], row["error"]) for row in failed} == {("dim", "it is too bright")}
+    assert sum(row["method"] == "gmar" and "error" not in row for row in found.rows) == 4
+
+
+def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    loaded = load_model("bundled")
+    loaded.model.train()
+    state = torch.get_rng_state()
+    methods = [*NAMES, Saliency(LogitsModel(loaded.model))]
+    metrics = ["deletion", "class-sensitivity", "parameter-randomization:stages=2,images=1",
+               "max-sensitivity:samples=1,images=1"]  # fmt: skip
+    perturbations = ["blur", "token-dropping", "attention-masking", "noise"]
+    with unchanged(loaded.model):
+        evaluate(loaded, "scenes:4", methods, metrics, perturbations, steps=2, output=tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_logits_and_labels_can_be_measured(bundled: LoadedModel) -> None:
+    found = evaluate(
+        bundled, "scenes:3", ["gmar"], ["deletion"], score="logit", explained_class="label"
+    )
+    data = open_data("scenes:3", labels_of(bundled.model.config))
+    for example, row in zip(data, found.rows, strict=True):
+        logits = bundled.model(pixels_of(bundled, example.image)).logits[0].detach()
+        assert row["target"] == example.label
+        assert row["before"] == pytest.approx(float(logits[example.label]), abs=1e-4)
+
+
+def test_an_image_without_a_label_has_no_label_to_explain(
+    bundled: LoadedModel, folder: Path
+) -> None:
+    found = evaluate(bundled, folder, ["gmar"], ["deletion"], explained_class="label")
+    assert all(row["method"] is None for row in found.rows)
+    assert "explained_class='predicted'" in found.rows[0]["error"]
+
+
+def test_metrics_and_perturbations_of_ones_own(bundled: LoadedModel) -> None:
+    class Half(Deletion):
+        name = "half"
+
+    found = evaluate(bundled, "scenes:1", ["gmar"], [Half(), Insertion()], [Blur(5), "noise"])
+    assert set(found.rows[0]["values"]) == {
+        "half:blur (radius=5)", "half:noise", "insertion:blur (radius=5)", "insertion:noise",
+    }  # fmt: skip
+
+
+def test_the_mean_colour_of_the_data_is_found(bundled: LoadedModel, folder: Path) -> None:
+    found = evaluate(bundled, folder, ["gmar"], ["deletion"], ["dataset-mean"], steps=2)
+    good = [pixels_of(bundled, draw_scene(number).image) for number in (0, 2, 4)]
+    colour = torch.cat(good).mean((0, 2, 3)).tolist()
+    said: Mapping[str, Any] = found.settings["perturbations"]["dataset-mean"]
+    assert said["colour"] == pytest.approx(colour, abs=1e-5)
+
+
+def test_nothing_is_written_without_a_folder(
+    bundled: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(bundled, "scenes:1", ["gmar"], ["deletion"])
+    assert list(tmp_path.iterdir()) == found.files == []
+    assert found.records()[0]["method"] == "gmar"
+    assert "deletion" in found.markdown()
+
+
+def test_half_precision_of_copies_moves_little(bundled: LoadedModel) -> None:
+    exact = evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], ["blur", "token-dropping"])
+    half = evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], ["blur", "token-dropping"],
+                    autocast="bfloat16")  # fmt: skip
+    for left, right in zip(exact.rows, half.rows, strict=True):
+        assert left["values"] != right["values"]
+        for key, value in left["values"].items():
+            assert right["values"][key] == pytest.approx(value, abs=0.03)
+
+
+def test_a_measure_that_fails_is_named(bundled: LoadedModel, tmp_path: Path) -> None:
+    metrics = ["deletion", "grid-pointing"]
+    found = evaluate(bundled, "scenes:4", ["gmar"], metrics, steps=2, output=tmp_path)
+    failed = [row["undefined"]["mosaic"] for row in found.rows if "undefined" in row]
+    assert failed
+    assert "no mosaic for scene-" in failed[0]
+    assert len([row for row in found.rows if "deletion:blur" in row["values"]]) == 4
+    assert "gmar, mosaic" in (tmp_path / "report.md").read_text()
+
+
+def test_a_model_needs_its_processor(bundled: LoadedModel) -> None:
+    with pytest.raises(OptionError, match="processor"):
+        evaluate(bundled.model, "scenes:1", ["gmar"])
+    found = evaluate(bundled.model, "scenes:1", ["gmar"], ["deletion"], processor=bundled.processor)
+    assert len(found.rows) == 1
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
+    "no such method": ({"methods": ["gmra"]}, OptionError, "gmra"),
+    "no such option": ({"methods": ["gmar:beta=1"]}, OptionError, "beta"),
+    "no such metric": ({"metrics": ["deletionn"]}, OptionError, "deletionn"),
+    "no metric": ({"metrics": []}, OptionError, "metrics"),
+    "a metric twice": ({"metrics": ["deletion", "deletion"]}, OptionError, "twice"),
+    "metrics as text": ({"metrics": "deletion"}, OptionError, "list"),
+    "a metric as number": ({"metrics": [3]}, OptionError, "3"),
+    "no such perturbation": ({"perturbations": ["blurr"]}, OptionError, "blurr"),
+    "no such score": ({"score": "margin"}, OptionError, "margin"),
+    "no such explained class": ({"explained_class": "top"}, OptionError, "top"),
+    "no such autocast": ({"autocast": "int8"}, OptionError, "int8"),
+    "no steps": ({"steps": 0}, OptionError, "steps"),
+    "half a step": ({"steps": 2.5}, OptionError, "steps"),
+    "no memory": ({"memory": 0}, OptionError, "memory"),
+    "a negative seed": ({"seed": -1}, OptionError, "seed"),
+    "no such baseline": ({"baseline": "rollout"}, OptionError, "rollout"),
+    "drop of logits": ({"score": "logit", "metrics": ["average-drop"]}, OptionError, "probabilit"),
+    "tokens in part": (
+        {"metrics": ["average-drop:form=soft"], "perturbations": ["token-dropping"]},
+        OptionError,
+        "token-dropping",
+    ),
+    "no such data": ({"data": "no/such/folder"}, DataError, "no/such/folder"),
+    "mosaics of two classes": ({"metrics": ["grid-pointing"], "data": "scenes:2"}, DataError, "4"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[name.replace(" ", "-") for name in WRONG])
+def test_what_is_wrong_is_said_before_anything_is_written(
+    bundled: LoadedModel, tmp_path: Path, wrong: str
+) -> None:
+    change, kind, word = WRONG[wrong]
+    asked = {"data": "scenes:2", "methods": ["gmar"], "output": tmp_path / "out", **change}
+    with pytest.raises(kind, match=word):
+        evaluate(bundled, **asked)
+    rows = tmp_path / "out" / "rows.jsonl"
+    assert not rows.exists()
+
+
+def test_a_folder_that_is_a_file_is_refused(bundled: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(EvaluationError, match="another folder"):
+        evaluate(bundled, "scenes:1", ["gmar"], output=path)
+    assert path.read_text() == "mine"
+
+
+def test_a_model_of_no_family_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError):
+        evaluate(torch.nn.Linear(2, 2), "scenes:1", processor=load_model("bundled").processor)
+
+
+def test_cheap_metrics_are_the_default() -> None:
+    assert set(CHEAP) < set(METRICS)
+    assert {"deletion", "insertion", "average-drop", "pointing-game"} <= set(CHEAP)
+    assert not {"infidelity", "parameter-randomization", "grid-pointing"} & set(CHEAP)
+
+
+def test_settings_are_written_as_they_were_asked(bundled: LoadedModel, tmp_path: Path) -> None:
+    evaluate(bundled, "scenes:1", ["gmar:alpha=0.5", GMAR(bundled.model, norm="l2")],
+             ["deletion"], output=tmp_path, steps=2)  # fmt: skip
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    first, second = settings["methods"].values()
+    assert first["rule"]["alpha"] == 0.5
+    assert second["rule"]["norm"] == "l2"
+    assert settings["steps"] == 2
+    assert settings["model"]["name"] == "bundled"
+
+
+def test_methods_with_readouts_of_their_own_keep_them(bundled: LoadedModel) -> None:
+    own = evaluate(
+        bundled, "scenes:1", ["gmar:readout=patches"], ["parameter-randomization:stages=2"]
+    )
+    run = evaluate(
+        bundled, "scenes:1", ["gmar"], ["parameter-randomization:stages=2"], readout="patches"
+    )
+    assert list(own.rows[0]["values"].values()) == list(run.rows[0]["values"].values())
+
+
+def test_logits_have_defaults_of_their_own(bundled: LoadedModel) -> None:
+    found = evaluate(bundled, "scenes:1", ["gmar"], score="logit", steps=2)
+    names = {name.partition(":")[0] for name in found.rows[0]["values"]}
+    assert "deletion" in names
+    assert not names & {"average-drop", "average-gain"}
+
+
+def test_the_seed_reaches_what_is_random(bundled: LoadedModel) -> None:
+    asked = ("scenes:1", ["random"], ["deletion"], ["noise"])
+    first, same, other = (evaluate(bundled, *asked, seed=seed, steps=3) for seed in (0, 0, 5))
+    assert first.rows == same.rows != other.rows
+    own = evaluate(bundled, "scenes:1", ["random:seed=0"], ["deletion"], ["noise:seed=0"], seed=5,
+                   steps=3)  # fmt: skip
+    (mine,), drawn = own.rows[0]["curves"].values(), first.rows[0]["curves"]["noise"]
+    assert mine == drawn
+
+
+def test_a_label_that_is_no_class_is_named(bundled: LoadedModel) -> None:
+    class Wrong(Unreliable):
+        def __getitem__(self, index: int) -> Example:
+            return Example(self.key(index), draw_scene(index).image, 99)
+
+    found = evaluate(bundled, Wrong(), ["gmar"], ["deletion"], explained_class="label")
+    assert "99" in found.rows[0]["error"]
+
+
+def test_results_in_the_folder_of_the_images_are_no_images(
+    bundled: LoadedModel, folder: Path
+) -> None:
+    first, again = (
+        evaluate(bundled, folder, ["gmar"], ["deletion"], steps=2, output=folder / "out")
+        for _ in range(2)
+    )
+    assert first.rows == again.rows
+    assert first.settings == again.settings
+
+
+def test_an_empty_data_set_is_refused(bundled: LoadedModel) -> None:
+    class Empty(Unreliable):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(EvaluationError, match="no images"):
+        evaluate(bundled, Empty(), ["gmar"])
+
+
+def test_old_examples_are_not_drawn(bundled: LoadedModel, tmp_path: Path) -> None:
+    evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], steps=2, output=tmp_path)
+    found = evaluate(bundled, "scenes:3", ["random"], ["deletion"], steps=2, output=tmp_path,
+                     resume=False, examples=0)  # fmt: skip
+    assert "examples.png" not in {path.name for path in found.files}
+    assert not (tmp_path / "examples.png").exists()
+    assert not list(tmp_path.glob("examples/*"))
+
+
+def test_records_are_flat(bundled: LoadedModel) -> None:
+    found = evaluate(bundled, "scenes:2", ["gmar", "random"], ["deletion"], steps=2)
+    assert not any(isinstance(value, dict) for one in found.records() for value in one.values())
+    assert "difference_p" in found.records()[0]
+
+
+def test_examples_are_spread_over_the_data() -> None:
+    assert sorted(spread(100, 4)) == [0, 25, 50, 75]
+    assert sorted(spread(3, 4)) == [0, 1, 2]
+    assert spread(5, 0) == set()
