@@ -165,7 +165,7 @@ OUTPUTS_REFUSED = (
         "two runs",
         run(lambda: around(lambda vit, pixels: vit(pixels).logits + vit(-pixels).logits)),
         ModelOutputError,
-        ("exactly once", "called 2 times"),
+        ("must run once", "ran 2 times"),
     ),
     Refused(
         "another size inside",
@@ -198,7 +198,7 @@ OUTPUTS_REFUSED = (
         "no run",
         run(lambda: around(lambda _, pixels: pixels.mean((2, 3)))),
         ModelOutputError,
-        ("exactly once", "called 0 times"),
+        ("must run once", "ran 0 times"),
     ),
     Refused(
         "no scores",

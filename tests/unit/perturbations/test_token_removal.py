@@ -499,7 +499,7 @@ def test_attention_that_is_fixed_when_built(attention: str) -> None:
 def test_the_count_of_layers_is_checked() -> None:
     vision_model, tokens = VIT.build().vit, torch.zeros(1, 17, dtype=torch.bool)
     for layers in (LAYERS - 1, LAYERS + 1):
-        refused = pytest.raises(ModelOutputError, match=f"{layers} layers made 3.*are hidden")
+        refused = pytest.raises(ModelOutputError, match=f"{layers} layers made 3.*are masked")
         with refused, masked_keys_here(vision_model, layers, tokens):
             vision_model(VIT.images()[:1])
 
