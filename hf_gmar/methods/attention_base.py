@@ -1,4 +1,4 @@
-"""Methods that read attention: a layer rule, fed by an engine."""
+"""Base of the methods that read attention: a layer rule, fed by an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hf_gmar.methods.base import AttributionMethod
 
 
 class AttentionOptions(TypedDict, total=False):
-    """The options of :class:`AttentionMethod`, for a subclass that passes them on."""
+    """Options of :class:`AttentionMethod` that a subclass passes on."""
 
     start_layer: int
     engine: str
@@ -33,27 +33,24 @@ class AttentionOptions(TypedDict, total=False):
 
 
 class AttentionMethod(AttributionMethod):
-    """Base of the methods whose map is made of attention and its gradient, layer by layer.
+    """Base of the methods that compute a map from attention and its gradient, layer by layer.
 
-    A subclass sets ``rule``, a :class:`~hf_gmar.methods.LayerRule`, and in ``gradient`` whose
-    gradient the rule needs. These options and errors hold for all subclasses, beside those of
-    :class:`~hf_gmar.methods.base.AttributionMethod`.
+    A subclass sets ``rule``, a :class:`~hf_gmar.methods.LayerRule`, and ``gradient``, the score
+    whose gradient the rule needs.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        start_layer: the lowest layer that takes part, 0 for all of them.
-        engine: ``"streaming"`` recomputes attention in blocks and keeps none of it; ``"dense"``,
-            the plain reference, keeps all attention maps and their gradients. Both give the same
-            numbers.
-        chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
-        checkpoint: let the streaming engine keep only each layer's input and run the layers again
-            in the backward: one more forward, a fraction of the memory. For the largest images;
-            it changes nothing where no gradient is needed.
+        start_layer: the lowest layer that takes part, 0 for all layers.
+        engine: ``"streaming"`` recomputes attention in blocks and stores no map; ``"dense"``, the
+            reference, stores all attention maps and their gradients. The numbers are the same.
+        chunk_size: query rows in a block of the streaming engine; ``None`` chooses.
+        checkpoint: activation checkpointing in the streaming engine: one more forward, a fraction
+            of the memory. Without a gradient it has no effect.
         readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
     """
 
     gradient: GradientOf = "score"
-    """Whose gradient the rule needs."""
+    """The score whose gradient the rule needs."""
 
     rule: LayerRule
     """The computation at each layer; each instance sets its own."""
@@ -79,11 +76,11 @@ class AttentionMethod(AttributionMethod):
 
     @property
     def shares_pass(self) -> bool:
-        """Whether the map is exactly what ``rule`` makes of ``_request``.
+        """Whether the map depends on ``rule`` and ``_request`` alone.
 
-        Then :func:`~hf_gmar.attribute_jointly` may feed the rule in a pass with other methods. It
-        is False as soon as a subclass, a mixin or the instance replaces another step of the bases;
-        a subclass whose steps leave the map as it is may say True.
+        If so, :func:`~hf_gmar.attribute_jointly` may share a pass with other methods. The value is
+        False if a subclass, a mixin or the instance overrides any other method of the bases. A
+        subclass whose overrides do not change the map may return True.
         """
         steps = {**vars(AttributionMethod), **vars(AttentionMethod)}
         return all(
@@ -98,7 +95,7 @@ class AttentionMethod(AttributionMethod):
     def _of_heads(
         self, inputs: Tensor | tuple[Tensor, ...], target_spec: TargetSpec, args: Any, kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The rule's values of each head, (B, layers, H, ...), and the map of patches."""
+        """Return the rule's values of each head, (B, layers, H, ...), and the patch map."""
         request = self._request(inputs, args, kwargs)
         with size_errors(self.adapter, request.inputs):
             (result,) = self._rule_results(request, [target_spec])

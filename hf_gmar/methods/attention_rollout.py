@@ -11,20 +11,21 @@ from hf_gmar.methods.layer_rules import FUSIONS, Fusion, RolloutRule
 
 
 class AttentionRollout(AttentionMethod):
-    """Roll the attention of all layers out to the patches, the same for every class.
+    r"""Multiply the attention of all layers, with residual connections; same for every class.
 
-    F is the mean of a layer's heads, (F + alpha I) / (1 + alpha) its rollout with the residual
-    connection, and the map the readout's row of the product of all layers. Later practice fuses
-    heads by their maximum or minimum, and sets small attention to zero. Each row of F is then
-    divided by its sum, so that alpha weighs the same for every fusion.
+    $$ r = r_0 M_L \cdots M_1, \quad M_l = \frac{F_l + \alpha I}{1 + \alpha}, \quad
+    F_l = \frac{1}{H} \sum_h A_{l,h} $$
 
-    A map is >= 0 and sums to at most 1. No gradient is taken.
+    $A$: attention; $r_0$: readout. Later work fuses heads by their maximum or minimum and sets
+    small attention to zero. Each row of $F$ is divided by its sum before the residual is added.
+
+    The map is $r$ on the patches: >= 0, with a sum of at most 1. No gradient is computed.
 
     Args:
         head_fusion: ``"mean"`` as in the paper, ``"max"`` or ``"min"`` of the heads.
-        discard_ratio: share of the fused attention of each query that is set to zero, smallest
+        discard_ratio: share of each row of the fused attention that is set to zero, smallest
             first, from 0 to less than 1. Other code discards over the whole matrix, where tokens
-            of spread attention lose all of it.
+            with diffuse attention lose all of it.
         alpha: weight of the residual connection, >= 0.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 

@@ -17,41 +17,41 @@ from hf_gmar.methods.base import AttributionMethod
 
 
 class AttnLRP(AttributionMethod):
-    """Propagate the score as relevance through every layer, down to the embedded patches.
+    r"""Propagate the score as relevance through every layer, down to the embedded patches.
 
-    map[p] = sum over c of T[p, c] G[p, c], with the tokens T that enter layer 0 and a gradient G
-    in which each function passes relevance down by its rule:
+    $$ r_p = \sum_c T_{p,c} G_{p,c} $$
+
+    $T$: patch tokens at the input of layer 0; $G$: a modified gradient of the score with respect to
+    $T$, in which each function passes relevance down by its rule:
 
     - linear layers, residual connections and means: the epsilon rule with an epsilon of zero. Each
-      term gets its share in the sum; the share of a bias goes no further. With a gamma, terms with
-      the sign of a linear layer's output count 1 + gamma times.
+      term gets its share of the sum; the share of a bias ends there. With the gamma rule, terms
+      with the sign of a linear layer's output count 1 + gamma times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
       is a constant.
-    - activations (GELU, SiLU, ReLU, ...): relevance passes as it is. Where one is written out, as
-      x * sigmoid(1.702 x), the second factor is a constant.
+    - activations (GELU, SiLU, ReLU, ...): the identity rule. In a written-out product such as
+      $x \cdot \operatorname{sigmoid}(1.702 x)$, the second factor is a constant.
     - products of two activations (attention and values, queries and keys, gates as in DINOv2
       giant): half to each. If one factor is learned, as the query of SigLIP's pooling head, the
-      other gets all.
-    - softmax: R_in[i] = x[i] (R_out[i] - softmax[i] sum over j of R_out[j]), the linear part of
-      its Taylor expansion at x.
+      other factor gets all relevance.
+    - softmax: $R_i = x_i (R'_i - \operatorname{softmax}(x)_i \sum_j R'_j)$ for output relevance
+      $R'$, the linear part of its Taylor expansion at $x$.
 
-    Values are signed and without bounds: those below zero speak against the class. The map and the
-    relevance of the prefix tokens do not sum to the score: biases take a share, and so does the
-    constant part of each softmax.
+    The map is $r$: signed and without bounds; negative values speak against the class. Map and
+    relevance of the prefix tokens do not sum to the score: biases and the constant part of each
+    softmax take a share.
 
-    Attention runs as SDPA, whatever the model was loaded with. A function without a rule is found
-    while the model runs, and is an error if the score depends on it. A ``torch.autograd.Function``
-    of the model's own can't be seen, and keeps the gradient that it defines.
+    Attention always runs as SDPA. A function without a rule is an error if the score depends on it.
+    A custom ``torch.autograd.Function`` of the model is not detected and keeps its gradient.
 
     For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
-    it does not reach those inside PyTorch's ``nn.MultiheadAttention`` (SigLIP's pooling head).
+    the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head).
 
     Args:
         gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
 
     Raises:
-        UnsupportedModelError: a model that can't run SDPA, or (while it runs) a function without a
-            rule.
+        UnsupportedModelError: a model without SDPA, or (while it runs) a function without a rule.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What all methods share: Captum's contract around a map of patches."""
+"""The base of all methods: Captum's interface around a patch map."""
 
 from __future__ import annotations
 
@@ -22,38 +22,37 @@ from hf_gmar.errors import OptionError
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 PassCount: TypeAlias = Literal["forward", "forward + backward", "forward + backward + heads"]
-"""Passes through the model for one map: ``heads`` is the model's head once more for each layer."""
+"""Passes through the model for one map; ``heads``: the class head once more for each layer."""
 
 
 class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
-    """Base of all methods: one map of patches for each image and explained class.
+    """Base of all methods: one patch map for each image and explained class.
 
-    The model may be in any mode and under any attention implementation; dropout is off while it
-    is explained, no weight gets a gradient, and it comes back as it was. Threads that explain one
-    model take turns; threads that only run it are not disturbed.
+    The model may have any mode and attention implementation. During an explanation dropout is off,
+    weights get no gradient, and the model's state is restored afterwards. Threads that explain the
+    same model wait for each other; threads that only run it are not affected.
 
     A subclass sets the four class variables and returns its maps from ``_explain``. Its docstring
-    names the options and errors of its own; the following hold for all methods.
+    lists its own options and errors; the following hold for all methods.
 
     Args:
         model: a Transformers vision model with a class head, or any module or callable that
             returns class scores (B, C) and holds exactly one such model.
         readout: which tokens a class head of your own reads: ``"cls"``, ``"patches"`` (their
             mean), ``"cls+patches"`` (half each), ``"tokens"`` (the mean of all), ``"pooling"`` (an
-            attention-pooling head) or a share for each prefix token; ``None`` is for the class
-            heads of Transformers, which are known.
+            attention-pooling head) or a share for each prefix token. ``None`` is for the class
+            heads of Transformers.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several, or a head of
-            your own without a readout.
-        OptionError: an option that does not exist or is outside its range, or a layer that does
-            not exist.
+        UnsupportedModelError: an unknown or hierarchical family, no model or several models, or
+            a head of your own without a readout.
+        OptionError: an unknown option, a value outside its range, or a layer that does not exist.
     """
 
     source: ClassVar[str]
     """The paper that defines the method."""
     cost: ClassVar[PassCount]
-    """What a map costs, in passes through the model."""
+    """Passes through the model for one map."""
     class_specific: ClassVar[bool] = True
     """Whether the map depends on the target."""
     signed: ClassVar[bool] = False
@@ -61,7 +60,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout)
-        super().__init__(self.adapter)  # Captum calls the scores its forward function
+        super().__init__(self.adapter)  # Captum's forward_func
         self.model = model
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
@@ -73,24 +72,24 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Inputs:
-        """Relevance of each pixel: the value of its patch.
+        """Return the relevance of each pixel: the value of its patch.
 
         Args:
             inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
             target: the explained class. An int (all images), a list or 1-D tensor of B class
-                indices, a tuple (or a list of B tuples) where each image has scores of more than
-                one dimension, or ``None`` for the top class of each image.
+                indices, a tuple (or a list of B tuples) if scores have several dimensions for each
+                image, or ``None`` for the top class of each image.
             additional_forward_args: further positional arguments of the model: one value or a
                 tuple, as in Captum. ``(None, True)`` interpolates a ViT's positions.
-            contrast: a second class, in the forms of the target: why the target rather than this
-                one? The target's score minus this one's is explained then.
+            contrast: a second class, in the same forms as the target. The explained score is then
+                the target's score minus the contrast's.
             **forward_kwargs: further keyword arguments that the model's forward names, such as
                 ``interpolate_pos_encoding=True``.
 
         Returns:
-            Tensor of the inputs' shape, dtype and device, contiguous and detached: each pixel in
-            each channel has the relevance of its patch, as :meth:`attribute_patches` gives it. A
-            tuple if the inputs are one.
+            Tensor of the inputs' shape, dtype and device, contiguous and detached. Each pixel in
+            each channel has the value of its patch in :meth:`attribute_patches`. For a tuple of
+            inputs, a tuple.
 
         Raises:
             InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
@@ -118,9 +117,9 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """Relevance of each patch, (B, rows, columns), in the range that the method says.
+        """Return the relevance of each patch, (B, rows, columns).
 
-        Takes and raises what :meth:`attribute` does. The dtype is float32, or float64 for a
+        Arguments and errors are those of :meth:`attribute`. The dtype is float32, or float64 for a
         float64 model.
         """
         target_spec = self._target_spec(target, contrast)
@@ -135,17 +134,16 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """Relevance of each patch for several targets, with one forward for all of them.
+        """Return the relevance of each patch for several targets, with one forward in all.
 
-        Takes and raises what :meth:`attribute` does, but for the targets.
+        Errors are those of :meth:`attribute`.
 
         Args:
             inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
-            targets: T targets, each in any form that :meth:`attribute` takes: ``[281, 207]``
-                explains two classes of every image. A tensor has its targets along the first
-                dimension.
+            targets: T targets, each in any form of :meth:`attribute`: ``[281, 207]`` explains
+                two classes of every image. The first dimension of a tensor is T.
             additional_forward_args: see :meth:`attribute`.
-            contrast: see :meth:`attribute`; one for all targets.
+            contrast: see :meth:`attribute`; the same for all targets.
             **forward_kwargs: see :meth:`attribute`.
 
         Returns:
@@ -162,9 +160,9 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         additional_forward_args: Any = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """Class scores (B, C) that an explanation of these inputs is about, without gradients.
+        """Return the class scores (B, C) that an explanation refers to, without gradients.
 
-        Takes and raises what :meth:`attribute` does, but for the target.
+        Arguments and errors are those of :meth:`attribute`, without the target.
         """
         request = self._request(inputs, additional_forward_args, forward_kwargs)
         with size_errors(self.adapter, request.inputs):
@@ -172,7 +170,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     @abstractmethod
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        """A map (B, rows, columns) for each target, with one forward for all of them."""
+        """Return a map (B, rows, columns) for each target, with one forward in all."""
 
     def _maps(
         self,

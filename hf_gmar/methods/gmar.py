@@ -14,17 +14,22 @@ from hf_gmar.methods.layer_rules import NORMS, GmarRule, Norm
 
 
 class GMAR(AttentionMethod):
-    """Weight each attention head by the gradient of the explained class, then roll out.
+    r"""Weight each attention head by the gradient of the explained score, then roll out.
 
-    A map is >= 0 and sums to at most 1 over the patches: the share of the readout's relevance that
-    lands on each. What is missing to 1 stayed on prefix tokens such as CLS.
+    $$
+    r = r_0 M_L \cdots M_1, \quad M_l = \frac{\sum_h w_{l,h} A_{l,h} + \alpha I}{1 + \alpha}, \quad
+    w_{l,h} = \frac{g_{l,h}}{\sum_k g_{l,k}}, \quad g_{l,h} = \sum_{i,j} |G_{l,h,i,j}|
+    $$
 
-    The exact definition, with the choices where the paper is silent, is in ``docs/gmar.md``.
+    $A$: attention; $G$: gradient of the score with respect to $A$; $r_0$: readout. ``"l2"`` takes
+    $g_{l,h} = \sqrt{\sum_{i,j} G_{l,h,i,j}^2}$. ``docs/gmar.md`` states the choices where the paper
+    is silent.
+
+    The map is $r$ on the patches: >= 0, with a sum of at most 1. Prefix tokens keep the rest.
 
     Args:
-        norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm.
-        alpha: weight of the residual connection in each layer, >= 0; at 0 attention alone moves
-            relevance.
+        norm: the norm of each head's gradient: ``"l1"`` or ``"l2"``.
+        alpha: weight of the residual connection, >= 0.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Example:
@@ -61,13 +66,13 @@ class GMAR(AttentionMethod):
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """Share of each head in its layer's gradient, w in the paper.
+        """Return the share of each head in its layer's gradient, $w$ in the paper.
 
-        Takes and raises what :meth:`attribute` does.
+        Arguments and errors are those of :meth:`attribute`.
 
         Returns:
-            Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer
-            that the score does not depend on has 1/H everywhere.
+            Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer whose
+            gradient is zero everywhere gives every head 1/H.
         """
         target_spec = self._target_spec(target, contrast)
         return self._of_heads(inputs, target_spec, additional_forward_args, forward_kwargs)[0]

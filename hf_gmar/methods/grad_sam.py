@@ -10,12 +10,13 @@ from hf_gmar.methods.layer_rules import PositiveGradientRule
 
 
 class GradSAM(AttentionMethod):
-    """Attention times its positive gradient, averaged over layers, heads and queries.
+    r"""Average attention times its positive gradient over layers, heads and queries.
 
-    The mean over the layers and heads of A * relu(dscore/dA). The relevance of a token is the mean
-    of its column, over all queries that look at it.
+    $$ r_j = \frac{1}{LHN} \sum_{l,h,i} A_{l,h,i,j} \operatorname{relu}(G_{l,h,i,j}) $$
 
-    A map is >= 0 and has no upper bound: it grows with the score.
+    $A$: attention (layer $l$, head $h$, query $i$, key $j$); $G$: gradient of the score w.r.t. $A$.
+
+    The map is $r$ on the patches: >= 0, without an upper bound; it grows with the score.
 
     Example:
         >>> import torch

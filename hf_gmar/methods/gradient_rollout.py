@@ -10,13 +10,15 @@ from hf_gmar.methods.layer_rules import GradientRolloutRule
 
 
 class GradientRollout(AttentionMethod):
-    """Roll out attention times gradient, where both help the class.
+    r"""Roll out the positive part of attention times gradient (equations 5 and 6 of the paper).
 
-    Equations 5 and 6 of the paper: from R = I, R <- R + mean_h relu(A * dscore/dA) R in each layer,
-    lowest first. The map is the readout's row of R - I. So a class head that reads CLS gets the
-    paper's map. One that reads patches gets it without its own start, which is the same for all.
+    $$ r = r_0 (R_L - I), \quad R_l = R_{l-1} + \frac{1}{H} \sum_h
+    \operatorname{relu}(A_{l,h} \circ G_{l,h}) R_{l-1}, \quad R_0 = I $$
 
-    A map is >= 0 and has no upper bound: it grows with the score.
+    $A$: attention; $G$: gradient of the score with respect to $A$; $r_0$: readout. For a CLS head
+    this is the paper's map. For a patch head, $-I$ removes $r_0$, the same for all patches.
+
+    The map is $r$ on the patches: >= 0, without an upper bound; it grows with the score.
 
     Example:
         >>> import torch

@@ -16,18 +16,18 @@ from hf_gmar.methods.base import AttributionMethod
 
 
 class InputXGradient(AttributionMethod):
-    """How much each patch token adds to the score, to first order.
+    r"""Multiply each patch token by its gradient: its contribution to the score, to first order.
 
-    With the tokens T[p, c] that enter the layer and the score s of the explained class:
-    map[p] = sum over c of T[p, c] ds / dT[p, c]. At layer 0 these are the embedded patches, with
-    their positions.
+    $$ r_p = \sum_c T_{p,c} G_{p,c} $$
 
-    Values are signed and without bounds: those below zero speak against the class. They are in the
-    units of the score, but do not sum to it, as a Vision Transformer is not linear. The paper
-    applies it to the input itself.
+    $T$: patch tokens at the layer's input; $G$: gradient of the score with respect to $T$. At layer
+    0 the tokens are the embedded patches with their positions. The paper uses the input itself.
+
+    The map is $r$: signed and without bounds; negative values speak against the class. It is in the
+    units of the score but does not sum to it, as a Vision Transformer is not linear.
 
     Args:
-        layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
+        layer: index of the layer, from 0; negative ones count from the top, -1 is the top.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Several methods on the same images: one forward and one backward for all that can share them."""
+"""Several methods on the same images, with one forward and one backward where possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_gmar.methods.attention_base import AttentionMethod
 from hf_gmar.methods.base import AttributionMethod
 
 _Member: TypeAlias = tuple[int, AttentionMethod, ForwardRequest]
-"""The index of a method, the method, and the call that it would make by itself."""
+"""The index of a method, the method, and its own request."""
 
 
 def attribute_jointly(
@@ -31,32 +31,30 @@ def attribute_jointly(
     return_errors: bool = False,
     **forward_kwargs: Any,
 ) -> list[Any]:
-    """The map of each method, with one pass for all that can share it.
+    """Return the map of each method; attention methods share one pass.
 
-    Methods that read attention share a pass if they are for the same model and readout, with the
-    same ``engine``, ``chunk_size`` and ``checkpoint``: one forward, one backward, and attention
-    recomputed once for all of them. Those that need no gradient ride along with those that do, and
-    every method takes part in its own layers. LeGrad, whose gradients are of another score in
-    each layer, shares with LeGrad and with those that need no gradient. All other methods run by
-    themselves: they start their gradient at the tokens of a layer, or change how it flows.
+    Attention methods share a pass if model, readout, ``engine``, ``chunk_size`` and ``checkpoint``
+    are the same: one forward, one backward, and attention recomputed once. Each method reads its
+    own layers. LeGrad takes the gradient of another score in each layer, so it shares only with
+    LeGrad and with methods without gradients. Methods that do not read attention run one by one.
 
     Args:
-        methods: of any kind, on the same model or on several.
+        methods: any methods, on one model or on several.
         inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
         target: see :meth:`hf_gmar.methods.base.AttributionMethod.attribute`.
         additional_forward_args: see there.
         contrast: see there.
-        return_errors: put the error of a method in the place of its map, and go on.
+        return_errors: return the error of a method in place of its map, and continue.
         **forward_kwargs: see there.
 
     Returns:
-        For each method, in order, the map (B, rows, columns) that its ``attribute_patches`` gives,
-        up to the rounding of sums. If a shared pass fails, its methods run one by one, so that one
-        method's error costs no other its map.
+        For each method, in order, the map (B, rows, columns) of its ``attribute_patches``, up to
+        rounding. If a shared pass fails, its methods run one by one: an error of one method does
+        not affect the maps of others.
 
     Raises:
         HfGmarError: the first error of a method, unless ``return_errors``. Errors of other
-            libraries are raised in any case.
+            libraries are always raised.
 
     Example:
         >>> import torch
@@ -99,7 +97,7 @@ def attribute_jointly(
 
 
 def _groups(members: Sequence[_Member]) -> list[list[_Member]]:
-    """Methods that share a pass; the first of a group says whose gradient is taken."""
+    """Group the methods that share a pass; the first of a group sets its gradient."""
     order = ["score", "layers", "none"]
     groups: list[list[_Member]] = []
     for member in sorted(members, key=lambda member: order.index(member[2].gradient)):
@@ -112,7 +110,7 @@ def _groups(members: Sequence[_Member]) -> list[list[_Member]]:
 
 
 def _share_pass(first: _Member, other: _Member) -> bool:
-    """Whether the pass of the first serves the other, which may need no gradient."""
+    """Whether the other method can run in the pass of the first."""
     (_, method, request), (_, other_method, other_request) = first, other
     same_model = method.adapter == other_method.adapter or (
         method.model is other_method.model and method.adapter.layout == other_method.adapter.layout
@@ -122,7 +120,7 @@ def _share_pass(first: _Member, other: _Member) -> bool:
 
 
 def _call_of(member: _Member) -> tuple[Any, ...]:
-    """What shared calls have in common, with tensors compared by identity."""
+    """The key of calls that can be shared; tensors are compared by identity."""
     _, method, request = member
     kwargs = {name: id(value) for name, value in request.kwargs.items()}
     values = id(request.inputs), [id(value) for value in request.args], kwargs
@@ -130,7 +128,7 @@ def _call_of(member: _Member) -> tuple[Any, ...]:
 
 
 def _one_pass(members: Sequence[_Member], target_spec: TargetSpec) -> dict[int, Tensor]:
-    """The maps of methods by their indices, from one pass with all their layers and gradients."""
+    """Run one pass for all methods; return their maps by index."""
     _, method, request = members[0]
     spans = [(member.rule, call.layers(method.adapter)) for _, member, call in members]
     graded = [call.layers(method.adapter).start for *_, call in members if call.gradient != "none"]

@@ -1,4 +1,4 @@
-"""The layer rules of the methods, and the protocol of a rule: tensor maths, without models.
+"""The layer rules of the methods, and the protocol of a rule: tensor operations, no models.
 
 Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = key.
 """
@@ -25,24 +25,17 @@ FUSIONS: dict[Fusion, Callable[[Tensor], Tensor]] = {
     "max": lambda attention: attention.amax(1),
     "min": lambda attention: attention.amin(1),
 }
-"""How the maps of a layer's heads (B, H, Q, N) become one (B, Q, N)."""
+"""Fusion of a layer's heads: from attention (B, H, Q, N) to (B, Q, N)."""
 
 
 @dataclass(frozen=True)
 class GmarRule:
-    """Gradient-weighted multi-head attention rollout for one layer.
+    """GMAR for one layer: r <- (r (sum_h w_h A_h) + alpha r) / (1 + alpha).
 
-    With attention A, its gradient G and relevance row r from above::
-
-        g_h = sum |G_h|  (l1)   or   sqrt(sum G_h^2)  (l2)
-        w_h = g_h / sum_h g_h
-        r  <- (r (sum_h w_h A_h) + alpha r) / (1 + alpha)
-
-    The row is propagated instead of the matrix product, which gives the same readout at
-    O(N^2) for each layer.
+    The row vector r of the readout is propagated, not a matrix product: O(N^2) for each layer.
 
     Attributes:
-        norm: how a head's gradient matrix becomes one number.
+        norm: the norm of each head's gradient.
         alpha: weight of the residual connection, >= 0.
 
     Example:
@@ -58,7 +51,7 @@ class GmarRule:
     alpha: float
 
     def accumulate(self, block: Block) -> Sums:
-        """Head scores (B, H), squared for l2, and each head's rolled-out row (B, H, N)."""
+        """Return head scores (B, H), squared for l2, and each head's row r A_h, (B, H, N)."""
         gradient = block.gradient
         scores = (gradient.abs() if self.norm == "l1" else gradient.square()).sum(dim=(-2, -1))
         rows = block.relevance[:, None, None] @ block.attention
@@ -69,7 +62,7 @@ class GmarRule:
         scores, rows = sums
         weights = normalise_heads(scores if self.norm == "l1" else scores.sqrt())
         fused = torch.einsum("bh,bhk->bk", weights, rows)
-        residual = self.alpha / (1 + self.alpha)  # first, so that a huge alpha can't overflow
+        residual = self.alpha / (1 + self.alpha)  # divided first, or a huge alpha would overflow
         return LayerResult(fused / (1 + self.alpha) + residual * relevance, weights)
 
 
@@ -83,21 +76,19 @@ def normalise_heads(scores: Tensor) -> Tensor:
     """
     largest = scores.amax(dim=-1, keepdim=True)
     shares = scores / largest  # the sum of large scores would overflow
-    # Scores that are not finite stay NaN: as 1/H they would pass for a result.
+    # Non-finite scores stay NaN, so that the caller's check rejects them.
     return torch.where(largest == 0, 1 / scores.shape[-1], shares / shares.sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class RolloutRule:
-    """Attention rollout for one layer, without gradients.
+    """Attention rollout for one layer, without gradients: r <- (r F + alpha r) / (1 + alpha).
 
-    With F the fused attention, of which each row keeps its largest entries and sums to 1::
-
-        r  <- (r F + alpha r) / (1 + alpha)
+    F is the fused attention; each row keeps its largest entries and is divided by its sum.
 
     Attributes:
-        fusion: how heads become one.
-        discard_ratio: share of the entries of each row that is set to zero, the smallest first.
+        fusion: how the heads are fused.
+        discard_ratio: share of the entries of each row that is set to zero, smallest first.
         alpha: weight of the residual connection, >= 0.
 
     Example:
@@ -114,10 +105,10 @@ class RolloutRule:
     alpha: float
 
     def accumulate(self, block: Block) -> Sums:
-        """The rolled-out row (B, N) of these queries."""
+        """Return the row r F, (B, N), of these queries."""
         fused = _largest(FUSIONS[self.fusion](block.attention), self.discard_ratio)
         total = fused.sum(-1, keepdim=True)
-        fused = fused / total.masked_fill(total == 0, 1)  # a query may look nowhere
+        fused = fused / total.masked_fill(total == 0, 1)  # a masked query has no attention
         return ((block.relevance[:, None] @ fused).squeeze(1),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
@@ -128,7 +119,7 @@ class RolloutRule:
 
 
 def _largest(fused: Tensor, discard_ratio: float) -> Tensor:
-    """Each row (B, Q, N) with its smallest entries set to zero."""
+    """Set the smallest entries of each row (B, Q, N) to zero."""
     discarded = int(discard_ratio * fused.shape[-1])
     if not discarded:
         return fused
@@ -139,17 +130,17 @@ def _largest(fused: Tensor, discard_ratio: float) -> Tensor:
 class GradientRolloutRule:
     """Gradient-weighted rollout for one layer: r <- r + r mean_h relu(A_h * G_h).
 
-    The map is what the layers add; the identity with which R starts is left out.
+    The map is the sum of the terms that the layers add, without the identity R_0.
     """
 
     def accumulate(self, block: Block) -> Sums:
-        """The relevance that these rows pass on, (B, N)."""
+        """Return the relevance that these rows pass down, (B, N)."""
         positive = (block.attention * block.gradient).clamp(min=0).mean(1)
         return ((block.relevance[:, None] @ positive).squeeze(1),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Add the row to the relevance from above."""
-        # The addition alone keeps its digits: the readout, with which R starts, is far larger.
+        # Adding it to the far larger readout, and subtracting that later, would lose digits.
         (row,) = sums
         return LayerResult(relevance + row, addition=row)
 
@@ -159,7 +150,7 @@ class PositiveGradientRule:
     """Mean of the positive gradient over heads, queries and layers; nothing is rolled out.
 
     Attributes:
-        layers: over how many layers the mean goes.
+        layers: number of layers in the mean.
         weighted: whether the gradient is multiplied by the attention, as in Grad-SAM.
 
     Example:
@@ -175,11 +166,11 @@ class PositiveGradientRule:
     weighted: bool
 
     def accumulate(self, block: Block) -> Sums:
-        """The positive gradient of each token in these rows, (B, N)."""
+        """Return the sum of these rows' positive gradient for each key, (B, N)."""
         gradient = block.gradient * block.attention if self.weighted else block.gradient
         return (gradient.clamp(min=0).sum(2).mean(1),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """The layer's part of the mean."""
+        """Return the layer's term of the mean."""
         (total,) = sums
         return LayerResult(relevance, addition=total / (relevance.shape[1] * self.layers))

@@ -15,25 +15,26 @@ LAYER_SCORES: tuple[LayerScores, ...] = ("own", "final")
 
 
 class LeGrad(AttentionMethod):
-    """Average the positive gradient of each layer's own score with respect to its attention.
+    r"""Average the positive gradient of each layer's own score with respect to its attention.
 
-    The score of a layer is the model's score if that layer's tokens were its last ones: they go
-    through all that is above the layers, its norm, pooling and class head. A layer's map is the
-    mean over heads and queries of relu(dscore/dA), and the map the mean of the layers'. The paper
-    scales it to 0 .. 1 afterwards; here it keeps its scale.
+    $$ r_j = \frac{1}{LHN} \sum_{l,h,i} \operatorname{relu}(G_{l,h,i,j}), \quad
+    G_{l,h,i,j} = \frac{\partial s_l}{\partial A_{l,h,i,j}} $$
 
-    The authors' code differs: it pools the mean of all tokens whatever the class head reads, takes
-    the two top layers unless told otherwise, and under SigLIP the attention of the pooling head.
-    Here the class head reads what it was trained to read; if that is CLS, only the query of CLS has
-    a gradient.
+    $A$: attention (layer $l$, head $h$, query $i$, key $j$); $s_l$: the score of layer $l$.
+    The model's final norm, pooling and class head compute $s_l$ from the output of layer $l$.
 
-    A map is >= 0 and has no upper bound: it grows with the score.
+    The map is $r$ on the patches: >= 0, without an upper bound; it grows with the score. The paper
+    then scales it to 0 .. 1; here it keeps its scale.
+
+    The authors' code differs: it pools the mean of all tokens for every class head, takes the two
+    top layers by default, and for SigLIP reads the attention of the pooling head. Here the class
+    head pools as it was trained to; if it reads CLS, only the query of CLS has a gradient.
 
     Args:
-        model: its layers must be those of Transformers, or the one list of modules that can only be
-            them, each called once. Where they can't be told, only ``layer_scores="final"`` works.
+        model: its layers must be Transformers' own, or a list of modules that is the only
+            candidate, each called once. Other models need ``layer_scores="final"``.
         layer_scores: ``"own"`` as above; ``"final"`` takes the gradient of the model's score in
-            every layer, which is not LeGrad but needs no layer by itself.
+            every layer, which is not LeGrad but does not need the layers as modules.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
@@ -59,6 +60,6 @@ class LeGrad(AttentionMethod):
         check_option("layer_scores", layer_scores, LAYER_SCORES)
         self.layer_scores = layer_scores
         if layer_scores == "own":
-            layer_modules(self.adapter)  # now, and not only at the first image
+            layer_modules(self.adapter)  # fail now, not at the first image
         self.gradient = "layers" if layer_scores == "own" else "score"
         self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=False)

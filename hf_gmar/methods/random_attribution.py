@@ -1,4 +1,4 @@
-"""Random maps: the floor that a method must be above."""
+"""Random maps: the baseline that a method must beat."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ _SEEDS = range(2**32)
 
 
 class RandomAttribution(AttributionMethod):
-    """A map of uniform random numbers from 0 to 1: what a method must beat to say anything.
+    r"""Draw a map of uniform random numbers: the random baseline.
 
-    The numbers are drawn anew for each image, from the seed and the image's pixels: they are the
-    same in any batch and on every run, and the same for every class. The caller's random state is
-    not touched.
+    $$ r_p \sim \mathcal{U}(0, 1) $$
+
+    The generator is seeded by ``seed`` and the image's pixels. The map of an image is therefore the
+    same in any batch, on every run and for every class. The caller's random state stays unchanged.
 
     Args:
-        seed: another seed gives other maps.
-
-    Raises:
-        OptionError: a seed that is no whole number from 0 to 2^32 - 1.
+        seed: a whole number from 0 to 2^32 - 1.
 
     Example:
         >>> from hf_gmar import load_model
-        >>> floor = RandomAttribution(load_model("bundled").model, seed=1)
-        >>> floor.attribute_patches(torch.rand(2, 3, 96, 96)).shape
+        >>> baseline = RandomAttribution(load_model("bundled").model, seed=1)
+        >>> baseline.attribute_patches(torch.rand(2, 3, 96, 96)).shape
         torch.Size([2, 8, 8])
     """
 
@@ -53,7 +51,7 @@ class RandomAttribution(AttributionMethod):
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
         scores = predict(self.adapter, request)
         for target_spec in target_specs:
-            target_spec.resolve(scores)  # what is wrong for other methods is wrong here
+            target_spec.resolve(scores)  # raises the errors of other methods
         images = request.inputs.detach()
         grid = self.adapter.layout.grid(*images.shape[-2:])
         maps = torch.stack([_numbers(image, self.seed, grid) for image in images])
@@ -61,7 +59,7 @@ class RandomAttribution(AttributionMethod):
 
 
 def _numbers(image: Tensor, seed: int, grid: tuple[int, int]) -> Tensor:
-    """Uniform numbers (rows, columns) that this image always gets."""
+    """Uniform numbers (rows, columns), a function of image and seed."""
     pixels = image.float().cpu().contiguous().numpy().tobytes()
     digest = hashlib.sha256(seed.to_bytes(4, "little") + pixels).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

@@ -1,4 +1,4 @@
-"""The attention of one layer, as it is."""
+"""Raw attention of one layer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from hf_gmar.methods.layer_rules import RolloutRule
 
 
 class RawAttention(AttentionMethod):
-    """Where the readout looks in one layer: the mean of its heads, the same for every class.
+    r"""Read the attention of one layer, averaged over its heads; same for every class.
 
-    The map is r0 A, with r0 the tokens that the class head reads (CLS, the mean of the patches,
-    ...) and A the layer's attention. A map is >= 0 and sums to at most 1. No gradient is taken.
+    $$ r = r_0 \frac{1}{H} \sum_h A_{l,h} $$
 
-    Pictures of ViTs often show it; the paper does head by head.
+    $A$: attention of layer $l$; $r_0$: readout. The paper shows each head by itself.
+
+    The map is $r$ on the patches: >= 0, with a sum of at most 1. No gradient is computed.
 
     Args:
-        layer: which layer, from 0; -1 is the last.
+        layer: index $l$ of the layer, from 0; -1 is the last.
 
     Example:
         >>> import torch
@@ -50,7 +51,7 @@ class RawAttention(AttentionMethod):
     ) -> None:
         super().__init__(model, 0, engine, chunk_size, checkpoint, readout)
         self.layer = check_layer("layer", layer, self.adapter.layers)
-        self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without its residual
+        self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without residual
 
     def _request(
         self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_gmar._utils.registry import Registry
 
-if TYPE_CHECKING:  # the names are known before PyTorch is loaded
+if TYPE_CHECKING:  # listing the names does not import PyTorch
     from hf_gmar.methods.base import AttributionMethod
 
 METHODS: Registry[AttributionMethod] = Registry(
@@ -26,13 +26,13 @@ METHODS: Registry[AttributionMethod] = Registry(
     },
     positional=1,  # the model
 )
-"""Methods by the name that the command line, the pipeline, ``compare`` and ``evaluate`` take."""
+"""Methods by their name on the command line, in the pipeline, ``compare`` and ``evaluate``."""
 
 
 def register_method(name: str, method: type[AttributionMethod]) -> None:
-    """Make a method of your own known by name in this process.
+    """Register a method under a name in this process.
 
-    A package makes its own known to every process by an entry point of the group
+    A package registers a method in every process by an entry point of the group
     ``hf_gmar.methods``.
 
     Args:
@@ -40,7 +40,7 @@ def register_method(name: str, method: type[AttributionMethod]) -> None:
         method: a subclass of :class:`~hf_gmar.methods.AttributionMethod`.
 
     Raises:
-        OptionError: the name is taken or can't be typed, or it is no such class.
+        OptionError: the name is taken or has other characters, or the class is no such subclass.
 
     Example:
         >>> from hf_gmar import GMAR, register_method

@@ -16,23 +16,22 @@ from hf_gmar.methods.base import AttributionMethod
 
 
 class TokenGradCAM(AttributionMethod):
-    """Weight each channel of a layer's patch tokens by its mean gradient, and keep what is > 0.
+    r"""Weight each channel of a layer's patch tokens by its mean gradient; keep positive sums.
 
-    With the tokens T[p, c] that enter the layer and the score s of the explained class:
-    alpha[c] is the mean over the patches of ds / dT[p, c], and map[p] = relu(sum over c of
-    alpha[c] T[p, c]). Prefix tokens such as CLS take no part.
+    $$ r_p = \operatorname{relu}\Bigl(\sum_c a_c T_{p,c}\Bigr), \quad
+    a_c = \frac{1}{P} \sum_q G_{q,c} $$
 
-    Values are >= 0 and without an upper bound. A map of zeros says that no patch speaks for the
-    class.
+    $T$: tokens of the $P$ patches at the layer's input; $G$: gradient of the score with respect to
+    $T$. Prefix tokens such as CLS take no part.
 
-    The tokens are those that *enter* the layer. Under a class head that reads CLS alone, patches
-    that leave the top layer have no influence on any score, and their map would be zero.
+    The map is $r$: >= 0, without an upper bound. A map of zeros: no patch speaks for the class.
 
-    The paper is about convolutional networks; here a patch takes the place of a position in a
-    feature map.
+    The layer's input is used: under a class head that reads CLS alone, patches in the output of the
+    top layer have no gradient. The paper explains convolutional networks; a patch here takes the
+    place of a position in a feature map.
 
     Args:
-        layer: whose input is explained, from 0; negative ones count from the top, -1 is the top.
+        layer: index of the layer, from 0; negative ones count from the top, -1 is the top.
 
     Example:
         >>> import torch
