@@ -1,1 +1,1 @@
-"""One model and one call of it."""
+"""A model, and one call of the model."""

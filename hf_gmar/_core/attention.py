@@ -1,7 +1,7 @@
-"""The only module that touches how Transformers computes attention.
+"""Change how Transformers computes attention; no other module does.
 
-A change to a model is a context manager that takes it back, whatever happens inside. It acts in the
-calling thread alone, as all whose names end in ``_here`` do (:mod:`hf_gmar._core.threads`).
+Each change is a context manager that always restores the model. It acts in the calling thread
+alone, as every context manager named ``..._here`` does (:mod:`hf_gmar._core.threads`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _HERE = threading.local()
 
 
 def loading(attention: str | None) -> dict[str, Any]:
-    """The keyword of ``from_pretrained`` for that implementation; an OptionError if unknown."""
-    # Other names are for serving text, or those of the routes below.
+    """Return the keyword of ``from_pretrained`` for an implementation."""
+    # Other names are for text generation, or belong to the routes below.
     known = ["eager", *(name for name in AttentionInterface().valid_keys() if name.isidentifier())]
     if attention is not None and attention not in known:
         raise OptionError(
@@ -44,10 +44,10 @@ def loading(attention: str | None) -> dict[str, Any]:
 
 @contextmanager
 def attention_here(model: PreTrainedModel, implementation: Implementation) -> Iterator[None]:
-    """Inside, this thread's forwards of the model use that attention implementation.
+    """Switch the attention implementation of the model for this thread.
 
-    A model that uses it already is not touched. Another one's config names a function that asks
-    which thread calls: other threads get the implementation that the model was loaded with.
+    If the model already has it, nothing changes. Otherwise the configs name a function that checks
+    the calling thread: other threads get the implementation that the model was loaded with.
 
     Raises:
         UnsupportedModelError: the model can't switch and was loaded with another implementation.
@@ -61,15 +61,15 @@ def attention_here(model: PreTrainedModel, implementation: Implementation) -> It
 
 @contextmanager
 def masked_heads_here(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
-    """Inside, one forward of the model in this thread runs with some heads' output set to zero.
+    """Set the output of some heads to zero, for one forward of the model in this thread.
 
     ``masked`` is bool, (images, layers, H), or (1, layers, H) for all images; True masks a head.
-    The model keeps the attention implementation that it was loaded with; the output of a masked
-    head is replaced before the output projection. The first attention call is the lowest layer's.
+    The attention implementation stays; the output of a masked head is zero before the output
+    projection. The first attention call is the lowest layer's.
 
     Raises:
-        UnsupportedModelError: the model fixes its attention when it is built.
-        ModelOutputError: not one call for each layer, or of other heads or images.
+        UnsupportedModelError: the model fixes its attention implementation when it is built.
+        ModelOutputError: not one call for each layer, or other numbers of heads or images.
     """
     _check_not_fixed(model, "heads can't be masked; use a model of another family")
     heads = _MaskedHeads(masked.shape[1], {id(module) for module in model.modules()}, masked=masked)
@@ -80,16 +80,16 @@ def masked_heads_here(model: PreTrainedModel, masked: Tensor) -> Iterator[None]:
 
 @contextmanager
 def masked_keys_here(model: PreTrainedModel, layers: int, masked: Tensor) -> Iterator[None]:
-    """Inside, one forward of the model in this thread pays no attention to some tokens.
+    """Mask keys, for one forward of the model in this thread: no token attends to them.
 
-    ``masked`` is bool, (images, tokens); True for a token that gets no attention. Some token of
-    each image must get it. Masked columns are taken out before the softmax of every layer, beside
-    the model's own mask or bias. A model that was loaded with eager or SDPA attention keeps it;
-    others run with SDPA, as not all attention functions honour a mask.
+    ``masked`` is bool, (images, tokens); True masks a token. Each image needs an unmasked token.
+    Masked keys get minus infinity before the softmax of every layer, in addition to the model's own
+    mask or bias. Eager and SDPA models keep their implementation; others run with SDPA, as not all
+    attention functions honour a mask.
 
     Raises:
-        UnsupportedModelError: the model fixes its attention when it is built, or can't switch.
-        ModelOutputError: not one call for each layer, or of other tokens or images.
+        UnsupportedModelError: the model fixes its attention implementation, or can't switch.
+        ModelOutputError: not one call for each layer, or other numbers of tokens or images.
     """
     _check_not_fixed(
         model, "tokens can't be masked; use token-dropping, which gives the same scores"
@@ -116,9 +116,9 @@ class _AttentionChange(ABC):
     """A change of the attention calls of one forward.
 
     Attributes:
-        layers: how many attention layers the model has.
+        layers: number of the model's attention layers.
         modules: ids of the modules whose attention is changed.
-        calls: attention calls so far.
+        calls: number of attention calls so far.
     """
 
     layers: int
@@ -126,11 +126,11 @@ class _AttentionChange(ABC):
     calls: int = 0
 
     def call(self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any) -> Any:
-        """A call of the model's attention function, with the change."""
-        if id(module) not in self.modules:  # another model, called by a hook
+        """Call the model's attention function with the change."""
+        if id(module) not in self.modules:  # a hook calls another model
             return function(module, *args, **kw)
         self.calls += 1
-        if self.calls > self.layers:  # the check says it
+        if self.calls > self.layers:  # reported by ``check``
             return function(module, *args, **kw)
         return self.changed(function, module, *args, **kw)
 
@@ -138,24 +138,24 @@ class _AttentionChange(ABC):
     def changed(
         self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
     ) -> Any:
-        """The call of layer ``calls - 1`` with the change."""
+        """Call the attention of layer ``calls - 1`` with the change."""
 
-    def check(self, done: str) -> None:
+    def check(self, purpose: str) -> None:
         """Raise a ModelOutputError unless each layer made one call."""
         if self.calls != self.layers:
             raise ModelOutputError(
                 f"{self.layers} layers made {self.calls} calls of Transformers' attention, but one "
-                f"for each layer is needed to tell {done}; call the model once, and "
+                f"for each layer is needed to tell {purpose}; call the model once, and "
                 "use one whose attention is that of Transformers"
             )
 
 
 @dataclass
 class _MaskedHeads(_AttentionChange):
-    """Heads whose output is set to zero.
+    """Set the output of heads to zero.
 
     Attributes:
-        masked: (images or 1, layers, H).
+        masked: bool, (images or 1, layers, H).
     """
 
     masked: Tensor = field(kw_only=True)
@@ -163,7 +163,7 @@ class _MaskedHeads(_AttentionChange):
     def changed(
         self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
     ) -> Any:
-        """The call, with zeros for masked heads in (images, tokens, H, numbers)."""
+        """Set masked heads to zero in the output (images, tokens, H, numbers)."""
         index = self.calls - 1
         output, *rest = function(module, *args, **kw)
         images, _, heads = self.masked.shape
@@ -178,10 +178,10 @@ class _MaskedHeads(_AttentionChange):
 
 @dataclass
 class _MaskedKeys(_AttentionChange):
-    """Tokens to which no token attends.
+    """Mask keys, so that no token attends to them.
 
     Attributes:
-        masked: (images, tokens).
+        masked: bool, (images, tokens).
     """
 
     masked: Tensor = field(kw_only=True)
@@ -189,7 +189,7 @@ class _MaskedKeys(_AttentionChange):
     def changed(
         self, function: Callable[..., Any], module: nn.Module, *args: Any, **kw: Any
     ) -> Any:
-        """The call, with a mask in which masked columns are minus infinity."""
+        """Add a mask with minus infinity, or False, at masked keys."""
         query, key, value, *rest = args
         if (len(key), key.shape[2]) != tuple(self.masked.shape):
             raise ModelOutputError(
@@ -199,30 +199,30 @@ class _MaskedKeys(_AttentionChange):
             )
         bias = rest.pop(0) if rest else kw.pop("attention_mask", None)  # the model's own
         bias = query.new_zeros(1, 1, 1, 1) if bias is None else bias
-        never = False if bias.dtype == torch.bool else -torch.inf
-        mask = torch.where(self.masked[:, None, None].to(bias.device), never, bias)
+        blocked = False if bias.dtype == torch.bool else -torch.inf
+        mask = torch.where(self.masked[:, None, None].to(bias.device), blocked, bias)
         mask = mask.expand(-1, -1, query.shape[2], -1)
         return function(module, query, key, value, mask, *rest, **kw)
 
-    def check(self, done: str) -> None:
+    def check(self, purpose: str) -> None:
         """Raise an error unless each layer made one call."""
         if not self.calls:
             raise UnsupportedModelError(
                 "the model does not call Transformers' attention functions, so its tokens can't be "
                 "hidden from attention; use token-dropping, which gives the same scores"
             )
-        super().check(done)
+        super().check(purpose)
 
 
 @contextmanager
 def _switched(
     configs: list[PreTrainedConfig], implementation: Implementation | None
 ) -> Iterator[None]:
-    """Inside, the configs name functions that ask for the thread; ``None`` keeps what they do."""
+    """Let the configs name functions that check the thread; ``None`` keeps the implementation."""
     before = [(config, config._attn_implementation) for config in configs]
     try:
         for config, original in before:
-            # The property's setter would also write into sub-configs; each is in the list itself.
+            # The property's setter would also write into sub-configs, which the list has too.
             config._attn_implementation_internal = _route(implementation or original, original)
         yield
     finally:
@@ -241,7 +241,7 @@ def _check_can_switch(model: PreTrainedModel, implementation: Implementation) ->
             f"{type(model).__name__} fixes its attention implementation when it is built; load it "
             f'with from_pretrained(..., attn_implementation="{implementation}"){dense}'
         )
-    # Such a model computes more than attention in its own function, which would be lost.
+    # Without SDPA support, a model's own attention function computes more than attention.
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if implementation == "sdpa" and not all(part._supports_sdpa for part in parts):
         raise UnsupportedModelError(
@@ -252,7 +252,7 @@ def _check_can_switch(model: PreTrainedModel, implementation: Implementation) ->
 
 @contextmanager
 def routed_here(change: _AttentionChange | None = None) -> Iterator[None]:
-    """Inside, this thread gets the switched attention; autograd may need it in its own threads."""
+    """Give this thread the switched attention; autograd's own threads may enter it too."""
     before = getattr(_HERE, "active", False), getattr(_HERE, "change", None)
     _HERE.active, _HERE.change = True, change
     try:
@@ -262,7 +262,7 @@ def routed_here(change: _AttentionChange | None = None) -> Iterator[None]:
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Every config that says how some part of the model computes attention, each once."""
+    """List the configs that set the attention of some part of the model, each once."""
     stack: list[PreTrainedConfig | None]
     stack = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     configs: dict[int, PreTrainedConfig] = {}
@@ -275,21 +275,21 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
 
 
 def implementations_of(model: PreTrainedModel) -> tuple[str | None, ...]:
-    """The attention implementations that parts of the model use."""
+    """Return the attention implementations of the parts of the model."""
     return tuple(config._attn_implementation for config in configs_of(model))
 
 
 def _route(switched: str | None, original: str | None) -> str:
-    """The name of an attention function, and of its mask function, that asks for the thread."""
-    # The original is part of the name, as some models look for "flash" in it.
+    """Register attention and mask functions that check the thread; return their name."""
+    # The name contains the original one, as some models look for "flash" in it.
     name = f"hf_gmar:{switched}:{original}"
 
-    def chosen() -> str | None:
+    def current() -> str | None:
         return switched if getattr(_HERE, "active", False) else original
 
     def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        function = _attention_function(module, chosen())
-        # A function of this kind may be inside this one: a change is made once.
+        function = _attention_function(module, current())
+        # A route may call another route: the change is made once.
         change, _HERE.change = getattr(_HERE, "change", None), None
         try:
             if change is None:
@@ -299,9 +299,9 @@ def _route(switched: str | None, original: str | None) -> str:
             _HERE.change = change
 
     def mask(*args: Any, **kwargs: Any) -> Any:
-        # Without a function of its own an implementation gets no mask.
+        # An implementation without a mask function gets no mask.
         functions = AttentionMaskInterface()
-        return functions[chosen()](*args, **kwargs) if chosen() in functions else None
+        return functions[current()](*args, **kwargs) if current() in functions else None
 
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)
@@ -309,10 +309,10 @@ def _route(switched: str | None, original: str | None) -> str:
 
 
 def _attention_function(module: nn.Module, name: str | None) -> Callable[..., Any]:
-    """The function that the module would look up under that name: eager is one of its file."""
-    files = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__]
-    home = next((file for file in files if "ALL_ATTENTION_FUNCTIONS" in file), {})
-    functions = home.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())
-    eager = home.get("eager_attention_forward")
+    """Look up an attention function as the module does: eager is defined in its own file."""
+    namespaces = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__]
+    namespace = next((names for names in namespaces if "ALL_ATTENTION_FUNCTIONS" in names), {})
+    functions = namespace.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())
+    eager = namespace.get("eager_attention_forward")
     function: Callable[..., Any] = functions.get_interface(name, eager)
     return function

@@ -17,7 +17,7 @@ from hf_gmar.errors import ModelOutputError
 
 @contextmanager
 def exclusive_eval(adapter: ModelAdapter) -> Iterator[None]:
-    """Inside, this thread alone explains the model, in evaluation mode and uncompiled."""
+    """Lock the model for this thread, in evaluation mode and uncompiled."""
     with (
         lock_models([*configs_of(adapter.vision_model), *adapter.modules()]),
         nested(),
@@ -29,21 +29,23 @@ def exclusive_eval(adapter: ModelAdapter) -> Iterator[None]:
 
 @contextmanager
 def graph_enabled() -> Iterator[None]:
-    """Gradients on, also inside a caller's ``no_grad`` or ``inference_mode``."""
+    """Enable gradients, even inside a caller's ``no_grad`` or ``inference_mode``."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
-def gradients_of(score: Tensor, tensors: Sequence[Tensor], again: bool) -> Sequence[Tensor | None]:
-    """Gradients of a score with respect to tensors; ``None`` where it does not depend on them."""
+def gradients_of(
+    score: Tensor, tensors: Sequence[Tensor], retain_graph: bool
+) -> Sequence[Tensor | None]:
+    """Compute gradients of a score with respect to tensors; ``None`` where there is none."""
     if not score.requires_grad or not all(tensor.requires_grad for tensor in tensors):
         return [None] * len(tensors)
-    return torch.autograd.grad(score, tensors, retain_graph=again, allow_unused=True)
+    return torch.autograd.grad(score, tensors, retain_graph=retain_graph, allow_unused=True)
 
 
 @contextmanager
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Dropout off; each module gets its own mode back."""
+    """Switch dropout off, and restore the mode of each module."""
     training = [module for module in modules if module.training]
     with ExitStack() as stack:
         for module in training:
@@ -53,9 +55,9 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | None = None) -> Tensor:
-    """The scores (B, C) that an explanation of this request is about, without gradients.
+    """Compute the scores (B, C) that an explanation refers to, without gradients.
 
-    ``masked`` heads, (B or 1, layers, H), give zeros: see ``attention.masked_heads_here``.
+    The output of ``masked`` heads, (B or 1, layers, H), is zero.
     """
     heads = nullcontext() if masked is None else masked_heads_here(adapter.vision_model, masked)
     with torch.no_grad(), exclusive_eval(adapter), heads:
@@ -63,7 +65,7 @@ def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | Non
 
 
 def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, int]:
-    """Rows and columns of patches; a ModelOutputError if the layout has other tokens."""
+    """Return rows and columns of patches; a ModelOutputError if the token count is wrong."""
     grid, layout = adapter.layout.grid(*request.inputs.shape[-2:]), adapter.layout
     if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
         raise ModelOutputError(
@@ -75,9 +77,9 @@ def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) ->
 
 
 def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> None:
-    """Raise a ModelOutputError if the scores or the parts of their explanation are not finite.
+    """Raise a ModelOutputError if the scores or parts of the explanation are not finite.
 
-    ``what`` names the tensor whose gradient was taken.
+    ``what`` names the tensor with the gradient.
     """
     if not torch.isfinite(scores).all():
         raise ModelOutputError(
@@ -92,5 +94,5 @@ def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> N
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Sums are kept in float32, or in float64 for float64."""
+    """Return the dtype of sums: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,7 +1,7 @@
-"""The families of models: what stands before their patches, what their heads read, who is refused.
+"""Tables of the model families: prefix tokens, readouts, and families that are not supported.
 
-Tables alone; :mod:`hf_gmar._core.token_layout` makes token layouts of them. A vision tower is found
-by the ``model_type`` of its own config: CLIP's is ``clip_vision_model`` in any model around it.
+:mod:`hf_gmar._core.token_layout` turns the tables into token layouts. The key of a vision tower is
+the ``model_type`` of its own config: ``clip_vision_model`` in any model with a CLIP tower.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ByModel:
     """A fact that depends on the vision model.
 
     Attributes:
-        text: what it may be, in words.
-        look_up: gives it for a vision model.
+        text: the possible values, in words.
+        look_up: returns the value for a vision model.
     """
 
     text: str
@@ -38,13 +38,13 @@ class ByModel:
 
 @dataclass(frozen=True)
 class Readout:
-    """From which output tokens a class head pools.
+    """The output tokens that a class head pools.
 
     Attributes:
-        tokens: kinds of prefix tokens that it reads one by one.
-        share: what they have together, spread evenly over them.
-        rest: who shares what is missing to 1: all patches evenly, all tokens evenly, or all tokens
-            by the attention of a pooling head.
+        tokens: kinds of prefix tokens that the head reads one by one.
+        share: total share of these tokens, spread evenly over them.
+        rest: tokens that get the remaining share: all patches evenly, all tokens evenly, or all
+            tokens by the attention of a pooling head.
         text: the readout in words.
     """
 
@@ -64,7 +64,7 @@ READOUTS: dict[str, Readout] = {
     "tokens": Readout((), 0.0, "tokens", "mean of all tokens"),
     "pooling": Readout((), 0.0, "attention", "attention of the pooling head"),
 }
-"""What a class head may read, by the name that the methods' ``readout`` takes."""
+"""Readouts by their name in the methods' ``readout``."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Family:
     """A vision tower with global attention over patches.
 
     Attributes:
-        title: its name in tables.
-        prefix: kinds of the tokens before the patches, in their order; may depend on the tower.
-        heads: what each class with scores reads, a key of ``READOUTS``; may depend on the tower.
-        prompts: models of image and text around the tower, with what their image features read.
-        layers: number of attention layers of a tower; ``None`` if it says none.
-        patch_size: patch size of a tower, an int or (height, width); ``None`` if it says none.
-        engines: those that can explain it.
-        note: what else a user should know.
+        title: the family's name in tables.
+        prefix: kinds of the prefix tokens, in their order; may depend on the tower.
+        heads: readout of each class with scores, a key of ``READOUTS``; may depend on the tower.
+        prompts: image-text models around the tower, with the readout of their image features.
+        layers: number of attention layers of a tower; ``None`` if the config has none.
+        patch_size: patch size of a tower, an int or (height, width); ``None`` if unknown.
+        engines: engines that can explain the family.
+        note: further facts for users.
     """
 
     title: str
@@ -111,35 +111,35 @@ _TIMM_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit
 
 
 def _timm(vision_model: Any) -> Any:
-    """The timm model in Transformers' wrapper, if it is one with global attention over patches."""
-    inside = vision_model.timm_model
-    if type(inside).__name__ not in _TIMM_CLASSES:
+    """Return the timm model in Transformers' wrapper; it must have global attention."""
+    timm_model = vision_model.timm_model
+    if (name := type(timm_model).__name__) not in _TIMM_CLASSES:
         raise UnsupportedModelError(
-            f"the timm model {vision_model.config.architecture} is a {type(inside).__name__}; of "
+            f"the timm model {vision_model.config.architecture} is a {name}; of "
             f"timm, {', '.join(_TIMM_CLASSES)} can be explained, as they have global attention "
             "over patches"
         )
-    return inside
+    return timm_model
 
 
 def _timm_prefix(vision_model: Any) -> tuple[str, ...]:
-    inside = _timm(vision_model)
-    kinds = ["CLS"] if inside.cls_token is not None else []
-    if getattr(inside, "dist_token", None) is not None:
+    timm_model = _timm(vision_model)
+    kinds = ["CLS"] if timm_model.cls_token is not None else []
+    if getattr(timm_model, "dist_token", None) is not None:
         kinds.append("distillation")
-    return (*kinds, *["register"] * (inside.num_prefix_tokens - len(kinds)))
+    return (*kinds, *["register"] * (timm_model.num_prefix_tokens - len(kinds)))
 
 
 def _timm_readout(vision_model: Any) -> str:
-    inside = _timm(vision_model)
-    if type(inside).__name__ == "VisionTransformerDistilled":
+    timm_model = _timm(vision_model)
+    if type(timm_model).__name__ == "VisionTransformerDistilled":
         return "cls+distillation"
-    mean = "tokens" if getattr(inside, "pool_include_prefix", False) else "patches"
-    readout = {"token": "cls", "avg": mean}.get(inside.global_pool)
+    mean = "tokens" if getattr(timm_model, "pool_include_prefix", False) else "patches"
+    readout = {"token": "cls", "avg": mean}.get(timm_model.global_pool)
     if readout is None:
         raise UnsupportedModelError(
             f"the timm model {vision_model.config.architecture} pools its tokens by "
-            f"{inside.global_pool!r}; 'token' and 'avg' can be explained"
+            f"{timm_model.global_pool!r}; 'token' and 'avg' can be explained"
         )
     return readout
 
@@ -213,7 +213,7 @@ FAMILIES: dict[str, Family] = {
 ZERO_SHOT_CLASSES = {
     name: reads for family in FAMILIES.values() for name, reads in family.prompts.items()
 }
-"""Models that score images by text prompts, with what their image features read."""
+"""Models that score images by text prompts, with the readout of their image features."""
 
 _NO_ATTENTION = "it has no attention at all"
 _WINDOWED = "it attends within windows and merges patches, so each stage has other tokens"
@@ -259,16 +259,16 @@ UNSUPPORTED: dict[str, str] = {
     "vit_mae": "it hides a random share of the patches and shuffles the others",
     "vitdet": "it attends within windows in most layers",
 }
-"""Families that attention rollout does not apply to, by ``model_type``, with the reason."""
+"""Unsupported families by ``model_type``, with the reason."""
 
 UNTESTED = ("blip", "blip-2", "tipsv2")
-"""Families of image and text that rollout may apply to, but that no test has proven."""
+"""Image-text families that may work but are not tested."""
 
 
 def unlisted() -> list[str]:
-    """Model types with an image class head in the installed Transformers that no table has.
+    """List the installed Transformers' model types with an image class head that no table has.
 
-    Empty for the release that hf_gmar is tested with; a newer one shows here what it brought.
+    The list is empty for the tested release; a newer release may have new families.
 
     Example:
         >>> unlisted()

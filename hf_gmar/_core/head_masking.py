@@ -1,6 +1,6 @@
-"""Scores of a model some of whose attention heads are masked.
+"""Scores of a model with masked attention heads.
 
-The heads' output is set to zero, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
+A masked head's output is zero, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
 than One?", NeurIPS 2019 (arXiv 1905.10650).
 """
 
@@ -31,16 +31,16 @@ def scores_with_masked_heads(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
-    """Class scores when the output of some heads is set to zero.
+    """Compute class scores while the output of some heads is set to zero.
 
-    The model is not changed, keeps its attention implementation, and other threads' forwards go
-    on as ever. Dropout is off.
+    The model is not changed and keeps its attention implementation. Forwards of other threads are
+    not affected. Dropout is off.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: pixel values (B, channels, height, width).
-        masked: bool, (layers, H) for all images or (B, layers, H) for each its own, lowest layer
-            first; True masks a head.
+        masked: bool, (layers, H) for all images or (B, layers, H) for one mask for each image,
+            lowest layer first; True masks a head.
         additional_forward_args: further positional arguments of the model, as in Captum.
         readout: which tokens a class head of your own reads.
         **forward_kwargs: further keyword arguments that the model's forward names.
@@ -49,10 +49,10 @@ def scores_with_masked_heads(
         Scores (B, C), without gradients.
 
     Raises:
-        UnsupportedModelError: a model that can't be explained, or that fixes its attention when it
-            is built (Data2VecVision).
+        UnsupportedModelError: a model that can't be explained, or that fixes its attention
+            implementation when it is built (Data2VecVision).
         InputError: inputs or a mask of a wrong type or shape.
-        ModelOutputError: attention is not computed once in each layer by Transformers.
+        ModelOutputError: Transformers' attention is not called once in each layer.
 
     Example:
         >>> from hf_gmar import load_model
@@ -73,9 +73,9 @@ def single_head_ablation(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
-    """How far the target's score falls when one head alone is masked, for every head.
+    """Compute the drop of the target's score when one head is masked, for every head.
 
-    Costs a forward for each head, and one more.
+    The cost is one forward for each head, and one more.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -85,8 +85,8 @@ def single_head_ablation(
         **forward_kwargs: further keyword arguments that the model's forward names.
 
     Returns:
-        Tensor (B, layers, H), lowest layer first: the score as it is minus that without the head;
-        negative where the head speaks against the class.
+        Tensor (B, layers, H), lowest layer first: the unmasked score minus the score without the
+        head; negative where the head speaks against the class.
 
     Raises:
         UnsupportedModelError, InputError, ModelOutputError: see :func:`scores_with_masked_heads`.
@@ -110,14 +110,14 @@ def single_head_ablation(
 
 @dataclass(frozen=True)
 class HeadMasker:
-    """Calls a model with some of its heads masked; ``kwargs`` go to each call."""
+    """Call a model with masked heads; ``kwargs`` go to each call."""
 
     adapter: ModelAdapter
     kwargs: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and heads in each of them."""
+        """Number of layers, and of heads in a layer."""
         heads = getattr(self.adapter.vision_model.config, "num_attention_heads", None)
         if not isinstance(heads, int):
             raise UnsupportedModelError(
@@ -127,14 +127,14 @@ class HeadMasker:
         return self.adapter.layers, heads
 
     def begin(self, pixels: Tensor, target: Target) -> tuple[ForwardRequest, Tensor, Tensor]:
-        """The call for these images, their classes (B,), and the classes' unmasked scores (B,)."""
+        """Return the request, the classes (B,) and the classes' unmasked scores (B,)."""
         request = checked_request(self.adapter, pixels, None, self.kwargs)
         scores = _scores(self.adapter, request, None)
         classes = resolve_targets(target, scores)
         return request, classes, scores_at(scores, classes)
 
     def target_scores(self, request: ForwardRequest, classes: Tensor, masked: Tensor) -> Tensor:
-        """The classes' scores (B,) while heads are masked."""
+        """Return the classes' scores (B,) with masked heads."""
         return scores_at(_scores(self.adapter, request, masked), classes)
 
 

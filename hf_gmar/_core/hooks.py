@@ -1,4 +1,4 @@
-"""Record what a forward pass of a Transformers model computes, by hooks."""
+"""Record calls and attention maps of a Transformers model's forward pass, by hooks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MAPS = "output_attentions"
 
 @dataclass
 class CallRecorder(Generic[T]):
-    """A value from each call of some modules, in a forward of this thread.
+    """One value for each call of some modules, in a forward of this thread.
 
     Attributes:
-        name: of the modules, in messages.
-        needed: how many calls there must be.
-        advice: how the message ends if there were others.
+        name: the modules' name in messages.
+        needed: required number of calls.
+        advice: end of the message about a wrong number of calls.
         calls: the values, in the order of the calls.
     """
 
@@ -39,22 +39,22 @@ class CallRecorder(Generic[T]):
     calls: list[T] = field(default_factory=list)
 
     def checked(self) -> list[T]:
-        """A copy of the values; a ModelOutputError unless there are as many as needed."""
-        ran = len(self.calls)
-        if ran != self.needed:
-            seen = f"it ran {ran} times" if self.needed == 1 else f"they ran {ran} times in all"
+        """Return a copy of the values; a ModelOutputError if their number is wrong."""
+        count = len(self.calls)
+        if count != self.needed:
+            runs = f"it ran {count} times" if self.needed == 1 else f"they ran {count} times in all"
             raise ModelOutputError(
-                f"{self.name} must run once in a forward pass; {seen}{self.advice}"
+                f"{self.name} must run once in a forward pass; {runs}{self.advice}"
             )
         return list(self.calls)
 
 
 @dataclass
 class VisionRuns(CallRecorder[torch.Size]):
-    """The forwards of the vision tower in this thread: the shape of the pixel values in each.
+    """The shape of the pixel values in each forward of the vision tower in this thread.
 
     Attributes:
-        depth: how many are running, one inside another by a hook.
+        depth: number of running forwards; a hook may start a nested one.
     """
 
     name: str = "the Transformers model"
@@ -63,21 +63,21 @@ class VisionRuns(CallRecorder[torch.Size]):
 
     @property
     def inside(self) -> bool:
-        """Whether one is running, and none inside it."""
+        """Whether a forward runs without a nested one."""
         return self.depth == 1
 
     def enter(self, _module: Any, args: Any, kwargs: Any) -> None:
-        """Note a forward that begins."""
+        """Record the start of a forward."""
         self.depth += 1
         if self.inside:
             self.calls.append((args[0] if args else kwargs["pixel_values"]).shape)
 
     def leave(self, *_: Any) -> None:
-        """Note that it ended."""
+        """Record the end of a forward."""
         self.depth -= 1
 
     def check(self, inputs: Tensor, scores: Tensor) -> None:
-        """Raise a ModelOutputError unless there was one forward, image by image of the inputs."""
+        """Raise a ModelOutputError unless one forward ran, with number and size of the inputs."""
         (shape,) = self.checked()
         expected = inputs.shape[0], *inputs.shape[2:]
         if (shape[0], *shape[2:]) != expected or scores.shape[0] != expected[0]:
@@ -90,10 +90,10 @@ class VisionRuns(CallRecorder[torch.Size]):
 
 @contextmanager
 def recorded_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[VisionRuns]:
-    """Inside, this thread's forwards of the vision tower are recorded."""
+    """Record this thread's forwards of the vision tower."""
     runs = VisionRuns()
     if adapter.model is adapter.backbone:
-        # The one call is ours. A hook would become part of what another thread compiles meanwhile.
+        # The only call is ours. Another thread's compilation would trace a hook.
         runs.enter(None, (inputs,), {})
         yield runs
         return
@@ -106,11 +106,11 @@ def recorded_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[VisionRuns]
 
 @contextmanager
 def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tensor | None]]:
-    """Inside, this thread's calls of the pooling head are recorded, if the readout needs them.
+    """Record this thread's calls of the pooling head, if the readout needs them.
 
-    Yields a function from the scores to the head's attention over the tokens, (B, N), or to
-    ``None`` for another readout. It raises a ModelOutputError if the head did not run once, or if
-    the scores do not come from it.
+    Yields a function from the scores to the head's attention over the tokens, (B, N); ``None`` for
+    other readouts. The function raises a ModelOutputError unless the head ran once and the scores
+    depend on it.
     """
     head = adapter.pooling
     if head is None:
@@ -120,7 +120,7 @@ def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tenso
         "the pooling head, whose attention is the readout,", advice=". Say another readout"
     )
 
-    def keep(_module: Any, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
+    def record(_module: Any, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> None:
         weights = output[1]
         if weights is None or weights.dim() != 3 or weights.shape[1] != 1:
             raise ModelOutputError(
@@ -131,35 +131,35 @@ def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tenso
 
     def attention(scores: Tensor) -> Tensor:
         ((weights, output),) = pooling.checked()
-        if gradients_of(scores.sum(), [output], again=True)[0] is None:
+        if gradients_of(scores.sum(), [output], retain_graph=True)[0] is None:
             raise ModelOutputError(
                 "the readout is the attention of the model's pooling head, but the class scores "
                 "do not come from that head; say which tokens your own head reads"
             )
         return weights
 
-    with thread_hook(head, keep):
+    with thread_hook(head, record):
         yield attention
 
 
 @contextmanager
 def recorded_maps(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Inside, each forward of this thread appends the attention maps of its layers to the list.
+    """Append the attention maps of all layers to a list, in each forward of this thread.
 
-    Maps are (B, H, N, N), connected to the graph. Hooks ask for them, so that the model may sit
-    anywhere in a larger module; its caller gets the output that it would get without them.
+    Maps are (B, H, N, N), connected to the graph. Hooks request them, so that the model may be
+    anywhere in a larger module; its caller gets the usual output.
     """
     recorded: list[tuple[Tensor, ...]] = []
     running: list[tuple[bool, bool] | None] = []
 
-    def ask(_module: Any, args: Any, kwargs: Any) -> Any:
-        if running:  # a forward inside this one, by a hook, is not ours
+    def request(_module: Any, args: Any, kwargs: Any) -> Any:
+        if running:  # a nested forward, by a hook
             running.append(None)
             return None
         running.append((_option(model, kwargs, "return_dict"), _option(model, kwargs, _MAPS)))
         return args, {**kwargs, _MAPS: True, "return_dict": True}
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> Any:
+    def record(_module: Any, _inputs: Any, output: Any) -> Any:
         if (options := running.pop()) is None:
             return None
         recorded.append(_attention_maps(model, output))
@@ -170,8 +170,8 @@ def recorded_maps(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
 
     with (
         _hooks_as_before(model),
-        thread_hook(model, ask, before=True),
-        thread_hook(model, keep, first=True),
+        thread_hook(model, request, before=True),
+        thread_hook(model, record, first=True),
     ):
         yield recorded
 
@@ -193,8 +193,8 @@ def _attention_maps(model: PreTrainedModel, output: Any) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _hooks_as_before(model: PreTrainedModel) -> Iterator[None]:
-    """Take out the hooks that Transformers leaves when attention is asked for the first time."""
-    fresh = [
+    """Remove the hooks that Transformers installs when attention maps are first requested."""
+    unhooked = [
         module
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and not hasattr(module, _HOOK_FLAG)
@@ -203,7 +203,7 @@ def _hooks_as_before(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        installed = [module for module in fresh if module.__dict__.pop(_HOOK_FLAG, False)]
+        installed = [module for module in unhooked if module.__dict__.pop(_HOOK_FLAG, False)]
         for module, before in counts if installed else ():
             for key in set(module._forward_hooks) - before:
                 hook = module._forward_hooks[key]

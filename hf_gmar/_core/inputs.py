@@ -1,4 +1,4 @@
-"""Check the inputs of a call before the model runs, and explain why a model refuses them."""
+"""Check the inputs of a call before the model runs, and explain errors about image sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 def checked_request(
     adapter: ModelAdapter, inputs: Any, args: Any, kwargs: dict[str, Any]
 ) -> ForwardRequest:
-    """One call to the model, in Captum's form, once its inputs and keywords can be right.
+    """Build a request from Captum's arguments, after a check of inputs and keywords.
 
     Raises:
         InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
@@ -36,7 +36,7 @@ def checked_request(
 
 
 def single_tensor(inputs: Any) -> Any:
-    """The image tensor of Captum's tensor-or-tuple form; an InputError unless it is one."""
+    """Return the tensor of Captum's tensor-or-tuple form; an InputError for other counts."""
     if not isinstance(inputs, tuple):
         return inputs
     if len(inputs) != 1:
@@ -48,7 +48,7 @@ def single_tensor(inputs: Any) -> Any:
 
 
 def target_list(targets: Any) -> list[Target]:
-    """The targets as a list; a TargetError if there is none."""
+    """Return the targets as a list; a TargetError if it is empty."""
     try:
         items = list(targets)
     except TypeError:
@@ -64,52 +64,52 @@ def target_list(targets: Any) -> list[Target]:
 def check_keywords(adapter: ModelAdapter, kwargs: dict[str, Any]) -> None:
     """Raise an OptionError for keywords that the model's forward does not name.
 
-    Transformers' models swallow unknown keywords, which would hide a misspelt option. A forward
-    that takes any keyword is held to those of the Transformers model in it and its vision tower.
+    Transformers' models ignore unknown keywords, which would hide a misspelt option. A forward
+    with ``**kwargs`` takes the keywords of the Transformers model in it and of the vision tower.
     """
-    named = _all_keywords(adapter)
-    unknown = sorted(set(kwargs) - set(named))
+    names = _all_keywords(adapter)
+    unknown = sorted(set(kwargs) - set(names))
     if unknown:
         raise OptionError(
             f"unknown keyword {', '.join(unknown)}; the model's forward takes "
-            f"{', '.join(named) or 'none'}"
+            f"{', '.join(names) or 'none'}"
         )
 
 
 def _all_keywords(adapter: ModelAdapter) -> list[str]:
-    named, takes_any = _keywords(adapter.model)
+    names, takes_any = _keywords(adapter.model)
     for inner in (adapter.backbone, adapter.vision_model):
         if takes_any:
             more, takes_any = _keywords(inner)
-            named += [name for name in more if name not in named]
-    return named
+            names += [name for name in more if name not in names]
+    return names
 
 
 def _keywords(model: Any) -> tuple[list[str], bool]:
-    """The named arguments of a model after the inputs, and whether it takes any keyword."""
+    """Return a model's argument names after the inputs, and whether it has ``**kwargs``."""
     while isinstance(model, functools.partial):
         model = model.func
     parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    named = [p.name for p in list(parameters)[1:] if p.kind in by_name]
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = [p.name for p in list(parameters)[1:] if p.kind in by_name]
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 @contextmanager
 def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
-    """Turn the plain errors with which models refuse other sizes into an InputError with advice."""
+    """Turn a model's error about the image size into an InputError with advice."""
     try:
         yield
     except HfGmarError:
         raise
     except (ValueError, AssertionError, RuntimeError) as error:
         size = getattr(adapter.vision_model.config, "image_size", None)
-        own_size = (size, size) if isinstance(size, int) else tuple(size or ())
-        # Some models add their positions without a look at the size.
-        plain = isinstance(error, RuntimeError)
-        words = "must match the size" if plain else r"\bsizes?\b|height|width"
+        model_size = (size, size) if isinstance(size, int) else tuple(size or ())
+        # Some models add position embeddings without a check of the size.
+        is_runtime = isinstance(error, RuntimeError)
+        pattern = "must match the size" if is_runtime else r"\bsizes?\b|height|width"
         height, width = pixels.shape[-2:]
-        if own_size == (height, width) or not re.search(words, str(error), re.IGNORECASE):
+        if model_size == (height, width) or not re.search(pattern, str(error), re.IGNORECASE):
             raise
         advice = (
             "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
@@ -126,8 +126,8 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """Check pixel values before the model sees them.
 
     Raises:
-        InputError: no floating-point tensor of shape (B, channels, height, width) with B >= 1
-            and finite values, on the device of the model.
+        InputError: not a floating-point tensor of shape (B, channels, height, width) with B >= 1
+            and finite values, on the model's device.
     """
     needed = "pixel values of shape (images, channels, height, width) are needed"
     if not isinstance(inputs, Tensor):
@@ -150,9 +150,9 @@ def _check_values(inputs: Tensor, adapter: ModelAdapter) -> None:
             f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
             "processor gives them"
         )
-    # Models spread over devices by accelerate move their inputs themselves.
-    spread, device = hasattr(adapter.backbone, "hf_device_map"), adapter.vision_model.device
-    if not spread and inputs.device != device:
+    # Models that accelerate spreads over devices move their inputs themselves.
+    is_spread, device = hasattr(adapter.backbone, "hf_device_map"), adapter.vision_model.device
+    if not is_spread and inputs.device != device:
         raise InputError(
             f"the inputs are on {inputs.device} and the model is on {device}; move one "
             "with .to(device)"

@@ -1,7 +1,7 @@
 """The layers of a vision tower as modules, their outputs, and scores of each layer's tokens.
 
-Each layer takes tokens (B, N, hidden) as its first argument and returns tokens of that shape, or a
-tuple that starts with them. Layers are found by their type, never by their path.
+The first argument of a layer is tokens (B, N, hidden). A layer returns tokens of that shape, or a
+tuple that starts with them. Layers are found by type, never by path.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from hf_gmar.errors import UnsupportedModelError
 
 
 def layer_modules(adapter: ModelAdapter) -> list[nn.Module]:
-    """The attention layers of the tower, lowest first.
+    """Return the attention layers of the tower, lowest first.
 
-    They are Transformers' own layers, or else (in timm's models) the one list of modules of one
-    class that has as many of them as the tower has layers. An UnsupportedModelError is raised if
-    they can't be told from other modules.
+    They are Transformers' own layers or, in timm's models, the only list of modules of one class
+    that is as long as the tower has layers. Otherwise an UnsupportedModelError is raised.
     """
     count, parts = adapter.layers, list(adapter.vision_model.modules())
     layers: list[nn.Module] = [m for m in parts if isinstance(m, GradientCheckpointingLayer)]
-    lists = [list(part) for part in parts if isinstance(part, (nn.ModuleList, nn.Sequential))]
-    alike = [items for items in lists if len(items) == count and len(set(map(type, items))) == 1]
-    if not layers and len(alike) == 1:
-        return alike[0]
+    groups = [list(part) for part in parts if isinstance(part, (nn.ModuleList, nn.Sequential))]
+    lists = [items for items in groups if len(items) == count and len(set(map(type, items))) == 1]
+    if not layers and len(lists) == 1:
+        return lists[0]
     if len(layers) != count:
         raise UnsupportedModelError(
             f"the tokens between the {count} layers of {type(adapter.vision_model).__name__} are "
             f"needed, and {len(layers)} modules of it are known as layers of Transformers, and "
-            f"{len(alike)} lists of modules are as long; use a method that reads attention alone, "
+            f"{len(lists)} lists of modules are as long; use a method that reads attention alone, "
             "such as GMAR"
         )
     return layers
@@ -45,35 +44,35 @@ def layer_modules(adapter: ModelAdapter) -> list[nn.Module]:
 
 @contextmanager
 def recorded_layers(adapter: ModelAdapter) -> Iterator[CallRecorder[Any]]:
-    """Inside, the outputs of the layers in this thread are recorded, connected to the graph."""
+    """Record the layers' outputs in this thread, connected to the graph."""
     layers = layer_modules(adapter)
     outputs: CallRecorder[Any] = CallRecorder(f"each of the {len(layers)} layers", len(layers))
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+    def record(_module: Any, _inputs: Any, output: Any) -> None:
         outputs.calls.append(output)
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(thread_hook(layer, keep))
+            stack.enter_context(thread_hook(layer, record))
         yield outputs
 
 
 def scores_of_layers(
     adapter: ModelAdapter, request: ForwardRequest, outputs: list[Any], start: int = 0
 ) -> Iterator[Tensor]:
-    """Scores of the model's own head for the tokens of each layer but the top, (B, C) each.
+    """Yield the model head's scores (B, C) for the tokens of each layer below the top.
 
-    The model runs once for each layer from ``start`` on. Its layers repeat their outputs, and the
-    top layer gives the tokens of the layer in question. So what is above the layers (norm, pooling,
-    class head) takes them for its last tokens.
+    The model runs once for each layer from ``start`` on. Its layers return their recorded outputs,
+    and the top layer returns the tokens of the scored layer. The final norm, pooling and class head
+    then read these tokens.
     """
     *below, top = layer_modules(adapter)
     for output in outputs[start:-1]:
         with ExitStack() as stack:
             for layer, tokens in zip(below, outputs, strict=False):
-                # A head that reads several layers: only the tokens in question have a gradient.
-                stack.enter_context(replaced_here(layer, "forward", _gives(_detached(tokens))))
-            stack.enter_context(replaced_here(top, "forward", _gives(output)))
+                # If the head reads several layers, only the scored layer has a gradient.
+                stack.enter_context(replaced_here(layer, "forward", _returns(_detached(tokens))))
+            stack.enter_context(replaced_here(top, "forward", _returns(output)))
             yield request.call(adapter)
 
 
@@ -83,5 +82,5 @@ def _detached(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _gives(output: Any) -> Any:
+def _returns(output: Any) -> Any:
     return lambda *_, **__: output

@@ -1,4 +1,4 @@
-"""A model with the Transformers model and vision tower inside it, and its token layout."""
+"""A model with its Transformers model, vision tower and token layout."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _PARALLEL = (DataParallel, DistributedDataParallel)
 
 @dataclass(frozen=True)
 class ModelAdapter:
-    """A model that returns class scores, with the one Transformers model that it holds.
+    """A model that returns class scores, and the one Transformers model in it.
 
     Attributes:
-        model: called with the inputs, it returns the scores.
-        backbone: the Transformers model in it (often the same object).
-        vision_model: the part of it that turns pixels into tokens (often the same object).
-        layout: the tokens of the vision tower, and the readout.
+        model: a callable from inputs to scores.
+        backbone: the Transformers model in ``model`` (often the same object).
+        vision_model: the vision tower in ``backbone`` (often the same object).
+        layout: tokens of the vision tower, and the readout.
     """
 
     model: Callable[..., Any]
@@ -42,10 +42,10 @@ class ModelAdapter:
 
     @classmethod
     def of(cls, model: Callable[..., Any], readout: ReadoutSpec = None) -> ModelAdapter:
-        """Find the backbone, its vision model and its layout; an adapter is given back as it is.
+        """Find backbone, vision model and layout; an adapter is returned unchanged.
 
         Raises:
-            UnsupportedModelError: no Transformers model in it, several, or an unknown family.
+            UnsupportedModelError: no Transformers model, several of them, or an unknown family.
             OptionError: a readout that does not fit.
         """
         if isinstance(model, ModelAdapter) and readout is None:
@@ -55,16 +55,16 @@ class ModelAdapter:
         vision_model = _tower(backbone)
         _check_has_prompts(model, backbone)
         _check_weights(backbone)
-        readout = _own_readout(model) if readout is None else readout
+        readout = _declared_readout(model) if readout is None else readout
         layout = layout_for(backbone, vision_model, readout)
         return cls(_with_hooks(model), backbone, vision_model, layout)
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Class scores, (B, C)."""
+        """Compute class scores (B, C)."""
         return scores_of(self.model(inputs, *args, **kwargs))
 
     def modules(self) -> list[nn.Module]:
-        """All submodules of the model, itself included."""
+        """List all submodules of the model, itself included."""
         module = _module_of(self.model)
         return list((self.backbone if module is None else module).modules())
 
@@ -75,7 +75,7 @@ class ModelAdapter:
 
     @property
     def pooling(self) -> nn.MultiheadAttention | None:
-        """The attention of the pooling head, if the readout is made of it."""
+        """The attention of the pooling head, if the readout is its attention."""
         if self.layout.rest != "attention":
             return None
         parts = self.vision_model.modules()
@@ -90,9 +90,9 @@ class ModelAdapter:
 
 
 def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The innermost model that takes pixels; a model of another kind is its own tower."""
-    takers = [part for part in backbone.modules() if _takes_pixels(part)]
-    inner = [part for part in takers if not any(map(_takes_pixels, list(part.modules())[1:]))]
+    """Return the innermost model that takes pixels, or else the backbone."""
+    candidates = [part for part in backbone.modules() if _takes_pixels(part)]
+    inner = [part for part in candidates if not any(map(_takes_pixels, list(part.modules())[1:]))]
     if len(inner) > 1:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} has {len(inner)} parts that take pixels, and one vision "
@@ -106,8 +106,8 @@ def _takes_pixels(part: nn.Module) -> bool:
     return is_model and "pixel_values" in signature(type(part).forward).parameters
 
 
-def _own_readout(model: Any) -> ReadoutSpec:
-    """The ``readout`` of a module around the Transformers model, as ``ZeroShotModel`` has one."""
+def _declared_readout(model: Any) -> ReadoutSpec:
+    """Return the ``readout`` of a module around the Transformers model, as in ``ZeroShotModel``."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()
     readouts = (getattr(part, "readout", None) for part in parts)
@@ -131,10 +131,10 @@ def _check_weights(backbone: PreTrainedModel) -> None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The module inside torch.compile, DataParallel or DistributedDataParallel: the same model.
+    """Return the module inside torch.compile, DataParallel or DistributedDataParallel.
 
-    Compiled code passes by the hooks by which attention is seen; an explanation has no weight
-    gradients to share between processes.
+    Compiled code bypasses the hooks that record attention. An explanation has no weight gradients
+    to share between processes.
     """
     while True:
         if isinstance(model, _PARALLEL):
@@ -146,7 +146,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
-    """The one Transformers model in a module, bound method or partial, or UnsupportedModelError."""
+    """Find the one Transformers model in a module, bound method or partial."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()
     parallel = next((part for part in parts if isinstance(part, _PARALLEL)), None)
@@ -158,9 +158,9 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
     models = _outermost(module) if module is not None else []
     if len(models) == 1:
         return models[0]
-    what = f"{len(models)} of them" if models else "none"
+    count = f"{len(models)} of them" if models else "none"
     raise UnsupportedModelError(
-        f"exactly one Transformers model is needed, but {type(model).__name__} holds {what}; pass "
+        f"exactly one Transformers model is needed, but {type(model).__name__} holds {count}; pass "
         "the model itself, or an nn.Module that has it as a submodule"
     )
 
@@ -173,7 +173,7 @@ def _module_of(model: Any) -> nn.Module | None:
 
 
 def _with_hooks(model: Any) -> Any:
-    # A bare ``forward`` skips the hooks by which attention is recorded: call the module instead.
+    # A bare ``forward`` skips the hooks that record attention: call the module instead.
     if isinstance(model, functools.partial):
         return functools.partial(_with_hooks(model.func), *model.args, **model.keywords)
     owner = getattr(model, "__self__", None)
@@ -182,16 +182,16 @@ def _with_hooks(model: Any) -> Any:
 
 
 def _outermost(module: nn.Module) -> list[PreTrainedModel]:
-    """The Transformers models in a module, each once and without those inside another."""
+    """List the Transformers models in a module that are in no other Transformers model."""
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     inner = {id(part) for model in models for part in model.modules() if part is not model}
     return [model for model in models if id(model) not in inner]
 
 
 def scores_of(output: Any) -> Tensor:
-    """The class scores (B, C) in a model's output: a tensor, ``.logits``, or a tuple's first item.
+    """Return the class scores (B, C) of an output: a tensor, ``.logits``, or a tuple's first item.
 
-    One score for each image, (B,), becomes (B, 1). A ModelOutputError is raised if there are none.
+    Shape (B,) becomes (B, 1). An output without scores raises a ModelOutputError.
     """
     scores = output
     if isinstance(output, dict):  # the outputs of Transformers are dicts as well

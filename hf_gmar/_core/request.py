@@ -1,4 +1,4 @@
-"""One call of a model, and the gradient that a method needs of it."""
+"""One call of a model, and the gradient that a method needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ForwardRequest:
         inputs: pixel values, (B, channels, height, width).
         args: positional arguments of the model after the inputs.
         kwargs: keyword arguments of the model.
-        start_layer: the lowest layer that takes part; layers below it are left out.
-        stop_layer: the first layer above those that take part, ``None`` for the top.
-        gradient: whose gradient with respect to the attention is needed.
-        gradient_start: the lowest layer whose gradient is needed; of lower layers that take part,
+        start_layer: the lowest explained layer.
+        stop_layer: one more than the highest explained layer, ``None`` for the top.
+        gradient: the score whose gradient with respect to the attention is needed.
+        gradient_start: the lowest layer whose gradient is needed; explained layers below it give
             attention alone.
-        chunk_size: query rows that the streaming engine recomputes at a time, ``None`` to choose.
-        checkpoint: let the streaming engine recompute activations instead of keeping them.
+        chunk_size: query rows in a block of the streaming engine, ``None`` to choose.
+        checkpoint: let the streaming engine recompute activations instead of storing them.
     """
 
     inputs: Tensor
@@ -39,18 +39,18 @@ class ForwardRequest:
     checkpoint: bool = False
 
     def layers(self, adapter: ModelAdapter) -> range:
-        """The layers that take part."""
+        """The explained layers."""
         return range(adapter.layers)[self.start_layer : self.stop_layer]
 
     def gradient_layers(self, adapter: ModelAdapter) -> range:
-        """The layers whose gradient is needed: the top ones of those that take part, or none."""
+        """The explained layers whose gradient is needed: the top ones, or none."""
         layers = self.layers(adapter)
         if self.gradient == "none":
             return layers[:0]
         return range(max(layers.start, self.gradient_start), layers.stop)
 
     def call(self, adapter: ModelAdapter, *, graph: bool = False) -> Tensor:
-        """Run the model without the caller's graph; ``graph`` starts one at the inputs."""
+        """Run the model without the caller's graph; ``graph`` starts a graph at the inputs."""
         inputs = _plain(self.inputs)
         inputs = inputs.clone().requires_grad_() if graph else inputs
         args = tuple(_plain(value) for value in self.args)
@@ -59,11 +59,11 @@ class ForwardRequest:
 
 
 GradientOf: TypeAlias = Literal["score", "layers", "none"]
-"""Whose gradient a method needs: of the model's score, of a score of each layer's own, or none."""
+"""The gradient that a method needs: of the model's score, of each layer's own score, or none."""
 
 
 def _plain(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    # Autograd can't save tensors made in inference mode; a copy made outside of it is ordinary.
+    # Autograd can't save tensors made in inference mode; a copy made outside is ordinary.
     return value.clone() if value.is_inference() else value.detach()

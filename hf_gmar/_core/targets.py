@@ -1,4 +1,4 @@
-"""Captum's forms of a target, turned into one index for each image."""
+"""Convert Captum's forms of a target to one index for each image."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from hf_gmar.errors import TargetError
 
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
-"""What Captum documents: an int, a tuple, a tensor of one or B, a list of B, or ``None``."""
+"""Captum's forms: an int, a tuple, a tensor of 1 or B values, a list of B, or ``None``."""
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """Which score of each image is explained.
+    """The explained score of each image.
 
     Attributes:
-        target: the class, in any form of Captum's.
-        contrast: another class, in the same forms: the target's score minus this one's is
-            explained then. ``None`` for the target's score alone.
+        target: the class, in any of Captum's forms.
+        contrast: another class, in the same forms, whose score is subtracted from the target's;
+            ``None`` for the target's score alone.
 
     Example:
         >>> scores = torch.tensor([[0.25, 1.0], [0.75, 0.5]])
@@ -38,10 +38,10 @@ class TargetSpec:
     contrast: Target = None
 
     def resolve(self, scores: Tensor) -> ResolvedTarget:
-        """The index of the explained score of each image.
+        """Return the index of the explained score of each image.
 
         Raises:
-            TargetError: a class that does not fit the scores, or a target that is its contrast.
+            TargetError: a class that does not fit the scores, or equals its contrast.
         """
         target = resolve_targets(self.target, scores)
         if self.contrast is None:
@@ -62,30 +62,30 @@ class ResolvedTarget:
 
     Attributes:
         target: flat index of the score of each image, (B,).
-        against: flat index of the score that is taken off, (B,), or ``None``.
+        against: flat index of the subtracted score, (B,), or ``None``.
     """
 
     target: Tensor
     against: Tensor | None
 
     def of(self, scores: Tensor) -> Tensor:
-        """Sum of the explained scores over the images, a scalar; images are independent."""
+        """Sum the explained scores over the images, which are independent."""
         total = scores_at(scores, self.target).sum()
         return total if self.against is None else total - scores_at(scores, self.against).sum()
 
 
 def scores_at(scores: Tensor, indices: Tensor) -> Tensor:
-    """The score (B,) of each image at its flat index."""
+    """Return the score (B,) of each image at its flat index."""
     return scores.flatten(1).gather(1, indices[:, None])[:, 0]
 
 
 def resolve_targets(target: Target, scores: Tensor) -> Tensor:
-    """The flat index of the explained score of each image.
+    """Return the flat index of the explained score of each image.
 
     Args:
-        target: an int or a tensor with one value holds for all images; a list or a 1-D tensor
-            gives one class for each image; a tuple (or a list of B tuples) indexes scores with
-            more than one dimension for each image; ``None`` takes each image's highest score.
+        target: an int or a tensor with one value is for all images; a list or a 1-D tensor has one
+            class for each image; a tuple (or a list of B tuples) indexes scores with several
+            dimensions for each image; ``None`` is the highest score of each image.
         scores: (B, C), or (B, ...) with tuples.
 
     Returns:
@@ -152,7 +152,7 @@ def _flat_index(target: Any, dims: tuple[int, ...], image: int) -> int:
 
 
 def _checked(part: Any, size: int, image: int) -> int:
-    # bool counts as an integer in Python, but True is no class; nor is an array with an index.
+    # bool and some arrays have __index__, but are no classes.
     if isinstance(part, bool | np.ndarray) or not isinstance(part, SupportsIndex):
         raise TargetError(
             f"the target of image {image} is {part!r}; a class index (integer) is needed"

@@ -1,7 +1,7 @@
 """Change a model for one thread while other threads use it as well.
 
-A context manager whose name ends in ``_here`` changes what a model does for the calling thread
-alone: other threads run the model as ever.
+A context manager whose name ends in ``_here`` changes the model's behaviour in the calling thread
+alone; other threads run the unchanged model.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MISSING = object()
 
 
 def current_thread_id() -> int:
-    """The calling thread, or the one for which it works."""
+    """Return the calling thread, or the thread for which it works."""
     return getattr(_STATE, "acts_for", None) or threading.get_ident()
 
 
 @contextmanager
 def acting_for_thread(thread: int) -> Iterator[None]:
-    """Inside, this thread is taken for another: autograd runs parts of a call in its own."""
+    """Let this thread count as another one: autograd runs backwards in threads of its own."""
     before = getattr(_STATE, "acts_for", None)
     _STATE.acts_for = thread
     try:
@@ -41,14 +41,14 @@ def acting_for_thread(thread: int) -> Iterator[None]:
 
 
 def explanation_depth() -> int:
-    """How many explanations run in this thread; a hook may start one inside another."""
+    """Count the running explanations of this thread: a hook may start a nested explanation."""
     depth: int = getattr(_STATE, "depth", 0)
     return depth
 
 
 @contextmanager
 def nested() -> Iterator[None]:
-    """Inside, one more explanation runs in this thread."""
+    """Count one more explanation in this thread."""
     _STATE.depth = explanation_depth() + 1
     try:
         yield
@@ -58,11 +58,11 @@ def nested() -> Iterator[None]:
 
 @contextmanager
 def lock_models(objects: Iterable[object]) -> Iterator[None]:
-    """Wait until no other thread holds the lock of one of these modules or configs.
+    """Hold the locks of these modules or configs, once no other thread holds them.
 
-    The locks are reentrant: a hook inside a model may explain the same one.
+    The locks are reentrant: a hook inside a model may explain the same model.
     """
-    # In one order, so that two threads never wait for each other.
+    # A fixed order prevents deadlocks.
     keys = sorted({id(item) for item in objects})
     with _LOCKS_GUARD:
         locks = [_LOCKS.setdefault(key, threading.RLock()) for key in keys]
@@ -73,14 +73,14 @@ def lock_models(objects: Iterable[object]) -> Iterator[None]:
 
 
 def hook_here(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does nothing in other threads, nor in an explanation inside this one."""
-    place = current_thread_id(), explanation_depth()
+    """Wrap a hook: it does nothing in other threads and in nested explanations."""
+    caller = current_thread_id(), explanation_depth()
 
-    def here(*args: Any) -> Any:
-        return hook(*args) if (current_thread_id(), explanation_depth()) == place else None
+    def guarded(*args: Any) -> Any:
+        return hook(*args) if (current_thread_id(), explanation_depth()) == caller else None
 
-    # A thread that compiles the model meanwhile could not trace what asks for threads.
-    untraced: Callable[..., Any] = torch.compiler.disable(here)
+    # Another thread may compile the model meanwhile, and thread ids can't be traced.
+    untraced: Callable[..., Any] = torch.compiler.disable(guarded)
     return untraced
 
 
@@ -88,10 +88,10 @@ def hook_here(hook: Callable[..., Any]) -> Callable[..., Any]:
 def thread_hook(
     module: nn.Module, hook: Callable[..., Any], *, before: bool = False, first: bool = False
 ) -> Iterator[None]:
-    """Inside, a hook acts on the module's forwards in this thread's explanation.
+    """Hook the module's forwards in this thread's explanation.
 
-    ``before`` makes it a pre-forward hook, which gets the keywords too. ``first`` calls a forward
-    hook before those of the user, which may replace the output.
+    ``before`` makes a pre-forward hook, which gets the keywords too. ``first`` calls a forward hook
+    before the user's hooks, which may replace the output.
     """
     if before:
         handle = module.register_forward_pre_hook(hook_here(hook), with_kwargs=True)
@@ -105,15 +105,15 @@ def thread_hook(
 
 @contextmanager
 def replaced_here(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a method of the module is another function."""
+    """Replace a method of the module by a function."""
     thread = current_thread_id()
     original = getattr(module, name)
     before = module.__dict__.get(name, _MISSING)
 
     @functools.partial(torch.compiler.disable, recursive=False)  # threads can't be traced
     def choose(*args: Any, **kwargs: Any) -> Any:
-        chosen = function if current_thread_id() == thread else original
-        return chosen(*args, **kwargs)
+        implementation = function if current_thread_id() == thread else original
+        return implementation(*args, **kwargs)
 
     module.__dict__[name] = choose
     try:
@@ -127,15 +127,12 @@ def replaced_here(module: nn.Module, name: str, function: Callable[..., Any]) ->
 
 @contextmanager
 def uncompiled_here(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, modules that torch.compile compiled run as they were written.
-
-    Compiled code bypasses the hooks and functions that record attention.
-    """
+    """Run compiled modules uncompiled: compiled code bypasses the hooks that record attention."""
     with ExitStack() as stack:
         for module in modules:
             if module._compiled_call_impl is not None:  # by module.compile()
                 stack.enter_context(replaced_here(module, "_compiled_call_impl", module._call_impl))
-            inside = module.__dict__.get("_modules", {}).get("_orig_mod")
-            if inside is not None and hasattr(module, "dynamo_ctx"):  # by torch.compile(module)
-                stack.enter_context(replaced_here(module, "forward", inside))
+            original = module.__dict__.get("_modules", {}).get("_orig_mod")
+            if original is not None and hasattr(module, "dynamo_ctx"):  # by torch.compile(module)
+                stack.enter_context(replaced_here(module, "forward", original))
         yield

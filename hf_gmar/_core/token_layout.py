@@ -1,4 +1,4 @@
-"""Which tokens a model has, and which of them its class head reads."""
+"""Token layouts: the tokens of a model, and the tokens that its class head reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_gmar._core.families import (
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
 ReadoutSpec: TypeAlias = str | tuple[float, ...] | None
-"""How a user says what a head of their own reads: a name, or a share for each prefix token."""
+"""The readout of a user's own head: a name, or a share for each prefix token."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class TokenLayout:
     then the patches, row by row.
 
     Attributes:
-        readout: for each prefix token, the share of the class head's input that comes from it.
-            What is missing to 1 is spread over the rest. ``(1.0,)`` is a CLS head, ``(0.5, 0.5)``
-            the mean of CLS and distillation heads, ``(0.0,)`` a mean over patches.
-        patch_size: height and width of a patch in pixels; ``None`` takes the config's.
-        rest: who shares what is missing to 1: ``"patches"`` or all ``"tokens"`` evenly, or all
+        readout: share of each prefix token in the class head's input; ``rest`` distributes the
+            remaining share. ``(1.0,)`` is a CLS head, ``(0.5, 0.5)`` the mean of CLS and
+            distillation heads, ``(0.0,)`` a mean over patches.
+        patch_size: height and width of a patch in pixels; ``None`` for the config's.
+        rest: tokens that get the remaining share: ``"patches"`` or all ``"tokens"`` evenly, or all
             tokens by the ``"attention"`` of a pooling head, averaged over its heads.
 
     Raises:
@@ -60,7 +60,8 @@ class TokenLayout:
     def __post_init__(self) -> None:
         """Check the shares and the patch size."""
         size = (1, 1) if self.patch_size is None else self.patch_size
-        if not _are(self.readout, numbers.Real) or not _are(size, numbers.Integral, 2):
+        shares_fit = _is_tuple_of(numbers.Real, self.readout)
+        if not shares_fit or not _is_tuple_of(numbers.Integral, size, 2):
             raise OptionError(
                 "readout must be a tuple of shares such as (1.0,), and patch_size None or whole "
                 f"(height, width) in pixels; got {self.readout!r} and {self.patch_size!r}"
@@ -77,19 +78,19 @@ class TokenLayout:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens stand before the patches."""
+        """Number of tokens before the patches."""
         return len(self.readout)
 
     def readout_row(
         self, patches: int, dtype: torch.dtype, pooling: Tensor | None = None
     ) -> Tensor:
-        """The readout over all tokens, (prefix + patches,); sums to 1.
+        """Return the readout over all tokens, (prefix + patches,); it sums to 1.
 
         Args:
-            patches: how many patches an image has.
-            dtype: of the result.
-            pooling: attention of the pooling head over all tokens, (B, prefix + patches), if
-                ``rest`` asks for it; the result is (B, prefix + patches) then.
+            patches: number of patches of an image.
+            dtype: dtype of the result.
+            pooling: attention of the pooling head over all tokens, (B, prefix + patches), for
+                ``rest="attention"``; the result then has this shape.
         """
         shares = torch.tensor([*self.readout, *[0.0] * patches], dtype=dtype)
         rest = max(0.0, 1.0 - math.fsum(self.readout))  # rounding must not make it negative
@@ -100,7 +101,7 @@ class TokenLayout:
         return shares
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches in an image of that many pixels.
+        """Return rows and columns of patches in an image of this size.
 
         Raises:
             InputError: the image is smaller than one patch, or not a whole number of patches.
@@ -121,31 +122,31 @@ class TokenLayout:
         return rows, columns
 
 
-def _are(values: Any, kind: type, count: int | None = None) -> bool:
-    right = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
-    return right and count in (None, len(values))
+def _is_tuple_of(kind: type, values: Any, count: int | None = None) -> bool:
+    matches = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+    return matches and count in (None, len(values))
 
 
 _ANY = Family("", ())
-"""What a family that a user registered is taken for."""
+"""The family of a registered layout."""
 
 _LAYOUTS: dict[str, TokenLayout] = {}
-"""What users registered, by class name or ``model_type``; goes before the families."""
+"""Users' layouts by class name or ``model_type``; they take precedence over the families."""
 
 
 def register_layout(name: str, layout: TokenLayout) -> None:
-    """Add a family, or replace the entry of one.
+    """Add a family, or replace its entry.
 
     Args:
         name: a class name such as ``"MyViTForImageClassification"``, or a config's
-            ``model_type``, which then holds for every head of the family.
-        layout: its tokens and readout.
+            ``model_type``, for every head of the family.
+        layout: tokens and readout of the family.
 
     Example:
         >>> register_layout("my_vit", TokenLayout(readout=(1.0, 0.0, 0.0)))  # CLS, two registers
 
     Raises:
-        OptionError: the layout is no TokenLayout, or the name no text.
+        OptionError: the layout is no TokenLayout, or the name is no string.
     """
     if not isinstance(layout, TokenLayout) or not isinstance(name, str):
         raise OptionError(
@@ -156,18 +157,17 @@ def register_layout(name: str, layout: TokenLayout) -> None:
 
 
 def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> TokenLayout:
-    """The layout of a Transformers model, with its patch size filled in.
+    """Return the layout of a Transformers model, with its patch size.
 
     Args:
-        model: the outermost Transformers model; its class says what the class head reads.
-        vision_model: the vision tower in it (often the same object); its config says which tokens
-            it has.
-        readout: what a head of the user's own reads: a name in ``READOUTS`` or a share for each
-            prefix token; ``None`` is for the model's own head.
+        model: the outermost Transformers model; its class determines the readout.
+        vision_model: the vision tower in it (often the same object); its config determines the
+            tokens.
+        readout: readout of a user's own head: a name in ``READOUTS`` or a share for each prefix
+            token; ``None`` for the model's own head.
 
     Raises:
-        UnsupportedModelError: the family is not known or can't be explained, or it has no class
-            head and no readout is said; the message tells what to do.
+        UnsupportedModelError: an unknown or unsupported family, or no class head and no readout.
         OptionError: there is no such readout, or it does not fit the tokens.
     """
     registered, family = _registered(model, vision_model), family_of(vision_model)
@@ -175,7 +175,7 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
         layout = _custom_layout(readout, registered, family, model, vision_model)
     elif registered is not None:
         layout = registered
-    elif family is None or _kind(model) in (*UNSUPPORTED, *UNTESTED):
+    elif family is None or _model_type(model) in (*UNSUPPORTED, *UNTESTED):
         raise UnsupportedModelError(refusal(model, vision_model))
     else:
         name = own_readout(family, model, vision_model)
@@ -193,7 +193,7 @@ def _custom_layout(
     model: Any,
     vision_model: Any,
 ) -> TokenLayout:
-    """The tokens of the family, or else of the registered layout, with a readout of the user's."""
+    """Combine the tokens of the family, or of the registered layout, with the user's readout."""
     if family is not None:
         return _layout(prefix_tokens(family, vision_model), readout)
     if registered is None:
@@ -202,12 +202,12 @@ def _custom_layout(
 
 
 def family_of(vision_model: Any) -> Family | None:
-    """The family of a vision tower, if it is in the table."""
-    return FAMILIES.get(_kind(vision_model))
+    """Return the family of a vision tower, or ``None``."""
+    return FAMILIES.get(_model_type(vision_model))
 
 
 def layers_of(vision_model: Any) -> int:
-    """How many attention layers a vision tower has; an error if its config does not say it."""
+    """Return the number of attention layers; an error if the config does not have it."""
     layers = (family_of(vision_model) or _ANY).layers(vision_model)
     if layers is None:
         raise UnsupportedModelError(
@@ -218,17 +218,17 @@ def layers_of(vision_model: Any) -> int:
 
 
 def engines_of(vision_model: Any) -> tuple[str, ...]:
-    """The engines that can explain a vision tower."""
+    """Return the engines that can explain a vision tower."""
     return (family_of(vision_model) or _ANY).engines
 
 
 def prefix_tokens(family: Family, vision_model: Any) -> tuple[str, ...]:
-    """Kinds of the tokens before the patches."""
+    """Return the kinds of the prefix tokens."""
     return tuple(family.prefix(vision_model)) if callable(family.prefix) else family.prefix
 
 
 def counted(prefix: tuple[str, ...]) -> str:
-    """Prefix tokens in words.
+    """Describe prefix tokens in words.
 
     Example:
         >>> counted(("CLS", "register", "register")), counted(())
@@ -261,7 +261,7 @@ def _shares(prefix: tuple[str, ...], name: str, readout: Readout) -> tuple[float
 
 
 def _checked_shares(readout: Any, prefix: int) -> tuple[float, ...]:
-    if not isinstance(readout, tuple) or not _are(readout, numbers.Real, prefix):
+    if not isinstance(readout, tuple) or not _is_tuple_of(numbers.Real, readout, prefix):
         raise OptionError(
             f"readout must be a tuple with a share for each of {prefix} prefix tokens, got "
             f"{readout!r}"
@@ -270,31 +270,31 @@ def _checked_shares(readout: Any, prefix: int) -> tuple[float, ...]:
 
 
 def own_readout(family: Family, model: Any, vision_model: Any) -> str | None:
-    """What the head of one of Transformers' own classes reads, a key of ``READOUTS``."""
-    readout = next(_known_as(model, family.heads, own="transformers."), None)
+    """Return the readout of one of Transformers' own class heads, a key of ``READOUTS``."""
+    readout = next(_entries_for(model, family.heads, package="transformers."), None)
     return readout(vision_model) if callable(readout) else readout
 
 
 def prompted_readout(model: Any) -> str | None:
-    """What the image features of a model of image and text read; ``None`` for other models."""
-    return next(_known_as(model, ZERO_SHOT_CLASSES, own="transformers."), None)
+    """Return the readout of an image-text model's image features; ``None`` for other models."""
+    return next(_entries_for(model, ZERO_SHOT_CLASSES, package="transformers."), None)
 
 
-def _known_as(model: Any, table: Mapping[str, Any], own: str = "") -> Iterator[Any]:
-    # A subclass of a known class keeps its layout as long as it keeps its forward, and with it the
-    # readout. A class of that name in other code may read what it likes.
+def _entries_for(model: Any, table: Mapping[str, Any], package: str = "") -> Iterator[Any]:
+    # A subclass has the readout of its base class if it inherits the forward. Classes of the same
+    # name in other packages may have another readout.
     kind = type(model)
     bases = [b for b in kind.__mro__ if getattr(b, "forward", None) is kind.forward]
-    names = [b.__name__ for b in bases if b.__module__.startswith(own)]
+    names = [b.__name__ for b in bases if b.__module__.startswith(package)]
     return (table[name] for name in names if name in table)
 
 
 def _registered(model: Any, vision_model: Any) -> TokenLayout | None:
-    by_class = next(_known_as(model, _LAYOUTS), None)
-    return by_class or _LAYOUTS.get(_kind(model)) or _LAYOUTS.get(_kind(vision_model))
+    by_class = next(_entries_for(model, _LAYOUTS), None)
+    return by_class or _LAYOUTS.get(_model_type(model)) or _LAYOUTS.get(_model_type(vision_model))
 
 
-def _kind(model: Any) -> str:
+def _model_type(model: Any) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", None))
 
 
@@ -322,9 +322,9 @@ def _no_head(model: Any, family: Family) -> str:
 
 
 def refusal(model: Any, vision_model: Any) -> str:
-    """Why a Transformers model is not explained, and what to do."""
-    kind, name = _kind(model), type(model).__name__
-    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(_kind(vision_model))
+    """Say why a Transformers model is not explained, and what to do."""
+    kind, name = _model_type(model), type(model).__name__
+    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(_model_type(vision_model))
     if reason:
         return (
             f"attention rollout does not apply to {name}: {reason}; 'hf-gmar models' lists what "

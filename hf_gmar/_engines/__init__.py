@@ -1,1 +1,1 @@
-"""Engines: run a model, and feed its attention and gradients to layer rules."""
+"""Engines run a model and feed its attention and gradients to layer rules."""

@@ -1,4 +1,4 @@
-"""The protocol of engines: run the model for a request, then explain scores of that run."""
+"""The protocol of engines: run the model for a request, then explain scores of the run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hf_gmar.errors import ModelOutputError
 
 @dataclass(frozen=True)
 class EngineRun:
-    """A model that ran, ready to have scores of the run explained.
+    """A finished forward whose scores can be explained.
 
     Attributes:
         scores: the model's scores, connected to the graph.
-        tokens: how many tokens each layer has.
-        explain: propagates relevance through the layers for a score (a scalar), or for one score
-            for each layer, lowest first; the last argument says whether others will follow.
+        tokens: number of tokens of each layer.
+        explain: propagates relevance through the layers for one score (a scalar), or for one score
+            of each layer, lowest first; the last argument keeps the graph for further calls.
     """
 
     scores: Tensor
@@ -35,7 +35,7 @@ Engine: TypeAlias = Callable[[ModelAdapter, ForwardRequest], AbstractContextMana
 
 
 def check_reached(reached: int, layers: int) -> None:
-    """Raise a ModelOutputError unless the gradient came to every layer."""
+    """Raise a ModelOutputError unless the gradient reaches every layer."""
     if reached != layers:
         raise ModelOutputError(
             f"the gradient of the scores reaches {reached} of {layers} attention layers; "

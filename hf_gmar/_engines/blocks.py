@@ -1,15 +1,15 @@
-"""Attention and its gradient, recomputed in blocks of query rows: pure tensor maths.
+"""Recompute attention and its gradient in blocks of query rows, with tensor operations only.
 
 For a layer with queries q, keys k, values v, output O and dO = ds/dO, a block of rows is::
 
     P  = softmax(scale q k^T + mask)         attention
-    dP = dO v^T                              its gradient: ds/dP for these rows, exactly
+    dP = dO v^T                              gradient ds/dP of these rows, exactly
     dS = P * (dP - rowsum(P * dP))           gradient before the softmax
     dq = scale dS k,   dk += scale dS^T q,   dv += P^T dO
 
-The block that the rule reads also gives the gradients for the layers below, so nothing of N x N
-is ever kept. Rows that have neither relevance nor gradient are left out: under a class head that
-reads CLS alone, the top layer is one row.
+The rule and the gradients for the layers below use the same block, so no N x N matrix is stored.
+Rows without relevance and gradient are skipped: under a class head that reads CLS alone, the top
+layer has one row.
 
 Shapes: B images, H heads, N tokens, D numbers in a head, Q rows in a block.
 """
@@ -29,14 +29,14 @@ from hf_gmar._engines.propagation import Block, RelevancePropagation
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Index: TypeAlias = slice | Tensor
 
-# Bytes of one of a block's three tensors. On a CPU they should stay in its cache; elsewhere a
-# block should keep the device busy.
+# Bytes of one of a block's three tensors: small enough for the cache of a CPU, large enough to keep
+# another device busy.
 _CPU_BYTES = 4 * 2**20
 _DEVICE_BYTES = 128 * 2**20
-# Images share a block only up to so many bytes: one image alone needs no copies.
+# Images share a block up to this size; a block of one image needs no copies.
 _CPU_SHARED_BYTES = 2**19
 _MANY_BLOCKS = 8
-_FEWEST_ROWS = 64  # with fewer the matrix products become slow
+_FEWEST_ROWS = 64  # fewer make the matrix products slow
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AttentionLayer:
         query: (B, H, N, D).
         key: (B, H, N, D).
         value: (B, H, N, any size).
-        mask: added to the scores, or boolean with True where a query may look; broadcasts to
+        mask: added to the scores, or boolean with True for allowed keys; broadcasts to
             (B, H, N, N).
         scale: factor of the scores.
     """
@@ -61,11 +61,11 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class BlockSize:
-    """How much of a layer is recomputed at a time.
+    """The size of a recomputed block.
 
     Attributes:
-        images: images in a block.
-        rows: query rows of each image in a block.
+        images: number of images in a block.
+        rows: number of query rows of each image in a block.
     """
 
     images: int
@@ -73,7 +73,7 @@ class BlockSize:
 
     @classmethod
     def choose(cls, layer: AttentionLayer, rows: int | None = None) -> BlockSize:
-        """The block that fits the memory budget; ``rows`` forces the number of rows.
+        """Choose the block for the memory budget; ``rows`` sets the number of rows.
 
         Example:
             >>> q = torch.zeros(8, 6, 1025, 64)
@@ -86,21 +86,21 @@ class BlockSize:
         on_cpu = layer.query.device.type == "cpu"
         row = heads * tokens * accumulation_dtype(layer.query).itemsize
         if rows is None:
-            most = (_CPU_BYTES if on_cpu else _DEVICE_BYTES) // row
-            blocks = -(-tokens // max(_FEWEST_ROWS, most))
-            rows = -(-tokens // blocks)  # of even size
+            max_rows = (_CPU_BYTES if on_cpu else _DEVICE_BYTES) // row
+            blocks = -(-tokens // max(_FEWEST_ROWS, max_rows))
+            rows = -(-tokens // blocks)  # blocks of equal size
         rows = min(rows, tokens)
         shared = (_CPU_SHARED_BYTES if on_cpu else _DEVICE_BYTES) // (row * rows)
         return cls(min(images, max(1, shared)), rows)
 
 
 def sums_like(tensor: Tensor) -> Tensor:
-    """Memory for sums of a tensor's shape and layout."""
+    """Allocate memory for sums of a tensor's shape and layout."""
     return torch.empty_like(tensor, dtype=accumulation_dtype(tensor))
 
 
 class BlockWalker:
-    """Walks through layers block by block, with the same memory for all of them.
+    """Walk through layers block by block, with the same memory for all layers.
 
     Args:
         rows: query rows in a block, or ``None`` to choose by the memory budget.
@@ -121,16 +121,16 @@ class BlockWalker:
 
         Args:
             layer: the layer.
-            output_gradient: gradient of the score with respect to the attention output, same shape;
-                ``None`` if the rule needs no gradient.
-            propagation: the rules, whose relevance moves through this layer.
+            output_gradient: gradient of the score with respect to the attention output, of its
+                shape; ``None`` if the rule needs no gradient.
+            propagation: the rules and their relevance.
             below: memory for the gradients with respect to query, key and value, of their shapes
-                and in the dtype of the sums; ``None`` if no layer below takes part.
+                and in the dtype of the sums; ``None`` if no layer below needs them.
         """
         size = BlockSize.choose(layer, self.rows)
 
         def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:
-            if not relevance and below is None:  # no rule and no layer below needs this one
+            if not relevance and below is None:  # neither a rule nor a layer below needs the layer
                 return
             live = _live_rows(layer, relevance, output_gradient)
             for start in range(0, len(layer.query), size.images):
@@ -142,7 +142,7 @@ class BlockWalker:
             propagation.layer(groups, layer.query.device)
 
     def take(self, name: str, like: Tensor, rows: int, columns: int) -> Tensor:
-        """A block (len(like), rows, columns), in the same memory as the last one of that name."""
+        """Return a block (len(like), rows, columns); blocks of one name share memory."""
         size = len(like) * rows * columns
         buffer = self._buffers.get(name)
         fits = buffer is not None and (buffer.dtype, buffer.device) == (like.dtype, like.device)
@@ -154,7 +154,7 @@ class BlockWalker:
 class _Group:
     """Some images of a layer, as (images x heads, N, D) in the dtype of the sums.
 
-    One image is a view of the layer; several are copies.
+    One image is a view of the layer; several images are a copy.
     """
 
     def __init__(
@@ -178,19 +178,19 @@ class _Group:
         return tensor[self.images].to(self.dtype).flatten(0, 1)
 
     def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[list[Block]]:
-        """The blocks of these rows; their gradients are added as they come back from the rules."""
-        if len(rows) >= _MANY_BLOCKS:  # the products with them are then faster by more than a copy
+        """Yield the blocks of these rows; add the gradients of each block after the rules."""
+        if len(rows) >= _MANY_BLOCKS:  # the copies pay off by faster products
             self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
         sums = self._empty_sums() if below else None
-        for number, chosen in enumerate(rows):
-            index = _as_slice(chosen)
-            attention = self._attention(index, len(chosen))
+        for number, block_rows in enumerate(rows):
+            index = _as_slice(block_rows)
+            attention = self._attention(index, len(block_rows))
             above = None if self.above is None else self.above[:, index]
             gradient = self._gradient(above, attention)
-            both = self._by_image(attention), self._by_image(gradient)
-            yield [Block(*both, relevance[:, index]) for relevance in self.relevance]
+            pair = self._by_image(attention), self._by_image(gradient)
+            yield [Block(*pair, relevance[:, index]) for relevance in self.relevance]
             if sums and above is not None:
-                self._add(sums, index, attention, gradient, above, more=number > 0)
+                self._add(sums, index, attention, gradient, above, first=number == 0)
         for target, part in zip(below or (), sums or (), strict=True):
             target[self.images] = self._by_image(part)
 
@@ -203,7 +203,7 @@ class _Group:
             self.walker.take(name, like, *like.shape[1:])
             for name, like in (("query", self.query), ("key", self.key), ("value", self.value))
         )
-        return query.zero_(), key, value  # rows that are left out have no gradient
+        return query.zero_(), key, value  # skipped rows have no gradient
 
     def _attention(self, index: Index, rows: int) -> Tensor:
         tokens = self.key.shape[1]
@@ -235,25 +235,25 @@ class _Group:
         gradient: Tensor,
         above: Tensor,
         *,
-        more: bool,
+        first: bool,
     ) -> None:
         query, key, value = sums
         scale = self.layer.scale
-        _add_product(value, attention.mT, above, more)
-        change = gradient.mul_(attention)
-        change.addcmul_(attention, change.sum(-1, keepdim=True), value=-1)
-        _add_product(key, change.mT, self.query[:, index], more, scale)
-        query[:, index] = torch.bmm(change, self.key).mul_(scale)
+        _add_product(value, attention.mT, above, first)
+        d_scores = gradient.mul_(attention)
+        d_scores.addcmul_(attention, d_scores.sum(-1, keepdim=True), value=-1)
+        _add_product(key, d_scores.mT, self.query[:, index], first, scale)
+        query[:, index] = torch.bmm(d_scores, self.key).mul_(scale)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, more: bool, scale: float = 1) -> None:
-    torch.baddbmm(total, left, right, beta=int(more), alpha=scale, out=total)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool, scale: float = 1) -> None:
+    torch.baddbmm(total, left, right, beta=int(not first), alpha=scale, out=total)
 
 
 def _live_rows(
     layer: AttentionLayer, relevance: Sequence[Tensor], output_gradient: Tensor | None
 ) -> Tensor:
-    """Index of the rows that have relevance or gradient in some image and head."""
+    """Return the indices of rows with relevance or gradient in some image and head."""
     live = torch.zeros(layer.query.shape[2], dtype=torch.bool, device=layer.query.device)
     for tensor in relevance:
         live |= (tensor != 0).any(0)
@@ -265,16 +265,16 @@ def _live_rows(
 
 
 def _as_slice(rows: Tensor) -> Index:
-    """Neighbouring rows as a slice, which makes views instead of copies."""
+    """Turn neighbouring rows into a slice, which gives views instead of copies."""
     first, last = int(rows[0]), int(rows[-1])
     return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-    """Softmax under a mask; a row that may look nowhere is zero, as in PyTorch's attention."""
+    """Apply softmax under a mask; a fully masked row is zero, as in PyTorch's attention."""
     if mask.dtype == torch.bool:
         scores.masked_fill_(~mask, -torch.inf)
     else:
         scores.add_(mask)
-    nowhere = torch.isneginf(scores.amax(-1, keepdim=True))
-    return torch.softmax(scores, -1, out=out).masked_fill_(nowhere, 0)
+    masked_rows = torch.isneginf(scores.amax(-1, keepdim=True))
+    return torch.softmax(scores, -1, out=out).masked_fill_(masked_rows, 0)

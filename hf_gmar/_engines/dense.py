@@ -1,4 +1,4 @@
-"""The readable reference engine: eager attention, and gradients of the returned attention maps.
+"""The reference engine: eager attention, and gradients of the returned attention maps.
 
 Memory grows with layers x heads x tokens x tokens, twice.
 """
@@ -21,34 +21,34 @@ from hf_gmar._engines.propagation import Block, Groups, RelevancePropagation
 
 @contextmanager
 def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[EngineRun]:
-    """Keep every attention map and its gradient."""
+    """Store every attention map and its gradient."""
     with (
         attention_here(adapter.vision_model, "eager"),
         recorded_runs(adapter, request.inputs) as runs,
         recorded_maps(adapter.vision_model) as recorded,
     ):
-        # Gradients flow to the maps even if every weight is frozen: the graph starts at the inputs.
+        # The graph starts at the inputs, so frozen weights don't matter.
         scores = request.call(adapter, graph=True)
     runs.check(request.inputs, scores)
     layers = request.layers(adapter)
     maps = recorded[0][layers.start : layers.stop]
-    without = len(layers) - len(request.gradient_layers(adapter))
+    first = len(layers) - len(request.gradient_layers(adapter))  # first layer with a gradient
 
-    def explain(scores: Sequence[Tensor], propagation: RelevancePropagation, again: bool) -> None:
-        gradients = [layer.new_zeros(()).expand_as(layer) for layer in maps[:without]]
-        if request.gradient == "layers":  # each layer's own score goes through that layer alone
-            for score, layer in zip(scores, maps[without:], strict=True):
+    def explain(scores: Sequence[Tensor], propagation: RelevancePropagation, retain: bool) -> None:
+        gradients = [layer.new_zeros(()).expand_as(layer) for layer in maps[:first]]
+        if request.gradient == "layers":  # one score for each layer
+            for score, layer in zip(scores, maps[first:], strict=True):
                 gradients += _gradients(score, (layer,), True)
         elif request.gradient == "score":
-            gradients += _gradients(scores[0], maps[without:], again)
+            gradients += _gradients(scores[0], maps[first:], retain)
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             propagation.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
     yield EngineRun(scores, maps[-1].shape[-1], explain)
 
 
-def _gradients(score: Tensor, maps: Sequence[Tensor], again: bool) -> list[Tensor]:
-    gradients = [part for part in gradients_of(score, maps, again) if part is not None]
+def _gradients(score: Tensor, maps: Sequence[Tensor], retain: bool) -> list[Tensor]:
+    gradients = [part for part in gradients_of(score, maps, retain) if part is not None]
     check_reached(len(gradients), len(maps))
     return gradients
 

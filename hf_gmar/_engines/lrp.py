@@ -1,10 +1,10 @@
 """Layer-wise relevance propagation as gradient x input: a rule for each PyTorch function.
 
-The relevance of an activation x is x times its gradient, so a rule of relevance changes the
-gradient of a function. Linear functions keep theirs: the epsilon rule, with an epsilon of zero.
+The relevance of an activation x is x times its gradient, so a relevance rule changes the gradient
+of a function. Linear functions keep their gradient: the epsilon rule, with an epsilon of zero.
 
-The order of the file: the mode that applies the rules; the rules of linear layers and products,
-activations, normalisations and attention; the tables of the functions that follow each rule.
+The file has the mode that applies the rules; the rules of linear layers and products, activations,
+normalisations and attention; and the tables of the functions that follow each rule.
 
 Source: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for
 Transformers", ICML 2024 (arXiv 2402.05602).
@@ -28,20 +28,20 @@ from hf_gmar.errors import UnsupportedModelError
 
 Function: TypeAlias = Callable[..., Any]
 FunctionRule: TypeAlias = Callable[..., Any]
-"""From a function and the arguments of a call to its value, with another gradient; or
-``NotImplemented`` if the rule does not hold for this call."""
+"""Maps a function and its arguments to its value, with another gradient; or to ``NotImplemented``
+if the rule does not apply to this call."""
 
 
 class LRPMode(FrozenWeightsMode):
-    """Inside, this thread's forward builds a graph whose gradients are relevance / activation.
+    """Build a graph whose gradients are relevance / activation, for this thread's forward.
 
-    A function labels its result with its name if it has no rule, or if its result is a constant
-    that must become a factor of an activation. A tensor gets the labels of all that it is computed
-    from, except of a constant that becomes a factor. ``check`` raises an error if the scores have a
-    label; what a hook of the model computes for itself does no harm.
+    A function labels its result with its name in two cases: it has no rule, or its result is a
+    constant that must become a factor of an activation. A tensor inherits the labels of its
+    operands, except of a constant factor. ``check`` raises an error if the scores have a label, so
+    results of hooks that the scores do not use are harmless.
 
     Args:
-        gamma: of the gamma rule for linear layers; 0 is the epsilon rule.
+        gamma: gamma of the gamma rule for linear layers; 0 is the epsilon rule.
     """
 
     def __init__(self, gamma: float = 0.0) -> None:
@@ -53,7 +53,7 @@ class LRPMode(FrozenWeightsMode):
             self._rules = _RULES | dict.fromkeys(_variants("linear"), rule)
 
     def call(self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call the function by its rule."""
+        """Call the function with its rule."""
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         live = _live(args, kwargs)
@@ -71,7 +71,7 @@ class LRPMode(FrozenWeightsMode):
         return self._labelled(result, labels, *args[: func in _IN_PLACE])
 
     def check(self, scores: Tensor) -> None:
-        """Raise an UnsupportedModelError unless all on which the scores depend had a rule."""
+        """Raise an UnsupportedModelError if the scores depend on a function without a rule."""
         labels = sorted(self._labels.get(scores, ()))
         if labels:
             raise UnsupportedModelError(
@@ -81,7 +81,7 @@ class LRPMode(FrozenWeightsMode):
             )
 
     def _labels_of(self, tensor: Tensor) -> set[str]:
-        """The labels of a tensor, and of the tensor of which it is a view."""
+        """Return the labels of a tensor, and of its base if it is a view."""
         labels = {*self._labels.get(tensor, ())}
         return labels if tensor._base is None else labels.union(self._labels.get(tensor._base, ()))
 
@@ -90,13 +90,13 @@ class LRPMode(FrozenWeightsMode):
             if tensor.is_floating_point():
                 self._labels[tensor] = labels
         for tensor in _tensors(changed) if labels else ():
-            if tensor._base is not None:  # other views of it have changed as well
+            if tensor._base is not None:  # other views of the base changed too
                 self._labels[tensor._base] = labels.union(self._labels.get(tensor._base, ()))
         return result
 
 
 def _name(func: Function) -> str:
-    """How messages call a function: ``exp`` for ``torch.exp`` and ``Tensor.exp_``."""
+    """Return a function's name in messages: ``exp`` for ``torch.exp`` and ``Tensor.exp_``."""
     return getattr(func, "__name__", str(func)).strip("_")
 
 
@@ -111,12 +111,12 @@ def _tensors(*values: Any) -> Iterator[Tensor]:
 
 
 def _live(*values: Any) -> list[Tensor]:
-    """The tensors that depend on the tokens."""
+    """List the tensors that depend on the tokens."""
     return [tensor for tensor in _tensors(*values) if tensor.requires_grad]
 
 
 def divide_gradient(value: Any, share: float) -> Any:
-    """The value; that share of its gradient passes down."""
+    """Return the value; only a share of its gradient passes down."""
     if not isinstance(value, Tensor) or not value.requires_grad:
         return value
     alias = value.view_as(value)
@@ -125,12 +125,12 @@ def divide_gradient(value: Any, share: float) -> Any:
 
 
 def _epsilon_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
-    """A linear function keeps its gradient."""
+    """Keep the gradient of a linear function."""
     return func(*args, **kwargs)
 
 
 def _product_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
-    """A function that is linear in two activations: half to each (the uniform rule)."""
+    """Give half to each of two activations in which the function is linear (uniform rule)."""
     if len(_live(args, kwargs)) < 2:
         return func(*args, **kwargs)
     if func in _IN_PLACE or _live(args[2:], kwargs):
@@ -156,7 +156,7 @@ def _gamma_rule(gamma: float, func: Function, value: Any, weight: Any, bias: Any
 
 
 def gamma_linear(value: Tensor, weight: Tensor, bias: Tensor | None, gamma: float) -> Tensor:
-    """A linear layer with constant weights; the gradient of its input is relevance / input."""
+    """Apply a linear layer; the gradient of its input is relevance / input."""
     output: Tensor = _GammaLinear.apply(value, weight, bias, gamma)  # type: ignore[no-untyped-call]
     return output
 
@@ -181,14 +181,15 @@ class _GammaLinear(torch.autograd.Function):
         gradient = (gradient * factor).to(weight.dtype)
         above = gradient * output_above
         whole = gradient @ weight
-        # Weights by which a value above zero agrees with the output; one below does by the others.
+        # Terms with the sign of the output: positive inputs use weights of that sign, negative
+        # inputs use the other weights.
         agrees = above @ weight.clamp(min=0) + (gradient - above) @ weight.clamp(max=0)
         more = torch.where(value_above, agrees, whole - agrees)
         return whole + ctx.gamma * more, None, None, None
 
 
 def _agreeing(value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> Tensor:
-    """The sum of the contributions that have the sign of the output."""
+    """Sum the terms that have the sign of the output."""
     above = functional.linear(
         value.clamp(min=0), weight.clamp(min=0), None if bias is None else bias.clamp(min=0)
     ) + functional.linear(value.clamp(max=0), weight.clamp(max=0))
@@ -196,13 +197,13 @@ def _agreeing(value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor
 
 
 def _activation_rule(func: Function, value: Any, *options: Any, **kwargs: Any) -> Any:
-    """An elementwise function, 0 at 0: relevance passes as it is (the identity rule)."""
+    """Pass relevance on unchanged (identity rule), for an elementwise function that is 0 at 0."""
     if not _live(value):
         return NotImplemented
-    # ``inplace`` is the only option of an activation that is true or false.
+    # ``inplace`` is the only boolean option of an activation.
     if not any(option is True for option in (*options, *kwargs.values())):
         return _identity(value, lambda x: func(x, *options, **kwargs))
-    # A value that is to be overwritten is still needed.
+    # The function would overwrite a value that the rule still needs.
     return value.copy_(_identity(value.clone(), lambda x: func(x.clone(), *options, **kwargs)))
 
 
@@ -212,7 +213,7 @@ def _identity(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class _IdentityRule(torch.autograd.Function):
-    """An elementwise function y of x whose gradient is y / x; 0 where x is."""
+    """An elementwise function y of x with gradient y / x, or 0 at x = 0."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -252,14 +253,14 @@ def _rms_norm_rule(
 def _normalised(
     func: Function, value: Tensor, shape: Sequence[int], eps: float | None, **parameters: Any
 ) -> Any:
-    """Layer norm, or RMS norm, which has no bias and does not centre."""
+    """Apply layer norm, or RMS norm, which has no bias and no centring."""
     if _live(parameters):
         return NotImplemented
     dims, centred = tuple(range(-len(shape), 0)), "bias" in parameters
-    wide = value.detach().to(torch.promote_types(value.dtype, torch.float32))
-    wide = wide - wide.mean(dims, keepdim=True) if centred else wide
-    small = torch.finfo(value.dtype).eps if eps is None else eps
-    factor = (wide.square().mean(dims, keepdim=True) + small).rsqrt()
+    precise = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    precise = precise - precise.mean(dims, keepdim=True) if centred else precise
+    epsilon = torch.finfo(value.dtype).eps if eps is None else eps
+    factor = (precise.square().mean(dims, keepdim=True) + epsilon).rsqrt()
     function = functools.partial(func, normalized_shape=tuple(shape), eps=eps, **parameters)
     inputs = value, factor, parameters["weight"], dims if centred else None, function
     return _NormRule.apply(*inputs)  # type: ignore[no-untyped-call]
@@ -307,9 +308,9 @@ def _batch_norm_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
 def _attention_rule(
     func: Function, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Two products: the weights with the values, and in the weights queries with keys.
+    """Treat attention as two products: of weights and values, and of queries and keys.
 
-    A factor that is no activation, as the query that a pooling head learns, gets no relevance.
+    A factor that is no activation, such as a pooling head's learned query, gets no relevance.
     """
     if _live(args, kwargs):
         return NotImplemented
@@ -320,9 +321,9 @@ def _attention_rule(
 
 
 def _variants(names: str, *forms: str) -> set[Function]:
-    """The functions of these names in PyTorch, as functions and as methods of tensors.
+    """Find PyTorch's functions and tensor methods of these names.
 
-    A form such as ``"__i{}__"`` says how else a function may be called, here as an operator.
+    A form adds a way to call each of them: ``"__i{}__"`` is the in-place operator.
     """
     spaces = (torch, Tensor, functional, torch.linalg)
     spelled = {form.format(name) for name in names.split() for form in ("{}", *forms)}
@@ -332,8 +333,9 @@ def _variants(names: str, *forms: str) -> set[Function]:
 
 _OPERATORS = ("__{}__", "{}_", "__i{}__")  # both in place and not
 
-# Linear in all their activations together. A maximum hands all on to the one that it takes. Of a
-# softmax the paper takes the linear part of its Taylor expansion, which is the plain gradient.
+# Functions that are linear in all their activations together. A maximum passes all relevance to the
+# largest activation. For softmax the paper keeps the linear part of the Taylor expansion, which is
+# the plain gradient.
 _RESHAPES = """
     as_strided broadcast_tensors broadcast_to cat chunk clone concat concatenate contiguous
     diagonal expand expand_as flatten flip gather getitem hstack index_select movedim narrow
@@ -356,11 +358,11 @@ _MULTIPLICATIONS = _variants(
 _DIVISIONS = _variants("div divide true_divide truediv", *_OPERATORS)
 
 _PRODUCTS = _MULTIPLICATIONS | _DIVISIONS
-"""Functions that multiply or divide: a constant becomes a factor there."""
+"""Functions that multiply or divide: their constants become factors."""
 
 _FACTORS = _variants("erf hardsigmoid norm pow sigmoid square std tanh var vector_norm", "__{}__")
-"""Functions whose value is a constant that must become a factor of an activation, as the sigmoid in
-x * sigmoid(x) and the length in x / x.norm(): all relevance goes to the other factor."""
+"""Functions whose value is a constant that must become a factor of an activation, such as the
+sigmoid in x * sigmoid(x) or the norm in x / x.norm(): all relevance goes to the other factor."""
 
 _ACTIVATIONS = "celu elu gelu hardswish leaky_relu mish relu relu6 selu silu softsign tanhshrink"
 _ATTENTIONS = "scaled_dot_product_attention multi_head_attention_forward"
@@ -381,7 +383,7 @@ _RULES: dict[Function, FunctionRule] = {
     )
     for function in functions
 }
-"""The rule of each function; functions that label their result have none."""
+"""The rule of each function; a function without a rule labels its result."""
 
 _IN_PLACE = {
     getattr(space, name)

@@ -1,11 +1,11 @@
-"""Propagate relevance through the layers: the protocol of rules, and the sums that feed them.
+"""Propagate relevance through the layers: the protocol of rules, and their sums over blocks.
 
-A rule turns the attention of one layer, its gradient and the relevance that arrived from above
-into the relevance below. It sees the query rows of a layer in blocks, in any order, so that an
-engine may feed it the whole attention matrix at once or recompute a few rows at a time:
+A rule computes the relevance below a layer from the layer's attention, its gradient and the
+relevance from above. It gets the query rows in blocks, in any order: an engine may pass the whole
+attention matrix, or recompute a few rows at a time.
 
-1. :meth:`LayerRule.accumulate` reduces one block of rows to a few sums; the sums of the blocks
-   are added up;
+1. :meth:`LayerRule.accumulate` reduces one block of rows to a few sums; the engine adds the sums
+   of all blocks;
 2. :meth:`LayerRule.finish` turns the totals into the relevance of the layer's inputs.
 
 Shapes: B images, H heads, N tokens, Q rows in a block. Row = query, column = key.
@@ -27,9 +27,9 @@ class Block(NamedTuple):
 
     Attributes:
         attention: post-softmax attention, (B, H, Q, N); rows sum to 1.
-        gradient: gradient of the explained score with respect to that attention, (B, H, Q, N);
+        gradient: gradient of the explained score with respect to the attention, (B, H, Q, N);
             zeros for a method that needs no gradient.
-        relevance: relevance of these rows' tokens, as it arrived from the layer above, (B, Q).
+        relevance: relevance of these rows' tokens from the layer above, (B, Q).
     """
 
     attention: Tensor
@@ -38,8 +38,8 @@ class Block(NamedTuple):
 
 
 Groups: TypeAlias = Callable[[Sequence[Tensor]], Iterable[Iterable[Sequence[Block]]]]
-"""From each rule's relevance (B, N) above a layer to the blocks of its first images, the next, ...:
-the same rows for each rule, with its own relevance."""
+"""Maps the relevance (B, N) of each rule to the layer's blocks, group of images by group of images.
+The blocks of one step have the same rows, and one block for each rule with its relevance."""
 
 
 class LayerResult(NamedTuple):
@@ -47,10 +47,10 @@ class LayerResult(NamedTuple):
 
     Attributes:
         relevance: relevance of the layer's input tokens, (B, N).
-        heads: values of each head, (B, H) or (B, H, more), as GMAR's importance, which sums to 1
-            over the heads; ``None`` if the rule gives none.
-        addition: the layer's term of the map, (B, N). The map is the sum of these terms, or, if the
-            rule gives none, the relevance that leaves the lowest layer.
+        heads: values of each head, (B, H) or (B, H, more), such as GMAR's head importance; ``None``
+            if the rule has none.
+        addition: the layer's term of the map, (B, N). The map is the sum of these terms or, without
+            any, the relevance that leaves the lowest layer.
     """
 
     relevance: Tensor
@@ -61,13 +61,13 @@ class LayerResult(NamedTuple):
 class LayerRule(Protocol):
     """The computation of a method at each layer, from the top layer down.
 
-    Images are independent: every sum and result has the images of the block as its first
-    dimension. A row without relevance and without gradient must add nothing, as engines may leave
-    it out. The tensors of a block are the engine's: a rule neither changes nor keeps them.
+    Images are independent: the first dimension of every sum and result is the block's images. A row
+    without relevance and gradient must add nothing, as engines may skip it. The tensors of a block
+    belong to the engine: a rule neither changes nor stores them.
     """
 
     def accumulate(self, block: Block) -> Sums:
-        """Reduce one block of rows; the engine adds up the sums of all blocks of a layer."""
+        """Reduce one block of rows; the engine adds the sums of all blocks of a layer."""
         ...
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
@@ -76,16 +76,16 @@ class LayerRule(Protocol):
 
 
 RuleSpan: TypeAlias = tuple[LayerRule, range]
-"""A rule, and the layers that take part in it."""
+"""A rule and its layers."""
 
 
 def sums_of(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> list[Sums]:
-    """The sums of each rule over the same rows.
+    """Add up the sums of each rule over the same rows.
 
     Args:
         rules: the rules.
-        blocks: at least one row of blocks, one block for each rule; together they hold every query
-            row once. Rows without relevance and without gradient may be missing.
+        blocks: at least one step, with one block for each rule; together the steps have every query
+            row once. Rows without relevance and gradient may be missing.
     """
     totals: list[Sums] = [()] * len(rules)
     for row in blocks:
@@ -97,20 +97,20 @@ def sums_of(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> li
 
 
 class RelevancePropagation:
-    """Relevance on its way down through the layers, by several rules in one pass.
+    """Propagate relevance down through the layers, by several rules in one pass.
 
-    An engine calls :meth:`layer` for each layer, top layer first; the relevance that leaves a
-    layer enters the next one. Each block is made once, and every rule reads it.
+    An engine calls :meth:`layer` for each layer, top layer first; the relevance that leaves a layer
+    enters the layer below. All rules share the blocks.
 
     Args:
-        spans: the rules, each with the layers that take part in it.
-        relevance: the readout, which enters the highest layer of each rule, (B, N).
-        top: the layer that is fed first.
+        spans: the rules with their layers.
+        relevance: the readout (B, N), which enters the highest layer of each rule.
+        top: index of the first fed layer.
 
     Attributes:
-        layers: how many layers were fed.
-        relevance: for each rule, the relevance that left its last layer, (B, N).
-        heads: for each rule, the values of the heads of its layers, top layer first.
+        layers: number of layers fed so far.
+        relevance: for each rule, the relevance (B, N) that left its last layer.
+        heads: for each rule, the heads' values in its layers, top layer first.
     """
 
     def __init__(self, spans: Sequence[RuleSpan], relevance: Tensor, top: int) -> None:
@@ -123,30 +123,30 @@ class RelevancePropagation:
 
     @property
     def maps(self) -> list[Tensor]:
-        """Relevance of each token, (B, N), for each rule: its additions, if it makes any."""
+        """Relevance of each token, (B, N), for each rule: the sum of its additions, if any."""
         pairs = zip(self.relevance, self._additions, strict=True)
         return [relevance if added is None else added for relevance, added in pairs]
 
     def layer(self, groups: Groups, device: torch.device) -> None:
-        """Move the relevance through one layer.
+        """Propagate the relevance through one layer.
 
         Args:
-            groups: given the relevance of each rule, the blocks of one group of images after
-                another; the groups in their order are the batch.
-            device: where the layer's tensors are.
+            groups: maps the relevance of each rule to the blocks of each group of images; the
+                groups in their order are the batch.
+            device: device of the layer's tensors.
         """
         index = self.top - self.layers
         self.layers += 1
         active = [number for number, (_, layers) in enumerate(self.spans) if index in layers]
         rules = [self.spans[number][0] for number in active]
         above = [self.relevance[number].to(device) for number in active]
-        with torch.autocast(device.type, enabled=False):  # sums are not for half precision
+        with torch.autocast(device.type, enabled=False):  # no sums in half precision
             by_group = [sums_of(rules, blocks) for blocks in groups(above)]
             for place, (number, rule) in enumerate(zip(active, rules, strict=True)):
                 parts = zip(*(sums[place] for sums in by_group), strict=True)
-                self._take(number, rule.finish(tuple(map(torch.cat, parts)), above[place]))
+                self._store(number, rule.finish(tuple(map(torch.cat, parts)), above[place]))
 
-    def _take(self, number: int, result: LayerResult) -> None:
+    def _store(self, number: int, result: LayerResult) -> None:
         self.relevance[number] = result.relevance
         if result.heads is not None:
             self.heads[number].append(result.heads)

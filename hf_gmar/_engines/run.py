@@ -1,6 +1,6 @@
-"""Run the model once, and feed the rules by one backward for each target.
+"""Run the model once, then feed the rules by one backward for each target.
 
-A method knows only its rule; the result does not depend on the engine that feeds it.
+A method knows only its rule; the result does not depend on the engine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RuleResult:
     Attributes:
         patches: relevance of each patch, (B, rows, columns).
         heads: values of each head, (B, layers, H) or (B, layers, H, more), lowest explained layer
-            first; ``None`` if the rule gives none.
+            first; ``None`` if the rule has none.
     """
 
     patches: Tensor
@@ -56,42 +56,41 @@ def run_rules(
 ) -> list[list[RuleResult]]:
     """Run the model once and feed its attention to each rule, for each target.
 
-    The request has all the layers and gradients that one of the rules needs. The model is in
-    evaluation mode meanwhile and comes back as it was. Sums are kept in float32, or in float64 for
-    a float64 model.
+    The request has all layers and gradients that the rules need. The model runs in evaluation
+    mode; its state is restored. Sums are in float32, or in float64 for a float64 model.
 
     Raises:
         TargetError: a target does not fit the scores.
         ModelOutputError: no scores, no attention, no gradient, or values that are not finite.
     """
-    layers, own_scores = request.layers(adapter), request.gradient == "layers"
+    layers, layer_scores = request.layers(adapter), request.gradient == "layers"
     with (
         exclusive_eval(adapter),
         graph_enabled(),
         pooled_attention(adapter) as pooling,
-        recorded_layers(adapter) if own_scores else nullcontext() as outputs,
+        recorded_layers(adapter) if layer_scores else nullcontext() as outputs,
         ENGINES[engine](adapter, request) as run,
     ):
         targets = [target_spec.resolve(run.scores) for target_spec in target_specs]
         readout = _readout(adapter, request, run, pooling(run.scores))
         scores = [run.scores]
-        if outputs is not None:  # a score for each explained layer, lowest first
+        if outputs is not None:  # one score for each explained layer, lowest first
             graded = request.gradient_layers(adapter)
             below = scores_of_layers(adapter, request, outputs.checked(), graded.start)
             scores = [*below, run.scores][: len(graded)]
         propagations = [RelevancePropagation(spans, readout, layers[-1]) for _ in targets]
-        # A caller's mixed precision is for the forward alone, as PyTorch says.
+        # A caller's autocast is for the forward alone, as PyTorch recommends.
         with torch.autocast(run.scores.device.type, enabled=False):
             for number, (target, propagation) in enumerate(zip(targets, propagations, strict=True)):
-                again = number < len(targets) - 1
-                run.explain([target.of(score) for score in scores], propagation, again)
+                retain = number < len(targets) - 1
+                run.explain([target.of(score) for score in scores], propagation, retain)
     return [_results(adapter, request, run, propagation) for propagation in propagations]
 
 
 def _readout(
     adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, pooled: Tensor | None
 ) -> Tensor:
-    """The relevance above the top layer, (B, N)."""
+    """Return the relevance above the top layer, (B, N)."""
     rows, columns = check_tokens(adapter, request, run.tokens)
     row = adapter.layout.readout_row(rows * columns, accumulation_dtype(run.scores), pooled)
     return row.to(run.scores.device).expand(len(run.scores), -1)

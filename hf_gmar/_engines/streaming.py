@@ -1,16 +1,15 @@
-"""The streaming engine: exact, without ever keeping an attention map.
+"""The streaming engine: exact, and no attention map is ever stored.
 
-Backpropagation visits the layers from the top down, the order in which relevance is rolled out.
-So the forward runs the model's fast attention, and the backward of each attention call recomputes
-the map in blocks of rows (:mod:`hf_gmar._engines.blocks`). One pass over the blocks feeds the
-rules and gives the gradients for the layers below.
+Backpropagation visits the layers from the top down, which is the order of the rollout. The forward
+runs SDPA, and the backward of each attention call recomputes the map in blocks of rows
+(:mod:`hf_gmar._engines.blocks`). One pass over the blocks feeds the rules and computes the
+gradients for the layers below.
 
-Only the graph that is needed is built. Weights are constants. The graph starts at the attention
-output of the lowest explained layer. Linear layers above the top layer's attention skip the tokens
-that no gradient reaches.
+The graph is minimal: weights are constants, and it starts at the attention output of the lowest
+explained layer. Linear layers above the top layer's attention skip tokens without gradient.
 
-A mode (:mod:`hf_gmar._core.constant_weights`) does all this in the calling thread. The model is not
-changed; only with checkpointing, its layers get a forward that asks which thread is calling.
+A mode (:mod:`hf_gmar._core.constant_weights`) does this in the calling thread. The model is not
+changed. With checkpointing alone, its layers get a forward that checks the calling thread.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 @contextmanager
 def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[EngineRun]:
-    """One forward under SDPA; each explanation is one backward, through activations alone."""
+    """Run one forward with SDPA; each explanation is one backward, without weight gradients."""
     with ExitStack() as stack:
         stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
         runs = stack.enter_context(recorded_runs(adapter, request.inputs))
@@ -66,16 +65,16 @@ class _StreamedPass:
     """One forward, and the propagation that its backward feeds.
 
     Attributes:
-        layers: how many attention layers the model has.
-        explained: the layers that take part.
-        graded: the top ones of them, whose gradient is needed.
+        layers: number of the model's attention layers.
+        explained: the explained layers.
+        graded: the explained layers whose gradient is needed, at the top.
         request: the call to the model.
         runs: tells whether the vision tower is running.
         walker: recomputes the layers.
-        tokens: tokens of the layers.
-        starts: layers at whose attention output a graph starts, lowest first: those whose gradient
-            is not needed, and the lowest of the others, or each if none feeds another.
-        propagation: that of the present backward.
+        tokens: number of tokens of the layers.
+        starts: layers with a graph start at their attention output, lowest first: all layers
+            without gradient, and the lowest graded layer, or each one for scores of each layer.
+        propagation: the propagation of the current backward.
     """
 
     layers: int
@@ -89,17 +88,17 @@ class _StreamedPass:
     propagation: RelevancePropagation | None = None
 
     def explain(
-        self, scores: Sequence[Tensor], propagation: RelevancePropagation, again: bool
+        self, scores: Sequence[Tensor], propagation: RelevancePropagation, retain: bool
     ) -> None:
         """Feed the explained layers to the propagation, from the top down."""
         self.propagation = propagation
         below = len(self.explained) - len(self.graded)
-        # One backward for each start; on its way to the lowest layer it feeds those above. Where
-        # each layer is a start, no two backwards run through the same part of the graph.
+        # One backward for each start also feeds the layers above it. If each layer is a start, no
+        # two backwards share a part of the graph.
         if self.graded:
             starts = reversed(self.starts[below:])
             for score, (layer, start) in zip(reversed(scores), starts, strict=True):
-                (gradient,) = gradients_of(score, [start], again)
+                (gradient,) = gradients_of(score, [start], retain)
                 if gradient is not None:
                     self.walker.walk(layer, gradient, propagation)
             check_reached(propagation.layers, len(self.graded))
@@ -107,29 +106,29 @@ class _StreamedPass:
             self.walker.walk(layer, None, propagation)
 
     def is_start(self, index: int) -> bool:
-        """Whether a graph starts at this layer's attention output."""
+        """Whether a graph starts at the layer's attention output."""
         return self.request.gradient != "score" or index <= self.graded.start
 
 
 class _StreamingMode(FrozenWeightsMode):
-    """Inside, this thread's attention calls stream, and weights are constants.
+    """Stream this thread's attention calls, with constant weights.
 
     Args:
-        state: what the forward leaves for the backward.
-        calls: attention calls so far.
-        again: this is not the forward but a layer that is recomputed in the backward.
+        state: data from the forward for the backward.
+        calls: number of attention calls so far.
+        recomputes: whether a layer is recomputed in the backward.
     """
 
-    def __init__(self, state: _StreamedPass, calls: int = 0, *, again: bool = False) -> None:
+    def __init__(self, state: _StreamedPass, calls: int = 0, *, recomputes: bool = False) -> None:
         super().__init__()
         self.state = state
         self.calls = calls
-        self.again = again
+        self.recomputes = recomputes
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Stream a call if it is attention."""
+        """Stream attention calls."""
         if self.state.request.checkpoint and func is functional.dropout:
             _check_not_random(*args, **kwargs)
         if func is functional.scaled_dot_product_attention and self._inside:
@@ -140,7 +139,7 @@ class _StreamingMode(FrozenWeightsMode):
 
     @property
     def _inside(self) -> bool:
-        return self.again or self.state.runs.inside
+        return self.recomputes or self.state.runs.inside
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
@@ -157,8 +156,8 @@ class _StreamingMode(FrozenWeightsMode):
             streamed: Tensor = _StreamedAttention.apply(*inputs)  # type: ignore[no-untyped-call]
             return streamed
         start = _attend(layer).detach()
-        if not self.again:
-            # Without the graph below it, which would be kept as long as the layer is.
+        if not self.recomputes:
+            # Detached, or the stored layer would keep the graph below it.
             parts = {name: getattr(layer, name).detach() for name in ("query", "key", "value")}
             state.starts.append((replace(layer, **parts), start))
         if index not in state.graded:
@@ -166,7 +165,7 @@ class _StreamingMode(FrozenWeightsMode):
         return start.requires_grad_().clone()  # the model may overwrite it
 
     def _start_of_head(self, output: Tensor, index: int) -> Tensor:
-        """Start a graph above the top layer if no layer needs one: it shows what the head reads."""
+        """Start a graph above the top layer if no layer has one, to check the readout."""
         state = self.state
         starts = state.request.gradient == "none" and index == state.layers - 1
         return output.detach().requires_grad_().clone() if starts else output
@@ -200,7 +199,7 @@ def _layer_of(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> AttentionLayer:
-    """The arguments of PyTorch's attention, checked and in one form."""
+    """Check the arguments of PyTorch's attention, and bring them into one form."""
     if query.dim() != 4 or query.shape[2] != key.shape[2]:
         raise ModelOutputError(
             "self-attention over (images, heads, tokens, numbers in a head) is needed, but queries "
@@ -245,7 +244,7 @@ def _attend(layer: AttentionLayer) -> Tensor:
 class _StreamedAttention(torch.autograd.Function):
     """Attention whose backward feeds the layer to the propagation."""
 
-    # On a GPU the backward runs in a thread of autograd's: all that it needs is in ``ctx``.
+    # On a GPU the backward runs in autograd's own thread, so its state is in ``ctx``.
 
     @staticmethod
     def forward(
@@ -272,12 +271,12 @@ class _StreamedAttention(torch.autograd.Function):
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-    # Weights may depend on the image, or be quantised, in a tensor class of their own.
-    constant = all(
+    # Weights may depend on the image, or have a tensor class for quantisation.
+    is_constant = all(
         part is None or (type(part) in (Tensor, nn.Parameter) and not part.requires_grad)
         for part in (weight, bias)
     )
-    if not constant or not input.requires_grad:
+    if not is_constant or not input.requires_grad:
         return functional.linear(input, weight, bias)
     output: Tensor = _LinearOfFewTokens.apply(input, weight, bias)  # type: ignore[no-untyped-call]
     return output
@@ -312,9 +311,9 @@ def _of_live_tokens(gradient: Tensor, weight: Tensor) -> Tensor:
 
 @contextmanager
 def _checkpointed_here(model: PreTrainedModel, mode: _StreamingMode) -> Iterator[None]:
-    """Inside, layers keep nothing but their input, and run again in the backward.
+    """Store only the inputs of layers, which then run again in the backward.
 
-    The top layer, which is needed first, and layers below the graph run once.
+    The top layer, which the backward needs first, and layers below the graph run once.
     """
     layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     if not layers:
@@ -322,12 +321,12 @@ def _checkpointed_here(model: PreTrainedModel, mode: _StreamingMode) -> Iterator
             f"{type(model).__name__} has no layers that can be recomputed one by one; use "
             "checkpoint=False"
         )
-    # A layer need not run to its very end again, unless accelerate takes weights away there.
+    # A recomputation may stop early, unless accelerate offloads weights at the layer's end.
     to_the_end = any(hasattr(part, "_hf_hook") for part in model.modules())
     with ExitStack() as stack:
         for layer in layers:
-            small = functools.partial(_checkpointed, mode, layer.forward, to_the_end)
-            stack.enter_context(replaced_here(layer, "forward", small))
+            forward = functools.partial(_checkpointed, mode, layer.forward, to_the_end)
+            stack.enter_context(replaced_here(layer, "forward", forward))
         yield
 
 
@@ -337,19 +336,19 @@ def _checkpointed(
     state, first = mode.state, mode.calls
     if first not in state.graded[:-1]:
         return forward(*args, **kwargs)
-    again = _Recomputation(state, first, current_thread_id())
+    recomputation = _Recomputation(state, first, current_thread_id())
     return checkpoint(
         functools.partial(forward, **kwargs),
         *args,
         use_reentrant=False,
-        preserve_rng_state=False,  # it would be set back under other threads
-        context_fn=lambda: (nullcontext(), again),
+        preserve_rng_state=False,  # it would reset the state of other threads
+        context_fn=lambda: (nullcontext(), recomputation),
         early_stop=not to_the_end,
     )
 
 
 class _Recomputation:
-    """Around each recomputation of a layer, which may be in a thread of autograd's."""
+    """The context of each recomputation of a layer, which may run in autograd's own thread."""
 
     def __init__(self, state: _StreamedPass, first: int, thread: int) -> None:
         self.state, self.first, self.thread = state, first, thread
@@ -358,7 +357,7 @@ class _Recomputation:
         self.stack = ExitStack()
         self.stack.enter_context(acting_for_thread(self.thread))
         self.stack.enter_context(routed_here())
-        self.stack.enter_context(_StreamingMode(self.state, self.first, again=True))
+        self.stack.enter_context(_StreamingMode(self.state, self.first, recomputes=True))
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()

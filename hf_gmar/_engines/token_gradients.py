@@ -1,7 +1,7 @@
-"""The tokens that enter a layer, and the gradient of the scores with respect to them.
+"""The tokens that enter a layer, and the gradient of the scores with respect to these tokens.
 
 The graph starts at these tokens. Layers below run without a graph, and weights are constants
-(:mod:`hf_gmar._core.constant_weights`), so only activations above are kept.
+(:mod:`hf_gmar._core.constant_weights`), so only activations above are stored.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from hf_gmar._engines.lrp import LRPMode
 from hf_gmar.errors import ModelOutputError
 
 TokenMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""From the patch tokens (B, P, C) and their gradient to one value for each patch, (B, P)."""
+"""Maps patch tokens (B, P, C) and their gradient to one value for each patch, (B, P)."""
 
 
 def product(tokens: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient x input, summed over the channels of each token."""
+    """Sum gradient x input over the channels of each token."""
     return (tokens * gradient).sum(-1)
 
 
@@ -49,10 +49,10 @@ def token_attributions(
     token_map: TokenMap,
     lrp: LRPMode | None = None,
 ) -> list[Tensor]:
-    """A map (B, rows, columns) for each target, of the tokens that enter a layer.
+    """Compute a map (B, rows, columns) of the tokens that enter a layer, for each target.
 
-    All targets share one forward. Sums are kept in float32, or in float64 for a float64 model.
-    With ``lrp`` the gradient is relevance / token.
+    All targets share one forward. Sums are in float32, or in float64 for a float64 model. With
+    ``lrp`` the gradient is relevance / token.
 
     Raises:
         UnsupportedModelError: the layers can't be found, or a function has no rule.
@@ -60,14 +60,14 @@ def token_attributions(
         ModelOutputError: no scores, no gradient, or values that are not finite.
     """
     with exclusive_eval(adapter), graph_enabled(), ExitStack() as stack:
-        if lrp is not None:  # one form of attention, however the model was loaded
+        if lrp is not None:  # the rules are for SDPA
             stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
         scores, tokens = _forward(adapter, request, layer, lrp or FrozenWeightsMode())
         targets = [target_spec.resolve(scores) for target_spec in target_specs]
         grid = check_tokens(adapter, request, tokens.shape[1])
         patches, dtype = slice(adapter.layout.num_prefix_tokens, None), accumulation_dtype(scores)
         maps = []
-        # A caller's mixed precision is for the forward alone, as PyTorch says.
+        # A caller's autocast is for the forward alone, as PyTorch recommends.
         with torch.autocast(scores.device.type, enabled=False):
             for number, target in enumerate(targets, 1):
                 gradient = _gradient(target.of(scores), tokens, layer, number < len(targets))
@@ -80,19 +80,19 @@ def token_attributions(
 def _forward(
     adapter: ModelAdapter, request: ForwardRequest, layer: int, mode: FrozenWeightsMode
 ) -> tuple[Tensor, Tensor]:
-    """The scores, and the tokens that enter the layer, where their graph starts."""
+    """Return the scores, and the tokens at which their graph starts."""
     entries: CallRecorder[Tensor] = CallRecorder(f"layer {layer}")
 
-    def start(_module: Any, args: Any, kwargs: Any) -> Any:
+    def start_graph(_module: Any, args: Any, kwargs: Any) -> Any:
         name = None if args else next(iter(kwargs))
         tokens = (args[0] if args else kwargs[name]).detach().requires_grad_()
         entries.calls.append(tokens)
-        copy = tokens.clone()  # a layer may overwrite its input, but not the graph's start
+        copy = tokens.clone()  # a layer may overwrite its input, but not a leaf of the graph
         return ((copy, *args[1:]), kwargs) if args else (args, {**kwargs, name: copy})
 
     with (
         recorded_runs(adapter, request.inputs) as runs,
-        thread_hook(layer_modules(adapter)[layer], start, before=True),
+        thread_hook(layer_modules(adapter)[layer], start_graph, before=True),
         mode,
     ):
         scores = request.call(adapter)
@@ -102,8 +102,8 @@ def _forward(
     return scores, entries.checked()[0]
 
 
-def _gradient(score: Tensor, tokens: Tensor, layer: int, again: bool) -> Tensor:
-    (gradient,) = gradients_of(score, [tokens], again)
+def _gradient(score: Tensor, tokens: Tensor, layer: int, retain: bool) -> Tensor:
+    (gradient,) = gradients_of(score, [tokens], retain)
     if gradient is None:
         raise ModelOutputError(
             f"the gradient of the scores does not reach the tokens that enter layer {layer}; the "
