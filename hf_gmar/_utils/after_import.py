@@ -1,4 +1,4 @@
-"""Follow the import of another package's module with one of ours, without loading either."""
+"""Import a module of ours right after another package's module, without loading either now."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import ModuleType
 
 
 def import_after(first: str, second: str) -> None:
-    """Import the second module as soon as the first one is imported; now, if it is already.
+    """Import the second module right after the first; at once if the first is loaded already.
 
-    The finder that waits for the first module takes itself out once that is imported.
+    The finder that waits for the first module removes itself after that import.
     """
     if first in sys.modules:
         importlib.import_module(second)
@@ -29,7 +29,7 @@ class _Follow(MetaPathFinder):
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find the first module as Python does, and import the second one once it has run."""
+        """Find the first module as Python does; its loader imports the second one afterwards."""
         if fullname != self.first:
             return None
         sys.meta_path.remove(self)

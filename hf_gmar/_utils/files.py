@@ -1,4 +1,4 @@
-"""Writing files that are there whole or not at all."""
+"""Write files atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A place to write to; it becomes the file once all is written, and goes if that fails.
+    """Yield a temporary path that is renamed to the file, or deleted after an error.
 
     Example:
         >>> import tempfile
@@ -32,12 +32,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write an ``.npz`` archive, whole or not at all."""
+    """Write an ``.npz`` archive atomically."""
     with whole_file(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def save_json(path: Path, data: Any) -> None:
-    """Write plain data as JSON, whole or not at all."""
+    """Write plain data as JSON atomically."""
     with whole_file(path) as part:
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

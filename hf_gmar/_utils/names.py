@@ -1,4 +1,4 @@
-"""Names that must differ from each other."""
+"""Unique names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 def make_unique(names: Iterable[str], form: str = "{}#{}") -> list[str]:
-    """Give the second of a name, and those after it, a number.
+    """Add a number to each repeated name.
 
     Args:
-        names: any names; the first of each stays as it is.
-        form: how a name and its number are written.
+        names: any names; the first occurrence of a name does not change.
+        form: format of a name with its number.
 
     Example:
         >>> make_unique(["a.jpg", "b.jpg", "a.jpg", "a.jpg"])
@@ -23,7 +23,7 @@ def make_unique(names: Iterable[str], form: str = "{}#{}") -> list[str]:
     for name in names:
         counts[name] += 1
         result = name if counts[name] == 1 else form.format(name, counts[name])
-        while counts[name] > 1 and result in taken:  # another may be called that
+        while counts[name] > 1 and result in taken:  # another name may be the same text
             counts[name] += 1
             result = form.format(name, counts[name])
         unique.append(result)

@@ -11,7 +11,7 @@ from hf_gmar.errors import OptionError
 
 
 def parse_value(text: str) -> Any:
-    """A number, true, false, null or a list as JSON has them; anything else is text.
+    """Parse a JSON value (number, true, false, null, list); other text stays text.
 
     Example:
         >>> parse_value("0.5"), parse_value("true"), parse_value("[1, 2]"), parse_value("max")
@@ -24,17 +24,17 @@ def parse_value(text: str) -> Any:
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options in ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE``.
+    """Parse ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE`` into name and options.
 
     Raises:
-        OptionError: no such form, or an option that is given twice.
+        OptionError: another form, or a repeated option.
 
     Example:
         >>> parse_spec("gmar:norm=l2,alpha=0.5"), parse_spec("legrad")
         (('gmar', {'norm': 'l2', 'alpha': 0.5}), ('legrad', {}))
     """
     name, colon, rest = text.partition(":")
-    # A comma inside a value, as in a list, is followed by no NAME=.
+    # A comma inside a value, as in a list, is not followed by NAME=.
     pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+=)", rest)] if colon else []
     if not name or not all(option.strip() and equals for option, equals, _ in pairs):
         raise OptionError(f"NAME or NAME:OPTION=VALUE,OPTION=VALUE is needed, got {text!r}")
@@ -45,7 +45,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def format_spec(name: str, options: Mapping[str, Any]) -> str:
-    """The name with its options, as tables show it.
+    """Format a name with its options for tables.
 
     Example:
         >>> format_spec("gmar", {"norm": "l2", "alpha": 0.5}), format_spec("legrad", {})

@@ -1,4 +1,4 @@
-"""Classes by name: built in, registered by a program, or offered by an installed package."""
+"""Classes by name: built in, registered by a program, or entry points of installed packages."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Classes of one kind by name; none is imported before it is used.
+    """Classes of one kind by name, imported at first use.
 
-    Another package offers a class as an entry point of the group ``hf_gmar.<kind>s``: its name is
-    the entry point's. A class that is registered is known in this process alone.
+    Another package adds a class by an entry point of the group ``hf_gmar.<kind>s``, under the entry
+    point's name. :meth:`register` adds a class in this process alone.
 
     Args:
         kind: the noun in messages, such as ``"method"``.
-        base: the class that all must derive from, as ``"module:Class"``.
+        base: the required base class, as ``"module:Class"``.
         built_in: the classes of this package by name, in the same form.
-        positional: how many arguments :meth:`build` hands to the constructor; they are no options.
+        positional: number of the constructor's positional arguments, which are no options.
 
     Example:
         >>> from hf_gmar.methods import METHODS
@@ -53,7 +53,7 @@ class Registry(Generic[T]):
         return name in self._classes or name in self._entry_points
 
     def __getitem__(self, name: str) -> type[T]:
-        """The class of that name; an OptionError if there is none, or it can't be loaded."""
+        """Return the class of a name; an OptionError if it is unknown or can't be loaded."""
         entry = self._classes.get(name)
         if isinstance(entry, type):
             return entry
@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         return self[name]
 
     def items(self) -> Iterator[tuple[str, type[T]]]:
-        """All names with their classes; of other packages, those that can be loaded."""
+        """Yield all names with their classes; a class that can't be loaded gives a warning."""
         for name in self:
             try:
                 yield name, self[name]
@@ -74,16 +74,16 @@ class Registry(Generic[T]):
                 warnings.warn(str(error), stacklevel=2)
 
     def name_of(self, kind: type) -> str | None:
-        """The name under which a class is known, or ``None``."""
+        """Return the name of a class, or ``None``."""
         spelled = f"{kind.__module__}:{kind.__qualname__}"
         known = self._classes.items()
         return next((name for name, entry in known if entry is kind or entry == spelled), None)
 
     def register(self, name: str, kind: type[T]) -> None:
-        """Make a class known under a name in this process.
+        """Register a class under a name in this process.
 
         Raises:
-            OptionError: the name is taken or can't be typed, or the class is of another kind.
+            OptionError: the name is taken or has other characters, or the class has another base.
         """
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
             raise OptionError(
@@ -95,16 +95,16 @@ class Registry(Generic[T]):
         self._classes[name] = self._checked(name, kind)
 
     def options(self, name: str) -> dict[str, Any]:
-        """The options of a class with their default values.
+        """Return the options of a class with their default values.
 
-        An option that must be given has ``inspect.Parameter.empty``. An OptionError is raised if
-        there is no such name.
+        The default of a required option is ``inspect.Parameter.empty``. An unknown name raises an
+        OptionError.
         """
         parameters = _parameters(self[name], self._positional)
         return {parameter.name: parameter.default for parameter in parameters}
 
     def check(self, name: str, options: Iterable[str] = ()) -> None:
-        """Raise an OptionError if there is no such name, or one has no such option."""
+        """Raise an OptionError for an unknown name or option."""
         known = self.options(name)
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -114,28 +114,28 @@ class Registry(Generic[T]):
             )
 
     def build(self, name: str, /, *args: Any, **options: Any) -> T:
-        """An instance of the class of that name.
+        """Return an instance of the class of a name.
 
         Raises:
-            OptionError: no such name or option, an option that must be given and is not, or a value
-                out of range.
+            OptionError: an unknown name or option, a missing required option, or a value out of
+                range.
         """
         self.check(name, options)
         known = self.options(name).items()
-        absent = [
+        missing = [
             option
             for option, default in known
             if default is inspect.Parameter.empty and option not in options
         ]
-        if absent:
-            raise OptionError(f"the {self.kind} {name!r} needs a value for {', '.join(absent)}")
+        if missing:
+            raise OptionError(f"the {self.kind} {name!r} needs a value for {', '.join(missing)}")
         return self[name](*args, **options)
 
     def parse(self, spec: str | tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-        """The name and the options of ``"NAME:OPTION=VALUE,..."`` or of a pair of both, checked.
+        """Return name and options of ``"NAME:OPTION=VALUE,..."`` or of a pair, after a check.
 
         Raises:
-            OptionError: another form, or no such name or option.
+            OptionError: another form, or an unknown name or option.
         """
         if isinstance(spec, str):
             name, options = parse_spec(spec)
@@ -165,7 +165,7 @@ class Registry(Generic[T]):
         point = self._entry_points[name]
         try:
             return point.load()
-        except Exception as error:  # of a package of somebody else's
+        except Exception as error:  # foreign code may raise anything
             package = point.dist.name if point.dist else point.value
             raise OptionError(
                 f"the {self.kind} {name!r} of the package {package} can't be loaded: "
@@ -189,7 +189,7 @@ def _imported(place: str) -> type[Any]:
 
 
 def _parameters(kind: type, positional: int) -> Iterator[inspect.Parameter]:
-    """Those that a constructor names, then those that it passes on to its base class."""
+    """Yield the constructor's named parameters, then its base class's if it passes options on."""
     parameters = list(inspect.signature(kind).parameters.values())[positional:]
     yield from (item for item in parameters if item.kind is not item.VAR_KEYWORD)
     if any(item.kind is item.VAR_KEYWORD for item in parameters):

@@ -1,4 +1,4 @@
-"""Means with intervals: how far a mean over images could be off."""
+"""Means over images with confidence intervals, and rank correlations."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 
-_AT_ONCE = 4_000_000  # drawn numbers in memory, 32 MB
+_AT_ONCE = 4_000_000  # drawn numbers in memory at once, 32 MB
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its 95 % interval, each of the shape of one image's values."""
+    """A mean with the ends of its 95 % interval, in the shape of one image's values."""
 
     mean: Array
     low: Array
     high: Array
 
     def __str__(self) -> str:
-        """One number with its interval; without one where a single image gave none."""
+        """Format the mean with its interval, or alone if the interval is NaN."""
         if np.isnan(self.low):
             return f"{self.mean:.3f}"
         return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def bootstrap(values: Array, seed: int = 0, draws: int = 2000) -> Interval:
-    """Mean over images with its 95 % percentile interval, by drawing images anew.
+    """Compute the mean over images and its 95 % percentile interval by the bootstrap.
 
     Args:
         values: (images, ...), at least one image.
-        seed: of the draws.
-        draws: how many.
+        seed: seed of the resampling.
+        draws: number of resamples.
 
     Returns:
-        Mean, 2.5 % and 97.5 % quantile; the quantiles of a single image are NaN, as one image
-        says nothing of others.
+        Mean, 2.5 % and 97.5 % quantile; NaN quantiles for a single image, which has no interval.
 
     Example:
         >>> print(bootstrap(np.array([1.0, 2.0, 3.0, 4.0])))
@@ -53,28 +52,28 @@ def bootstrap(values: Array, seed: int = 0, draws: int = 2000) -> Interval:
         return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
     generator = np.random.default_rng(seed)
     means = np.concatenate(
-        [_means(values, generator, rows) for rows in _parts(draws, _AT_ONCE // count)]
+        [_means(values, generator, rows) for rows in _split(draws, _AT_ONCE // count)]
     )
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return Interval(mean, low, high)
 
 
 def _means(values: Array, generator: np.random.Generator, draws: int) -> Array:
-    # How often each image is drawn: as a product it needs no copy of the values for each draw.
+    # A product with the number of times that each image is drawn needs no copies of the values.
     count = len(values)
-    drawn = generator.multinomial(count, [1 / count] * count, size=draws)
-    means: Array = np.tensordot(drawn / count, values, axes=1)
+    times = generator.multinomial(count, [1 / count] * count, size=draws)
+    means: Array = np.tensordot(times / count, values, axes=1)
     return means
 
 
-def _parts(whole: int, size: int) -> list[int]:
-    """Numbers of at most ``size`` that add up to the whole."""
+def _split(total: int, size: int) -> list[int]:
+    """Split a total into parts of at most ``size``."""
     size = max(size, 1)
-    return [min(size, whole - start) for start in range(0, whole, size)]
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 of the values (N,), as float64; equal values share the mean of their ranks.
+    """Rank the values (N,) from 1, as float64; equal values get the mean of their ranks.
 
     Example:
         >>> average_ranks(torch.tensor([0.5, 0.1, 0.5, 0.9])).tolist()
@@ -87,14 +86,14 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def rank_correlations(maps: Sequence[Tensor]) -> Tensor:
-    """Spearman's rank correlation of each two maps.
+    """Compute Spearman's rank correlation of each pair of maps.
 
     Args:
         maps: M maps (B, rows, columns) of the same images.
 
     Returns:
-        Tensor (M, M), float64, from -1 to 1: over the patches of an image, then the mean over those
-        images where neither map is constant. NaN where there is none.
+        Tensor (M, M), float64, from -1 to 1: the correlation over an image's patches, averaged over
+        the images where neither map is constant. NaN if there are no such images.
 
     Example:
         >>> up = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
@@ -108,7 +107,7 @@ def rank_correlations(maps: Sequence[Tensor]) -> Tensor:
 
 
 def _correlations(maps: Sequence[Tensor]) -> Tensor:
-    """Those of the maps (rows, columns) of one image."""
+    """Correlate the maps (rows, columns) of one image."""
     ranks = torch.stack([average_ranks(values.flatten()) for values in maps])
     centred = ranks - ranks.mean(1, keepdim=True)
     products = centred @ centred.T

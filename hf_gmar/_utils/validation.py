@@ -1,4 +1,4 @@
-"""Checks of options: each returns the value or raises an OptionError."""
+"""Checks of options, which raise an OptionError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_gmar.errors import OptionError
 
 
 def check_positive(name: str, value: Any, most: float = math.inf) -> float:
-    """The value as a float; an OptionError unless it is a finite number, 0 < value <= most."""
+    """Return the value as a float; it must be a finite number, 0 < value <= most."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number = float(value) if is_number else math.nan
     if not math.isfinite(number) or not 0 < number <= most:
@@ -20,7 +20,7 @@ def check_positive(name: str, value: Any, most: float = math.inf) -> float:
 
 
 def check_option(name: str, value: Any, allowed: Any) -> None:
-    """Raise an OptionError unless the value is among the allowed ones."""
+    """Raise an OptionError unless the value is allowed."""
     kind = numbers.Integral if isinstance(allowed, range) else str
     if isinstance(value, kind) and not isinstance(value, bool) and value in allowed:
         return
@@ -33,7 +33,7 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float, below: float = math.inf) -> float:
-    """The value as a float; an OptionError unless it is a finite number, low <= value < below."""
+    """Return the value as a float; it must be a finite number, low <= value < below."""
     needed = f">= {low:g}" + ("" if math.isinf(below) else f" and < {below:g}")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise OptionError(f"{name} must be a number {needed}, got {value!r}")
@@ -44,10 +44,6 @@ def check_number(name: str, value: Any, low: float, below: float = math.inf) -> 
 
 
 def check_layer(name: str, value: Any, layers: int) -> int:
-    """The index of a layer, counted from 0; one from -1 down counts from the top.
-
-    Raises:
-        OptionError: there is no such layer.
-    """
+    """Return a layer's index from 0; negative values count from the top."""
     check_option(name, value, range(-layers, layers))
     return int(value) % layers

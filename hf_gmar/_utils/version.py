@@ -1,4 +1,4 @@
-"""The version of the package, as its metadata has it."""
+"""The package's version, from its metadata."""
 
 from importlib.metadata import version
 

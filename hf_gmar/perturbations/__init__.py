@@ -1,4 +1,4 @@
-"""Perturbations: what it means that a patch of an image is missing."""
+"""Perturbations: ways to remove patches of an image."""
 
 import lazy_loader as lazy
 

@@ -1,7 +1,7 @@
-"""The base of perturbations: class scores of an image some of whose patches are missing.
+"""The base of perturbations: class scores of an image without some of its patches.
 
-A perturbation is bound to one image, and what takes the place of patches is computed once. The
-bound perturbation gives the scores of any number of copies, each with other patches missing.
+A perturbation is bound to one image; the replacement of patches is computed once. The bound
+perturbation scores any number of copies, each with other missing patches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PerturbationInput:
     Attributes:
         adapter: the model.
         pixels: pixel values, (1, channels, height, width).
-        key: a name that stands for the image; ``None`` if it has none.
+        key: a name that identifies the image, or ``None``.
     """
 
     adapter: ModelAdapter
@@ -45,13 +45,13 @@ class PerturbationInput:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """How copies of an image are made and run, given their ``keep_mask`` (K, rows, columns).
+    """How copies of an image are made and run, for a ``keep_mask`` (K, rows, columns).
 
     Attributes:
-        pixels: makes their pixel values, (K, channels, height, width).
-        inside: the context in which the model sees them.
-        same_count: copies that run together must have equally many patches.
-        one_by_one: copies can't run together.
+        pixels: maps the mask to pixel values, (K, channels, height, width).
+        inside: maps the mask to the context of the forward.
+        same_count: copies in one forward must have equally many patches.
+        one_by_one: each copy needs its own forward.
     """
 
     pixels: Callable[[Tensor], Tensor]
@@ -59,25 +59,25 @@ class CopyPlan:
     same_count: bool = False
     one_by_one: bool = False
 
-    def batches(self, keep_mask: Tensor, most: int) -> Iterator[Tensor]:
-        """Indices of the copies that run together, not more than ``most``."""
+    def batches(self, keep_mask: Tensor, max_size: int) -> Iterator[Tensor]:
+        """Yield the indices of the copies in each forward, at most ``max_size``."""
         groups = [torch.arange(len(keep_mask))]
         if self.same_count:
             counts = keep_mask.flatten(1).sum(1)
             groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
         for group in groups:
-            yield from group.split(1 if self.one_by_one else most)
+            yield from group.split(1 if self.one_by_one else max_size)
 
 
 @dataclass(frozen=True)
 class Perturbation(ABC):
-    """What it means that a patch is missing.
+    """A way to remove patches from an image.
 
     Attributes:
-        name: what it is called in settings and results.
-        soft: whether a patch may be missing in part.
-        summary: what takes the place of a missing patch, for tables.
-        source: where it comes from.
+        name: its name in settings and results.
+        soft: whether a patch may be partly missing.
+        summary: the replacement of a missing patch, for tables.
+        source: the paper that defines it.
     """
 
     name: ClassVar[str]
@@ -86,7 +86,7 @@ class Perturbation(ABC):
     source: ClassVar[str]
 
     def fewest(self, adapter: ModelAdapter) -> int:
-        """How many patches must be kept: 1 where nothing else is left to attend to or to pool."""
+        """Minimum number of kept patches: 1 if attention or pooling would else have no token."""
         return 0 if self.soft else fewest_patches(adapter)
 
     def bind(
@@ -102,20 +102,18 @@ class Perturbation(ABC):
         """Bind the perturbation to one image.
 
         Args:
-            model: a model as every method takes it, or the adapter of one.
+            model: a model in any form that methods take, or its adapter.
             pixels: pixel values of the image, (1, channels, height, width).
-            batch: how many copies of the image run together at most.
-            autocast: run the model in this precision, ``torch.bfloat16`` or ``torch.float16``,
-                where PyTorch's autocast does so.
-            key: a name of the image, from which random numbers are drawn; ``None`` draws them from
-                its pixels.
+            batch: maximum number of copies in one forward.
+            autocast: dtype of PyTorch's autocast for the forwards, ``torch.bfloat16`` or
+                ``torch.float16``.
+            key: a name of the image, which seeds random numbers; ``None`` seeds them by its pixels.
             forward_kwargs: further keyword arguments of the model's forward.
 
         Raises:
-            InputError: not one image as the model takes it.
-            OptionError: a batch below 1, an autocast to another type, or a keyword that the model
-                does not know.
-            UnsupportedModelError: the model can't be perturbed like that.
+            InputError: not exactly one image, or pixels that the model does not take.
+            OptionError: a batch below 1, another autocast dtype, or an unknown keyword.
+            UnsupportedModelError: this perturbation does not apply to the model.
         """
         adapter = ModelAdapter.of(model)
         request = checked_request(adapter, pixels, None, dict(forward_kwargs or {}))
@@ -132,7 +130,7 @@ class Perturbation(ABC):
 
     @abstractmethod
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """How copies of this image are made and run."""
+        """Return how copies of this image are made and run."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +138,11 @@ class BoundPerturbation:
     """A perturbation of one image, see :meth:`Perturbation.bind`.
 
     Attributes:
-        perturbation: what missing means.
+        perturbation: the perturbation.
         image: the image, with its model.
-        copies: how copies of it are made.
-        batch: how many run together at most.
-        autocast: the precision of the model, if it is not its own.
+        copies: how copies of the image are made.
+        batch: maximum number of copies in one forward.
+        autocast: dtype of autocast, or ``None``.
         forward_kwargs: keywords of the model's forward.
     """
 
@@ -161,22 +159,22 @@ class BoundPerturbation:
         return self.image.grid
 
     def scores(self, keep_mask: Tensor) -> Tensor:
-        """Class scores of copies of the image, each with other patches missing.
+        """Compute class scores of copies of the image, each with other missing patches.
 
-        How the copies are put into batches changes no score beyond rounding.
+        Batching changes scores only by rounding.
 
         Args:
-            keep_mask: bool (K, rows, columns), for each of K copies True where a patch is there; or
-                floats from 0 (missing) to 1 (there) if the perturbation is soft.
+            keep_mask: bool (K, rows, columns), True for a kept patch of each of K copies; or floats
+                from 0 (missing) to 1 (kept) if the perturbation is soft.
 
         Returns:
             Scores (K, C) before any softmax, without gradients, in float32 or in float64 for a
             float64 model, on the model's device.
 
         Raises:
-            InputError: another shape or type, or fewer patches than must be kept.
-            UnsupportedModelError: the model can't be perturbed like that.
-            ModelOutputError: the model gives no scores (K, C), or scores that are not finite.
+            InputError: another shape or type, or too few kept patches.
+            UnsupportedModelError: this perturbation does not apply to the model.
+            ModelOutputError: the model returns no scores (K, C), or scores that are not finite.
         """
         keep_mask = self._checked(keep_mask)
         with torch.no_grad(), exclusive_eval(self.image.adapter), self._precision():
@@ -190,16 +188,16 @@ class BoundPerturbation:
         return scores[order.to(scores.device)]
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """The context of the forwards' precision."""
+        """Return the autocast context of the forwards."""
         if self.autocast is None:
             return nullcontext()
         kind = self.image.pixels.device.type
-        # Weights that are cast here have no graph: a caller's autocast must not keep them.
-        keep = not torch.is_autocast_enabled(kind)
-        return torch.autocast(kind, dtype=self.autocast, cache_enabled=keep)
+        # Weights cast here have no graph, so a caller's autocast must not cache them.
+        cache = not torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, dtype=self.autocast, cache_enabled=cache)
 
     def _batch_scores(self, keep_mask: Tensor) -> Tensor:
-        """Scores (K, C) of copies that run together."""
+        """Compute scores (K, C) of the copies in one forward."""
         adapter, pixels = self.image.adapter, self.copies.pixels(keep_mask)
         with size_errors(adapter, pixels), self.copies.inside(keep_mask):
             scores = adapter(pixels, **self.forward_kwargs)

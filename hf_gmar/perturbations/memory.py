@@ -1,4 +1,4 @@
-"""How many perturbed copies of an image fit into memory."""
+"""The number of perturbed copies of an image that fit into memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hf_gmar.perturbations.pixels import MeanColour
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count bytes of the tensors that this thread makes inside, as long as they live.
+    """Count the bytes of live tensors that this thread allocates inside the context.
 
-    The count is the same on every device. Tensors that were there before do not count, nor does
-    what a PyTorch function uses within itself.
+    The count is the same on every device. Tensors from before and workspace inside PyTorch
+    functions do not count.
 
     Attributes:
-        now: bytes that are alive.
-        history: bytes that were alive after each tensor that came or went.
+        now: live bytes.
+        history: live bytes after each allocation and each release.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """The most bytes that were alive at a time."""
+        """The maximum of live bytes."""
         return max(self.history, default=0)
 
     def __torch_dispatch__(
@@ -54,11 +54,11 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Count what a function makes."""
+        """Count the tensors that a function allocates."""
         kwargs = kwargs or {}
         before = {id(storage) for storage in _storages((args, kwargs))}
         result = func(*args, **kwargs)
-        # A view, or what was changed in place, is in memory that a tensor had before.
+        # A view or an in-place result shares the memory of an argument.
         for storage in _storages(result):
             if id(storage) not in before:
                 before.add(id(storage))
@@ -84,21 +84,21 @@ def max_batch_size(
     autocast: torch.dtype | None = None,
     forward_kwargs: Mapping[str, Any] | None = None,
 ) -> int:
-    """The ``batch`` for ``bind``: how many copies of an image fit into so much memory.
+    """Return the largest ``batch`` for ``bind`` within a memory budget.
 
-    Bytes of tensors are counted in a forward of one copy and in one of two, once for each model,
-    size of image and way to run it.
+    Tensor bytes are counted in a forward of one copy and a forward of two copies, once for each
+    model, image size and set of options.
 
     Args:
-        model: a model as every method takes it, or the adapter of one.
+        model: a model in any form that methods take, or its adapter.
         pixels: pixel values of an image, (1, channels, height, width).
-        budget_bytes: memory that a forward may take beside the model's weights.
-        perturbation: whose forwards are measured; ``None`` for :class:`MeanColour`.
+        budget_bytes: memory for a forward, without the model's weights.
+        perturbation: the measured perturbation; ``None`` for :class:`MeanColour`.
         autocast: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
         forward_kwargs: see :meth:`~hf_gmar.perturbations.base.Perturbation.bind`.
 
     Returns:
-        At least 1, also where one copy needs more than the budget.
+        At least 1, even if one copy needs more than the budget.
 
     Raises:
         OptionError: the budget is no whole number >= 1.
@@ -115,8 +115,8 @@ def max_batch_size(
     )
     vision_model = adapter.vision_model
     module = adapter.model if isinstance(adapter.model, nn.Module) else adapter.backbone
-    way = (perturbation, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
-    key = (*way, implementations_of(vision_model), vision_model.dtype, vision_model.device)
+    settings = (perturbation, autocast, repr(forward_kwargs), pixels.dtype, tuple(pixels.shape))
+    key = (*settings, implementations_of(vision_model), vision_model.dtype, vision_model.device)
     requirements = _REQUIREMENTS.setdefault(module, {})
     if key not in requirements:
         requirements[key] = _measure(bound)
@@ -124,13 +124,13 @@ def max_batch_size(
 
 
 _REQUIREMENTS: WeakKeyDictionary[nn.Module, dict[Any, set[tuple[int, int]]]] = WeakKeyDictionary()
-"""Bytes that all copies share, and those of each copy, for each model and way to run it."""
+"""Bytes shared by all copies, and bytes of each copy, for each model and set of options."""
 
 
 def _measure(bound: BoundPerturbation) -> set[tuple[int, int]]:
-    """Bytes that copies share and bytes of each copy, at every step of a forward.
+    """Measure shared bytes and bytes of each copy at every step of a forward.
 
-    More copies may have their peak at another step than one copy has.
+    The step with the peak may depend on the number of copies.
     """
     histories = []
     for copies in (1, 2):
@@ -138,6 +138,6 @@ def _measure(bound: BoundPerturbation) -> set[tuple[int, int]]:
             bound.scores(torch.ones(copies, *bound.grid, dtype=torch.bool))
         histories.append(live.history)
     single, double = histories
-    if len(single) != len(double):  # other steps: nothing counts as shared, to be safe
+    if len(single) != len(double):  # different steps: assume that nothing is shared
         return {(0, max(single))}
-    return {(2 * one - two, two - one) for one, two in zip(single, double, strict=True)}
+    return {(2 * x1 - x2, x2 - x1) for x1, x2 in zip(single, double, strict=True)}

@@ -1,4 +1,4 @@
-"""Perturbations of pixels: other pixels take the place of a missing patch.
+"""Perturbations of pixels: other pixels replace a missing patch.
 
 Sources: Fong and Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
 ICCV 2017 (arXiv 1704.03296); Petsiuk, Das and Saenko, "RISE", BMVC 2018 (arXiv 1806.07421), who
@@ -30,10 +30,10 @@ class _PixelPerturbation(Perturbation):
 
     @abstractmethod
     def baseline(self, image: PerturbationInput) -> Tensor:
-        """What is seen where patches are missing: as large as the image, or one pixel of it."""
+        """Return the replacement of missing patches, of the image's size or of one pixel."""
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """Copies of the image with the baseline where patches are missing."""
+        """Replace missing patches by the baseline."""
         pixels = image.pixels
         precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         baseline = self.baseline(PerturbationInput(image.adapter, precise, image.key)).to(pixels)
@@ -49,16 +49,13 @@ class _PixelPerturbation(Perturbation):
 
 @dataclass(frozen=True)
 class Blur(_PixelPerturbation):
-    """A missing patch shows the image blurred by a Gaussian.
+    """Replace a missing patch by the image blurred by a Gaussian.
 
-    At the borders the Gaussian is cut off, and its weights sum to 1 for each pixel.
+    The Gaussian is cut off at the borders; its weights sum to 1 for each pixel.
 
     Args:
-        radius: standard deviation of the Gaussian in pixels of the model's input; ``None`` for the
-            longer side of a patch, which leaves of a patch the colour of its neighbourhood.
-
-    Raises:
-        OptionError: a radius that is no number > 0.
+        radius: standard deviation of the Gaussian in pixels of the model's input, > 0; ``None`` for
+            the longer side of a patch, which leaves only the colour of the neighbourhood.
     """
 
     name = "blur"
@@ -72,7 +69,7 @@ class Blur(_PixelPerturbation):
             raise OptionError("radius must be above 0 pixels, got 0, which blurs nothing")
 
     def baseline(self, image: PerturbationInput) -> Tensor:
-        """The image blurred."""
+        """Blur the image."""
         height, width = image.pixels.shape[2:]
         rows, columns = image.grid
         radius = self.radius or max(height / rows, width / columns)
@@ -81,33 +78,30 @@ class Blur(_PixelPerturbation):
 
 
 def _gaussian(size: int, radius: float) -> Tensor:
-    """Weights (size, size) of the pixels of a line in each blurred pixel; rows sum to 1."""
+    """Return the weights (size, size) of a line's pixels in each blurred pixel; rows sum to 1."""
     places = torch.arange(size, dtype=torch.float64)
     return torch.softmax(-(((places[:, None] - places) / radius) ** 2) / 2, 1)
 
 
 @dataclass(frozen=True)
 class MeanColour(_PixelPerturbation):
-    """A missing patch has the mean colour of the image."""
+    """Replace a missing patch by the mean colour of the image."""
 
     name = "mean"
     summary = "the mean colour of the image"
     source = "Fong and Vedaldi 2017"
 
     def baseline(self, image: PerturbationInput) -> Tensor:
-        """The mean colour, (1, channels, 1, 1)."""
+        """Return the mean colour, (1, channels, 1, 1)."""
         return image.pixels.mean((2, 3), keepdim=True)
 
 
 @dataclass(frozen=True)
 class DatasetMean(_PixelPerturbation):
-    """A missing patch has one colour in all images: the mean of a data set.
+    """Replace a missing patch by the mean colour of a data set.
 
     Args:
-        colour: pixel value of each channel, as the model takes them, from :func:`dataset_mean`.
-
-    Raises:
-        OptionError: a colour that is no sequence of finite numbers.
+        colour: finite pixel value of each channel in the model's input, see :func:`dataset_mean`.
     """
 
     name = "dataset-mean"
@@ -116,7 +110,7 @@ class DatasetMean(_PixelPerturbation):
     colour: Sequence[float]
 
     def __post_init__(self) -> None:
-        """Check the colour and keep it as a tuple."""
+        """Check the colour and store it as a tuple."""
         colour: Any = self.colour
         if not isinstance(colour, Sequence) or isinstance(colour, str) or not colour:
             raise OptionError(
@@ -127,7 +121,7 @@ class DatasetMean(_PixelPerturbation):
         object.__setattr__(self, "colour", values)
 
     def baseline(self, image: PerturbationInput) -> Tensor:
-        """The colour, (1, channels, 1, 1)."""
+        """Return the colour, (1, channels, 1, 1)."""
         channels = image.pixels.shape[1]
         if len(self.colour) != channels:
             raise InputError(
@@ -138,13 +132,13 @@ class DatasetMean(_PixelPerturbation):
 
 
 def dataset_mean(batches: Iterable[Tensor]) -> tuple[float, ...]:
-    """Mean of each channel over all pixels of a data set, for :class:`DatasetMean`.
+    """Compute the mean of each channel over all pixels of a data set, for :class:`DatasetMean`.
 
     Args:
         batches: pixel values, (B, channels, height, width) each, of any sizes.
 
     Raises:
-        InputError: no image, or something else.
+        InputError: no image, or a batch of another form.
 
     Example:
         >>> dataset_mean([torch.zeros(1, 3, 2, 2), torch.ones(3, 3, 2, 2)])
@@ -168,18 +162,15 @@ def dataset_mean(batches: Iterable[Tensor]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Noise(_PixelPerturbation):
-    """A missing patch is noise with the mean colour and the contrast of the image.
+    """Replace a missing patch by noise with the mean colour and the contrast of the image.
 
     Each pixel is drawn from a Gaussian with the mean of its channel in the image, and ``std`` times
-    the standard deviation of that channel. The numbers depend on the seed and the image alone, so
-    they are the same in any order of images and on every machine.
+    that channel's standard deviation. The numbers depend on seed and image alone, so they are the
+    same in any order of images and on every machine.
 
     Args:
-        seed: of the random numbers.
-        std: how strong the noise is; 1 for the contrast of the image.
-
-    Raises:
-        OptionError: a seed that is no whole number >= 0, or a std that is no number >= 0.
+        seed: seed of the random numbers, a whole number >= 0.
+        std: strength of the noise, >= 0; 1 for the contrast of the image.
     """
 
     name = "noise"
@@ -194,12 +185,12 @@ class Noise(_PixelPerturbation):
         check_number("std", self.std, 0)
 
     def baseline(self, image: PerturbationInput) -> Tensor:
-        """The noise."""
+        """Draw the noise."""
         pixels = image.pixels
         key = image.key
         content = pixels.cpu().double().numpy().tobytes() if key is None else key.encode()
         number = int.from_bytes(hashlib.sha256(content).digest()[:16], "big")
-        # NumPy draws the same numbers on every processor, PyTorch does not.
+        # NumPy draws the same numbers on every processor; PyTorch does not.
         generator = np.random.default_rng([self.seed, number])
         noise = torch.from_numpy(generator.standard_normal(tuple(pixels.shape))).to(pixels)
         contrast = pixels.std((2, 3), correction=0, keepdim=True)

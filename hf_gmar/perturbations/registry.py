@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_gmar._utils.registry import Registry
 
-if TYPE_CHECKING:  # the names are known before PyTorch is loaded
+if TYPE_CHECKING:  # listing the names does not import PyTorch
     from hf_gmar.perturbations.base import Perturbation
 
 PERTURBATIONS: Registry[Perturbation] = Registry(
@@ -21,13 +21,13 @@ PERTURBATIONS: Registry[Perturbation] = Registry(
         "token-dropping": "hf_gmar.perturbations.tokens:TokenDropping",
     },
 )
-"""Perturbations by the name that the command line, settings and results have."""
+"""Perturbations by their name on the command line, in settings and results."""
 
 
 def register_perturbation(name: str, perturbation: type[Perturbation]) -> None:
-    """Make a perturbation of your own known by name in this process.
+    """Register a perturbation under a name in this process.
 
-    A package makes its own known to every process by an entry point of the group
+    A package registers a perturbation in every process by an entry point of the group
     ``hf_gmar.perturbations``.
 
     Args:
@@ -35,7 +35,7 @@ def register_perturbation(name: str, perturbation: type[Perturbation]) -> None:
         perturbation: a subclass of :class:`~hf_gmar.perturbations.Perturbation`.
 
     Raises:
-        OptionError: the name is taken or can't be typed, or it is no such class.
+        OptionError: the name is taken or has other characters, or the class is no such subclass.
 
     Example:
         >>> from hf_gmar.perturbations import Blur

@@ -1,7 +1,7 @@
-"""Forwards that do without some patches: their tokens are dropped, or get no attention.
+"""Forwards without some patches: their tokens are dropped, or masked in attention.
 
-Both hold for the calling thread alone, and the model comes back as it was. Tokens are dropped after
-their positions were added, so the other tokens keep their positions.
+Both changes act in the calling thread alone and are undone afterwards. Tokens are dropped after the
+position embedding, so the remaining tokens keep their positions.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from hf_gmar._core.threads import hook_here, replaced_here
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 
 _ROTARY = ("position_embeddings", "rope")
-"""Names under which layers take rotary positions, (..., tokens or patches, numbers)."""
+"""Argument names of rotary positions in layers, (..., tokens or patches, numbers)."""
 
 _ROTARY_BY_IMAGE = ("dinov3_vit",)
-"""Families whose rotary positions may be others for each image: (B, 1, patches, numbers)."""
+"""Families that take rotary positions for each image: (B, 1, patches, numbers)."""
 
 _BIASES = ("attention_mask", "attn_mask", "relative_position_bias", "shared_rel_pos_bias")
-"""Names under which layers take what is added to attention, (..., N or 1, N)."""
+"""Argument names of attention biases in layers, (..., N or 1, N)."""
 
 _TABLE, _TIMM = "relative_position_bias_table", "_get_rel_pos_bias"
-"""The weight of a module that makes biases of relative positions; what timm's attention calls."""
+"""Weight of modules with relative position biases; method that timm's attention calls for them."""
 
 
 def reads_patches(adapter: ModelAdapter) -> bool:
-    """Whether the class head reads other tokens than those of the prefix."""
+    """Whether the class head reads other tokens than prefix tokens."""
     return sum(adapter.layout.readout) < 1 - 1e-6
 
 
 def fewest_patches(adapter: ModelAdapter) -> int:
-    """1 where nothing would be left to attend to, or to pool; else 0."""
+    """Return 1 if attention or pooling would have no token without patches, else 0."""
     pools_patches = reads_patches(adapter) and adapter.layout.rest == "patches"
     return int(pools_patches or not adapter.layout.num_prefix_tokens)
 
 
 @dataclass(frozen=True)
 class DropSites:
-    """Where tokens of a model are dropped.
+    """The places in a model where tokens are dropped.
 
     Attributes:
         layers: the layers, lowest first.
-        biases: modules that make biases of relative positions, the name of the method that does,
+        biases: modules that compute relative position biases, the name of the method that does so,
             and whether the module is inside a layer.
-        one_by_one: images with other tokens can't share a forward, as they share rotary positions.
+        one_by_one: copies share rotary positions, so other tokens need another forward.
     """
 
     layers: list[nn.Module]
@@ -63,7 +63,7 @@ class DropSites:
 
     @classmethod
     def of(cls, adapter: ModelAdapter) -> DropSites:
-        """Find the sites; an UnsupportedModelError if the layers can't be found."""
+        """Find the places; an UnsupportedModelError if the layers can't be found."""
         layers = layer_modules(adapter)
         inside = {id(part) for layer in layers for part in layer.modules()}
         biases = [
@@ -82,76 +82,77 @@ def drop_tokens(
 ) -> Iterator[None]:
     """Run one forward of this thread without the tokens of missing patches.
 
-    They are taken out of the input of the lowest layer, so all layers and the head above them have
-    fewer tokens. Rotary positions and biases of relative positions are cut to match.
+    They are removed from the input of the lowest layer, so all layers and the class head have fewer
+    tokens. Rotary positions and relative position biases are reduced to the same tokens.
 
     Args:
         adapter: the model.
-        keep_mask: bool (B, P), True for a patch that stays; equally many for each image, and one
-            image alone for a model that takes images one by one.
-        sites: where tokens are dropped, if that is known already.
+        keep_mask: bool (B, P), True for a kept patch; equally many for each image, and B = 1 if
+            ``DropSites.one_by_one``.
+        sites: the places where tokens are dropped, if they are known already.
 
     Raises:
         InputError: images with different numbers of patches.
-        UnsupportedModelError: the layers can't be found, or take what can't be cut.
-        ModelOutputError: other tokens than the layout says, or layers that did not run once each.
+        UnsupportedModelError: the layers can't be found, or have an unknown argument for tokens.
+        ModelOutputError: a token count that contradicts the layout, or not one run of each layer.
     """
-    sites, kept = sites or DropSites.of(adapter), _KeptTokens.of(adapter, keep_mask)
+    sites, selection = sites or DropSites.of(adapter), _TokenSelection.of(adapter, keep_mask)
     with ExitStack() as stack:
         for module, name, inside in sites.biases:
-            make_bias = functools.partial(_cut_bias, kept, inside, getattr(module, name))
+            make_bias = functools.partial(_select_bias, selection, inside, getattr(module, name))
             stack.enter_context(replaced_here(module, name, make_bias))
         for index, layer in enumerate(sites.layers):
-            hook = hook_here(functools.partial(_cut_input, kept, index))
+            hook = hook_here(functools.partial(_select_input, selection, index))
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
-    if kept.layers_run != list(range(len(sites.layers))):
+    if selection.layers_run != list(range(len(sites.layers))):
         raise ModelOutputError(
             f"each of the {len(sites.layers)} layers must run once in a forward pass, the lowest "
-            f"first; they ran in the order {kept.layers_run}"
+            f"first; they ran in the order {selection.layers_run}"
         )
 
 
 @contextmanager
 def mask_tokens(adapter: ModelAdapter, keep_mask: Tensor) -> Iterator[None]:
-    """Let no token of one forward of this thread attend to missing patches, in any layer.
+    """Mask missing patches in the attention of all layers, for one forward of this thread.
 
-    Their own tokens run along. A head that reads other tokens than the prefix gets the output of
-    the top layer without them.
+    The tokens of missing patches stay in the layers. A head that reads other tokens than prefix
+    tokens gets the top layer's output without them.
 
     Args:
         adapter: the model.
-        keep_mask: bool (B, P), True for a patch that is there; equally many for each image where
-            the head :func:`reads_patches`.
+        keep_mask: bool (B, P), True for a kept patch; equally many for each image if the head
+            :func:`reads_patches`.
 
     Raises:
         InputError: images with different numbers of patches.
-        UnsupportedModelError: attention is not Transformers', or fixed when the model is built, or
-            the layers can't be found.
-        ModelOutputError: other tokens than the layout says, or not one call for each layer.
+        UnsupportedModelError: attention is not Transformers', or is fixed when the model is built,
+            or the layers can't be found.
+        ModelOutputError: a token count that contradicts the layout, or not one call of each layer.
     """
     with ExitStack() as stack:
         if reads_patches(adapter):
-            hook = hook_here(functools.partial(_cut_output, _KeptTokens.of(adapter, keep_mask)))
+            selection = _TokenSelection.of(adapter, keep_mask)
+            hook = hook_here(functools.partial(_select_output, selection))
             stack.callback(layer_modules(adapter)[-1].register_forward_hook(hook).remove)
-        hidden = _token_flags(adapter, ~keep_mask, False)
-        stack.enter_context(masked_keys_here(adapter.vision_model, adapter.layers, hidden))
+        masked = _token_flags(adapter, ~keep_mask, False)
+        stack.enter_context(masked_keys_here(adapter.vision_model, adapter.layers, masked))
         yield
 
 
 def _token_flags(adapter: ModelAdapter, patches: Tensor, prefix: bool) -> Tensor:
-    """Flags of all tokens, (B, N), from those of the patches, (B, P)."""
+    """Extend flags of the patches, (B, P), to all tokens, (B, N)."""
     return nn.functional.pad(patches, (adapter.layout.num_prefix_tokens, 0), value=prefix)
 
 
 @dataclass
-class _KeptTokens:
-    """Which tokens stay in a forward, and which layers have run.
+class _TokenSelection:
+    """The kept tokens of a forward, and the layers that have run.
 
     Attributes:
-        indices: of the tokens that stay, (B, M), in their order.
-        num_prefix_tokens: how many tokens stand before the patches.
-        tokens: how many tokens there are before any is dropped.
+        indices: indices of the kept tokens, (B, M), ascending.
+        num_prefix_tokens: number of tokens before the patches.
+        tokens: number of tokens before any is dropped.
         layers_run: indices of the layers that ran, in their order.
     """
 
@@ -161,7 +162,7 @@ class _KeptTokens:
     layers_run: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, adapter: ModelAdapter, keep_mask: Tensor) -> _KeptTokens:
+    def of(cls, adapter: ModelAdapter, keep_mask: Tensor) -> _TokenSelection:
         counts = keep_mask.sum(1)
         if (counts != counts[0]).any():
             raise InputError(
@@ -172,7 +173,7 @@ class _KeptTokens:
         return cls(indices, adapter.layout.num_prefix_tokens, flags.shape[1])
 
     def select(self, tokens: Tensor) -> Tensor:
-        """The tokens that stay, of (B, N, numbers)."""
+        """Select the kept tokens of (B, N, numbers)."""
         if tokens.shape[:-1] != (len(self.indices), self.tokens):
             raise ModelOutputError(
                 f"{len(self.indices)} images of {self.tokens} tokens are needed, but the layers "
@@ -182,20 +183,21 @@ class _KeptTokens:
         return torch.take_along_dim(tokens, self.indices.to(tokens.device)[..., None], 1)
 
     def select_argument(self, name: str, value: Any) -> Any:
-        """Cut another argument of a layer to the tokens that stay."""
-        sizes = self.tokens, self.tokens - self.num_prefix_tokens  # of all tokens, of the patches
-        several = isinstance(value, (tuple, list))
-        parts = list(value) if several else [value]
+        """Select the kept tokens in another argument of a layer."""
+        sizes = self.tokens, self.tokens - self.num_prefix_tokens  # all tokens, patches
+        is_sequence = isinstance(value, (tuple, list))
+        parts = list(value) if is_sequence else [value]
         tensors = [part for part in parts if isinstance(part, Tensor)]
         if not any(size in sizes for tensor in tensors for size in tensor.shape):
             return value
         if name in _ROTARY and all(part.shape[-2] in sizes for part in parts):
             return (
                 type(value)(map(self._select_rotary, parts))
-                if several
+                if is_sequence
                 else self._select_rotary(value)
             )
-        if name in _BIASES and not several and value.dim() > 2 and value.shape[-1] == self.tokens:
+        is_bias = name in _BIASES and not is_sequence and value.dim() > 2
+        if is_bias and value.shape[-1] == self.tokens:
             return self.select_bias(value)
         raise UnsupportedModelError(
             f"the layers take {name!r}, which may have numbers for each token, and it is not known "
@@ -203,16 +205,16 @@ class _KeptTokens:
         )
 
     def _select_rotary(self, positions: Tensor) -> Tensor:
-        """The positions that stay, of (..., N or P, numbers)."""
+        """Select the kept positions of (..., N or P, numbers)."""
         indices = self.indices.to(positions.device)
-        if positions.shape[-2] != self.tokens:  # they are of patches alone
+        if positions.shape[-2] != self.tokens:  # of patches alone
             indices = indices[:, self.num_prefix_tokens :] - self.num_prefix_tokens
         if len(indices) == 1:
             return positions.index_select(-2, indices[0])
         return positions[indices][:, None]
 
     def select_bias(self, bias: Tensor) -> Tensor:
-        """The biases that stay, of (..., heads, N or 1, N): (B, heads, M or 1, M)."""
+        """Select the kept biases of (..., heads, N or 1, N): (B, heads, M or 1, M)."""
         indices = self.indices.to(bias.device)[:, None]
         bias = bias if bias.dim() == 4 else bias[None]
         if bias.shape[-2] == self.tokens:
@@ -222,36 +224,38 @@ class _KeptTokens:
 
 @functools.cache
 def _arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the arguments of a layer's forward, the tokens first."""
+    """Return the argument names of a layer's forward, the tokens first."""
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
-def _cut_input(kept: _KeptTokens, index: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The hook before a layer."""
+def _select_input(
+    selection: _TokenSelection, index: int, layer: nn.Module, args: Any, kwargs: Any
+) -> Any:
+    """Select the kept tokens in a layer's arguments (a pre-forward hook)."""
     positional = dict(zip(_arguments(type(layer).forward), args, strict=False))
     arguments = {**positional, **kwargs}
     tokens = next(iter(arguments))
-    kept.layers_run.append(index)
+    selection.layers_run.append(index)
     for name, value in arguments.items():
         if name != tokens:
-            arguments[name] = kept.select_argument(name, value)
+            arguments[name] = selection.select_argument(name, value)
         elif index == 0:
-            arguments[name] = kept.select(value)
+            arguments[name] = selection.select(value)
     return tuple(arguments[n] for n in positional), {n: arguments[n] for n in kwargs}
 
 
-def _cut_output(kept: _KeptTokens, _layer: nn.Module, _inputs: Any, output: Any) -> Any:
-    """The hook after the top layer."""
+def _select_output(selection: _TokenSelection, _layer: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Select the kept tokens in the top layer's output (a forward hook)."""
     if isinstance(output, tuple):
-        return kept.select(output[0]), *output[1:]
-    return kept.select(output)
+        return selection.select(output[0]), *output[1:]
+    return selection.select(output)
 
 
-def _cut_bias(
-    kept: _KeptTokens, inside: bool, make: Callable[..., Tensor], *args: Any, **kwargs: Any
+def _select_bias(
+    selection: _TokenSelection, inside: bool, make: Callable[..., Tensor], *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Make a bias of all tokens for a layer to cut or, inside a layer, of the tokens that stay."""
-    # Transformers would stretch it to as many tokens as there are, which are too few.
-    whole = {"dim_size": kept.tokens} if "dim_size" in kwargs else {}
-    bias = make(*args, **{**kwargs, **whole})
-    return kept.select_bias(bias) if inside else bias
+    """Compute a bias of all tokens; inside a layer, select the kept tokens."""
+    # Transformers would interpolate the bias to the reduced number of tokens.
+    size = {"dim_size": selection.tokens} if "dim_size" in kwargs else {}
+    bias = make(*args, **{**kwargs, **size})
+    return selection.select_bias(bias) if inside else bias

@@ -1,4 +1,4 @@
-"""Perturbations of tokens: the model does without the token of a missing patch."""
+"""Perturbations of tokens: the model runs without the token of a missing patch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_gmar.perturbations.token_removal import (
 
 @dataclass(frozen=True)
 class AttentionMasking(Perturbation):
-    """No token attends to a missing patch, in any layer, and the head does not read it.
+    """Mask a missing patch in the attention of all layers and in the head's readout.
 
-    Scores are those of :class:`TokenDropping` up to rounding, as nothing that the head reads
-    depends on the token of a missing patch. It costs more, as there are as many tokens as before;
-    but copies with different numbers of patches run together if the head reads no patches.
+    Scores equal those of :class:`TokenDropping` up to rounding, as no token that the head reads
+    depends on a missing patch. The cost is higher, as the number of tokens stays the same. Copies
+    with different numbers of patches share a forward if the head reads no patches.
 
     Source: Deiseroth et al., "AtMan: Understanding Transformer Predictions Through Memory
     Efficient Attention Manipulation", NeurIPS 2023 (arXiv 2301.08110), who weaken the attention to
@@ -32,7 +32,7 @@ class AttentionMasking(Perturbation):
     source = "Deiseroth et al. 2023"
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """The image itself, with tokens that get no attention."""
+        """Return the unchanged pixels, with masked tokens in each forward."""
         return CopyPlan(
             lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
             lambda keep_mask: mask_tokens(image.adapter, keep_mask.flatten(1)),
@@ -42,7 +42,7 @@ class AttentionMasking(Perturbation):
 
 @dataclass(frozen=True)
 class TokenDropping(Perturbation):
-    """The token of a missing patch does not enter the layers; the others keep their positions.
+    """Drop the token of a missing patch before the layers; other tokens keep their positions.
 
     Source: Jain et al., "Missingness Bias in Model Debugging", ICLR 2022 (arXiv 2204.08945).
     """
@@ -53,7 +53,7 @@ class TokenDropping(Perturbation):
     source = "Jain et al. 2022"
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """The image itself, with tokens that are dropped."""
+        """Return the unchanged pixels, with dropped tokens in each forward."""
         sites = DropSites.of(image.adapter)
         return CopyPlan(
             lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
