@@ -1,4 +1,4 @@
-"""Models from outside: the Hub, labels, wrappers, and what a processor shows of an image."""
+"""Models from the Hub or a folder, their labels, wrappers, and the image part that they see."""
 
 import lazy_loader as lazy
 

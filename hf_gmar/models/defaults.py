@@ -1,4 +1,4 @@
-"""The model and the image that are taken where none is named."""
+"""The default model and image."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 
 DEFAULT_MODEL = "google/vit-base-patch16-224"
-"""What the command line takes from the Hub when no model is named."""
+"""The default model of the command line, from the Hub."""
 
 BUNDLED = "bundled"
-"""The name of the model that comes with the package."""
+"""The name of the model in the package."""
 
 
 def bundled_folder() -> Path:
-    """The folder of the bundled model."""
+    """Return the folder of the bundled model."""
     return Path(str(files("hf_gmar") / "assets" / "model"))
 
 
 def sample_image() -> Path:
-    """The bundled sample: a synthetic scene with several objects."""
+    """Return the bundled sample image: a synthetic scene with several objects."""
     return Path(str(files("hf_gmar") / "assets" / "scene.png"))

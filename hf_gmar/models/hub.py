@@ -1,4 +1,4 @@
-"""Loading models, their image processors and configs."""
+"""Load models, their image processors and configs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from hf_gmar.models.hub_errors import (
 from hf_gmar.models.wrappers import ZeroShotModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-"""What the parameters of a model can be loaded as; ``"auto"`` is as they were saved."""
+"""Dtypes for a model's parameters; ``"auto"`` is the saved dtype."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class LoadedModel:
     """A classifier with its image processor.
 
     Attributes:
-        name: as the user gave it.
-        model: the model in evaluation mode; with prompts, the classifier that is made of both.
-        processor: its image processor, on the Pillow backend.
+        name: the user's name of the model.
+        model: the model in evaluation mode; with prompts, a zero-shot classifier.
+        processor: the model's image processor, on the Pillow backend.
     """
 
     name: str
@@ -68,24 +68,24 @@ class LoadedModel:
     processor: BaseImageProcessor
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Pixel values (1, channels, height, width) of an image, as the model takes them."""
+        """Return an image's pixel values (1, channels, height, width), ready for the model."""
         pixels: Tensor = self.processor(images=image, return_tensors="pt").pixel_values
         return pixels.to(self.model.device, self.model.dtype)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is the accelerator, or the CPU if there is none.
+    """Return the device of a name; ``"auto"`` is the accelerator, or else the CPU.
 
     Raises:
-        OptionError: no such device on this machine.
+        OptionError: there is no such device on this machine.
     """
     if name == "auto":
-        # Unchecked, a build for CUDA names CUDA even on a machine without a GPU.
+        # Without the check, a CUDA build returns CUDA even on a machine without a GPU.
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device).cpu()  # a device without values, such as meta, fails here
-    # Builds without a backend answer with an AssertionError or NotImplementedError.
+        torch.empty(0, device=device).cpu()  # fails for devices without data, such as meta
+    # Builds without a backend raise AssertionError or NotImplementedError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(f"the device {name!r} can't be used here: {reason}") from error
@@ -114,38 +114,36 @@ def load_model(
 ) -> LoadedModel:
     """Load a classifier and its image processor.
 
-    Unless asked for, only safetensors weights are read, and no code from the Hub is run: neither a
-    repository's own nor an attention kernel that its config names.
+    By default, only safetensors weights are read, and no code from the Hub is run: neither code of
+    the repository nor an attention kernel that its config names.
 
     Args:
         name: ``"bundled"``, a local folder, or a model on the Hub such as
             ``"google/vit-base-patch16-224"``.
         device: a torch device, or ``"auto"``.
-        prompts: for CLIP, MetaCLIP 2 and SigLIP, one text for each class as the model reads it,
-            such as ``"a photo of a dog"``; the model is a
-            :class:`~hf_gmar.models.wrappers.ZeroShotModel` then.
+        prompts: for CLIP, MetaCLIP 2 and SigLIP, the full text for each class, such as
+            ``"a photo of a dog"``; they give a :class:`~hf_gmar.models.wrappers.ZeroShotModel`.
         revision: a branch, tag or commit of the model on the Hub.
-        token: for private and gated models; ``None`` and ``True`` take that of the logged-in user,
-            ``False`` sends none.
-        cache_dir: where downloads are kept, instead of in the cache of the Hub's client.
-        dtype: one of ``DTYPES``, by name or as a torch dtype. Weights saved in half precision are
-            widened unless you name another dtype: the explanation rests on gradients.
-        attn_implementation: ``"sdpa"``, ``"eager"`` or another of Transformers; ``None`` leaves the
-            choice to Transformers, whatever the model's config says.
-        trust_remote_code: run the Python code in the repository, where it has a model of its own.
-        use_safetensors: ``False`` reads ``pytorch_model.bin`` where there are no safetensors
-            weights, and of it only tensors and plain values.
+        token: access token for private and gated models; ``None`` and ``True`` take the logged-in
+            user's token, ``False`` sends no token.
+        cache_dir: folder of downloads, instead of the cache of the Hub's client.
+        dtype: one of ``DTYPES``, by name or as a torch dtype. The default widens weights saved in
+            half precision, as explanations need precise gradients.
+        attn_implementation: ``"sdpa"``, ``"eager"`` or another of Transformers' implementations;
+            ``None`` is Transformers' choice, regardless of the model's config.
+        trust_remote_code: run the repository's Python code, if it defines the model.
+        use_safetensors: ``False`` allows ``pytorch_model.bin`` if there are no safetensors weights;
+            only tensors and plain values are read from it.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
-        ModelLoadError: there is no such model, it may not be read, it is no image classifier (with
-            prompts: no model of image and text), or its weights, image processor or tokenizer are
-            missing or damaged.
-        OptionError: there is no such device, dtype or attention, the attention can't be used here,
-            the token can't be one, a revision is given for a local folder, prompts are given for a
-            model that takes none or not given for one that needs them, or a prompt is empty, too
-            long or of words that the model does not have.
-        UnsupportedModelError: prompts are given for code of a repository that takes none.
+        ModelLoadError: the model does not exist, access is refused, it is no image classifier (with
+            prompts: no image-text model), or its weights, image processor or tokenizer are missing
+            or damaged.
+        OptionError: an unknown or unusable device, dtype or attention implementation, an invalid
+            token, a revision for a local folder, missing or superfluous prompts, or a prompt that
+            is empty, too long or outside the vocabulary.
+        UnsupportedModelError: prompts for a model in repository code that takes none.
 
     Example:
         >>> load_model("bundled").model.config.problem_type
@@ -154,8 +152,8 @@ def load_model(
         torch.bfloat16
     """
     target_device = pick_device(device)
-    # Left unsaid, the config would choose the attention: perhaps a kernel on the Hub, whose code
-    # would be fetched and run.
+    # Without a setting, the config would choose the attention: perhaps a kernel on the Hub, whose
+    # code would be downloaded and run.
     attention = {**dict.fromkeys(loading("eager")), **loading(attn_implementation)}
     settings = {"dtype": _pick_dtype(dtype), **attention}
     kind = CLASSIFIER if prompts is None else IMAGE_TEXT_MODEL
@@ -175,20 +173,20 @@ def load_config(
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedConfig:
-    """Load a model's config alone: of a model on the Hub, nothing but its config.json.
+    """Load only a model's config; from the Hub, only config.json is downloaded.
 
     Args:
-        name: see :func:`load_model`, as for all others.
+        name: see :func:`load_model`, also for the other arguments.
         revision: a branch, tag or commit.
-        token: for private and gated models.
-        cache_dir: where downloads are kept.
-        trust_remote_code: run the Python code in the repository, where it has a config of its own.
+        token: access token for private and gated models.
+        cache_dir: folder of downloads.
+        trust_remote_code: run the repository's Python code, if it defines the config.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the config is not in the cache.
-        ModelLoadError: there is no such model or config, it may not be read, or its model type is
-            not known to the installed Transformers.
-        OptionError: the token can't be one, or a revision is given for a local folder.
+        ModelLoadError: the model or its config does not exist, access is refused, or the installed
+            Transformers does not know the model type.
+        OptionError: an invalid token, or a revision for a local folder.
 
     Example:
         >>> load_config("bundled").architectures
@@ -205,7 +203,7 @@ def _source(
     cache_dir: str | Path | None,
     trusted: bool,
 ) -> Source:
-    """Check where a model is to come from."""
+    """Check a model's name, revision and token."""
     name = str(model)
     folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
     place = str(folder) if folder.is_dir() else name
@@ -220,7 +218,7 @@ def _source(
             f"the revision {revision!r} is given, but {name!r} is a local folder, which has no "
             "revisions; leave it out, or name a model on the Hub"
         )
-    # An error of the Hub's client would show the token, and so may end up in a log.
+    # An error of the Hub's client would show the token, perhaps in a log.
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
         raise OptionError(
             "the token is empty or has characters that no token has, such as a line break; "
@@ -230,10 +228,10 @@ def _source(
 
 
 def _pinned(source: Source) -> Source:
-    """Look the commit of the revision up once.
+    """Resolve the revision to a commit once.
 
-    Else each file would ask the Hub anew and, if the Hub does not answer, wait until the client
-    gives up.
+    Otherwise each file would query the Hub again and, if the Hub does not answer, wait for the
+    client's timeout.
     """
     if source.is_local:
         return source
@@ -245,7 +243,7 @@ def _pinned(source: Source) -> Source:
         return source
 
 
-# What is raised depends on what is in a model's files, which may be code: any Exception is theirs.
+# A model's files may be code and raise any Exception.
 def _read_config(source: Source) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -257,7 +255,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
 
 
 def _config_place(source: Source) -> str:
-    """Where the config is: an adapter (PEFT) has that of its base model."""
+    """Return the place of the config: for a PEFT adapter, its base model."""
     if not is_peft_available() or (Path(source.place) / "config.json").is_file():
         return source.place
     file = find_adapter_config_file(source.place, **source.access)
@@ -298,10 +296,10 @@ def _load_network(
 
 @contextmanager
 def _no_conversion() -> Iterator[None]:
-    """Keep Transformers from having weights converted to safetensors.
+    """Prevent Transformers from requesting a conversion to safetensors.
 
-    It would send the model's name and the token to a service, which opens a pull request with
-    converted weights, and load those.
+    It would send the model's name and the token to a service that opens a pull request with
+    converted weights, and load these weights.
     """
     switch = "DISABLE_SAFETENSORS_CONVERSION"
     with lock_models([os.environ]):
@@ -333,7 +331,7 @@ def _load_tokenizer(source: Source) -> Any:
         )
     except Exception as error:
         raise tokenizer_error(source, error) from error
-    # Without any files some are made all the same, and read every text as unknown.
+    # Without files, Transformers makes an empty tokenizer that reads every text as unknown.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise no_tokenizer(source)
     return tokenizer
@@ -341,7 +339,7 @@ def _load_tokenizer(source: Source) -> Any:
 
 def _load_processor(source: Source) -> BaseImageProcessor:
     try:
-        # The same pixels, whether torchvision is installed or not.
+        # The Pillow backend gives the same pixels with and without torchvision.
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
             source.place, backend="pil", trust_remote_code=source.trusted, **source.access
         )

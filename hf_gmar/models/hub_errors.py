@@ -1,4 +1,4 @@
-"""Errors of the Hub and of Transformers in our words: what happened to which model, what to do."""
+"""Errors of the Hub and of Transformers, reworded: the model, the cause and a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # that which it uses
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own client
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -31,7 +31,7 @@ from transformers.utils.hub import has_file
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
-# What a model is to be loaded as.
+# Kinds of models that can be loaded.
 CLASSIFIER = "an image classifier"
 IMAGE_TEXT_MODEL = "a model of image and text"
 MODEL = "a model of Transformers"
@@ -39,17 +39,17 @@ MODEL = "a model of Transformers"
 
 @dataclass(frozen=True)
 class Source:
-    """A model's name, how its files may be fetched, and what they should be.
+    """A model's name, access to its files, and its expected kind.
 
     Attributes:
-        name: as it was asked for.
-        place: where Transformers finds it: a folder, or a name on the Hub.
-        kind: what it is to be loaded as.
+        name: the user's name of the model.
+        place: a folder, or a name on the Hub.
+        kind: the kind of model to load.
         revision: a branch, tag or commit.
-        token: of the Hub.
-        cache_dir: where downloads are kept.
-        trusted: whether Python code in the repository may be run.
-        commit: what the revision stands for, once that is known.
+        token: access token of the Hub.
+        cache_dir: folder of downloads.
+        trusted: whether Python code in the repository may run.
+        commit: the commit of the revision, if known.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder."""
+        """Whether the place is a folder."""
         return Path(self.place).is_dir()
 
     @property
     def access(self) -> dict[str, Any]:
-        """The keywords for everything that is fetched."""
+        """Keywords for every download."""
         cache = None if self.cache_dir is None else str(Path(self.cache_dir).expanduser())
         return {"revision": self.commit or self.revision, "token": self.token, "cache_dir": cache}
 
     def has(self, *names: str) -> bool:
-        """Whether one of these files is there."""
+        """Whether one of these files exists."""
         try:
             return any(has_file(self.place, name, **self.access) for name in names)
         except (OSError, httpx.HTTPError):
@@ -81,7 +81,7 @@ class Source:
 
 
 def config_error(source: Source, error: Exception) -> HfGmarError:
-    """Why the config could not be read."""
+    """Explain why the config could not be read."""
     if known := _known_error(source, error):
         return known
     if not source.has("config.json"):
@@ -100,11 +100,11 @@ def config_error(source: Source, error: Exception) -> HfGmarError:
 def network_error(
     source: Source, error: Exception, attn_implementation: str | None, use_safetensors: bool
 ) -> HfGmarError:
-    """Why the model could not be loaded with these options."""
+    """Explain why the model could not be loaded with these options."""
     if known := _known_error(source, error):
         return known
-    words = "attn_implementation|attention implementation|flash ?attention"
-    if attn_implementation is not None and re.search(words, str(error), re.IGNORECASE):
+    pattern = "attn_implementation|attention implementation|flash ?attention"
+    if attn_implementation is not None and re.search(pattern, str(error), re.IGNORECASE):
         return OptionError(
             f"attn_implementation={attn_implementation!r} can't be used here: {_reason(error)}"
         )
@@ -112,7 +112,7 @@ def network_error(
 
 
 def processor_error(source: Source, error: Exception) -> HfGmarError:
-    """Why the image processor could not be loaded."""
+    """Explain why the image processor could not be loaded."""
     if known := _known_error(source, error):
         return known
     if source.has("preprocessor_config.json", "processor_config.json"):
@@ -125,7 +125,7 @@ def processor_error(source: Source, error: Exception) -> HfGmarError:
 
 
 def tokenizer_error(source: Source, error: Exception) -> HfGmarError:
-    """Why the tokenizer could not be loaded."""
+    """Explain why the tokenizer could not be loaded."""
     if known := _known_error(source, error):
         return known
     if not source.has(*_VOCABULARIES):
@@ -134,7 +134,7 @@ def tokenizer_error(source: Source, error: Exception) -> HfGmarError:
 
 
 def prompts_error(source: Source, error: Exception) -> HfGmarError:
-    """Why a tokenizer and a model that could be loaded do not read the prompts."""
+    """Explain why the loaded tokenizer and model can't encode the prompts."""
     return ModelLoadError(
         f"the prompts can't be read with the tokenizer and the model of {source.name!r}: "
         f"{_reason(error)}"
@@ -142,7 +142,7 @@ def prompts_error(source: Source, error: Exception) -> HfGmarError:
 
 
 def no_tokenizer(source: Source) -> HfGmarError:
-    """There is none, or an empty one."""
+    """Report a missing or empty tokenizer."""
     return ModelLoadError(
         f"{source.name!r} has no tokenizer (such as tokenizer.json), which prompts are read with; "
         "save the one that it was trained with beside it, with save_pretrained"
@@ -151,15 +151,15 @@ def no_tokenizer(source: Source) -> HfGmarError:
 
 
 def check_prompts(source: Source, config: PreTrainedConfig) -> None:
-    """Before any weights: prompts are for the models that take them, and those need them.
+    """Check before loading weights that image-text models, and only they, have prompts.
 
     Raises:
-        OptionError: they are given for another, or not given. Where a config names no class, or
-            one in code of its own, it shows when the weights are loaded.
+        OptionError: superfluous or missing prompts. If the config names no class, or a class in
+            repository code, the error comes when the weights are loaded.
     """
     name = next(iter(config.architectures or ()), None)
-    own_code = source.trusted and bool(getattr(config, "auto_map", None))
-    if source.kind == IMAGE_TEXT_MODEL and name not in (None, *ZERO_SHOT_CLASSES) and not own_code:
+    has_code = source.trusted and bool(getattr(config, "auto_map", None))
+    if source.kind == IMAGE_TEXT_MODEL and name not in (None, *ZERO_SHOT_CLASSES) and not has_code:
         raise OptionError(
             f"prompts need a model of image and text, one of {', '.join(ZERO_SHOT_CLASSES)}; "
             f"{source.name!r} is of the class {name}: name another model, or leave the prompts out "
@@ -170,11 +170,11 @@ def check_prompts(source: Source, config: PreTrainedConfig) -> None:
 
 
 def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[str]) -> None:
-    """Check that no weights are missing: Transformers would take random numbers for them.
+    """Check that no weights are missing: Transformers would initialise them randomly.
 
     Raises:
-        ModelLoadError: some are missing.
-        OptionError: the same, as the model is one for prompts.
+        ModelLoadError: weights are missing.
+        OptionError: weights are missing because the model needs prompts.
     """
     if names := sorted(missing):
         if source.kind == CLASSIFIER and takes_prompts(config):
@@ -189,7 +189,7 @@ def takes_prompts(config: PreTrainedConfig) -> bool:
 
 
 def incomplete_error(name: str, missing: Sequence[str], kind: str = CLASSIFIER) -> ModelLoadError:
-    """Say which weights are missing."""
+    """List the missing weights in an error."""
     return ModelLoadError(
         f"the weights of {name!r} lack {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; it "
         f"is no trained {kind.split(maxsplit=1)[1]}, so there is nothing to explain"
@@ -218,7 +218,7 @@ _UNREACHED = (
     "use --model bundled, or --model FOLDER with a local model"
 )
 
-# By class, by HTTP status or by words in the message; the first that fits any cause is it.
+# Messages by error class, HTTP status or words in the error; the first match of any cause is used.
 _KNOWN: dict[type[BaseException] | int | str, str] = {
     GatedRepoError: "{name!r} is gated: its owner decides who may read it; ask for access on "
     f"{{endpoint}}/{{name}}, then {_LOG_IN}",
@@ -247,23 +247,23 @@ _KNOWN: dict[type[BaseException] | int | str, str] = {
 
 def _known_error(source: Source, error: Exception) -> HfGmarError | None:
     causes = list(_causes(error))
-    for sign, text in _KNOWN.items():
-        cause = next((cause for cause in causes if _fits(cause, sign)), None)
+    for pattern, text in _KNOWN.items():
+        cause = next((cause for cause in causes if _matches(cause, pattern)), None)
         if cause is not None:
             kind = HubUnreachableError if text is _UNREACHED else ModelLoadError
-            return kind(text.format(**_words(source, cause)))
+            return kind(text.format(**_fields(source, cause)))
     return None
 
 
-def _fits(cause: BaseException, sign: type[BaseException] | int | str) -> bool:
-    if isinstance(sign, str):
-        return sign in str(cause)
-    if isinstance(sign, int):
-        return isinstance(cause, HfHubHTTPError) and cause.response.status_code == sign
-    return isinstance(cause, sign)
+def _matches(cause: BaseException, pattern: type[BaseException] | int | str) -> bool:
+    if isinstance(pattern, str):
+        return pattern in str(cause)
+    if isinstance(pattern, int):
+        return isinstance(cause, HfHubHTTPError) and cause.response.status_code == pattern
+    return isinstance(cause, pattern)
 
 
-def _words(source: Source, cause: BaseException) -> dict[str, str]:
+def _fields(source: Source, cause: BaseException) -> dict[str, str]:
     return {
         "name": source.name,
         "kind": source.kind,
@@ -280,7 +280,7 @@ def _words(source: Source, cause: BaseException) -> dict[str, str]:
 
 
 def _quoted(pattern: str, cause: BaseException) -> str:
-    """What Transformers names in its message."""
+    """Return the name in Transformers' message."""
     match = re.search(pattern, str(cause))
     return match[1] if match else "config"
 
@@ -288,8 +288,8 @@ def _quoted(pattern: str, cause: BaseException) -> str:
 def _weights_error(
     source: Source, error: Exception, use_safetensors: bool
 ) -> ModelLoadError | None:
-    unread = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
-    if not unread or source.has("model.safetensors", "model.safetensors.index.json"):
+    is_unreadable = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
+    if not is_unreadable or source.has("model.safetensors", "model.safetensors.index.json"):
         return None
     if not source.has("pytorch_model.bin", "pytorch_model.bin.index.json"):
         return ModelLoadError(
@@ -308,7 +308,7 @@ def _weights_error(
     )
 
 
-# What the tokenizers of models of image and text keep their vocabulary in.
+# Vocabulary files of the tokenizers of image-text models.
 _VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -320,7 +320,7 @@ _VOCABULARIES = (
 
 
 def _or_retry(source: Source) -> str:
-    # Offline, Transformers does not say whether a file is absent or only not in the cache.
+    # Offline, Transformers does not tell absent files from files that are not in the cache.
     return "" if source.is_local else ", or, if a download was cut off, connect and try again"
 
 
@@ -333,7 +333,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         text = f"{error.response.status_code} {error.server_message or ''}"
     elif not isinstance(error, OSError | ValueError):
-        text = f"{type(error).__name__}: {error}"  # such as a key, which says little alone
+        text = f"{type(error).__name__}: {error}"  # the text may be a bare key
     return " ".join(text.split())[:300]
 
 

@@ -1,7 +1,7 @@
-"""Where a model's input lies on the original image.
+"""The position of a model's input on the original image.
 
-A processor resizes, crops and pads as it likes. What it did is measured: drawn ramps go through it
-in place of the image, and each pixel that comes out says from which place of the original it is.
+Processors resize, crop and pad in many ways, so the result is measured: the processor gets an image
+of colour ramps, and each pixel of its output encodes a position in the original.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from transformers import BaseImageProcessor
 
 from hf_gmar.errors import InputError
 
-# Three ramps, one in each channel, each rising by so many levels for one along x and along y. They
-# point some 120 degrees apart, so that their sum is the same everywhere in the image and different
-# in any padding. No turn or flip makes them each other.
+# Slopes of the three ramps, one in each channel: levels for one step along x and along y. Their
+# directions are some 120 degrees apart, so that their sum is constant in the image and different in
+# any padding. No rotation or flip exchanges them.
 _RISES = np.array([[5, 1], [-3, 4], [-2, -5]])
-_MIDDLE = 125  # their level in the middle of the image: a grey that no processor pads with
+_MIDDLE = 125  # level in the middle of the image: a grey that no processor pads with
 _STEEPEST = int(np.abs(_RISES).sum(axis=1).max())
-_ROUNDING = 2.5  # what the rounding of all channels can add to their sum
-_LARGE = 1 << 20  # pixels of an image on which rounding averages out
-_BLOCK = 1 << 17  # pixels that are drawn at a time, so that they stay in the processor's cache
+_ROUNDING = 2.5  # bound of the rounding error in the sum of the channels
+_LARGE = 1 << 20  # pixels of an image in which rounding averages out
+_BLOCK = 1 << 17  # pixels that are drawn at once, so that they stay in the CPU's cache
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Bytes: TypeAlias = NDArray[np.uint8]
@@ -41,9 +41,9 @@ class ImageView:
 
     Attributes:
         size: height and width of the original image, in pixels.
-        box: top, left, bottom and right edge of what the model's input covers, in pixels of the
-            original from its top left corner; the whole image is ``(0, 0, height, width)``. It
-            reaches outside of the image where the processor padded.
+        box: top, left, bottom and right edge of the model's input, in pixels of the original from
+            its top left corner; the whole image is ``(0, 0, height, width)``. With padding, the box
+            extends beyond the image.
 
     Example:
         >>> view = ImageView((2, 6), (0.0, 1.0, 2.0, 5.0))  # a square out of a wide image
@@ -59,7 +59,7 @@ class ImageView:
 
     @classmethod
     def whole(cls, image: Image.Image) -> ImageView:
-        """The view of a model that saw all of an image."""
+        """Return the view of a whole image."""
         return cls((image.height, image.width), (0.0, 0.0, image.height, image.width))
 
     @property
@@ -69,14 +69,14 @@ class ImageView:
         return top > 0 or left > 0 or bottom < self.size[0] or right < self.size[1]
 
     def project(self, patches: Tensor) -> Tensor:
-        """Give each pixel of the original the value of the patch in which its centre lies.
+        """Give each pixel of the original the value of the patch that contains its centre.
 
         Args:
             patches: any values, (..., rows, columns), over the model's whole input.
 
         Returns:
-            The same values, (..., height, width), on the same device and of the same type (integers
-            become floats); NaN where the model saw nothing.
+            The values of the pixels, (..., height, width), with device and dtype of the patches
+            (integers become floats); NaN outside of the box.
 
         Raises:
             InputError: no grid of patches.
@@ -94,23 +94,23 @@ class ImageView:
 
 
 def _cells(pixels: int, start: float, end: float, cells: int) -> Tensor:
-    """The cell of each pixel's centre along one axis; for none, one after the last."""
+    """Return the cell of each pixel's centre along one axis; ``cells`` if there is none."""
     centres = torch.arange(pixels, dtype=torch.float64) + 0.5
     indices = ((centres - start) / (end - start) * cells).floor().long()
     return indices.where((indices >= 0) & (indices < cells), torch.tensor(cells))
 
 
 def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageView:
-    """Measure which part of an image of that size a processor gives to its model.
+    """Measure the part of an image of this size that a processor gives to its model.
 
-    Any processor will do that only resizes, crops and pads with one colour: its settings are not
-    read. An edge is off by a few hundredths of a pixel of the model's input, rarely by a few tenths
-    (images that are resized by nearly nothing), or by less than a tenth of the image's own pixel
-    (strips that are enlarged). An edge within half a pixel of the model's input from the image's
-    border is on the border. Along an axis of a single pixel the image fills its part of the input.
+    The processor may resize, crop and pad with one colour; its settings are not read. The error of
+    an edge is a few hundredths of a pixel of the model's input, rarely a few tenths (nearly no
+    resizing), or less than a tenth of the image's own pixel (enlarged strips). An edge within half
+    an input pixel of the image's border is put on the border. Along an axis of a single pixel the
+    image fills its part of the input.
 
-    It costs one more call of the processor on an image of that size, three for less than a
-    megapixel. The last sizes are remembered while the processor's settings stay.
+    The cost is one processor call on an image of this size, three below a megapixel. Results for
+    the last sizes are cached while the processor's settings stay.
 
     Args:
         processor: an image processor for colour images.
@@ -120,7 +120,7 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
         The view; its box is in pixels of the original.
 
     Raises:
-        InputError: no such size, or the processor flips, turns, cuts into tiles or changes colours.
+        InputError: an empty size, or the processor flips, rotates, tiles or changes colours.
 
     Example:
         >>> from transformers import DeiTImageProcessorPil  # to 256 x 256, of which 224 x 224
@@ -134,11 +134,7 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
 
 
 def seen_part(processor: BaseImageProcessor, image: Image.Image) -> Image.Image:
-    """The part of an image that the model sees, in the image's own pixels.
-
-    Raises:
-        InputError: see :func:`measure_view`.
-    """
+    """Crop an image to the part that the model sees; errors as in :func:`measure_view`."""
     top, left, bottom, right = measure_view(processor, (image.height, image.width)).box
     return image.crop((round(left), round(top), max(round(right), 1), max(round(bottom), 1)))
 
@@ -156,7 +152,7 @@ def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, in
 
 
 class _NoPictureError(Exception):
-    """The message says what came out of the processor instead."""
+    """An output that is no picture of the input; the message describes it."""
 
 
 def _box(processor: BaseImageProcessor, ramps: _Ramps) -> tuple[float, float, float, float]:
@@ -172,29 +168,29 @@ def _box(processor: BaseImageProcessor, ramps: _Ramps) -> tuple[float, float, fl
 
 @dataclass(frozen=True)
 class _Ramps:
-    """The image that is drawn for a processor, once or, for finer ramps, as several windows."""
+    """The ramp image for a processor, drawn once or, for finer ramps, as several windows."""
 
     size: tuple[int, int]
 
     @property
     def windows(self) -> int:
-        """Over how many images the levels of a ramp are spread, 255 on each."""
+        """Number of images that share the levels of a ramp, 255 on each."""
         return 1 if math.prod(self.size) >= _LARGE else 3
 
     @property
     def middle(self) -> int:
-        """The level in the middle of the image, in all channels."""
+        """Level in the middle of the image, in all channels."""
         return _MIDDLE * self.windows
 
     def step(self, pixels: int) -> float:
-        """Levels from one pixel to the next along an axis, before its rise."""
-        reach = self.middle // _STEEPEST  # x and y run from minus to plus this
+        """Distance of neighbouring pixels along an axis, in steps of the slopes."""
+        reach = self.middle // _STEEPEST  # x and y run from -reach to reach
         if max(self.size) <= reach:
-            return float(2 * (reach // pixels))  # whole, for there is little to average over
+            return float(2 * (reach // pixels))  # whole, as few pixels average badly
         return 2 * reach / pixels
 
     def draw(self, window: int) -> _Bytes:
-        """The levels that fall into a window, (height, width, 3)."""
+        """Draw the levels of a window, (height, width, 3)."""
         picture = np.empty((*self.size, 3), np.uint8)
         y, x = ((np.arange(n) - (n - 1) / 2) * self.step(n) for n in self.size)
         block = max(1, _BLOCK // self.size[1])
@@ -208,25 +204,25 @@ class _Ramps:
 
 
 def _process(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
-    """Process an image (height, width, 3) to (3, height, width), in the image's own colours."""
+    """Process an image (height, width, 3) to (3, height, width), without colour changes."""
     try:
         processed = processor(
             images=image,
             input_data_format="channels_last",
             do_normalize=False,
             do_rescale=False,
-            resample=Image.Resampling.BILINEAR,  # keeps straight lines straight, up to the border
+            resample=Image.Resampling.BILINEAR,  # linear ramps stay linear, up to the border
             return_tensors="pt",
         )
-    except TypeError:  # that of timm's models takes no settings
+    except TypeError:  # timm's processor takes no settings
         return _process_and_undo_colours(processor, image)
     return _picture(processed)
 
 
 def _process_and_undo_colours(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
-    """The same for a processor that takes no settings in a call."""
-    plain = (Image.new("RGB", (64, 64), colour) for colour in ("black", "white"))
-    images = Image.fromarray(image), *plain
+    """Process an image without settings in the call; undo the change of colours."""
+    references = (Image.new("RGB", (64, 64), colour) for colour in ("black", "white"))
+    images = Image.fromarray(image), *references
     picture, black, white = (_picture(processor(item, return_tensors="pt")) for item in images)
     contrast = np.abs(white - black).sum(axis=0)
     row, column = np.unravel_index(contrast.argmax(), contrast.shape)  # not in the padding
@@ -246,7 +242,7 @@ def _picture(processed: Any) -> _Floats:
 
 
 def _image_part(levels: _Floats, rounding: float) -> tuple[slice, slice]:
-    """The rows and columns that show the image, and not padding."""
+    """Find the rows and columns of the image, without padding."""
     image = np.abs(levels.sum(axis=0)) < rounding
     if not image.any():
         raise _NoPictureError("other colours than those of its image")
@@ -256,7 +252,7 @@ def _image_part(levels: _Floats, rounding: float) -> tuple[slice, slice]:
 
 def _places(levels: _Floats) -> tuple[_Floats, _Floats]:
     """Solve the three levels of each pixel for x and y, in steps from the image's middle."""
-    # The inverse leaves out what all three have in common, such as halves that are rounded up.
+    # The inverse ignores a common offset of all three, such as the rounding of halves.
     inverse = np.linalg.pinv(_RISES)
     # Some processors swap red and blue.
     (x, y), (swapped_x, swapped_y) = (np.tensordot(inverse, levels[::way], 1) for way in (1, -1))
@@ -264,22 +260,22 @@ def _places(levels: _Floats) -> tuple[_Floats, _Floats]:
 
 
 def _crookedness(places: tuple[_Floats, _Floats]) -> float:
-    """How far x differs within columns, and y within rows."""
+    """Measure how much x varies within columns, and y within rows."""
     x, y = places
     return float(x.std(axis=0).mean() + y.std(axis=1).mean())
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of the image: its pixels, and the levels from one to the next."""
+    """One axis of the image: its pixels, and the step between them."""
 
     pixels: int
     step: float
 
     def edges(self, levels: _Floats, first: int, length: int) -> tuple[float, float]:
-        """Where a picture of ``length`` begins and ends, in pixels of the image.
+        """Return start and end of a picture of ``length``, in pixels of the image.
 
-        The levels (along, across) are of the part that shows the image and begins at ``first``.
+        The levels (along, across) are of the part with the image, which starts at ``first``.
         """
         core = levels[_core(levels.shape[0]), _core(levels.shape[1])]
         places = core / self.step + self.pixels / 2
@@ -292,24 +288,24 @@ class _Axis:
         )
 
     def _line(self, places: _Floats, first: int) -> tuple[float, float] | None:
-        """Fit the image's pixels for one of the picture, and the place of the picture's start."""
+        """Fit slope and start: image pixels for each picture pixel, and the picture's start."""
         level = 1 / self.step
         middle = places.mean(axis=1)
-        # Beyond the centres of its outermost pixels, an image goes on flat.
+        # Beyond the centres of the outermost pixels, the ramps are flat.
         sloping = (middle > (1 + level) / 2) & (middle < self.pixels - (1 + level) / 2)
         if sloping.sum() < 2:
             return None
         centres = np.flatnonzero(sloping) + first + 0.5
         slope, start = np.polyfit(centres, middle[sloping], 1)
-        misses = places[sloping] - (start + slope * centres)[:, None]
-        # The rise must stand out of rounding; a picture that is turned the other way falls.
-        if slope * len(middle) < level / 10 or misses.std() > slope / 2 + level / 6:
+        residuals = places[sloping] - (start + slope * centres)[:, None]
+        # The slope must exceed rounding; a flipped picture has a negative slope.
+        if slope * len(middle) < level / 10 or residuals.std() > slope / 2 + level / 6:
             raise _NoPictureError("something else than one upright, straight picture of its image")
         return float(slope), float(start)
 
 
 def _core(length: int) -> slice:
-    """All but the outermost pixels, where there are enough: resizing mixes padding into them."""
+    """Leave out the outermost pixels if possible: resizing mixes padding into them."""
     trim = max(0, min(2, (length - 2) // 2))
     return slice(trim, length - trim)
 

@@ -1,4 +1,4 @@
-"""Classes by name or number, and what a model's scores mean as probabilities."""
+"""Classes by name or number, and probabilities of a model's scores."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hf_gmar.errors import TargetError
 
 
 def label_of(config: PreTrainedConfig, index: int) -> str:
-    """The name of a class, or ``class 7`` if the config has none for it."""
+    """Return the name of a class, or ``class 7`` if the config has no name."""
     return labels_of(config).get(index, f"class {index}")
 
 
 def find_class(config: PreTrainedConfig, text: str) -> int:
-    """The index of a class given as a number or as (a comma-separated part of) its label.
+    """Return the index of a class from its number, its label or a comma-separated part of it.
 
     Raises:
-        TargetError: no class, or several, have that name or number.
+        TargetError: no class or several classes have this name or number.
 
     Example:
         >>> from transformers import ViTConfig
@@ -55,7 +55,7 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
 
 
 def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
-    """Find all classes with that label or, if there is none, with that comma-separated part of one.
+    """Find all classes with this label or, without any, this comma-separated part of a label.
 
     Example:
         >>> classes_called({0: "crane, bird", 1: "crane, machine", 2: "Machine"}, "machine")
@@ -71,10 +71,10 @@ def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
 
 
 def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
-    """Probabilities of scores (B, C), as Transformers' image classification gives them.
+    """Convert scores (B, C) to probabilities, as in Transformers' image classification.
 
-    A softmax over the classes; a sigmoid each where the config says multi-label, or of a single
-    score; the scores themselves for a regression.
+    Softmax over the classes; sigmoid for a multi-label config or a single score; the scores
+    themselves for a regression.
     """
     scores = scores.float() if scores.dtype != torch.float64 else scores
     if config.problem_type == "regression":
@@ -85,5 +85,5 @@ def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
 
 
 def labels_of(config: PreTrainedConfig) -> dict[int, str]:
-    """The name of each class that the config names, by its index."""
+    """Return the config's class names by index."""
     return {int(index): str(label) for index, label in (config.id2label or {}).items()}
