@@ -8,8 +8,8 @@ gradients for the layers below.
 The graph is minimal: weights are constants, and it starts at the attention output of the lowest
 explained layer. Linear layers above the top layer's attention skip tokens without gradient.
 
-A mode (:mod:`hf_gmar._core.constant_weights`) does this in the calling thread. The model is not
-changed. With checkpointing alone, its layers get a forward that checks the calling thread.
+A mode (:mod:`hf_gmar._core.constant_weights`) does this in the calling thread. Weights stay
+untouched. The config's attention, hooks and forwards that are replaced meanwhile come back.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _StreamedPass:
         runs: tells whether the vision tower is running.
         walker: recomputes the layers.
         tokens: number of tokens of the layers.
-        starts: layers with a graph start at their attention output, lowest first: all layers
+        leaves: layers whose attention output is a leaf of the graph, lowest first: all layers
             without gradient, and the lowest graded layer, or each one for scores of each layer.
         propagation: the propagation of the current backward.
     """
@@ -84,7 +84,7 @@ class _StreamedPass:
     runs: VisionRuns
     walker: BlockWalker
     tokens: int = 0
-    starts: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
+    leaves: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
     propagation: RelevancePropagation | None = None
 
     def explain(
@@ -93,19 +93,19 @@ class _StreamedPass:
         """Feed the explained layers to the propagation, from the top down."""
         self.propagation = propagation
         below = len(self.explained) - len(self.graded)
-        # One backward for each start also feeds the layers above it. If each layer is a start, no
+        # One backward for each leaf also feeds the layers above it. If each layer is a leaf, no
         # two backwards share a part of the graph.
         if self.graded:
-            starts = reversed(self.starts[below:])
-            for score, (layer, start) in zip(reversed(scores), starts, strict=True):
-                (gradient,) = gradients_of(score, [start], retain)
+            leaves = reversed(self.leaves[below:])
+            for score, (layer, leaf) in zip(reversed(scores), leaves, strict=True):
+                (gradient,) = gradients_of(score, [leaf], retain)
                 if gradient is not None:
                     self.walker.walk(layer, gradient, propagation)
             check_reached(propagation.layers, len(self.graded))
-        for layer, _ in reversed(self.starts[:below]):
+        for layer, _ in reversed(self.leaves[:below]):
             self.walker.walk(layer, None, propagation)
 
-    def is_start(self, index: int) -> bool:
+    def is_leaf(self, index: int) -> bool:
         """Whether a graph starts at the layer's attention output."""
         return self.request.gradient != "score" or index <= self.graded.start
 
@@ -148,23 +148,23 @@ class _StreamingMode(FrozenWeightsMode):
         self.calls += 1
         if index not in state.explained:
             output = functional.scaled_dot_product_attention(query, key, value, *args, **kw)
-            return self._start_of_head(output, index)
+            return self._leaf_of_class_head(output, index)
         layer = _layer_of(query, key, value, *args, **kw)
         state.tokens = _same_tokens(layer, state.tokens)
-        if not state.is_start(index):
+        if not state.is_leaf(index):
             inputs = layer.query, layer.key, layer.value, layer.mask, layer.scale, state
             streamed: Tensor = _StreamedAttention.apply(*inputs)  # type: ignore[no-untyped-call]
             return streamed
-        start = _attend(layer).detach()
+        leaf = _attend(layer).detach()
         if not self.recomputes:
             # Detached, or the stored layer would keep the graph below it.
             parts = {name: getattr(layer, name).detach() for name in ("query", "key", "value")}
-            state.starts.append((replace(layer, **parts), start))
+            state.leaves.append((replace(layer, **parts), leaf))
         if index not in state.graded:
-            return self._start_of_head(start, index)
-        return start.requires_grad_().clone()  # the model may overwrite it
+            return self._leaf_of_class_head(leaf, index)
+        return leaf.requires_grad_().clone()  # the model may overwrite it
 
-    def _start_of_head(self, output: Tensor, index: int) -> Tensor:
+    def _leaf_of_class_head(self, output: Tensor, index: int) -> Tensor:
         """Start a graph above the top layer if no layer has one, to check the readout."""
         state = self.state
         starts = state.request.gradient == "none" and index == state.layers - 1

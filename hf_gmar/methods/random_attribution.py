@@ -37,7 +37,7 @@ class RandomAttribution(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
-    source = "none: the floor"
+    source = "none: the random baseline"
     cost = "forward"
     class_specific = False
 

@@ -41,7 +41,7 @@ from hf_gmar.models.hub_errors import (
     check_complete,
     check_prompts,
     config_error,
-    network_error,
+    model_load_error,
     no_tokenizer,
     processor_error,
     prompts_error,
@@ -160,8 +160,8 @@ def load_model(
     source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
     config = _read_config(source)
     check_prompts(source, config)
-    network = _load_network(source, config, settings, attn_implementation, use_safetensors).eval()
-    model = network if prompts is None else _with_prompts(source, network, prompts)
+    backbone = _load_weights(source, config, settings, attn_implementation, use_safetensors).eval()
+    model = backbone if prompts is None else _with_prompts(source, backbone, prompts)
     return LoadedModel(source.name, model.to(target_device), _load_processor(source))
 
 
@@ -264,7 +264,7 @@ def _config_place(source: Source) -> str:
     return str(json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def _load_network(
+def _load_weights(
     source: Source,
     config: PreTrainedConfig,
     settings: dict[str, Any],
@@ -289,7 +289,7 @@ def _load_network(
                 **settings,
             )
     except Exception as error:
-        raise network_error(source, error, attn_implementation, use_safetensors) from error
+        raise model_load_error(source, error, attn_implementation, use_safetensors) from error
     check_complete(source, config, info.get("missing_keys", ()))
     return model
 
@@ -313,11 +313,11 @@ def _no_conversion() -> Iterator[None]:
 
 
 def _with_prompts(
-    source: Source, network: PreTrainedModel, prompts: Sequence[str]
+    source: Source, backbone: PreTrainedModel, prompts: Sequence[str]
 ) -> ZeroShotModel:
     tokenizer = _load_tokenizer(source)
     try:
-        return ZeroShotModel(network, tokenizer, prompts)
+        return ZeroShotModel(backbone, tokenizer, prompts)
     except HfGmarError:
         raise
     except Exception as error:

@@ -97,7 +97,7 @@ def config_error(source: Source, error: Exception) -> HfGmarError:
     return _other_error(source, error)
 
 
-def network_error(
+def model_load_error(
     source: Source, error: Exception, attn_implementation: str | None, use_safetensors: bool
 ) -> HfGmarError:
     """Explain why the model could not be loaded with these options."""
