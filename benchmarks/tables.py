@@ -51,7 +51,7 @@ def methods() -> str:
 
 def refusals() -> str:
     """The families that can't be explained."""
-    return _table(("model type", "why not"), catalogue.refusals())
+    return _table(("model type", "reason"), catalogue.refusals())
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

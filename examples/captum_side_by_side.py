@@ -3,8 +3,8 @@
     python examples/captum_side_by_side.py OUTPUT_FOLDER
 
 Every method explains the same model on the same pixels, once for each object. Captum's methods
-attribute to pixels and channels, with negative values for what speaks against the class;
-``compare`` sums them over the pixels of each patch, so that all maps have the patch grid of GMAR.
+attribute to pixels and channels, with negative values as evidence against the class. ``compare``
+sums their attributions over the pixels of each patch, so all maps have the patch grid of GMAR.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_gmar.visualization import save_figure
 
 def main(
     output: Annotated[Path, typer.Argument()] = Path("explanations"),
-    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 18,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scene.")] = 18,
 ) -> None:
     """Draw the scene of SEED, explain each object, save the figure in OUTPUT."""
     loaded = load_model("bundled")
@@ -30,7 +30,7 @@ def main(
     pixels = loaded.processor(images=scene.image, return_tensors="pt").pixel_values
     logits = LogitsModel(loaded.model)
     objects = len(scene.classes)
-    found = compare(
+    comparison = compare(
         loaded.model,
         pixels.repeat(objects, 1, 1, 1),
         {
@@ -49,9 +49,9 @@ def main(
         measure=False,  # the picture must not change with the machine
     )
     output.mkdir(parents=True, exist_ok=True)
-    save_figure(found.figure(), output / "captum_side_by_side.png")
+    save_figure(comparison.figure(), output / "captum_side_by_side.png")
     typer.echo(f"{output / 'captum_side_by_side.png'}: {', '.join(scene.names)}")
-    typer.echo(found.table())
+    typer.echo(comparison.table())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python examples/draw_scenes.py OUTPUT_FOLDER --scenes 3 --first-seed 18
 
-Each image says in its metadata which seed draws it again; the bundled sample was made this way.
+The metadata of each image holds its seed; the bundled sample was made with this script.
 """
 
 from __future__ import annotations

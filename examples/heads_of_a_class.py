@@ -2,7 +2,7 @@
 
     python examples/heads_of_a_class.py heads
 
-Draws scenes with a heart, measures the importance of each head for that class, and writes a figure,
+Draw scenes with a heart and measure the importance of each head for that class. Write a figure,
 a table of numbers and the maps of all heads on the first scene into the folder.
 """
 
@@ -20,14 +20,14 @@ from hf_gmar.visualization import head_maps_figure, save_figure
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("heads"),
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.")] = Path("heads"),
     name: Annotated[str, typer.Option(help="The class.")] = "heart",
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 20,
 ) -> None:
     """Write heads.png, heads.json, heads.npz and maps.png."""
     loaded, target = load_model("bundled"), CLASSES.index(name)
-    with_it = (scene for scene in map(draw_scene, count()) if target in scene.classes)
-    images = [scene.image for scene in islice(with_it, scenes)]
+    suitable = (scene for scene in map(draw_scene, count()) if target in scene.classes)
+    images = [scene.image for scene in islice(suitable, scenes)]
     pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
     folder.mkdir(parents=True, exist_ok=True)
     importance = head_importance(loaded.model, pixels.split(8), target)

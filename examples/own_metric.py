@@ -16,21 +16,19 @@ from hf_gmar.perturbations import CopyPlan, Perturbation, PerturbationInput
 
 
 class HalfLife(Metric[Curves]):
-    """Half-life of the score."""
+    """Half-life of the score as patches are removed."""
 
     name = "half-life"
     input_kind = "curves"
     higher_is_better = False
-    summary = (
-        "Share of the patches that can go, most relevant first, before half the score is lost."
-    )
+    summary = "Share of patches removed, most relevant first, until half of the score is lost."
     formula = "the first share with less than half of the score, most relevant first"
     source = "this example"
     caveats = "no finer than the steps of the curve"
     perturbed = True
 
     def values(self, curves: Curves) -> Tensor:
-        """From 0 to 1, (B,)."""
+        """Return a share from 0 to 1 for each image, (B,)."""
         lost = curves.morf < curves.morf[:, :1] / 2
         first = torch.where(lost.any(1), lost.int().argmax(1), len(curves.fractions) - 1)
         return curves.fractions[first]
@@ -46,32 +44,32 @@ class Black(Perturbation):
     source = "this example"
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """The image with patches at the lowest value of its pixels."""
+        """Set missing patches to the lowest value of the image's pixels."""
 
-        def pixels(kept: Tensor) -> Tensor:
+        def pixels(keep_mask: Tensor) -> Tensor:
             height, width = image.pixels.shape[-2:]
-            size = height // kept.shape[1], width // kept.shape[2]
-            there = kept.repeat_interleave(size[0], 1).repeat_interleave(size[1], 2)[:, None]
-            return torch.where(there, image.pixels, image.pixels.min())
+            size = height // keep_mask.shape[1], width // keep_mask.shape[2]
+            kept = keep_mask.repeat_interleave(size[0], 1).repeat_interleave(size[1], 2)[:, None]
+            return torch.where(kept, image.pixels, image.pixels.min())
 
         return CopyPlan(pixels)
 
 
 def main() -> None:
-    """Print the report of a few scenes."""
+    """Evaluate a few scenes and print the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--output", type=Path)
-    asked = parser.parse_args()
-    found = evaluate(
+    arguments = parser.parse_args()
+    evaluation = evaluate(
         load_model("bundled"),
-        f"scenes:{asked.scenes}",
+        f"scenes:{arguments.scenes}",
         methods=["gmar", "grad-sam", "random"],
         metrics=[HalfLife(), "insertion-deletion"],
         perturbations=[Black(), "token-dropping"],
-        output=asked.output,
+        output=arguments.output,
     )
-    for record in found.records():
+    for record in evaluation.records():
         print(f"{record['measure']:35} {record['method']:10} {record['mean']:.2f}")
 
 

@@ -2,11 +2,10 @@
 
     python examples/relevance_in_masks.py --scenes 300
 
-Draws fresh scenes, explains each object that the bundled model finds, and prints the share of the
-relevance inside that object's mask, beside two references: relevance spread evenly over the image,
-and the relevance that the same map has on the scene's other objects. Every patch counts with the
-share of its area that the mask covers; maps are scaled to sum to 1. Intervals: 95 %, bootstrap over
-scenes.
+Draw new scenes, explain each object that the bundled model finds, and print the share of relevance
+inside that object's mask. Two references: relevance spread evenly over the image, and the relevance
+of the same map on the scene's other objects. Every patch is weighted by its area inside the
+mask; maps are scaled to sum to 1. Intervals: 95 %, bootstrap over scenes.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ Shares = NDArray[np.float64]
 
 
 def shares_of_scene(loaded: LoadedModel, gmar: GMAR, scene: Scene) -> Shares:
-    """Relevance in each found object's mask, evenly spread, and on the others, (objects, 3)."""
+    """Measure relevance in each found object, if spread evenly, and on the others, (objects, 3)."""
     model = loaded.model
     pixels = loaded.processor(images=scene.image, return_tensors="pt").pixel_values
-    found = (model(pixels).logits[0, list(scene.classes)] > 0).tolist()
+    detected = (model(pixels).logits[0, list(scene.classes)] > 0).tolist()
     masks = torch.from_numpy(scene.masks).float()
     covered = avg_pool2d(masks, model.config.patch_size).flatten(1)  # (objects, patches)
     rows = []
-    for number in (n for n, present in enumerate(found) if present):
+    for number in (n for n, present in enumerate(detected) if present):
         relevance = gmar.attribute_patches(pixels, scene.classes[number]).flatten()
         inside = covered @ (relevance / relevance.sum())
         others = [n for n in range(len(covered)) if n != number]
@@ -45,7 +44,7 @@ def shares_of_scene(loaded: LoadedModel, gmar: GMAR, scene: Scene) -> Shares:
 
 
 def interval(per_scene: list[Shares], draws: int = 2000) -> tuple[Shares, Shares, Shares]:
-    """Mean of all objects with its 95 % bootstrap interval over scenes."""
+    """Compute the mean over objects and its 95 % bootstrap interval over scenes."""
     rng = np.random.default_rng(0)
     sums = np.stack([shares.sum(axis=0) for shares in per_scene])
     counts = np.array([len(shares) for shares in per_scene])
@@ -56,17 +55,17 @@ def interval(per_scene: list[Shares], draws: int = 2000) -> tuple[Shares, Shares
 
 
 def main(
-    scenes: Annotated[int, typer.Option(min=2, help="How many scenes.")] = 300,
+    scenes: Annotated[int, typer.Option(min=2, help="Number of scenes.")] = 300,
     first_seed: Annotated[int, typer.Option(help="Seed of the first scene.")] = 0,
 ) -> None:
     """Print a table: one row for each norm and alpha."""
     loaded = load_model("bundled")
-    drawn = [draw_scene(first_seed + i) for i in range(scenes)]
+    samples = [draw_scene(first_seed + i) for i in range(scenes)]
     typer.echo("| GMAR | relevance in the object | even relevance | relevance on another object |")
     typer.echo("|---|---|---|---|")
     for norm, alpha in itertools.product(NORMS, (1.0, 0.25)):
         gmar = GMAR(loaded.model, norm=norm, alpha=alpha)
-        per_scene = [shares_of_scene(loaded, gmar, scene) for scene in drawn]
+        per_scene = [shares_of_scene(loaded, gmar, scene) for scene in samples]
         cells = [
             f"{m:.1%} ({low:.1%} to {high:.1%})"
             for m, low, high in zip(*interval(per_scene), strict=True)

@@ -8,10 +8,10 @@ MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set to 4000000000 make it fast
 memory are then kept for the next step.
 
 A ViT without convolutions learns shapes slowly. So the curriculum starts with plain backgrounds,
-positions start out as waves, and in the first stages a second, throw-away head also names the
+and position embeddings start as waves. In the first stages an auxiliary head also classifies the
 object on each patch; the last and longest stage has image labels alone. Part of every batch has
-grey areas: what is greyed out counts as gone, which keeps grey in-distribution for explanations
-that are judged by covering parts of an image.
+grey areas, and greyed-out objects count as absent. So grey is in distribution when explanations
+are evaluated by covering parts of an image.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ STAGES = (
 
 
 def new_model() -> ViTForImageClassification:
-    """A small ViT with one independent sigmoid for each class."""
+    """Build a small ViT with one independent sigmoid for each class."""
     config = ViTConfig(
         image_size=SIZE,
         patch_size=PATCH,
@@ -79,7 +79,7 @@ def new_model() -> ViTForImageClassification:
 
 
 def waves(side: int, width: int) -> Tensor:
-    """2-D sine and cosine positions (side * side, width): neighbours start out alike."""
+    """Build 2-D sine and cosine positions (side * side, width), similar for neighbours."""
     rates = 1.0 / 100.0 ** torch.linspace(0, 1, width // 4)
     angles = torch.arange(side)[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -88,7 +88,7 @@ def waves(side: int, width: int) -> Tensor:
 
 
 def _draw(job: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and class map (H, W): 0 for background, class index + 1 for an object."""
+    """Draw an image (H, W, 3) and a class map (H, W): 0 is background, else class index + 1."""
     seed, difficulty = job
     scene = draw_scene(seed, SIZE, difficulty)
     classes = np.zeros((SIZE, SIZE), np.uint8)
@@ -98,20 +98,20 @@ def _draw(job: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_pool(stage: Stage, first_seed: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) and class maps (N, H, W) of a stage, as bytes."""
+    """Draw the images (N, 3, H, W) and class maps (N, H, W) of a stage, as bytes."""
     low, high = stage.difficulty
     steps = np.linspace(low, high, stage.scenes)
     jobs = [(first_seed + i, difficulty) for i, difficulty in enumerate(steps)]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        drawn = pool.map(_draw, jobs, chunksize=256)
-    images = torch.from_numpy(np.stack([image for image, _ in drawn]))
+        pairs = pool.map(_draw, jobs, chunksize=256)
+    images = torch.from_numpy(np.stack([image for image, _ in pairs]))
     return images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
-        np.stack([classes for _, classes in drawn])
+        np.stack([classes for _, classes in pairs])
     )
 
 
 def augment(images: Tensor, classes: Tensor, turn: bool) -> tuple[Tensor, Tensor]:
-    """Turn, mirror and swap the colour channels: every class stays what it is."""
+    """Rotate, mirror and swap the colour channels; no class changes."""
     turns, mirror = int(torch.randint(4, ())) * turn, bool(torch.randint(2, ()))
     images = images[:, torch.randperm(3)].rot90(turns, (2, 3))
     classes = classes.rot90(turns, (1, 2))
@@ -119,13 +119,13 @@ def augment(images: Tensor, classes: Tensor, turn: bool) -> tuple[Tensor, Tensor
 
 
 def grey_areas(classes: Tensor, share: float) -> Tensor:
-    """Bool (B, H, W): what to grey out. A whole object, or scattered patches, or nothing."""
+    """Choose pixels to grey out (B, H, W): a whole object, scattered patches, or none."""
     batch = len(classes)
     margin = int(torch.randint(1, 6, ()))
     present = classes.flatten(1).long()
-    picked = present.gather(1, torch.multinomial((present > 0).float(), 1))  # one of its objects
+    picked = present.gather(1, torch.multinomial((present > 0).float(), 1))  # one of the objects
     whole = (classes == picked[:, :, None]).float()
-    for side in ((2 * margin + 1, 1), (1, 2 * margin + 1)):  # grow it by the margin
+    for side in ((2 * margin + 1, 1), (1, 2 * margin + 1)):  # grow the object by the margin
         whole = functional.max_pool2d(whole, side, 1, (side[0] // 2, side[1] // 2))
     scattered = torch.rand(batch, SIZE // PATCH, SIZE // PATCH) < torch.rand(batch, 1, 1) * 0.8
     scattered = scattered.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)
@@ -134,7 +134,7 @@ def grey_areas(classes: Tensor, share: float) -> Tensor:
 
 
 def class_areas(classes: Tensor) -> Tensor:
-    """Visible pixels of each class, (B, C)."""
+    """Count the visible pixels of each class, (B, C)."""
     index = classes.flatten(1).long() + torch.arange(len(classes))[:, None] * (len(CLASSES) + 1)
     counts = torch.bincount(index.flatten(), minlength=len(classes) * (len(CLASSES) + 1))
     return counts.view(len(classes), -1)[:, 1:].float()
@@ -143,10 +143,10 @@ def class_areas(classes: Tensor) -> Tensor:
 def make_batch(
     images: Tensor, classes: Tensor, stage: Stage
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixel values (B, 3, H, W) in -1..1, labels (B, C), weights (B, C), class maps (B, H, W).
+    """Make pixels (B, 3, H, W) in -1..1, labels (B, C), weights (B, C), class maps (B, H, W).
 
-    An object counts as present while half of it is seen and as gone below a tenth; in between
-    it has no weight in the loss.
+    An object counts as present if at least half of it is visible, and as absent below a tenth.
+    In between it has no weight in the loss.
     """
     images, classes = augment(images, classes, stage.turn)
     pixels = images.float() / 127.5 - 1
@@ -160,7 +160,7 @@ def make_batch(
 
 
 def hint_loss(tokens: Tensor, head: nn.Linear, classes: Tensor) -> Tensor:
-    """Loss of naming, from a patch's token, the object that covers a quarter of the patch."""
+    """Compute the loss of classifying, by patch token, the object on a quarter of the patch."""
     areas = functional.one_hot(classes.long(), len(CLASSES) + 1)[..., 1:].permute(0, 3, 1, 2)
     covered = functional.avg_pool2d(areas.float(), PATCH).flatten(2).transpose(1, 2)
     logits = head(tokens[:, 1:]).float()
@@ -168,7 +168,7 @@ def hint_loss(tokens: Tensor, head: nn.Linear, classes: Tensor) -> Tensor:
 
 
 def indices(size: int, steps: int) -> Iterator[Tensor]:
-    """Random batches of indices, every scene once before any comes again."""
+    """Yield random batches of indices; every scene comes once before any is repeated."""
     order = torch.randperm(size)
     for _ in range(steps):
         if len(order) < BATCH:
@@ -185,7 +185,7 @@ def train_stage(
     stage: Stage,
     first_seed: int,
 ) -> Iterator[dict[str, float]]:
-    """Train one stage; yields a log entry every ``LOG_EVERY`` steps."""
+    """Train one stage; yield a log entry every ``LOG_EVERY`` steps."""
     images, maps = draw_pool(stage, first_seed)
     losses, hints, hits = [], [], []
     for step, index in enumerate(indices(len(images), stage.steps), start=1):
@@ -210,7 +210,7 @@ def train_stage(
 
 
 def save(model: ViTForImageClassification, folder: Path) -> None:
-    """What ``from_pretrained`` reads: weights, config and preprocessor file."""
+    """Save the files for ``from_pretrained``: weights, config and preprocessor file."""
     model.save_pretrained(folder)
     mean, size = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
     processor = ViTImageProcessorPil(size=size, image_mean=mean, image_std=mean)
@@ -219,7 +219,7 @@ def save(model: ViTForImageClassification, folder: Path) -> None:
 
 def main(
     output: Path,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     share: Annotated[float, typer.Option(help="Share of the scenes and steps, for a trial.")] = 1.0,
 ) -> None:
     """Train the model and save it, with its log, in OUTPUT."""
@@ -242,7 +242,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     with (output / "training_log.jsonl").open("w") as log:
         for number, stage in enumerate(stages, start=1):
-            # Seeds below a million stay free for tests and measurements on fresh scenes.
+            # Seeds below a million are reserved for tests and measurements on new scenes.
             for entry in train_stage(
                 model, hint_head, optimizer, schedule, stage, number * 1_000_000
             ):

@@ -23,19 +23,19 @@ class UpperGMAR(GMAR):
 
 
 class LostAtHalf(Metric[Curves]):
-    """Score that is lost once half of the patches are removed, most relevant first."""
+    """Loss of score after removal of half of the patches, most relevant first."""
 
     name = "lost-at-half"
     input_kind = "curves"
     higher_is_better = True
-    summary = "Score that is lost once half of the patches are removed, most relevant first."
+    summary = "Loss of score after removal of half of the patches, most relevant first."
     formula = "score(0) - score(1/2), most relevant first"
     source = "this example"
     caveats = "one point of a curve"
     perturbed = True
 
     def values(self, curves: Curves) -> Tensor:
-        """From -1 to 1 for probabilities, (B,)."""
+        """Return a difference, from -1 to 1 for probabilities, for each image, (B,)."""
         half = int((curves.fractions - 0.5).abs().argmin())
         return (curves.morf[:, 0] - curves.morf[:, half]).double()
 
@@ -50,7 +50,7 @@ class Black(Perturbation):
     source = "this example"
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
-        """The image with missing patches at the lowest value of its pixels."""
+        """Set missing patches to the lowest value of the image's pixels."""
 
         def pixels(keep_mask: Tensor) -> Tensor:
             height, width = image.pixels.shape[-2:]

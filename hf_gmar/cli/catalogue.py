@@ -1,4 +1,4 @@
-"""Which models can be explained and how, as tables and sentences made from the registries."""
+"""Tables and sentences on supported models and methods, from the registries."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ from hf_gmar.methods.registry import METHODS
 
 METHOD_COLUMNS = ("method", "class", "cost", "class-specific", "values", "source")
 
-COLUMNS = ("family", "model class", "prefix tokens", "the head reads", "explained by")
+COLUMNS = ("family", "model class", "prefix tokens", "pooling", "explained by")
 
-
-_OWN_HEAD = "its body, with a head of your own"
+_OWN_HEAD = "its backbone, with a head of your own"
 
 
 def methods_of_registry() -> list[tuple[str, ...]]:
-    """One row for each method, with the columns of ``METHOD_COLUMNS``.
+    """Return one row for each method, with the columns of ``METHOD_COLUMNS``.
 
     Example:
         >>> methods_of_registry()[0][:4]
@@ -59,7 +58,7 @@ def methods_of_registry() -> list[tuple[str, ...]]:
 
 
 def families() -> list[tuple[str, ...]]:
-    """One row for each model class, with the columns of ``COLUMNS``; headless ones at the end.
+    """Return one row for each model class, with the columns of ``COLUMNS``; backbones come last.
 
     Example:
         >>> families()[0]
@@ -69,20 +68,20 @@ def families() -> list[tuple[str, ...]]:
     for family in FAMILIES.values():
         prefix = family.prefix
         tokens = prefix.text if isinstance(prefix, ByModel) else counted(prefix)
-        prompted = {f"{name}, by prompts": reads for name, reads in family.prompts.items()}
-        for name, reads in {**family.heads, **prompted}.items() or [(_OWN_HEAD, "")]:
-            rows.append((family.title, name, tokens, _readout(reads), ", ".join(family.engines)))
+        prompted = {f"{name}, by prompts": pooling for name, pooling in family.prompts.items()}
+        for name, pooling in {**family.heads, **prompted}.items() or [(_OWN_HEAD, "")]:
+            rows.append((family.title, name, tokens, _pooling(pooling), ", ".join(family.engines)))
     return sorted(rows, key=lambda row: row[1] == _OWN_HEAD)
 
 
-def _readout(reads: str | ByModel) -> str:
-    if isinstance(reads, ByModel):
-        return reads.text
-    return READOUTS[reads].text if reads else "what readout= says"
+def _pooling(readout: str | ByModel) -> str:
+    if isinstance(readout, ByModel):
+        return readout.text
+    return READOUTS[readout].text if readout else "given by readout="
 
 
 def notes() -> list[str]:
-    """What else a user should know of some families, and which ones no table has yet."""
+    """Return the notes of families, and the families of Transformers that no table has yet."""
     lines = [f"{family.title}: {family.note}." for family in FAMILIES.values() if family.note]
     if names := ", ".join(unlisted()):
         lines.append(
@@ -92,12 +91,12 @@ def notes() -> list[str]:
 
 
 def refusals() -> list[tuple[str, str]]:
-    """Reasons, each with the model types that rollout does not apply to for it."""
+    """Return the unsupported model types, grouped by reason."""
     rows = [
-        (", ".join(kind for kind, why in UNSUPPORTED.items() if why == reason), reason)
+        (", ".join(kind for kind, text in UNSUPPORTED.items() if text == reason), reason)
         for reason in sorted(set(UNSUPPORTED.values()))
     ]
-    return [*rows, (", ".join(UNTESTED), "not proven yet; each may work with register_layout")]
+    return [*rows, (", ".join(UNTESTED), "untested; each may work with register_layout")]
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ class Description:
     """What hf_gmar can do with one model.
 
     Attributes:
-        facts: names and values: class, family, tokens, grid, readout, layers, heads.
-        explained: whether it can be explained.
-        how: what to type, or why not.
+        facts: names and values: class, family, tokens, grid, pooling, layers, heads.
+        explained: whether the model can be explained.
+        how: the command that explains it, or the reason why it can't be.
     """
 
     facts: dict[str, str]
@@ -116,11 +115,11 @@ class Description:
 
 
 def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Description:
-    """What can be done with a model, from its config alone; no weights are read.
+    """Describe a model from its config alone; no weights are read.
 
     Args:
         config: the model's config.
-        name: as the user gave it, for the command that is shown.
+        name: the name that the user gave, for the command that is shown.
         trusted: whether Python code in the model's repository may be run.
 
     Example:
@@ -146,11 +145,11 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
 
 
 def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool) -> PreTrainedModel:
-    """The model that the config was saved with, or else an image classifier, on no device."""
+    """Build the class that the config names, else an image classifier, on the meta device."""
     kind: Any = getattr(transformers, named or "", None)
     known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
-    # Said, as the config may name a kernel on the Hub, whose code would be fetched and run.
+    # Overrides the config, which may name a kernel on the Hub, whose code would be fetched and run.
     attention = loading("eager")
     with torch.device("meta"):
         if known and not (trusted and own_code):
@@ -169,9 +168,9 @@ def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool)
 def _facts(adapter: ModelAdapter) -> dict[str, str]:
     vision_model: Any = adapter.vision_model
     family, config = family_of(vision_model), vision_model.config
-    reads = prompted_readout(adapter.backbone)
-    if family and reads is None:
-        reads = own_readout(family, adapter.backbone, vision_model)
+    readout = prompted_readout(adapter.backbone)
+    if family and readout is None:
+        readout = own_readout(family, adapter.backbone, vision_model)
     return {
         "family": family.title if family else "registered by you",
         "prefix tokens": (
@@ -180,9 +179,9 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
             else str(adapter.layout.num_prefix_tokens)
         ),
         "grid, at the config's size": _grid(adapter),
-        "the head reads": READOUTS[reads].text if reads else str(adapter.layout.readout),
+        "pooling": READOUTS[readout].text if readout else str(adapter.layout.readout),
         "layers": str(adapter.layers),
-        "heads": str(getattr(config, "num_attention_heads", "as the timm model has")),
+        "heads": str(getattr(config, "num_attention_heads", "as in the timm model")),
         "explained by": ", ".join(engines_of(vision_model)),
         **({"note": family.note} if family and family.note else {}),
     }

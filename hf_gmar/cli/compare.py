@@ -28,7 +28,7 @@ from hf_gmar.methods.registry import METHODS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MOST = 16  # images: all go through the model at once, several times over for some methods
+_MOST = 16  # images: the model takes all of them in one batch, several times for some methods
 
 
 @command
@@ -38,7 +38,7 @@ def compare(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods of hf_gmar; all of them by default. All values up to the next option; "
+            help="Methods of hf_gmar; all by default. Takes all values up to the next option; "
             "put images before it.",
             metavar="NAME...",
         ),
@@ -52,18 +52,16 @@ def compare(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The class to explain, as label (or prompt) or index; else the top one."),
+        typer.Option(help="Class to explain, as label (or prompt) or index; default: the top one."),
     ] = None,
     contrast: Annotated[
-        str | None, typer.Option(help="A class whose score is taken off: why not this one?")
+        str | None, typer.Option(help="Class whose score is subtracted: why not this one?")
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option(
-            help="Time each method and measure its memory; it runs two to six times then."
-        ),
+        typer.Option(help="Measure time and memory of each method, in two to six runs of it."),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of Captum's random methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
 ) -> None:
     """Explain images by several methods; write one figure, a table and the maps."""
@@ -78,7 +76,7 @@ def compare(
 
     pictures = _read(inputs.paths)
     pixels = [inputs.pixels(picture) for picture in pictures.values()]
-    sizes = sorted({tuple(one.shape[-2:]) for one in pixels})
+    sizes = sorted({tuple(values.shape[-2:]) for values in pixels})
     if len(sizes) > 1:
         raise InputError(
             f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, {sizes[1]}, "
@@ -129,7 +127,7 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
 
 
 def _read(paths: Sequence[Path]) -> dict[str, Image]:
-    """The images that can be read, by a name of their own."""
+    """Open the images that can be read, by unique names."""
     from hf_gmar.data.image_files import open_image
 
     pictures = {}
@@ -145,17 +143,17 @@ def _read(paths: Sequence[Path]) -> dict[str, Image]:
 
 
 def _as_seen(inputs: Inputs, pictures: Sequence[Image]) -> list[Image] | None:
-    """The part of each image that the model sees; ``None`` if that is not known."""
+    """Crop each image to the part that the model sees; ``None`` if the part is unknown."""
     from hf_gmar.models.image_view import seen_part
 
     try:
         return [seen_part(inputs.loaded.processor, picture) for picture in pictures]
-    except InputError:  # what it does to an image is nothing that can be drawn on it
+    except InputError:  # its transform of the image is not known
         return None
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As many columns as the terminal has room for."""
+    """Print as many columns as the terminal has room for."""
     from hf_gmar.comparison.result import R_EXPLAINED
 
     for count in (len(headings), 5):

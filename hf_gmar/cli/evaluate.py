@@ -31,15 +31,15 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="scenes or scenes:300 (drawn ones, with masks), a folder, a folder of folders by "
-            "class, a CSV file, or a data set of the datasets library, on disk or on the Hub.",
+            help="scenes or scenes:300 (synthetic, with masks), a folder, a folder of class "
+            "folders, a CSV file, or a data set of the datasets library, on disk or on the Hub.",
         ),
     ] = "scenes",
     methods: Annotated[
         list[str] | None,
         typer.Option(
             help="Methods, as NAME or NAME:OPTION=VALUE,...: gmar gmar:norm=l2,alpha=0.5 "
-            "attention-rollout. All of them by default. All values up to the next option.",
+            "attention-rollout. Default: all. Takes all values up to the next option.",
             metavar="NAME...",
         ),
     ] = None,
@@ -50,55 +50,52 @@ def evaluate(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            help="Metrics, as NAME or NAME:OPTION=VALUE,...; those that cost little by default.",
+            help="Metrics, as NAME or NAME:OPTION=VALUE,...; default: those that cost little.",
             metavar="NAME...",
         ),
     ] = None,
     perturbations: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it means that a patch is missing: blur, token-dropping, ...; blur by "
-            "default.",
+            help="Ways to remove patches: blur, token-dropping, ...; default: blur.",
             metavar="NAME...",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="The method that others are compared with; random if it is measured."),
+        typer.Option(help="Method that others are compared with; default: random, if measured."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for rows and report.")] = Path("evaluation"),
     resume: Annotated[
         bool,
-        typer.Option(help="Go on with what is in the folder; --no-resume removes its rows first."),
+        typer.Option(help="Continue from the rows in the folder; --no-resume removes them first."),
     ] = True,
-    score: Annotated[ScoreKind, typer.Option(help="probability or logit.")] = "probability",
+    score: Annotated[ScoreKind, typer.Option(help="Score: probability or logit.")] = "probability",
     explained_class: Annotated[
         ExplainedClass,
         typer.Option(help="Which class is explained: predicted, or the image's label."),
     ] = "predicted",
     steps: Annotated[int, typer.Option(min=1, help="Steps in which patches are removed.")] = 10,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="So many images of the data set at most.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of images.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of images or paths.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels.")] = None,
     mask_column: Annotated[str | None, typer.Option(help="Column of masks.")] = None,
     memory: Annotated[
-        int, typer.Option(min=1, help="MB that perturbed copies of an image may take at a time.")
+        int, typer.Option(min=1, help="Memory budget for a batch of perturbed copies, in MB.")
     ] = 256,
     autocast: Annotated[
         Autocast | None,
-        typer.Option(help="Half precision for perturbed copies alone: bfloat16 or float16."),
+        typer.Option(help="Half precision for perturbed copies only: bfloat16 or float16."),
     ] = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="Images whose maps are drawn in the report.")
+        int, typer.Option(min=0, help="Number of images whose maps are drawn in the report.")
     ] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
-    """Measure methods on a data set: how faithful, how well placed, how stable their maps are.
+    """Measure methods on a data set: faithfulness, localization and robustness of their maps.
 
-    Runs under 'accelerate launch' on several processes, and goes on where it was stopped.
+    Runs on several processes under 'accelerate launch', and resumes after a stop.
     """
     with _stopped(output):
         from hf_gmar.comparison.method_specs import (
@@ -116,7 +113,7 @@ def evaluate(
 
         model.check_prompts(has_images=True)
         check_captum_names(captum or [])
-        # A misspelt name should not cost a download.
+        # Check names before the download of a model.
         check_names(methods, metrics, perturbations)
         cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
         processes = Processes.launched(cpu=cpu)
@@ -168,7 +165,7 @@ def evaluate(
 
 @contextmanager
 def _progress(is_main: bool) -> Iterator[Progress]:
-    """A bar, and a line for each image that fails; nothing but in the main process."""
+    """Show a bar, and a line for each failed image, in the main process only."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -190,9 +187,9 @@ def _progress(is_main: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _stopped(output: Path) -> Iterator[None]:
-    """Whoever stops the run is told that nothing is lost."""
+    """On a stop of the run, say that no measured row is lost and how to resume."""
 
-    def terminate(*_: Any) -> None:  # the launcher ends the run when one of its processes is gone
+    def terminate(*_: Any) -> None:  # the launcher ends the run if a process dies
         raise KeyboardInterrupt("terminated")
 
     in_main = threading.current_thread() is threading.main_thread()

@@ -35,7 +35,7 @@ def explain(
     ] = 1,
     contrast: Annotated[
         str | None,
-        typer.Option(help="Another class, as label or index: why not this one?"),
+        typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
     ] = None,
     method: Annotated[
         str, typer.Option(help="The explanation method; 'hf-gmar methods' lists them.")
@@ -47,11 +47,11 @@ def explain(
             metavar="NAME=VALUE",
         ),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="GMAR's head score: l1 or l2.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Norm of GMAR's head score: l1 or l2.")] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the residual connection, >= 0.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="streaming or dense.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
     """Write a heatmap (PNG) and its numbers (NPZ) for each image."""

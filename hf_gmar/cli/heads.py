@@ -16,7 +16,7 @@ from hf_gmar.cli.options import Images, Inputs, ModelOptions, command, err, out,
 if TYPE_CHECKING:
     from hf_gmar.heads.importance import HeadImportance
 
-_SHOWN = 5  # heads from each end of the ranking, and images whose files are listed
+_SHOWN = 5  # heads at each end of the ranking, and the most images whose files are listed
 
 
 @command
@@ -25,7 +25,7 @@ def heads(
     images: Images = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The class, as label (or prompt) or index. Default: each image's top."),
+        typer.Option(help="Class, as label (or prompt) or index. Default: each image's top class."),
     ] = None,
     criterion: Annotated[
         str,
@@ -35,14 +35,14 @@ def heads(
     ] = "gmar",
     norm: Annotated[str, typer.Option(help="Norm of the gradient, for gmar: l1 or l2.")] = "l1",
     maps: Annotated[
-        bool, typer.Option("--maps", help="Draw where each head looks, for each image.")
+        bool, typer.Option("--maps", help="Draw where each head attends, for each image.")
     ] = False,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Mask the heads in order and watch the score.")
+        bool, typer.Option("--ablate", help="Mask heads by importance and record the score.")
     ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("heads"),
 ) -> None:
-    """Say which attention heads a class depends on, over all images."""
+    """Rank the attention heads that a class depends on, over all images."""
     from hf_gmar._utils.validation import check_option
     from hf_gmar.data.image_files import open_image
     from hf_gmar.heads.importance import HEAD_CRITERIA, HeadImportance, head_importance
@@ -103,7 +103,7 @@ def heads(
 
 
 def _ranking(importance: HeadImportance, images: int) -> Table:
-    """The most and the least important heads."""
+    """Tabulate the most and the least important heads."""
     mean, spread, order = importance.mean(), importance.spread(), importance.rank()
     columns = 5 if images > 1 else 4
     column, form = (

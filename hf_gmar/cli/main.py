@@ -1,4 +1,4 @@
-"""The command line: the commands put together."""
+"""The command line: one application with all commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_gmar.cli.models import models
 from hf_gmar.cli.options import ManyValues
 
 app = typer.Typer(
-    help="Explain Vision Transformers: which patches a class came from.",
+    help="Explain Vision Transformers: which patches led to a class.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,4 +38,4 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
     ] = False,
 ) -> None:
-    """Explain Vision Transformers: which patches a class came from."""
+    """Explain Vision Transformers: which patches led to a class."""

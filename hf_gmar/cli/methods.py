@@ -1,4 +1,4 @@
-"""``hf-gmar methods``: how images can be explained."""
+"""``hf-gmar methods``: the table of methods."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hf_gmar.cli.options import command, out
 
 @command
 def methods() -> None:
-    """List the methods: what they cost, whether they depend on the class, and their papers."""
+    """List the methods with their cost, class dependence, values and papers."""
     from hf_gmar.cli.catalogue import METHOD_COLUMNS, methods_of_registry
 
     table = Table(title="Methods")
-    name, _, *others = METHOD_COLUMNS  # the class is for Python
-    table.add_column(name, no_wrap=True)  # it is there to be copied
+    name, _, *others = METHOD_COLUMNS  # the class name is for Python
+    table.add_column(name, no_wrap=True)  # made to be copied
     for heading in others:
         table.add_column(heading, overflow="fold")
     for method, _, *facts in methods_of_registry():
         table.add_row(*map(escape, (method, *facts)))
     out.print(table)
     out.print(
-        "'hf-gmar explain --method NAME' takes one of them. Cost: passes through the model for "
-        "each map; heads: what is above the layers, once more for each layer.",
+        "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "
+        "each map; heads: the modules above the layers, once more for each layer.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""``hf-gmar models``: the families, and what can be done with one model."""
+"""``hf-gmar models``: the supported families, or the description of one model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hf_gmar.cli.options import CacheDir, Revision, Token, TrustRemoteCode, comm
 def models(
     model: Annotated[
         str | None,
-        typer.Argument(help="A model on the Hub or a local folder; without it, the families."),
+        typer.Argument(help="A model on the Hub or a local folder; default: list the families."),
     ] = None,
     revision: Revision = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Say which families can be explained, or whether and how one model can."""
+    """List the supported families, or say whether and how one model can be explained."""
     if model is None:
         _print_families()
         return
@@ -47,26 +47,26 @@ def models(
         table.add_row(*map(escape, fact))
     table.add_row("can be explained", "yes" if description.explained else "no")
     out.print(table)
-    # A command is to be copied: no frame around it, and no line breaks in it.
+    # The command is made to be copied, so it has no frame and no line breaks.
     out.print(escape(description.how), soft_wrap=description.explained, highlight=False)
     raise typer.Exit(0 if description.explained else 1)
 
 
 def _print_families() -> None:
-    """As a list: names of classes are too long for columns, and are there to be copied."""
+    """Print a list: class names are too long for columns, and must be easy to copy."""
     from hf_gmar.cli.catalogue import families, notes, refusals
 
     out.print("[bold]Families that can be explained[/bold], with their prefix tokens:\n")
     for (family, tokens), rows in groupby(families(), itemgetter(0, 2)):
         _print_item(f"{family} ({tokens})", 2)
         for row in rows:
-            _print_item(f"{row[1]}: the head reads {row[3]}", 6)
+            _print_item(f"{row[1]} (pooling: {row[3]})", 6)
     out.print()
     for line in notes():
         _print_item(line)
     out.print()
     table = Table(title="Families that can't be explained")
-    for heading in ("model type", "why not"):
+    for heading in ("model type", "reason"):
         table.add_column(heading, overflow="fold")
     for refusal in refusals():
         table.add_row(*map(escape, refusal))

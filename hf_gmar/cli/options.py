@@ -1,6 +1,6 @@
-"""What the commands share: options of the model, errors, images and the terminal.
+"""Parts that the commands share: model options, errors, images and terminal output.
 
-Nothing here loads PyTorch before a command runs, so that help and mistakes are there at once.
+PyTorch is loaded only when a command runs, so help and typing errors are printed at once.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _option = functools.partial(typer.Option, rich_help_panel="Model")
 
 Images = Annotated[
     list[Path] | None,
-    typer.Argument(help="Image files or folders; without any, the bundled scene."),
+    typer.Argument(help="Image files or folders; default: the bundled scene."),
 ]
 Revision = Annotated[str | None, _option(help="Branch, tag or commit on the Hub.")]
 Token = Annotated[
     str | None,
-    _option(help="For private and gated models; else the token of 'hf auth login' or HF_TOKEN."),
+    _option(help="Hub token for private and gated models; default: 'hf auth login' or HF_TOKEN."),
 ]
-CacheDir = Annotated[Path | None, _option(help="Where downloads are kept.")]
+CacheDir = Annotated[Path | None, _option(help="Folder for downloads.")]
 TrustRemoteCode = Annotated[
     bool, _option("--trust-remote-code", help="Run the Python code in the model's repository.")
 ]
@@ -62,7 +62,7 @@ class ModelOptions:
         list[str] | None,
         _option(
             help='Texts as classes, for CLIP and SigLIP: --prompts "a photo of a dog" "... cat". '
-            "All values up to the next option; put images before it.",
+            "Takes all values up to the next option; put images before it.",
             metavar="TEXT...",
         ),
     ] = None
@@ -76,11 +76,11 @@ class ModelOptions:
     cache_dir: CacheDir = None
     trust_remote_code: TrustRemoteCode = False
     use_safetensors: Annotated[
-        bool, _option(help="Read safetensors weights alone, or pickled ones as well.")
+        bool, _option(help="Read safetensors weights only, or pickled weights as well.")
     ] = True
 
     def check_prompts(self, has_images: bool) -> None:
-        """Raise an OptionError for prompts that took an image along, or that have no model."""
+        """Raise an OptionError for prompts that include an image path or have no model."""
         files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
         if files and not has_images:
             raise OptionError(
@@ -94,7 +94,7 @@ class ModelOptions:
             )
 
     def load(self, has_images: bool, device: str | None = None) -> LoadedModel:
-        """Load the model, on another device if one is named; print the name of the default."""
+        """Load the model, on ``device`` if given; print the name of a default model."""
         name = self.name
         if name is None:
             name = DEFAULT_MODEL if has_images else BUNDLED
@@ -107,13 +107,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command works on.
+    """The model, images and classes of a command.
 
     Attributes:
         loaded: the model.
         paths: the image files.
-        failed: how many files and folders can't be read.
-        classes: the index of each class, ``None`` where none is named.
+        failed: number of files and folders that can't be read.
+        classes: the index of each class, ``None`` for a class that is not named.
     """
 
     loaded: LoadedModel
@@ -130,7 +130,7 @@ class Inputs:
         *classes: str | None,
         most: int | None = None,
     ) -> Inputs:
-        """Find the images and load the model, in this order: a typing error costs no download.
+        """Find the images, then load the model, so that a typing error costs no download.
 
         Raises:
             OptionError: wrong prompts, a folder that can't be written to, or too many images.
@@ -154,12 +154,12 @@ class Inputs:
         return cls(loaded, paths, failed, indices)
 
     def pixels(self, image: Any) -> Any:
-        """Pixel values (1, channels, height, width) on the model's device."""
+        """Return pixel values (1, channels, height, width) on the model's device."""
         pixels = self.loaded.processor(images=image, return_tensors="pt").pixel_values
         return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
-        """Call with each image file and the stem of its results; return how many failed."""
+        """Call ``work`` with each image file and its result stem; return the number of failures."""
         from rich.progress import track
 
         from hf_gmar.data.image_files import unique_stems
@@ -169,14 +169,14 @@ class Inputs:
         for path, stem in track(pairs, description, console=err, disable=len(pairs) < 2):
             try:
                 work(path, stem)
-            except Exception as error:  # noqa: BLE001  # whatever one provokes, the others go on
+            except Exception as error:  # noqa: BLE001  # after any error, go on with the next image
                 failed += 1
                 say(error, path)
         return failed
 
 
 class ManyValues(TyperCommand):
-    """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each.
+    """Let options take several values: ``--prompts "a dog" "a cat"``; click alone takes one.
 
     Such an option is a list, and its metavar ends in an ellipsis.
     """
@@ -206,8 +206,8 @@ def _repeated(option: str, words: list[str]) -> Iterator[str]:
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command.
 
-    The fields of a parameter ``model: ModelOptions`` become options. A warning is one line. An
-    error of ours is one line and an exit code: 2 for what was typed, 1 for all else.
+    The fields of a parameter ``model: ModelOptions`` become options. Warnings print one line. An
+    ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1.
     """
     options = dict(inspect.signature(function, eval_str=True).parameters)
     of_model = inspect.signature(ModelOptions, eval_str=True).parameters
@@ -235,7 +235,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
-    """``NAME=VALUE`` and the options that have a name of their own, as Python values.
+    """Parse ``NAME=VALUE`` pairs and join them with options that have their own flags.
 
     Raises:
         OptionError: no NAME=VALUE, or an option that is given twice.
@@ -256,9 +256,9 @@ def quiet() -> None:
     from huggingface_hub.utils import logging as huggingface_logging
     from transformers.utils import logging as transformers_logging
 
-    # What the Hub's client says of each retry is noise before the one error that follows.
+    # The Hub client logs each retry before the one error that follows.
     huggingface_logging.set_verbosity_error()
-    # Results go to the terminal; the bars of a local file that loads in a blink do not.
+    # Progress bars of local files would clutter the results.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
@@ -275,10 +275,10 @@ def _make_folder(output: Path) -> None:
 
 
 def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
-    """The image files of files and folders, and how many of these can't be read."""
+    """Return the image files of ``sources``, and the number of sources that can't be read."""
     from hf_gmar.data.image_files import find_images
 
-    paths: dict[Path, Path] = {}  # one that is given twice is one image
+    paths: dict[Path, Path] = {}  # a file that is given twice is one image
     failed = 0
     for source in sources:
         try:
@@ -298,11 +298,11 @@ def say(error: Exception, path: Path | None = None) -> None:
 
 
 def note(text: str) -> None:
-    """Print what a user should know, as one line."""
+    """Print a notice to the user as one line."""
     err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def print_lines(lines: Iterable[object]) -> None:
-    """Print whole lines, to be copied."""
+    """Print lines without breaks, so that they can be copied."""
     for line in lines:
         out.print(escape(str(line)), soft_wrap=True, highlight=False)

@@ -54,8 +54,8 @@ def test_each_family_is_there_once_with_what_its_heads_read() -> None:
     lines = [line.strip() for line in run("models").out.splitlines()]
     assert sum(line.startswith("DeiT (") for line in lines) == 1
     place = lines.index("DeiT (CLS, distillation)")
-    assert lines[place + 1] == "DeiTForImageClassification: the head reads CLS"
-    assert any(line.startswith("CLIPModel, by prompts: the head reads CLS") for line in lines)
+    assert lines[place + 1] == "DeiTForImageClassification (pooling: CLS)"
+    assert any(line.startswith("CLIPModel, by prompts (pooling: CLS)") for line in lines)
     assert "'hf-gmar models MODEL'" in lines[-1] + lines[-2]
 
 
@@ -87,7 +87,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "family": "ViT",
             "prefix tokens": "CLS",
             "grid, at the config's size": "12 x 8 patches of 8 x 8 pixels, in 96 x 64",
-            "the head reads": "CLS",
+            "pooling": "CLS",
             "layers": "5",
             "heads": "12",
             "explained by": "streaming, dense",
@@ -98,7 +98,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
         "Dinov2WithRegistersForImageClassification",
         {
             "prefix tokens": "CLS, 3 x register",
-            "the head reads": "half CLS, half mean of the patches",
+            "pooling": "half CLS, half mean of the patches",
         },
     ),
     "no class": (

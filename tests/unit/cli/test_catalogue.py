@@ -40,7 +40,7 @@ from tests.support import folders
 def test_each_class_has_one_row() -> None:
     heads = {name for family in FAMILIES.values() for name in family.heads}
     prompts = {f"{name}, by prompts" for name in ZERO_SHOT_CLASSES}
-    rows = [row for row in families() if not row[1].startswith("its body")]
+    rows = [row for row in families() if not row[1].startswith("its backbone")]
     assert sorted(row[1] for row in rows) == sorted(heads | prompts)
 
 
@@ -48,7 +48,7 @@ def test_families_without_a_head_come_last() -> None:
     headless = [one.title for one in FAMILIES.values() if not one.heads and not one.prompts]
     assert headless
     assert [row[0] for row in families()[-len(headless) :]] == headless
-    assert not any(row[1].startswith("its body") for row in families()[: -len(headless)])
+    assert not any(row[1].startswith("its backbone") for row in families()[: -len(headless)])
 
 
 def test_rows_say_what_the_tables_say() -> None:
@@ -97,7 +97,7 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
             "family": "ViT",
             "prefix tokens": "CLS",
             "grid, at the config's size": "8 x 8 patches of 12 x 12 pixels, in 96 x 96",
-            "the head reads": "CLS",
+            "pooling": "CLS",
             "layers": "5",
             "heads": "6",
             "explained by": "streaming, dense",
@@ -106,17 +106,17 @@ EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, dict[str, str]]] = {
     "beit, mean": (
         BeitConfig(use_mean_pooling=True),
         "BeitForImageClassification",
-        {"the head reads": "mean of the patches"},
+        {"pooling": "mean of the patches"},
     ),
     "beit, cls": (
         BeitConfig(use_mean_pooling=False),
         "BeitForImageClassification",
-        {"the head reads": "CLS"},
+        {"pooling": "CLS"},
     ),
     "clip": (
         CLIPConfig(vision_config={"num_hidden_layers": 3}),
         "CLIPForImageClassification",
-        {"class": "CLIPForImageClassification", "the head reads": "mean of the patches",
+        {"class": "CLIPForImageClassification", "pooling": "mean of the patches",
          "layers": "3"},
     ),
     "with a note": (
@@ -159,7 +159,7 @@ def test_what_needs_prompts(config: PreTrainedConfig, reads: str) -> None:
     name = type(config).__name__.replace("Config", "Model")
     found = described(config, name)
     assert found.explained
-    assert (found.facts["class"], found.facts["the head reads"]) == (name, reads)
+    assert (found.facts["class"], found.facts["pooling"]) == (name, reads)
     command, prompts = found.how.split(" --prompts ")
     assert command == "hf-gmar explain PHOTO --model some/model"
     assert len(shlex.split(prompts)) == 2
