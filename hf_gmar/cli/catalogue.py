@@ -1,4 +1,4 @@
-"""Which models can be explained and how, as tables and sentences made from the registries."""
+"""Tables and sentences about supported models and methods, made from the registries."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ METHOD_COLUMNS = ("method", "class", "cost", "class-specific", "values", "source
 
 COLUMNS = ("family", "model class", "prefix tokens", "the head reads", "explained by")
 
-
 _OWN_HEAD = "its body, with a head of your own"
 
 
 def methods_of_registry() -> list[tuple[str, ...]]:
-    """One row for each method, with the columns of ``METHOD_COLUMNS``.
+    """Return one row for each method, with the columns ``METHOD_COLUMNS``.
 
     Example:
         >>> methods_of_registry()[0][:4]
@@ -59,7 +58,7 @@ def methods_of_registry() -> list[tuple[str, ...]]:
 
 
 def families() -> list[tuple[str, ...]]:
-    """One row for each model class, with the columns of ``COLUMNS``; headless ones at the end.
+    """Return one row for each model class, with the columns ``COLUMNS``; headless models last.
 
     Example:
         >>> families()[0]
@@ -82,7 +81,7 @@ def _readout(reads: str | ByModel) -> str:
 
 
 def notes() -> list[str]:
-    """What else a user should know of some families, and which ones no table has yet."""
+    """Return notes about some families, and the families that no table has yet."""
     lines = [f"{family.title}: {family.note}." for family in FAMILIES.values() if family.note]
     if names := ", ".join(unlisted()):
         lines.append(
@@ -92,7 +91,7 @@ def notes() -> list[str]:
 
 
 def refusals() -> list[tuple[str, str]]:
-    """Reasons, each with the model types that rollout does not apply to for it."""
+    """Return the unsupported model types of each reason, and the reason."""
     rows = [
         (", ".join(kind for kind, why in UNSUPPORTED.items() if why == reason), reason)
         for reason in sorted(set(UNSUPPORTED.values()))
@@ -102,12 +101,12 @@ def refusals() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Description:
-    """What hf_gmar can do with one model.
+    """The facts about one model, and how to explain it.
 
     Attributes:
         facts: names and values: class, family, tokens, grid, readout, layers, heads.
-        explained: whether it can be explained.
-        how: what to type, or why not.
+        explained: whether the model can be explained.
+        how: the command that explains an image, or the reason why the model can't be explained.
     """
 
     facts: dict[str, str]
@@ -116,11 +115,11 @@ class Description:
 
 
 def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Description:
-    """What can be done with a model, from its config alone; no weights are read.
+    """Describe a model by its config, without reading weights.
 
     Args:
         config: the model's config.
-        name: as the user gave it, for the command that is shown.
+        name: the model's name for the shown command.
         trusted: whether Python code in the model's repository may be run.
 
     Example:
@@ -129,28 +128,30 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         >>> vit.explained, vit.facts["grid, at the config's size"]
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
-    named = next(iter(config.architectures or ()), None)
-    facts = {"class": named or "not named", "model type": str(config.model_type)}
+    architecture = next(iter(config.architectures or ()), None)
+    facts = {"class": architecture or "not named", "model type": str(config.model_type)}
     try:
-        model = _without_weights(config, named, trusted)
+        model = _without_weights(config, architecture, trusted)
         prompted = prompted_readout(model)
         adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)
         details = _facts(adapter)
-    except Exception as error:  # noqa: BLE001  # a config may say anything, and its code do anything
+    except Exception as error:  # noqa: BLE001  # a config and its code may raise any error
         return Description(facts, False, one_line(error))
     prompts = ' --prompts "a photo of a dog" "a photo of a cat"' if prompted else ""
     how = f"hf-gmar explain PHOTO --model {shlex.quote(name)}{prompts}"
-    if (loaded := type(model).__name__) != named:
-        facts["class"] += f", loaded as {loaded}"
+    if (loaded_class := type(model).__name__) != architecture:
+        facts["class"] += f", loaded as {loaded_class}"
     return Description({**facts, **details}, True, how)
 
 
-def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool) -> PreTrainedModel:
-    """The model that the config was saved with, or else an image classifier, on no device."""
-    kind: Any = getattr(transformers, named or "", None)
+def _without_weights(
+    config: PreTrainedConfig, architecture: str | None, trusted: bool
+) -> PreTrainedModel:
+    """Build the config's architecture, or else an image classifier, on the meta device."""
+    kind: Any = getattr(transformers, architecture or "", None)
     known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
-    # Said, as the config may name a kernel on the Hub, whose code would be fetched and run.
+    # Explicit, because the config may name a kernel on the Hub whose code would run.
     attention = loading("eager")
     with torch.device("meta"):
         if known and not (trusted and own_code):

@@ -28,7 +28,7 @@ from hf_gmar.methods.registry import METHODS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MOST = 16  # images: all go through the model at once, several times over for some methods
+_MOST = 16  # images in one batch; some methods enlarge the batch several times
 
 
 @command
@@ -78,20 +78,20 @@ def compare(
 
     pictures = _read(inputs.paths)
     pixels = [inputs.pixels(picture) for picture in pictures.values()]
-    sizes = sorted({tuple(one.shape[-2:]) for one in pixels})
+    sizes = sorted({tuple(image.shape[-2:]) for image in pixels})
     if len(sizes) > 1:
         raise InputError(
             f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, {sizes[1]}, "
             "...), and one figure needs one; give images of one size"
         )
     logits = LogitsModel(inputs.loaded.model)
-    columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
+    specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("Comparing", total=len(columns) + 1)
+        task = bar.add_task("Comparing", total=len(specs) + 1)
         result = side_by_side(
             inputs.loaded.model,
             torch.cat(pixels),
-            columns,
+            specs,
             *inputs.classes,
             images=_as_seen(inputs, list(pictures.values())),
             names=list(pictures),
@@ -129,7 +129,7 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
 
 
 def _read(paths: Sequence[Path]) -> dict[str, Image]:
-    """The images that can be read, by a name of their own."""
+    """Read the images, by unique names; print an error for each unreadable image."""
     from hf_gmar.data.image_files import open_image
 
     pictures = {}
@@ -145,17 +145,17 @@ def _read(paths: Sequence[Path]) -> dict[str, Image]:
 
 
 def _as_seen(inputs: Inputs, pictures: Sequence[Image]) -> list[Image] | None:
-    """The part of each image that the model sees; ``None`` if that is not known."""
+    """Return the part of each image that the model sees; ``None`` if it can't be measured."""
     from hf_gmar.models.image_view import seen_part
 
     try:
         return [seen_part(inputs.loaded.processor, picture) for picture in pictures]
-    except InputError:  # what it does to an image is nothing that can be drawn on it
+    except InputError:  # the processor's geometry can't be measured
         return None
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As many columns as the terminal has room for."""
+    """Print the table, with one correlation column if the terminal is too narrow for all."""
     from hf_gmar.comparison.result import R_EXPLAINED
 
     for count in (len(headings), 5):
@@ -167,5 +167,5 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     out.print(table)
-    text = f"{R_EXPLAINED}; time: by that of a plain forward of the same images."
+    text = f"{R_EXPLAINED}; time: as a multiple of a plain forward of the same images."
     out.print(text, highlight=False)

@@ -116,7 +116,7 @@ def evaluate(
 
         model.check_prompts(has_images=True)
         check_captum_names(captum or [])
-        # A misspelt name should not cost a download.
+        # Names are checked before the download of a model.
         check_names(methods, metrics, perturbations)
         cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
         processes = Processes.launched(cpu=cpu)
@@ -141,12 +141,12 @@ def evaluate(
                     "several only with --multi_gpu"
                 )
         logits = LogitsModel(loaded.model)
-        columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
+        specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
         with _progress(processes.is_main) as progress:
             result = measured(
                 loaded,
                 images,
-                columns,
+                specs,
                 metrics,
                 perturbations or ("blur",),
                 score=score,
@@ -168,7 +168,7 @@ def evaluate(
 
 @contextmanager
 def _progress(is_main: bool) -> Iterator[Progress]:
-    """A bar, and a line for each image that fails; nothing but in the main process."""
+    """Show a progress bar, and a line for each failed image, in the main process only."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -190,9 +190,9 @@ def _progress(is_main: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _stopped(output: Path) -> Iterator[None]:
-    """Whoever stops the run is told that nothing is lost."""
+    """Print that the run can be resumed if it is stopped inside the context."""
 
-    def terminate(*_: Any) -> None:  # the launcher ends the run when one of its processes is gone
+    def terminate(*_: Any) -> None:  # the launcher terminates all processes when one has ended
         raise KeyboardInterrupt("terminated")
 
     in_main = threading.current_thread() is threading.main_thread()

@@ -16,7 +16,7 @@ from hf_gmar.cli.options import Images, Inputs, ModelOptions, command, err, out,
 if TYPE_CHECKING:
     from hf_gmar.heads.importance import HeadImportance
 
-_SHOWN = 5  # heads from each end of the ranking, and images whose files are listed
+_SHOWN = 5  # heads shown from each end of the ranking; images whose files are listed
 
 
 @command
@@ -103,7 +103,7 @@ def heads(
 
 
 def _ranking(importance: HeadImportance, images: int) -> Table:
-    """The most and the least important heads."""
+    """Make a table of the most and least important heads."""
     mean, spread, order = importance.mean(), importance.spread(), importance.rank()
     columns = 5 if images > 1 else 4
     column, form = (

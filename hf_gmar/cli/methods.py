@@ -14,9 +14,9 @@ def methods() -> None:
     from hf_gmar.cli.catalogue import METHOD_COLUMNS, methods_of_registry
 
     table = Table(title="Methods")
-    name, _, *others = METHOD_COLUMNS  # the class is for Python
-    table.add_column(name, no_wrap=True)  # it is there to be copied
-    for heading in others:
+    name, _, *headings = METHOD_COLUMNS  # without the Python class
+    table.add_column(name, no_wrap=True)  # so that it can be copied
+    for heading in headings:
         table.add_column(heading, overflow="fold")
     for method, _, *facts in methods_of_registry():
         table.add_row(*map(escape, (method, *facts)))

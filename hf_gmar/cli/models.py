@@ -47,13 +47,13 @@ def models(
         table.add_row(*map(escape, fact))
     table.add_row("can be explained", "yes" if description.explained else "no")
     out.print(table)
-    # A command is to be copied: no frame around it, and no line breaks in it.
+    # The command has no frame and no line breaks, so that it can be copied.
     out.print(escape(description.how), soft_wrap=description.explained, highlight=False)
     raise typer.Exit(0 if description.explained else 1)
 
 
 def _print_families() -> None:
-    """As a list: names of classes are too long for columns, and are there to be copied."""
+    """Print the families as a list, because class names are too long for columns."""
     from hf_gmar.cli.catalogue import families, notes, refusals
 
     out.print("[bold]Families that can be explained[/bold], with their prefix tokens:\n")

@@ -1,6 +1,6 @@
-"""What the commands share: options of the model, errors, images and the terminal.
+"""Shared parts of the commands: model options, errors, images and terminal output.
 
-Nothing here loads PyTorch before a command runs, so that help and mistakes are there at once.
+PyTorch is not imported before a command runs, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TrustRemoteCode = Annotated[
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model is loaded, and how: the arguments of ``load_model``."""
+    """The options of the model: the arguments of ``load_model``."""
 
     name: Annotated[
         str | None,
@@ -80,7 +80,7 @@ class ModelOptions:
     ] = True
 
     def check_prompts(self, has_images: bool) -> None:
-        """Raise an OptionError for prompts that took an image along, or that have no model."""
+        """Raise an OptionError if a prompt is an image file, or if prompts have no model."""
         files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
         if files and not has_images:
             raise OptionError(
@@ -94,7 +94,7 @@ class ModelOptions:
             )
 
     def load(self, has_images: bool, device: str | None = None) -> LoadedModel:
-        """Load the model, on another device if one is named; print the name of the default."""
+        """Load the model, on ``device`` if it is given; print the name of a default model."""
         name = self.name
         if name is None:
             name = DEFAULT_MODEL if has_images else BUNDLED
@@ -107,13 +107,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command works on.
+    """The model, images and classes of a command.
 
     Attributes:
         loaded: the model.
         paths: the image files.
-        failed: how many files and folders can't be read.
-        classes: the index of each class, ``None`` where none is named.
+        failed: number of files and folders that can't be read.
+        classes: the index of each class option, ``None`` if the option is not given.
     """
 
     loaded: LoadedModel
@@ -130,10 +130,10 @@ class Inputs:
         *classes: str | None,
         most: int | None = None,
     ) -> Inputs:
-        """Find the images and load the model, in this order: a typing error costs no download.
+        """Find the images, then load the model, so that a typing error costs no download.
 
         Raises:
-            OptionError: wrong prompts, a folder that can't be written to, or too many images.
+            OptionError: prompts are wrong, the folder is not writable, or images are too many.
             TargetError: the model has no such class.
         """
         model.check_prompts(bool(images))
@@ -154,12 +154,12 @@ class Inputs:
         return cls(loaded, paths, failed, indices)
 
     def pixels(self, image: Any) -> Any:
-        """Pixel values (1, channels, height, width) on the model's device."""
+        """Convert an image to pixel values (1, channels, height, width) on the model's device."""
         pixels = self.loaded.processor(images=image, return_tensors="pt").pixel_values
         return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
-        """Call with each image file and the stem of its results; return how many failed."""
+        """Call ``work`` with each image file and its result stem; return the number of failures."""
         from rich.progress import track
 
         from hf_gmar.data.image_files import unique_stems
@@ -169,16 +169,17 @@ class Inputs:
         for path, stem in track(pairs, description, console=err, disable=len(pairs) < 2):
             try:
                 work(path, stem)
-            except Exception as error:  # noqa: BLE001  # whatever one provokes, the others go on
+            except Exception as error:  # noqa: BLE001  # of any library; other images are done
                 failed += 1
                 say(error, path)
         return failed
 
 
 class ManyValues(TyperCommand):
-    """``--prompts "a dog" "a cat"``: all up to the next option; click alone takes one for each.
+    """A command whose list options take all values up to the next option.
 
-    Such an option is a list, and its metavar ends in an ellipsis.
+    Such an option, for example ``--prompts "a dog" "a cat"``, has a metavar that ends in an
+    ellipsis. Click itself takes one value for each option.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -206,20 +207,20 @@ def _repeated(option: str, words: list[str]) -> Iterator[str]:
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command.
 
-    The fields of a parameter ``model: ModelOptions`` become options. A warning is one line. An
-    error of ours is one line and an exit code: 2 for what was typed, 1 for all else.
+    The fields of a parameter ``model: ModelOptions`` become options. A warning is printed as one
+    line. A HfGmarError is printed as one line with exit code 2 for wrong options, else 1.
     """
     options = dict(inspect.signature(function, eval_str=True).parameters)
-    of_model = inspect.signature(ModelOptions, eval_str=True).parameters
+    model_options = inspect.signature(ModelOptions, eval_str=True).parameters
     takes_model = "model" in options and options["model"].annotation is ModelOptions
     if takes_model:
         del options["model"]
-        options |= of_model
+        options |= model_options
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         if takes_model:
-            values["model"] = ModelOptions(**{name: values.pop(name) for name in of_model})
+            values["model"] = ModelOptions(**{name: values.pop(name) for name in model_options})
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
@@ -235,10 +236,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
-    """``NAME=VALUE`` and the options that have a name of their own, as Python values.
+    """Parse ``NAME=VALUE`` options and combine them with the shortcut options.
 
     Raises:
-        OptionError: no NAME=VALUE, or an option that is given twice.
+        OptionError: an option is not NAME=VALUE, or is given twice.
     """
     options = {name: value for name, value in shortcuts.items() if value is not None}
     for text in pairs or ():
@@ -252,13 +253,13 @@ def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep libraries from printing between our lines."""
+    """Silence the libraries' output on the terminal."""
     from huggingface_hub.utils import logging as huggingface_logging
     from transformers.utils import logging as transformers_logging
 
-    # What the Hub's client says of each retry is noise before the one error that follows.
+    # The Hub's client warns at each retry, before the error that we print.
     huggingface_logging.set_verbosity_error()
-    # Results go to the terminal; the bars of a local file that loads in a blink do not.
+    # Progress bars of loading local files would clutter the results.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
@@ -275,10 +276,10 @@ def _make_folder(output: Path) -> None:
 
 
 def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
-    """The image files of files and folders, and how many of these can't be read."""
+    """Find the image files of files and folders; return also the number of unreadable sources."""
     from hf_gmar.data.image_files import find_images
 
-    paths: dict[Path, Path] = {}  # one that is given twice is one image
+    paths: dict[Path, Path] = {}  # a file that is given twice is one image
     failed = 0
     for source in sources:
         try:
@@ -291,18 +292,18 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
 
 
 def say(error: Exception, path: Path | None = None) -> None:
-    """Print an error as one line, with the file that it is about."""
+    """Print an error as one line, with the path of its file."""
     where = f"{path}: " if path is not None and str(path) not in str(error) else ""
     text = " ".join(f"{where}{one_line(error)}".split())
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
-    """Print what a user should know, as one line."""
+    """Print a note as one line."""
     err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def print_lines(lines: Iterable[object]) -> None:
-    """Print whole lines, to be copied."""
+    """Print lines without wrapping, so that they can be copied."""
     for line in lines:
         out.print(escape(str(line)), soft_wrap=True, highlight=False)
