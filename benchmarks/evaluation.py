@@ -124,14 +124,14 @@ def curves_table(
     return [*lines, "", f"Masking and dropping differ by at most {gap:.1e} in probability."]
 
 
-def scaling(words: Sequence[str], images: int) -> list[str]:
+def scaling(arguments: Sequence[str], images: int) -> list[str]:
     """Return Markdown rows with the images per second of one and of two processes."""
     lines = ["| processes | images per second | speed relative to one |", "|---|---|---|"]
     rates = []
     for count in (1, 2):
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
                   "--num_processes", str(count), *(["--multi_gpu"] if count > 1 else []),
-                  "-m", "benchmarks.evaluation", *words, "--worker", str(images)]  # fmt: skip
+                  "-m", "benchmarks.evaluation", *arguments, "--worker", str(images)]  # fmt: skip
         done = subprocess.run(  # noqa: S603
             launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
             check=True,
@@ -176,8 +176,8 @@ def main(
     chosen = open_data(data, labels, limit=images)
     typer.echo("\n".join(curves_table(loaded, chosen, steps, repeats, memory * 2**20)))
     if scaling_images:
-        words = ["--model", model, "--data", data]
-        typer.echo("\n" + "\n".join(scaling(words, scaling_images)))
+        arguments = ["--model", model, "--data", data]
+        typer.echo("\n" + "\n".join(scaling(arguments, scaling_images)))
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ def table(case: Case) -> str:
     """Return one row for each kind of work, in shares of the forward and backward's total time."""
     runs = Bench.build(case, torch.device("cpu")).runs()
     streaming, plain = milliseconds(runs[STREAMING]), milliseconds(runs[BACKWARD])
-    whole = sum(plain.values())
+    total = sum(plain.values())
     rows = [f"| {case.name} | {BACKWARD} | {STREAMING} |", "|---|---|---|"]
     rows += [
-        f"| {kind} | {plain[kind] / whole:.1%} | {streaming[kind] / whole:.1%} |"
+        f"| {kind} | {plain[kind] / total:.1%} | {streaming[kind] / total:.1%} |"
         for kind in (*_KINDS, _OTHER)
     ]
-    rows.append(f"| together | 100.0% | {sum(streaming.values()) / whole:.1%} |")
+    rows.append(f"| together | 100.0% | {sum(streaming.values()) / total:.1%} |")
     return "\n".join(rows)
 
 

@@ -14,12 +14,12 @@ REFERENCE = "import torch; import captum.attr; from transformers import pipeline
 RUNS = 5
 
 
-def cpu_seconds(words: list[str]) -> float:
+def cpu_seconds(command: list[str]) -> float:
     """Return the median user and system seconds of several runs of a process."""
     seconds = []
     for _ in range(RUNS):
         before = os.times()
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         after = os.times()
         seconds.append(
             after.children_user + after.children_system
@@ -38,7 +38,7 @@ def main() -> None:
         "hf-gmar --help": [command, "--help"],
         "hf-gmar --version": [command, "--version"],
     }
-    seconds = {name: cpu_seconds(words) for name, words in processes.items()}
+    seconds = {name: cpu_seconds(process) for name, process in processes.items()}
     print("| process | CPU seconds | relative to the libraries |\n|---|---|---|")
     for name, value in seconds.items():
         print(f"| `{name}` | {value:.2f} | {value / seconds[REFERENCE]:.2f} |")

@@ -66,8 +66,8 @@ class Explanation:
         """
         from hf_gmar.visualization.overlay import save_figure
 
-        words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
-        name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
+        label = _slug(self.label) + (f"-not-{_slug(self.contrast)}" if self.contrast else "")
+        name = f"{stem}.{self.target}-{label}".rstrip("-")  # labels need not be unique
         method = self.settings.get("method", "gmar")
         name += "" if method == "gmar" else f".{method}"
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
@@ -94,8 +94,8 @@ class Explanation:
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
-        rather = f"  rather than {self.contrast}" if self.contrast else ""
-        title = f"{self.label}  {self.probability:.1%}{rather}"
+        contrast = f"  rather than {self.contrast}" if self.contrast else ""
+        title = f"{self.label}  {self.probability:.1%}{contrast}"
         caption = f"{self.source}   ({options})"
         return overlay_figure(self.image, self.patches, title, caption, self.view)
 
@@ -169,6 +169,6 @@ class Explainer:
             yield Explanation(source, image, view, patches, index, label, share, settings, other)
 
 
-def _words(label: str) -> str:
+def _slug(label: str) -> str:
     """Convert a label to a part of a file name."""
     return re.sub(r"[^\w-]+", "-", label).strip("-")[:60]

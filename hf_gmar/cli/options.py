@@ -192,15 +192,15 @@ class ManyValues(TyperCommand):
 
 
 def _repeated(option: str, words: list[str]) -> Iterator[str]:
-    named = False
+    in_option = False
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         if word == option and following.startswith("-"):
             raise typer.BadParameter("one or more values are needed after it", param_hint=option)
         if word.startswith("-"):
-            named = word == option
-        if named and word != option:
+            in_option = word == option
+        if in_option and word != option:
             yield option
-        if not (named and word == option):
+        if not (in_option and word == option):
             yield word
 
 

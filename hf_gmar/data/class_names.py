@@ -112,9 +112,9 @@ class Labels:
         if not unknown:
             return cls(indices)
         images = sum(name is not None and known[name] is None for name in names)
-        shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if unknown[_SHOWN:] else "")
+        text = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if unknown[_SHOWN:] else "")
         notice = (
-            f"{len(unknown)} of {len(known)} class names of the data ({shown}) fit no class of the "
+            f"{len(unknown)} of {len(known)} class names of the data ({text}) fit no class of the "
             f"model: {images} image{' has' if images == 1 else 's have'} no label; label_map can "
             "say which classes they are"
         )

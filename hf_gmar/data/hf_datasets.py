@@ -163,8 +163,8 @@ def _image_column(rows: Any, name: str | None, mask: str | None) -> str:
         column("image", name, rows.column_names, (), "the data set")
         return _images_in(rows, name)
     candidates = [title for title in _of_type(rows, "Image") if title != mask]
-    named = [title for title in candidates if title.casefold() in IMAGE_NAMES]
-    choice = candidates if len(candidates) == 1 else named
+    by_name = [title for title in candidates if title.casefold() in IMAGE_NAMES]
+    choice = candidates if len(candidates) == 1 else by_name
     if len(choice) != 1:
         raise OptionError(
             f"the data set has the columns {_types(rows)}, of which "

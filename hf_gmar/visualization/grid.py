@@ -118,9 +118,9 @@ def grid_figure(
     figure = Figure(figsize=(layout.width, layout.height))
     signed = any(is_signed(column.maps.numpy()) for column in columns if column.maps is not None)
     for band in range(layout.bands):
-        shown = columns[band * layout.across : (band + 1) * layout.across]
+        in_band = columns[band * layout.across : (band + 1) * layout.across]
         _draw_images(figure, layout, band, pictures, titles)
-        for number, column in enumerate(shown, 1):
+        for number, column in enumerate(in_band, 1):
             _draw_column(figure, layout, (band, number), column, pictures, signed)
     _draw_scale(figure, layout, signed)
     left, top = _MARGIN / layout.width, layout.below / layout.height
@@ -181,10 +181,10 @@ def _draw_column(
 def _draw_head(axes: Axes, layout: _Layout, column: GridColumn) -> None:
     """Draw the method's name, in up to two lines, and its subtitle below."""
     middle, above = 0.5, 1 + 0.06 / layout.cell
-    words: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
-    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **words)
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
+    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **style)
     above += 0.15 / layout.cell if column.subtitle else 0
-    axes.text(middle, above, _title(column), fontsize=10, **words)
+    axes.text(middle, above, _title(column), fontsize=10, **style)
 
 
 _UNIT = (0, 1, 0, 1)
@@ -205,8 +205,8 @@ def _draw_reason(axes: Axes, layout: _Layout, reason: str) -> None:
     for edge in axes.spines.values():
         edge.set_color("0.8")
     lines = max(int((layout.cell - 0.1) / 0.125), 2)
-    words = wrapped(f"failed: {reason}", 29, lines)
-    axes.text(0.5, 0.5, words, fontsize=7, color="0.25", ha="center", va="center")
+    text = wrapped(f"failed: {reason}", 29, lines)
+    axes.text(0.5, 0.5, text, fontsize=7, color="0.25", ha="center", va="center")
 
 
 def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
@@ -217,9 +217,9 @@ def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
     bar.set_ticks([low, 0, 1] if signed else [0, 1])
     axes.tick_params(labelsize=8)
     meaning = "relevance; red: for the class, blue: against it" if signed else "relevance"
-    words = f"{meaning}; 1 is the largest absolute value of each map"
-    words = wrapped(words, int((layout.width - 3.3) * 13))
-    axes.text(1.06, 0.5, words, fontsize=8.5, va="center", transform=axes.transAxes)
+    text = f"{meaning}; 1 is the largest absolute value of each map"
+    text = wrapped(text, int((layout.width - 3.3) * 13))
+    axes.text(1.06, 0.5, text, fontsize=8.5, va="center", transform=axes.transAxes)
 
 
 def _cell(figure: Figure, layout: _Layout, place: tuple[int, int, int]) -> Axes:

@@ -136,8 +136,8 @@ def head_maps_figure(
     note = "colours run from zero to the maximum of each map"
     if view is not None and view.unexplained:
         note += "; dark grey: not seen by the model"
-    words = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
-    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(words)), layout="constrained")
+    text = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
+    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(text)), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(shrink(image, 600)))
     plain.set_axis_off()
@@ -146,7 +146,7 @@ def head_maps_figure(
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
     axes.set_title(escape_dollars(title), fontsize=11)
-    figure.supxlabel(f"{words}\n{note}" if words else note, fontsize=8, color="0.35")
+    figure.supxlabel(f"{text}\n{note}" if text else note, fontsize=8, color="0.35")
     return figure
 
 

@@ -60,7 +60,7 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
 
 def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: str | None) -> None:
     for curve in curves:
-        colour, words = _ORDERS[curve.order]
+        colour, order_label = _ORDERS[curve.order]
         if curve.method == baseline != method:
             dashed = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "alpha": 0.8}
             panel.plot(curve.fractions, curve.mean, **dashed)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
             panel.plot([], [], label=label, **dashed | {"color": _GREY})  # type: ignore[arg-type]
         if curve.method != method:
             continue
-        panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=words)
+        panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=order_label)
         if curve.low is not None and curve.high is not None:
             panel.fill_between(
                 curve.fractions, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
@@ -94,8 +94,8 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
         _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])
-        words = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
-        panel.set_title(words.strip(), fontsize=9)
+        title = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
+        panel.set_title(title.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
     baseline = wrapped(str(results.baseline), 60, 1)
@@ -109,12 +109,12 @@ def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
     for place, item in enumerate(differences):
         if item is None:
             continue
-        colour, words = _VERDICTS[item.verdict]
+        colour, label = _VERDICTS[item.verdict]
         if item.low is not None and item.high is not None:
             panel.plot([item.low, item.high], [place, place], color=colour, linewidth=1.4)
         face = "white" if item.verdict == "no difference" else colour
         style = {"markersize": 4.5, "markerfacecolor": face, "color": colour, "linestyle": "none"}
-        panel.plot([item.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
+        panel.plot([item.mean], [place], marker="o", label=label, **style)  # type: ignore[arg-type]
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     panel.xaxis.get_offset_text().set_fontsize(7.5)
@@ -128,18 +128,18 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     Examples whose patch grid differs from the first example's are left out.
     """
     shape = next(iter(examples[0].maps.values())).shape
-    shown = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
+    chosen = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
     failed = torch.full(shape, torch.nan)  # NaN is drawn without a colour
     columns = []
     for name in results.methods:
-        if any(name in item.maps for item in shown):
-            maps = [item.maps.get(name, failed).detach().float().cpu() for item in shown]
+        if any(name in item.maps for item in chosen):
+            maps = [item.maps.get(name, failed).detach().float().cpu() for item in chosen]
             columns.append(GridColumn(name, maps=torch.stack(maps)))
     caption = (
         "Each map is divided by its largest absolute value: compare the places of the colours, not "
         "their strength. If an image is plain grey, the method failed on it."
     )
-    pictures, titles = [item.picture for item in shown], [item.title for item in shown]
+    pictures, titles = [item.picture for item in chosen], [item.title for item in chosen]
     return grid_figure(pictures, titles, columns, caption)
 
 

@@ -134,9 +134,9 @@ class TerminalTables:
         table = Table(title=escape(title), title_justify="left")
         table.add_column("method", no_wrap=True)
         for measure in measures:
-            words = measure.title.replace("-", "-\n").replace(" ", "\n")
+            title = measure.title.replace("-", "-\n").replace(" ", "\n")
             arrow = _ARROWS[measure.higher_is_better][:1]
-            table.add_column(escape(f"{words} {arrow}".rstrip()), justify="right", no_wrap=True)
+            table.add_column(escape(f"{title} {arrow}".rstrip()), justify="right", no_wrap=True)
         for name, *cells in means(self.results, measures)[1]:
             table.add_row(escape(name.value), *map(_rich, cells))
         return table

@@ -71,15 +71,16 @@ class Runner:
 
     def _all_rows(self, store: Store) -> list[Row]:
         """Combine the rows in the main process's folder and rows that only other processes see."""
-        seen = self.processes.agreed(lambda: {_place(row) for row in store.rows()})
-        unseen = [row for row in store.rows() if _place(row) not in seen]
-        unseen = self.processes.gathered([] if self.processes.is_main else unseen)
-        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *unseen], self._labels))
-        lost = set(range(len(self.data))) - {row["index"] for row in rows}
-        if lost:
+        on_main = self.processes.agreed(lambda: {_place(row) for row in store.rows()})
+        others = [row for row in store.rows() if _place(row) not in on_main]
+        others = self.processes.gathered([] if self.processes.is_main else others)
+        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *others], self._labels))
+        missing = set(range(len(self.data))) - {row["index"] for row in rows}
+        if missing:
             raise EvaluationError(
-                f"{len(lost)} images have no rows any more, such as {self.data.key(min(lost))}: a "
-                "file of the run is gone; run the same command again"
+                f"{len(missing)} images have no rows any more, such as "
+                f"{self.data.key(min(missing))}: a file of the run is gone; run the same command "
+                "again"
             )
         return rows
 
