@@ -1,11 +1,11 @@
-"""How the methods compare on a few images: time, memory, and how alike their maps are.
+"""Compares all methods on a few images: time, memory, and rank correlation of the maps.
 
     python -m benchmarks.compare
     python -m benchmarks.compare --model PATH --images PHOTO --images PHOTO --output FOLDER
 
-Run it from the root of the repository. Times are ratios to one plain forward of the same images in
-the same run, so a quiet machine is needed for figures that hold; maps, memory and correlations
-are the same each time. Without images, three drawn scenes are taken.
+Run it from the root of the repository. Times are multiples of a plain forward of the same images in
+the same run, so they need a quiet machine. Maps, memory and correlations are reproducible. The
+default images are three synthetic scenes.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from hf_gmar.models import LoadedModel
 
 SEEDS = (18, 3, 7)
 SLOW = frozenset({"DeepLiftShap", "FeatureAblation", "KernelShap", "Lime", "ShapleyValueSampling"})
-"""Left out unless they are named: the same map as another's, or minutes."""
+"""Methods left out by default, because they take minutes or give the same map as another one."""
 
 
 def read(images: list[Path] | None) -> dict[str, Image.Image]:
-    """The images by name."""
+    """Read the images, by name."""
     if images:
         return {path.name: open_image(path) for path in images}
     return {f"scene {seed}": draw_scene(seed).image for seed in SEEDS}
 
 
 def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) -> Comparison:
-    """All methods of the registry, and Captum's of these names."""
+    """Compare all methods of the registry and the named methods of Captum."""
     pixels = [
         loaded.processor(images=image, return_tensors="pt").pixel_values
         for image in images.values()
     ]
-    columns: list[MethodLike] = [MethodSpec(name) for name in METHODS]
-    columns += captum_specs(captum, LogitsModel(loaded.model))
+    specs: list[MethodLike] = [MethodSpec(name) for name in METHODS]
+    specs += captum_specs(captum, LogitsModel(loaded.model))
     batch = torch.cat(pixels).to(loaded.model.device)
     console = Console(stderr=True)
-    found = compare(loaded.model, batch, columns, names=list(images), progress=console.print)
+    result = compare(loaded.model, batch, specs, names=list(images), progress=console.print)
     settings = {
-        **found.settings,
+        **result.settings,
         "model": Path(loaded.name).name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    return replace(found, settings=settings)
+    return replace(result, settings=settings)
 
 
 def main(
     model: Annotated[str, typer.Option(help="'bundled', a folder or a model on the Hub.")] = (
         "bundled"
     ),
-    images: Annotated[list[Path] | None, typer.Option(help="Photos; say it for each.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="A photo; may be repeated.")] = None,
     captum: Annotated[list[str] | None, typer.Option(help="Captum's methods.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for figure, table and maps.")] = Path(
         "explanations/compare"
@@ -74,9 +74,9 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     names = captum or [name for name in CAPTUM if name not in SLOW]
-    found = run(load_model(model, device), read(images), names)
-    found.save(output)
-    print(found.table())
+    result = run(load_model(model, device), read(images), names)
+    result.save(output)
+    print(result.table())
 
 
 if __name__ == "__main__":

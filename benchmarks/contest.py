@@ -1,4 +1,4 @@
-"""Who is compared on what: cases, models with random weights, and the calls that are measured."""
+"""The cases, models with random weights, and contestants of the engine benchmark."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ SEVERAL_CALLS = f"attribute_patches, {len(TARGETS)} calls"
 TARGET_CONTESTANTS = (ONE_CALL, SEVERAL_CALLS, ONE_BATCH)
 _TARGETS_UP_TO = 512  # pixels
 
-# Captum's methods get several images at a time while their tokens stay below this number.
+# The largest number of tokens in a batch of Captum's methods.
 _TOKENS_AT_ONCE = {"cpu": 2_000, "cuda": 16_000}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a Vision Transformer is."""
+    """The size of a Vision Transformer."""
 
     hidden: int
     layers: int
@@ -75,45 +75,45 @@ class Case:
 
     @classmethod
     def parse(cls, name: str) -> Case:
-        """The case of that name: model, pixels, and the batch where it is not one image."""
-        found = re.fullmatch(rf"([{''.join(SIZES)}])([1-9]\d*)(?:x([1-9]\d*))?", name)
-        if found is None or int(found[2]) % PATCH:
+        """Parse a name: model, pixels, and the batch size unless it is 1."""
+        match = re.fullmatch(rf"([{''.join(SIZES)}])([1-9]\d*)(?:x([1-9]\d*))?", name)
+        if match is None or int(match[2]) % PATCH:
             raise ValueError(
                 f"a case is one of {', '.join(SIZES)}, pixels that {PATCH} divides, and maybe x "
                 f"with a batch, such as S224x8; got {name!r}"
             )
-        return cls(found[1], int(found[2]), int(found[3] or 1))
+        return cls(match[1], int(match[2]), int(match[3] or 1))
 
     @property
     def name(self) -> str:
-        """Its short name."""
+        """The short name of the case."""
         return f"{self.model}{self.pixels}" + (f"x{self.batch}" if self.batch > 1 else "")
 
     @property
     def side(self) -> int:
-        """Patches along each side."""
+        """Number of patches along each side."""
         return self.pixels // PATCH
 
     @property
     def tokens(self) -> int:
-        """Tokens of each image, CLS among them."""
+        """Number of tokens of each image, including CLS."""
         return self.side**2 + 1
 
     @property
     def dense_bytes(self) -> float:
-        """About what the dense engine needs: all maps and their gradients, and half as much."""
+        """Estimated memory of the dense engine: all attention maps and gradients, plus half."""
         size = SIZES[self.model]
         return 1.5 * 2 * size.layers * size.heads * self.tokens**2 * 4 * self.batch
 
     def at_once(self, device: torch.device) -> int:
-        """Copies of the images that Captum's methods get in one pass."""
+        """Return the number of copies of the images in one pass of Captum's methods."""
         tokens = _TOKENS_AT_ONCE.get(device.type, _TOKENS_AT_ONCE["cpu"])
         return min(STEPS, max(1, tokens // (self.tokens * self.batch)))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A case, ready to run."""
+    """A case with its model and images."""
 
     case: Case
     device: torch.device
@@ -122,7 +122,7 @@ class Bench:
 
     @classmethod
     def build(cls, case: Case, device: torch.device) -> Bench:
-        """The model with random weights, made for images of this size, and random images."""
+        """Make a model with random weights for images of this size, and random images."""
         torch.manual_seed(0)
         size = SIZES[case.model]
         config = ViTConfig(
@@ -139,7 +139,7 @@ class Bench:
         return cls(case, device, model, pixels)
 
     def runs(self) -> dict[str, Run]:
-        """What is repeated."""
+        """Return the contestants that are timed in each round."""
         return {
             FORWARD: functools.partial(_forward, self),
             BACKWARD: functools.partial(_backward, self),
@@ -149,7 +149,7 @@ class Bench:
         }
 
     def target_runs(self) -> dict[str, Run]:
-        """Ways to explain several targets of one image; none where the case has no such row."""
+        """Return the ways to explain several targets of one image, if the case has such rows."""
         if self.case.batch > 1 or self.case.pixels > _TARGETS_UP_TO:
             return {}
         gmar, pixels = GMAR(self.model), self.pixels
@@ -161,7 +161,7 @@ class Bench:
         }
 
     def long_runs(self) -> dict[str, LongRun]:
-        """What takes many passes and is timed once."""
+        """Return the contestants with many passes, which are timed once."""
         case, at_once = self.case, self.case.at_once(self.device)
         few = math.ceil(math.sqrt(max(16, at_once)))
         return {
@@ -187,14 +187,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class LongRun:
-    """A method that is many passes of equal cost, so that a part of it tells the whole.
+    """A method of many passes with equal cost, whose total time can be scaled from a part.
 
     Attributes:
-        run: runs it in a given amount.
-        passes: how many passes of each image an amount is.
-        whole: the amount that makes an explanation.
-        few: an amount that tells the whole.
-        backward: whether each pass has a backward.
+        run: runs an amount of the method: its steps, or its windows along each side.
+        passes: converts an amount to the number of passes of each image.
+        whole: the amount of a full explanation.
+        few: a smaller amount that is enough to measure.
+        backward: whether each pass includes a backward.
     """
 
     run: Callable[[int], object]
@@ -206,14 +206,14 @@ class LongRun:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no weight takes a gradient, so that none is kept room for."""
-    free = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in free:
+    """Freeze all weights inside the context, so that no gradients of weights are computed."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trainable:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        for weight in free:
+        for weight in trainable:
             weight.requires_grad_(True)
 
 
@@ -223,7 +223,7 @@ def _forward(bench: Bench) -> None:
 
 
 def _backward(bench: Bench) -> None:
-    """What a gradient by the pixels costs at least: no weight takes part in it."""
+    """Compute a gradient with respect to the pixels at the least cost, with frozen weights."""
     with frozen(bench.model):
         pixels = bench.pixels.clone().requires_grad_()
         logits = bench.model(pixels).logits
@@ -232,20 +232,20 @@ def _backward(bench: Bench) -> None:
 
 def _integrated_gradients(bench: Bench, steps: int) -> None:
     images = bench.case.batch * bench.case.at_once(bench.device)
-    with frozen(bench.model):  # to its advantage
+    with frozen(bench.model):  # an advantage for Integrated Gradients
         IntegratedGradients(LogitsModel(bench.model)).attribute(
             bench.pixels, target=TARGET, n_steps=steps, internal_batch_size=images
         )
 
 
 def _window(case: Case, windows: int) -> tuple[int, int]:
-    """Pixels of each side of a window, if there are about so many along each side; and how many."""
+    """Return the side of a window in pixels, and the exact number of windows along each side."""
     patches = math.ceil(case.side / windows)
     return PATCH * patches, math.ceil(case.side / patches)
 
 
 def _occlusion(bench: Bench, windows: int) -> None:
-    """With fewer and larger windows each pass costs the same."""
+    """Run Occlusion; a pass costs the same with fewer and larger windows."""
     pixels, count = _window(bench.case, windows)
     Occlusion(LogitsModel(bench.model)).attribute(
         bench.pixels,
@@ -257,7 +257,7 @@ def _occlusion(bench: Bench, windows: int) -> None:
 
 
 def no_room(case: Case, device: torch.device, limit_gb: float) -> str:
-    """Why the dense engine is not tried, or nothing."""
+    """Return why the dense engine is not run, or an empty string."""
     need, free = case.dense_bytes / 1e9, _available_gb(device)
     if need > limit_gb:
         return f"not run: needs about {need:.0f} GB, the limit is {limit_gb:g} GB"
@@ -270,5 +270,5 @@ def _available_gb(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     memory = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", memory.read_text() if memory.exists() else "")
-    return int(found[1]) * 1024 / 1e9 if found else None
+    match = re.search(r"MemAvailable:\s+(\d+) kB", memory.read_text() if memory.exists() else "")
+    return int(match[1]) * 1024 / 1e9 if match else None

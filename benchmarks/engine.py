@@ -1,13 +1,13 @@
-"""What does an explanation cost, beside what the model itself costs?
+"""Measures the time and memory of explanations, relative to the plain model.
 
     python -m benchmarks.engine
     python -m benchmarks.engine --case S224 --case S1024 --no-growth
     python -m benchmarks.engine --quick --output /tmp/quick
 
 Run it from the root of the repository. All times are ratios between contestants that take turns
-in one process; peak memory is measured in a process for each contestant. Models have random
-weights: what they cost does not depend on what they have learned. A case is named by its model
-(S for ViT-S/16, B for ViT-B/16), the pixels of its images and, after an x, its batch.
+in one process. Peak memory is measured in a separate process for each contestant. Models have
+random weights, because their cost does not depend on the weights. The name of a case is its model
+(S for ViT-S/16, B for ViT-B/16), the pixels of its images, and x with its batch size.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ QUICK_GROWTH = ("T32", "T64")
 
 @dataclass(frozen=True)
 class Plan:
-    """How everything is measured.
+    """The settings of the benchmark.
 
     Attributes:
-        device: where the models run.
-        threads: CPU threads.
-        repeats: rounds that count.
-        slow_limit: seconds above which a part of a long run is measured.
-        dense_limit_gb: memory above which the dense engine is not tried.
-        say: tells that a step is done, and what comes after it.
+        device: the device of the models.
+        threads: number of CPU threads.
+        repeats: number of counted rounds.
+        slow_limit: seconds above which only a part of a long run is measured.
+        dense_limit_gb: memory above which the dense engine is not run.
+        say: reports that a step is done, with the name of the next step.
     """
 
     device: torch.device
@@ -68,22 +68,22 @@ class Plan:
 
 
 def peaks_of(case: Case, contestants: Sequence[str], plan: Plan) -> dict[str, Peak]:
-    """Peak memory of each contestant."""
-    found = {}
+    """Measure the peak memory of each contestant."""
+    peaks = {}
     for name in contestants:
         plan.say(f"{case.name}: memory of {name}")
         reason = no_room(case, plan.device, plan.dense_limit_gb) if name == DENSE else ""
-        found[name] = (
+        peaks[name] = (
             Peak(reason=reason, failed=True)
             if reason
             else measure(case, name, plan.device, plan.threads)
         )
-    return found
+    return peaks
 
 
 def times_of(case: Case, peaks: dict[str, Peak], plan: Plan) -> Times:
-    """Times of the contestants that came to their end when their memory was measured."""
-    if peaks[FORWARD].failed or peaks[BACKWARD].failed:  # nothing to compare with
+    """Time the contestants that did not fail when their memory was measured."""
+    if peaks[FORWARD].failed or peaks[BACKWARD].failed:  # there is no reference
         return Times()
     bench = Bench.build(case, plan.device)
     failed = {name for name, peak in peaks.items() if peak.failed}
@@ -102,7 +102,7 @@ def times_of(case: Case, peaks: dict[str, Peak], plan: Plan) -> Times:
 def measure_all(
     cases: Sequence[Case], sizes: Sequence[Case], plan: Plan, output: Path, report: Report
 ) -> None:
-    """Fill the report, and write it after each case: what is done is not lost."""
+    """Fill the report, and write it after each case, so that no result is lost."""
     for case in cases:
         peaks = peaks_of(case, CONTESTANTS, plan)
         times = times_of(case, peaks, plan)
@@ -118,14 +118,14 @@ def measure_all(
 
 
 def steps(cases: Sequence[Case], sizes: Sequence[Case], repeats: int) -> int:
-    """How often the plan says something, about."""
+    """Estimate the number of progress steps."""
     of_case = len(CONTESTANTS) + repeats + 1 + 2
     of_growth = len(sizes) * len(GROWING) + repeats + 1
     return len(cases) * of_case + (of_growth if sizes else 0)
 
 
 def parsed(names: Sequence[str]) -> list[Case]:
-    """Cases by name."""
+    """Parse the names of cases."""
     try:
         return [Case.parse(name) for name in names]
     except ValueError as error:
@@ -140,12 +140,12 @@ def main(
     output: Annotated[Path, typer.Option()] = Path("benchmarks/results"),
     growth: Annotated[bool, typer.Option(help="Also measure over image sizes.")] = True,
     slow_limit: Annotated[
-        float, typer.Option(help="Seconds above which Captum's are scaled.")
+        float, typer.Option(help="Seconds above which Captum's times are scaled.")
     ] = 120,
     dense_limit_gb: Annotated[float, typer.Option(help="Memory for the dense engine.")] = 16,
-    quick: Annotated[bool, typer.Option(help="A tiny model, to try the script.")] = False,
+    quick: Annotated[bool, typer.Option(help="Use a tiny model, to try the script.")] = False,
 ) -> None:
-    """Measure, print the tables and write them to OUTPUT with all numbers and a figure."""
+    """Measure, print the tables, and write tables, numbers and a figure to OUTPUT."""
     cases = parsed(case or (QUICK_CASES if quick else CASES))
     sizes = parsed((QUICK_GROWTH if quick else GROWTH) if growth else ())
     where = pick_device(device)
@@ -155,8 +155,8 @@ def main(
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=steps(cases, sizes, repeats))
 
-        def say(what: str) -> None:
-            progress.update(task, advance=1, description=what)
+        def say(step: str) -> None:
+            progress.update(task, advance=1, description=step)
 
         plan = Plan(where, threads, repeats, slow_limit, dense_limit_gb, say)
         measure_all(cases, sizes, plan, output, report)

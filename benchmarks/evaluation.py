@@ -1,11 +1,11 @@
-"""What measuring costs: curves of deletion and insertion, and what a second process brings.
+"""Measures the speed of evaluation: deletion and insertion curves, and a second process.
 
     python -m benchmarks.evaluation
     python -m benchmarks.evaluation --model PATH --data FOLDER --images 4 --scaling 16
 
-Run it from the root of the repository, on a quiet machine. The plain way puts one image with
-patches removed through the whole model after another, for each step of each curve; all ways take
-turns in one run, and a figure is the median of the ratios within each round, with their range.
+Run it from the root of the repository, on a quiet machine. The plain way runs the whole model on
+one perturbed copy at a time, for each step of each curve. All ways take turns in one run. Each
+number is the median of the ratios within each round, with the range.
 """
 
 from __future__ import annotations
@@ -36,99 +36,102 @@ from hf_gmar.perturbations import PERTURBATIONS, max_batch_size
 
 PLAIN = "plain way, blur"
 CURVES_HEAD = (
-    "| curves of one map | images in a second | times as fast as the plain way | "
-    "times as fast as masking |"
+    "| curves of one map | images per second | speed relative to the plain way | "
+    "speed relative to masking |"
 )
 WAYS = ("blur", "attention-masking", "token-dropping")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One image whose patches are removed in a map's order.
+    """The removal curves of one image.
 
     Attributes:
         loaded: the model.
         pixels: pixel values, (1, channels, height, width).
         target: the explained class.
-        kept: what is kept at each step, most and then least relevant first, (2, steps + 1, rows,
-            columns).
+        masks: kept patches at each step, (2, steps + 1, rows, columns), for removal of the most
+            and then of the least relevant patches first.
     """
 
     loaded: LoadedModel
     pixels: Tensor
     target: int
-    kept: Tensor
+    masks: Tensor
 
     @classmethod
     def of(cls, loaded: LoadedModel, pixels: Tensor, steps: int) -> Curve:
-        """The curve of GMAR's map of the top class."""
+        """Make the curves of GMAR's map of the top class."""
         with torch.no_grad():
             target = int(loaded.model(pixels).logits.argmax())
         patches = GMAR(loaded.model).attribute_patches(pixels, target)[0]
         order, count = patch_order(patches), patches.numel()
         fewest = PERTURBATIONS.build("token-dropping").fewest(ModelAdapter.of(loaded.model))
-        kept = torch.ones(2, steps + 1, count, dtype=torch.bool)
+        masks = torch.ones(2, steps + 1, count, dtype=torch.bool)
         for step in range(steps + 1):
-            gone = min(round(step * count / steps), count - fewest)
-            kept[0, step, order[:gone]] = False
-            kept[1, step, order.flip(0)[:gone]] = False
-        return cls(loaded, pixels, target, kept.unflatten(2, tuple(patches.shape)))
+            removed = min(round(step * count / steps), count - fewest)
+            masks[0, step, order[:removed]] = False
+            masks[1, step, order.flip(0)[:removed]] = False
+        return cls(loaded, pixels, target, masks.unflatten(2, tuple(patches.shape)))
 
     def plainly(self) -> Tensor:
-        """Deletion, then insertion, step by step: blurred, one copy at a time, all tokens."""
+        """Score deletion, then insertion, by blur, with one copy of all tokens at a time."""
         adapter = ModelAdapter.of(self.loaded.model)
-        begun = PERTURBATIONS.build("blur").bind(adapter, self.pixels, batch=1)
-        steps = [self.kept[0], self.kept[1].flip(0)]
-        return torch.cat([begun.scores(one[None]) for half in steps for one in half])
+        perturbed = PERTURBATIONS.build("blur").bind(adapter, self.pixels, batch=1)
+        steps = [*self.masks[0], *self.masks[1].flip(0)]
+        return torch.cat([perturbed.scores(mask[None]) for mask in steps])
 
     def by(self, name: str, memory: int) -> Tensor:
-        """The same scores as the package measures them: in batches, each copy once."""
+        """Score the same curves as the package does, in batches, with each copy once."""
         adapter = ModelAdapter.of(self.loaded.model)
         perturbation = PERTURBATIONS.build(name)
         batch = max_batch_size(adapter, self.pixels, memory, perturbation=perturbation)
-        begun = perturbation.bind(adapter, self.pixels, batch=batch)
-        whole, *between, nothing = self.kept[0]
-        return begun.scores(torch.stack([whole, nothing, *between, *self.kept[1, 1:-1]]))
+        perturbed = perturbation.bind(adapter, self.pixels, batch=batch)
+        whole, *between, nothing = self.masks[0]
+        return perturbed.scores(torch.stack([whole, nothing, *between, *self.masks[1, 1:-1]]))
 
-    def shares(self, name: str, memory: int) -> Tensor:
-        """Probabilities of the target, in the order of :meth:`by`."""
+    def probabilities(self, name: str, memory: int) -> Tensor:
+        """Return the target's probabilities, in the order of :meth:`by`."""
         return self.by(name, memory).softmax(-1)[:, self.target]
 
 
 def curves_table(
     loaded: LoadedModel, data: ImageDataset, steps: int, repeats: int, memory: int
 ) -> list[str]:
-    """Rows of Markdown: images in a second by each way, and their ratio to the plain one."""
-    pixels = [loaded.processor(images=one.image, return_tensors="pt").pixel_values for one in data]
-    curves = [Curve.of(loaded, one, steps) for one in pixels]
-    runs: dict[str, Callable[[], Any]] = {PLAIN: lambda: [one.plainly() for one in curves]}
+    """Return Markdown rows with the images per second of each way, and the ratios of speed."""
+    curves = []
+    for example in data:
+        inputs = loaded.processor(images=example.image, return_tensors="pt")
+        curves.append(Curve.of(loaded, inputs.pixel_values, steps))
+    runs: dict[str, Callable[[], Any]] = {PLAIN: lambda: [curve.plainly() for curve in curves]}
     for name in WAYS:
         runs[name] = lambda name=name: [  # type: ignore[misc]
-            one.by(name, memory) for one in curves
+            curve.by(name, memory) for curve in curves
         ]
     seconds = round_robin(runs, repeats, torch.device("cpu"), lambda: None)
     lines = [CURVES_HEAD, "|---|---|---|---|"]
-    for name, own in seconds.items():
-        rate = len(curves) / median(own)
+    for name, times in seconds.items():
+        rate = len(curves) / median(times)
         lines.append(
-            f"| {name} | {rate:.3g} | {_spread(by_round(seconds[PLAIN], own))} | "
-            f"{_spread(by_round(seconds['attention-masking'], own))} |"
+            f"| {name} | {rate:.3g} | {_spread(by_round(seconds[PLAIN], times))} | "
+            f"{_spread(by_round(seconds['attention-masking'], times))} |"
         )
-    apart = max(
-        float((one.shares("attention-masking", memory) - one.shares("token-dropping", memory))
-        .abs().max()) for one in curves
-    )  # fmt: skip
-    return [*lines, "", f"Masking and dropping differ by {apart:.1e} in probability at most."]
+    masking, dropping = (
+        torch.stack([curve.probabilities(name, memory) for curve in curves])
+        for name in ("attention-masking", "token-dropping")
+    )
+    gap = float((masking - dropping).abs().max())
+    return [*lines, "", f"Masking and dropping differ by at most {gap:.1e} in probability."]
 
 
-def scaling(words: Sequence[str], images: int) -> list[str]:
-    """Rows of Markdown: images in a second with one process and with two, one thread each."""
-    lines = ["| processes | images in a second | times as fast as one |", "|---|---|---|"]
+def scaling(arguments: Sequence[str], images: int) -> list[str]:
+    """Return Markdown rows with the images per second of one and of two processes."""
+    lines = ["| processes | images per second | speed relative to one |", "|---|---|---|"]
     rates = []
     for count in (1, 2):
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
                   "--num_processes", str(count), *(["--multi_gpu"] if count > 1 else []),
-                  "-m", "benchmarks.evaluation", *words, "--worker", str(images)]  # fmt: skip
+                  "-m", "benchmarks.evaluation", *arguments, "--worker", str(images)]  # fmt: skip
         done = subprocess.run(  # noqa: S603
             launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
             check=True,
@@ -139,7 +142,7 @@ def scaling(words: Sequence[str], images: int) -> list[str]:
 
 
 def work(loaded: LoadedModel, data: ImageDataset) -> float:
-    """Images in a second of a whole evaluation, from when all processes are ready."""
+    """Measure the images per second of an evaluation, after all processes are ready."""
     processes = Processes.launched()
     evaluate(loaded, open_data(data, labels_of(loaded.model.config), limit=2), ["gmar"])
     processes.gathered([processes.number])
@@ -157,7 +160,7 @@ def main(
     data: Annotated[str, typer.Option(help="Scenes, a folder or a CSV file.")] = "scenes",
     images: Annotated[int, typer.Option(min=1, help="Images whose curves are timed.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a curve.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds.")] = 3,
     memory: Annotated[int, typer.Option(min=1, help="MB for copies at a time.")] = 256,
     scaling_images: Annotated[int, typer.Option("--scaling", help="0 leaves it out.")] = 32,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -173,8 +176,8 @@ def main(
     chosen = open_data(data, labels, limit=images)
     typer.echo("\n".join(curves_table(loaded, chosen, steps, repeats, memory * 2**20)))
     if scaling_images:
-        words = ["--model", model, "--data", data]
-        typer.echo("\n" + "\n".join(scaling(words, scaling_images)))
+        arguments = ["--model", model, "--data", data]
+        typer.echo("\n" + "\n".join(scaling(arguments, scaling_images)))
 
 
 if __name__ == "__main__":

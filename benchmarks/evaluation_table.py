@@ -1,12 +1,12 @@
-"""The table of the methods, from the summaries of evaluations that are committed.
+"""Makes the table of the methods from the committed summaries of evaluations.
 
-The summaries are made by ``hf-gmar evaluate``; the commands are in docs/evaluate.md. Put another
-one in its place with
+The summaries are made by ``hf-gmar evaluate``; the commands are in docs/evaluate.md. Replace a
+summary with
 
     python -m benchmarks.evaluation_table FOLDER NAME
 
-where FOLDER is the output of a run and NAME is ``scenes`` or ``photos``. Report and figures go to
-docs/results/NAME, without the maps of single images.
+where FOLDER is the output of a run and NAME is ``scenes`` or ``photos``. The report and figures are
+copied to docs/results/NAME, without the example maps.
 """
 
 from __future__ import annotations
@@ -33,37 +33,38 @@ COLUMNS: dict[str, str] = {
     "class-sensitivity": "class sensitivity ↓",
     "parameter-randomization": "parameter randomization ↓",
 }
-"""What the short table shows of a summary, where it has it."""
+"""The columns of the short table, if the summary has them."""
 
 
 def table(name: str) -> str:
-    """Means with 95 % intervals, a row for each method; bold where none is better."""
+    """Return means with 95 % intervals, one row for each method; the best mean is bold."""
     summary = json.loads((RESULTS / name / "summary.json").read_text(encoding="utf-8"))
-    cells = {(one["method"], one["measure"]): one for one in summary["cells"]}
-    measured = [one for one in COLUMNS if any(key[1] == one and _has(cells[key]) for key in cells)]
+    cells = {(cell["method"], cell["measure"]): cell for cell in summary["cells"]}
+    with_values = {measure for (_, measure), cell in cells.items() if _has_mean(cell)}
+    measures = [measure for measure in COLUMNS if measure in with_values]
     lines = [
-        f"| method | {' | '.join(COLUMNS[one] for one in measured)} |",
-        f"|---|{'---|' * len(measured)}",
+        f"| method | {' | '.join(COLUMNS[measure] for measure in measures)} |",
+        f"|---|{'---|' * len(measures)}",
     ]
     for method in summary["methods"]:
-        shown = [_shown(cells, method, one) for one in measured]
-        lines.append(f"| {method} | {' | '.join(shown)} |")
+        texts = [_cell_text(cells, method, measure) for measure in measures]
+        lines.append(f"| {method} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
-def _has(cell: dict[str, Any]) -> bool:
+def _has_mean(cell: dict[str, Any]) -> bool:
     return cell["mean"] is not None
 
 
-def _shown(cells: dict[tuple[str, str], dict[str, Any]], method: str, measure: str) -> str:
+def _cell_text(cells: dict[tuple[str, str], dict[str, Any]], method: str, measure: str) -> str:
     cell = cells.get((method, measure))
-    if cell is None or not _has(cell):
+    if cell is None or not _has_mean(cell):
         return "-"
     text = f"{cell['mean']:.2f}"
     if cell["low"] is not None:
         text += f" ({cell['low']:.2f} to {cell['high']:.2f})"
-    others = [one["mean"] for key, one in cells.items() if key[1] == measure and _has(one)]
-    best = max(others) if cell["higher_is_better"] else min(others)
+    means = [item["mean"] for key, item in cells.items() if key[1] == measure and _has_mean(item)]
+    best = max(means) if cell["higher_is_better"] else min(means)
     return f"**{text}**" if cell["mean"] == best else text
 
 
@@ -71,13 +72,13 @@ def main(
     folder: Annotated[Path, typer.Argument(help="The output of a run.")],
     name: Annotated[str, typer.Argument(help="scenes or photos.")],
 ) -> None:
-    """Copy what the pages show of a run."""
-    place = RESULTS / name
-    place.mkdir(parents=True, exist_ok=True)
-    wanted = ["summary.json", "report.md"]
-    wanted += [path.name for path in folder.glob("*.png") if path.stem != "examples"]
-    for file in wanted:
-        with whole_file(place / file) as part:
+    """Copy the files of a run that the pages show."""
+    target = RESULTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    names = ["summary.json", "report.md"]
+    names += [path.name for path in folder.glob("*.png") if path.stem != "examples"]
+    for file in names:
+        with whole_file(target / file) as part:
             shutil.copyfile(folder / file, part)
 
 

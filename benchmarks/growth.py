@@ -1,4 +1,4 @@
-"""How time and memory grow with the number of tokens."""
+"""Measures how time and memory grow with the number of tokens."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Curve:
     """One contestant over the sizes; ``None`` where it was not measured.
 
     Attributes:
-        time: median time by that of the plain forward at the smallest size, in each round.
-        memory: peak in bytes above the state before the call.
-        extra: that above the plain forward's.
-        reasons: why there is no value, or nothing.
-        exponents: for each of the first three, its power of the number of tokens.
+        time: median over rounds of the time relative to the plain forward at the smallest size.
+        memory: peak bytes above the memory in use before the call.
+        extra: peak bytes above the plain forward's peak.
+        reasons: why a value is missing, or an empty string.
+        exponents: the power of the number of tokens in time, memory and extra.
     """
 
     time: list[float | None] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Growth:
 
 
 def exponent(tokens: Sequence[int], values: Values) -> float | None:
-    """The slope of log value over log tokens, by least squares over the values above zero.
+    """Fit the slope of log value over log tokens by least squares over the positive values.
 
     Example:
         >>> round(exponent([10, 20, 40], [3, 12, 48]), 6)
@@ -71,13 +71,13 @@ def measure_growth(
     repeats: int,
     done: Callable[[], None],
 ) -> Growth:
-    """Time all sizes in turns, so that each round has its own reference.
+    """Time all sizes in each round, so that each round has its own reference.
 
     Args:
-        cases: from the smallest to the largest.
-        peaks: memory of each contestant in each case; those that failed are left out.
-        device: where it runs.
-        repeats: rounds that count.
+        cases: the cases from the smallest to the largest.
+        peaks: memory of each contestant in each case; failed contestants are left out.
+        device: the device of the models.
+        repeats: number of counted rounds.
         done: called after each round.
     """
     seconds = round_robin(_all_runs(cases, peaks, device), repeats, device, done)
@@ -121,13 +121,13 @@ def _curve(
 
 
 def extra_bytes(peaks: dict[str, Peak], name: str) -> int | None:
-    """How far a contestant's peak is above the plain forward's, each in its own process."""
-    own, plain = peaks[name].bytes, peaks[FORWARD].bytes
-    return None if own is None or plain is None else own - plain
+    """Return how far a contestant's peak is above the plain forward's peak."""
+    peak, plain = peaks[name].bytes, peaks[FORWARD].bytes
+    return None if peak is None or plain is None else peak - plain
 
 
 def growth_figure(growth: Growth) -> Figure:
-    """Time and memory over tokens, on logarithmic axes, with the exponents."""
+    """Draw time and memory over tokens, on logarithmic axes, with the exponents."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     time, memory = figure.subplots(1, 2)
     for name, curve in growth.curves.items():
@@ -140,10 +140,10 @@ def growth_figure(growth: Growth) -> Figure:
 
 
 def _draw(axes: Axes, tokens: list[int], values: Values, name: str, power: float | None) -> None:
-    drawn = [math.nan if v is None or v <= 0 else v for v in values]
-    if not np.isnan(drawn).all():
+    heights = [math.nan if v is None or v <= 0 else v for v in values]
+    if not np.isnan(heights).all():
         fit = "" if power is None else f"  ~ tokens^{power:z.2f}"
-        axes.plot(tokens, drawn, marker="o", label=name + fit)
+        axes.plot(tokens, heights, marker="o", label=name + fit)
 
 
 def _label(axes: Axes, growth: Growth, title: str) -> None:
@@ -155,7 +155,7 @@ def _label(axes: Axes, growth: Growth, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below, off the curves
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below the axes
 
 
 def _ticks(growth: Growth) -> list[tuple[int, str]]:

@@ -1,18 +1,18 @@
-"""Does a head's importance tell what the score of a class loses without that head?
+"""Tests whether head importance predicts the loss of a class's score without the head.
 
     python -m benchmarks.heads --model bundled --scenes 100
     python -m benchmarks.heads --model PATH --images FOLDER --labels labels.csv
 
-Two tests of GMAR's head importance, beside obvious alternatives and chance:
+GMAR's head importance is compared with alternatives and chance in two tests:
 
-1. Heads are masked in its order, most important first and least important first. Areas under the
-   target's score, minus that of random orders on the same image.
-2. Each head is masked alone: Spearman's rank correlation between importance and what the target's
-   score loses, over all heads of an image and within its layers; and the same with the size of the
-   change, as an importance without a sign can't tell a loss from a gain.
+1. Heads are masked by importance, most important first and least important first. The result is
+   the area under the target's score minus the area of random orders on the same image.
+2. Each head is masked alone. The result is Spearman's rank correlation between importance and loss
+   of the target's score, over all heads of an image and within its layers. It is also computed with
+   the absolute change, because an unsigned importance can't distinguish a loss from a gain.
 
-The images of a CSV file are named in its column ``path``, relative to the folder. Means over
-images with 95 % intervals, by bootstrap over images.
+The column ``path`` of the CSV file has the image paths, relative to the folder. Results are means
+over images with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ MICHEL = "absolute sum of A x G (Michel et al.)"
 SIGNED = "sum of A x G, signed"
 CHANCE = "chance"
 SIDES = ("loss, all heads", "loss, in layers", "change, all heads", "change, in layers")
-"""What an importance is compared with, and over which heads."""
+"""The effect that an importance is compared with, and the set of heads."""
 
 
 class GradientOfHeads(AttentionMethod):
-    """The sum of each head's |G|, (B, layers, H): GMAR's l1 before it is a share of the layer."""
+    """The sum of |G| of each head: GMAR's l1 norm before the division by the layer's sum."""
 
     source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
     cost = "forward + backward"
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Find the Transformers model in the model."""
+        """Find the Transformers model and set the rule."""
         super().__init__(model)
         self.rule = _GradientRule()
 
     def sums(self, inputs: Tensor, target: list[int]) -> Array:
-        """For each image, layer and head."""
+        """Return the sums, (B, layers, H)."""
         heads, _ = self._of_heads(inputs, self._target_spec(target, None), None, {})
         sums: Array = heads.double().cpu().numpy()
         return sums
@@ -83,11 +83,11 @@ class _GradientRule:
 
 
 @dataclass
-class Found:
-    """What was measured, image by image; keys are the kinds of importance.
+class Measurements:
+    """The measurements of each image, by kind of importance.
 
     Attributes:
-        ablations: of each batch.
+        ablations: the ablation of each batch.
         correlations: rank correlations of each image, (4,), in the order of ``SIDES``.
     """
 
@@ -95,12 +95,12 @@ class Found:
     correlations: dict[str, list[Array]] = field(default_factory=dict)
 
     def joined(self) -> dict[str, HeadAblation]:
-        """The curves of all images; areas are by the range of all of them."""
+        """Join the curves of all images, so that their areas have a common unit."""
         return {name: _joined(parts) for name, parts in self.ablations.items()}
 
 
 def importances(loaded: LoadedModel, pixels: Tensor, targets: list[int]) -> dict[str, Array]:
-    """Each kind of importance, (images, layers, H)."""
+    """Compute each kind of importance, (images, layers, H)."""
     model = loaded.model
     gmar = {
         name: GMAR(model, norm=norm).head_importance(pixels, targets).double().cpu().numpy()
@@ -112,22 +112,22 @@ def importances(loaded: LoadedModel, pixels: Tensor, targets: list[int]) -> dict
 
 
 def measure_batch(
-    found: Found,
+    results: Measurements,
     loaded: LoadedModel,
     pixels: Tensor,
     targets: list[int],
     plan: Plan,
     start: int,
 ) -> None:
-    """Add what a batch shows; ``start`` images came before it."""
+    """Add the measurements of a batch; ``start`` is the index of its first image."""
     kinds = importances(loaded, pixels, targets)
-    random_orders = plan.random_orders  # once: they are the same for every kind
+    random_orders = plan.random_orders  # only for the first kind: all kinds share random orders
     for name, scores in kinds.items():
         ablation = ablate_heads(
             loaded.model, pixels, torch.from_numpy(scores), targets, steps=plan.steps,
             random_orders=random_orders, seed=plan.seed + start, within_layers=plan.within_layers,
         )  # fmt: skip
-        found.ablations.setdefault(name, []).append(ablation)
+        results.ablations.setdefault(name, []).append(ablation)
         random_orders = 0
     few = max(0, min(len(pixels), plan.singles - start))
     if few:
@@ -135,12 +135,12 @@ def measure_batch(
             single_head_ablation(loaded.model, pixels[:few], targets[:few]).double().cpu().numpy()
         )
         chance = np.random.default_rng([plan.seed, start]).random(drops.shape)
-        _correlate(found, {**kinds, CHANCE: chance}, drops)
+        _correlate(results, {**kinds, CHANCE: chance}, drops)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How everything is measured."""
+    """The settings of the benchmark."""
 
     steps: int
     random_orders: int
@@ -149,14 +149,14 @@ class Plan:
     within_layers: bool
 
 
-def _correlate(found: Found, kinds: dict[str, Array], drops: Array) -> None:
+def _correlate(results: Measurements, kinds: dict[str, Array], drops: Array) -> None:
     for name, scores in kinds.items():
-        rows = [_sides(one, drop) for one, drop in zip(scores, drops, strict=False)]
-        found.correlations.setdefault(name, []).extend(rows)
+        rows = [_sides(image, drop) for image, drop in zip(scores, drops, strict=False)]
+        results.correlations.setdefault(name, []).extend(rows)
 
 
 def _sides(scores: Array, drops: Array) -> Array:
-    """Rank correlations of one image's scores and drops, (layers, H), as ``SIDES`` has them."""
+    """Correlate one image's scores and drops, (layers, H), in the order of ``SIDES``."""
     sides = []
     for effect in (drops, np.abs(drops)):
         layers = [spearman(*pair) for pair in zip(scores, effect, strict=True)]
@@ -164,8 +164,8 @@ def _sides(scores: Array, drops: Array) -> Array:
     return np.array(sides)
 
 
-def spearman(one: Array, other: Array) -> float:
-    """Spearman's rank correlation; equal values share a rank, and all equal gives 0.
+def spearman(left: Array, right: Array) -> float:
+    """Return Spearman's rank correlation; ties share a rank, and constant values give 0.
 
     Example:
         >>> round(spearman(np.array([0.1, 0.2, 0.3]), np.array([1.0, 5.0, 9.0])), 6)
@@ -173,14 +173,14 @@ def spearman(one: Array, other: Array) -> float:
         >>> spearman(np.array([1.0, 1.0]), np.array([1.0, 5.0]))
         0.0
     """
-    first, second = (_ranks(values) - _ranks(values).mean() for values in (one, other))
+    first, second = (_ranks(values) - _ranks(values).mean() for values in (left, right))
     scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float(first @ second) / scale if scale else 0.0
 
 
 def _ranks(values: Array) -> Array:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank: Array = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_rank: Array = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return mean_rank
 
 
@@ -192,9 +192,9 @@ def _joined(parts: list[HeadAblation]) -> HeadAblation:
     return HeadAblation(parts[0].fractions, curves, targets, parts[0].settings)
 
 
-def area_rows(found: Found) -> dict[str, dict[str, Interval]]:
-    """For each kind, area minus that of the random order, most and least important first."""
-    joined = found.joined()
+def area_rows(results: Measurements) -> dict[str, dict[str, Interval]]:
+    """Return each kind's areas minus the area of random orders, for both orders."""
+    joined = results.joined()
     random = joined[L1].areas()[RANDOM]
     rows = {}
     for name, ablation in joined.items():
@@ -204,9 +204,9 @@ def area_rows(found: Found) -> dict[str, dict[str, Interval]]:
     return rows
 
 
-def correlation_rows(found: Found) -> dict[str, dict[str, Interval]]:
-    """For each kind, the mean rank correlation over images."""
-    means = {name: bootstrap(np.stack(values)) for name, values in found.correlations.items()}
+def correlation_rows(results: Measurements) -> dict[str, dict[str, Interval]]:
+    """Return the mean rank correlation of each kind over images."""
+    means = {name: bootstrap(np.stack(values)) for name, values in results.correlations.items()}
     return {
         name: {side: Interval(*(part[n] for part in mean)) for n, side in enumerate(SIDES)}
         for name, mean in means.items()
@@ -214,18 +214,18 @@ def correlation_rows(found: Found) -> dict[str, dict[str, Interval]]:
 
 
 def table(title: str, rows: dict[str, dict[str, Interval]]) -> Table:
-    """Rows as Markdown."""
+    """Make a Markdown table of the rows."""
     columns = list(next(iter(rows.values())))
-    shown = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    result = Table(title=title, title_justify="left", box=box.MARKDOWN)
     for heading in ("importance", *columns):
-        shown.add_column(heading)
+        result.add_column(heading)
     for name, cells in rows.items():
-        shown.add_row(name, *(str(cells[column]) for column in columns))
-    return shown
+        result.add_row(name, *(str(cells[column]) for column in columns))
+    return result
 
 
 def scene_batches(loaded: LoadedModel, count: int, size: int) -> Iterator[tuple[Tensor, list[int]]]:
-    """Drawn scenes; the target is the first object of each."""
+    """Yield batches of synthetic scenes; the target is the first object of each scene."""
     for start in range(0, count, size):
         scenes = [draw_scene(seed) for seed in range(start, min(start + size, count))]
         images = [scene.image for scene in scenes]
@@ -236,18 +236,18 @@ def scene_batches(loaded: LoadedModel, count: int, size: int) -> Iterator[tuple[
 def photo_batches(
     loaded: LoadedModel, rows: list[tuple[Path, int]], size: int
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Photos with their labels."""
+    """Yield batches of photos with their labels."""
     for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        images = [open_image(path) for path, _ in some]
+        batch = rows[start : start + size]
+        images = [open_image(path) for path, _ in batch]
         pixels = loaded.processor(images=images, return_tensors="pt").pixel_values
-        yield pixels, [label for _, label in some]
+        yield pixels, [label for _, label in batch]
 
 
 def labelled(
     loaded: LoadedModel, images: Path, labels: Path, column: str, count: int, seed: int
 ) -> list[tuple[Path, int]]:
-    """Some rows of the CSV file, drawn at random: image file and class."""
+    """Draw random rows of the CSV file; return the image file and class of each."""
     with labels.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     picked = np.random.default_rng(seed).permutation(len(rows))[:count]
@@ -259,8 +259,8 @@ def main(  # noqa: PLR0913, PLR0917  # an option is a parameter
     model: Annotated[
         str, typer.Option(help="bundled, a folder, or a model on the Hub.")
     ] = "bundled",
-    scenes: Annotated[int, typer.Option(min=2, help="Scenes, where no images are given.")] = 100,
-    images: Annotated[Path | None, typer.Option(help="Folder that the paths start from.")] = None,
+    scenes: Annotated[int, typer.Option(min=2, help="Scenes, if no images are given.")] = 100,
+    images: Annotated[Path | None, typer.Option(help="Folder of the image paths.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file with path and label.")] = None,
     column: Annotated[str, typer.Option(help="Its column with the label or index.")] = "label",
     photos: Annotated[int, typer.Option(min=2, help="How many of its images.")] = 50,
@@ -280,16 +280,16 @@ def main(  # noqa: PLR0913, PLR0917  # an option is a parameter
         data, count = photo_batches(loaded, rows, size), len(rows)
     else:
         data, count = scene_batches(loaded, scenes, size), scenes
-    found, start = Found(), 0
+    results, start = Measurements(), 0
     plan = Plan(steps, random_orders, singles, seed, within_layers)
     progress = Console(stderr=True)
     for pixels, targets in track(data, "Masking", total=-(-count // size), console=progress):
-        measure_batch(found, loaded, pixels, targets, plan, start)
+        measure_batch(results, loaded, pixels, targets, plan, start)
         start += len(pixels)
-    areas, correlations = area_rows(found), correlation_rows(found)
+    areas, correlations = area_rows(results), correlation_rows(results)
     out = Console(width=160)
     out.print(table(f"Area minus random order, {start} images", areas))
-    out.print(table(f"Rank correlation, {len(found.correlations[CHANCE])} images", correlations))
+    out.print(table(f"Rank correlation, {len(results.correlations[CHANCE])} images", correlations))
     if output is not None:
         with whole_file(output) as part:
             part.write_text(
@@ -299,7 +299,7 @@ def main(  # noqa: PLR0913, PLR0917  # an option is a parameter
 
 def _plain(rows: dict[str, dict[str, Interval]]) -> dict[str, dict[str, list[float]]]:
     return {
-        name: {key: [float(number) for number in one] for key, one in cells.items()}
+        name: {key: [float(number) for number in interval] for key, interval in cells.items()}
         for name, cells in rows.items()
     }
 

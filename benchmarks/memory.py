@@ -1,4 +1,4 @@
-"""Peak memory of a contestant, each in a process of its own."""
+"""Measures the peak memory of each contestant in its own process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import torch
 
 from benchmarks.contest import FORWARD, Bench, Case, Run
 
-if TYPE_CHECKING:  # Windows lacks one of them
+if TYPE_CHECKING:  # Windows lacks ForkServerContext
     from multiprocessing.context import ForkServerContext, SpawnContext
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _NO_PEAK = "n/a"
-_MMAP_THRESHOLD = -3  # mallopt's name for it, in glibc
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD, a parameter of mallopt
 _TINY = Case("T", 32)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak memory above what was in use before the call.
+    """Peak memory above the memory in use before the call.
 
     Attributes:
-        bytes: how much, if it is known.
-        reason: why it is not known.
-        failed: the contestant was not tried or did not come to its end.
+        bytes: the peak, or ``None`` if it is unknown.
+        reason: why the peak is unknown.
+        failed: whether the contestant was not run or did not finish.
     """
 
     bytes: int | None = None
@@ -43,9 +43,9 @@ class Peak:
 
 
 def peak_above(run: Run, device: torch.device) -> Peak:
-    """Run it, and say how far memory rose above what was in use before.
+    """Run a contestant, and return its peak above the memory in use before.
 
-    On a GPU this is what PyTorch's allocator gave out, else the resident size of this process.
+    On a GPU, this is the memory of PyTorch's allocator, else the resident size of this process.
     """
     gc.collect()
     if device.type == "cuda":
@@ -60,20 +60,20 @@ def peak_above(run: Run, device: torch.device) -> Peak:
     return Peak(_status("VmHWM") - before)
 
 
-def _give_back_at_once() -> None:
-    """Let the C library give back each freed tensor of a megabyte or more.
+def _free_at_once() -> None:
+    """Make the C library return each freed tensor of a megabyte or more to the system.
 
-    Left alone it keeps some for later, and how much depends on chance: the peak of the same call
-    then varies by a tenth of a gigabyte and more.
+    By default, it keeps a random part of the freed memory: the peak of the same call then varies by
+    a tenth of a gigabyte or more.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def _reset_peak() -> bool:
-    """Make the present resident size the peak; False where the system has no such thing."""
+    """Reset the peak to the current resident size; return False if the system can't do it."""
     try:
-        # The C library keeps what was freed; a call that uses it again would seem to need nothing.
+        # Otherwise a call that reuses freed memory of the C library would seem to need nothing.
         ctypes.CDLL(None).malloc_trim(0)
         _RESET.write_text("5")
     except (OSError, AttributeError, TypeError):
@@ -82,21 +82,21 @@ def _reset_peak() -> bool:
 
 
 def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert found is not None  # noqa: S101  # Linux writes it
-    return int(found[1]) * 1024
+    match = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert match is not None  # noqa: S101  # Linux always writes these fields
+    return int(match[1]) * 1024
 
 
 @functools.cache
 def measure(case: Case, contestant: str, device: torch.device, threads: int) -> Peak:
-    """The peak of a contestant in a new process, after a plain forward to warm up.
+    """Measure the peak of a contestant in a new process, after a plain forward as warm-up.
 
-    A process that fails or is killed gives its reason. Integrated Gradients and Occlusion run a
-    part of their passes: all passes need the same.
+    If the process fails or is killed, the result has the reason. Integrated Gradients and Occlusion
+    run a part of their passes, because all passes need the same memory.
     """
     if device.type != "cuda" and not (device.type == "cpu" and _RESET.exists()):
         return Peak(reason=_NO_PEAK)
-    # A fork of a server that has the imports done starts fast. CUDA can't be used after a fork.
+    # A fork server with all imports starts processes fast. CUDA can't be used after a fork.
     context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
     if device.type == "cpu":
         context = multiprocessing.get_context("forkserver")
@@ -105,7 +105,7 @@ def measure(case: Case, contestant: str, device: torch.device, threads: int) -> 
     arguments = (sender, case, contestant, str(device), threads)
     process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
-    sender.close()  # the child has its own; once it is gone there is nothing to wait for
+    sender.close()  # the child has its own end; recv fails when the child has ended
     try:
         peak: Peak = receiver.recv()
     except EOFError:
@@ -125,14 +125,14 @@ def _child(
     sender: Connection[Peak, None], case: Case, contestant: str, device: str, threads: int
 ) -> None:
     try:
-        _give_back_at_once()
+        _free_at_once()
         torch.set_num_threads(threads)
-        # What a first call loads of the libraries is nobody's: a tiny model has them load it.
+        # The first call makes the libraries load code, which must not count: run a tiny model.
         _run_of(Bench.build(_TINY, torch.device(device)), contestant)()
         bench = Bench.build(case, torch.device(device))
         bench.runs()[FORWARD]()
         peak = peak_above(_run_of(bench, contestant), bench.device)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it goes into the table
+    except Exception as error:  # noqa: BLE001  # any error is reported in the table
         lines = str(error).splitlines() or [""]
         peak = Peak(reason=f"{type(error).__name__}: {lines[0][:100]}", failed=True)
     sender.send(peak)

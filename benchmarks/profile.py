@@ -1,8 +1,8 @@
-"""Where does the time of an explanation go, beside a forward and backward of the unmodified model?
+"""Profiles an explanation beside a forward and backward of the unmodified model.
 
     python -m benchmarks.profile --case S512
 
-Prints the operators that take most, as shares of the time of the forward and backward.
+It prints the time of the main operators, as shares of the time of the forward and backward.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ _OTHER = "everything else"
 
 
 def milliseconds(run: Run) -> dict[str, float]:
-    """Milliseconds of one call by kind of work, the mean of several after a warm-up."""
+    """Return the mean milliseconds of a call by kind of work, after a warm-up."""
     run()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(_RUNS):
             run()
     kind_of = {name: kind for kind, names in _KINDS.items() for name in names}
-    found: dict[str, float] = defaultdict(float)
+    times: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        found[kind_of.get(event.key, _OTHER)] += event.self_cpu_time_total / 1e3 / _RUNS
-    return found
+        times[kind_of.get(event.key, _OTHER)] += event.self_cpu_time_total / 1e3 / _RUNS
+    return times
 
 
 def table(case: Case) -> str:
-    """A row for each kind of work, in shares of the forward and backward's whole time."""
+    """Return one row for each kind of work, in shares of the forward and backward's total time."""
     runs = Bench.build(case, torch.device("cpu")).runs()
     streaming, plain = milliseconds(runs[STREAMING]), milliseconds(runs[BACKWARD])
-    whole = sum(plain.values())
+    total = sum(plain.values())
     rows = [f"| {case.name} | {BACKWARD} | {STREAMING} |", "|---|---|---|"]
     rows += [
-        f"| {kind} | {plain[kind] / whole:.1%} | {streaming[kind] / whole:.1%} |"
+        f"| {kind} | {plain[kind] / total:.1%} | {streaming[kind] / total:.1%} |"
         for kind in (*_KINDS, _OTHER)
     ]
-    rows.append(f"| together | 100.0% | {sum(streaming.values()) / whole:.1%} |")
+    rows.append(f"| together | 100.0% | {sum(streaming.values()) / total:.1%} |")
     return "\n".join(rows)
 
 

@@ -1,4 +1,4 @@
-"""Results as Markdown, without absolute times, and as JSON with everything."""
+"""Writes the results as Markdown, without absolute times, and as complete JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("hf-gmar", "torch", "transformers", "captum")
 
 @dataclass
 class CaseResult:
-    """What was found in one case: peaks by contestant, and times of those that ran."""
+    """The results of one case: peaks by contestant, and times of the contestants that ran."""
 
     tokens: int
     at_once: int
@@ -34,7 +34,7 @@ class CaseResult:
 
 @dataclass
 class Report:
-    """All results of one run so far."""
+    """The results of one run so far."""
 
     machine: dict[str, str]
     repeats: int
@@ -42,21 +42,21 @@ class Report:
     growth: Growth | None = None
 
     def save(self, folder: Path) -> None:
-        """Write all that there is, over what was written before."""
+        """Write all results, and overwrite earlier files."""
         with whole_file(folder / "engine.json") as part:
             part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         with whole_file(folder / "engine.md") as part:
             part.write_text(self.markdown(), encoding="utf-8")
 
     def markdown(self) -> str:
-        """The tables, with what their cells mean."""
+        """Return the tables with their explanations."""
         line = ", ".join(f"{name} {value}" for name, value in self.machine.items())
         tables = [_summary, _times, _peaks, _targets, _growth]
         return "\n".join([line, *(row for table in tables for row in table(self))]) + "\n"
 
 
 def machine(device: torch.device, threads: int) -> dict[str, str]:
-    """What the numbers depend on."""
+    """Describe the device, CPU, threads and versions of a run."""
     where = {"device": device.type, "CPU": _cpu(), "threads": str(threads)}
     if device.type == "cuda":
         where["GPU"] = torch.cuda.get_device_name(device)
@@ -67,12 +67,12 @@ def machine(device: torch.device, threads: int) -> dict[str, str]:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def short(number: float) -> str:
-    """Three digits or so.
+    """Format a number with about three digits.
 
     Example:
         >>> short(3.14159), short(31.4159), short(31415.9)
@@ -83,7 +83,7 @@ def short(number: float) -> str:
 
 
 def spread(ratios: Sequence[float], scaled: str = "") -> str:
-    """Median (lowest to highest), or the only one.
+    """Format ratios as median (lowest to highest), or a single ratio alone.
 
     Example:
         >>> spread([3.0, 2.5, 4.0]), spread([51.0], "5 of 50 passes")
@@ -96,7 +96,7 @@ def spread(ratios: Sequence[float], scaled: str = "") -> str:
 
 
 def in_mb(size: float | None) -> str:
-    """Bytes in millions."""
+    """Format bytes in millions."""
     return "n/a" if size is None else short(size / 1e6)
 
 
@@ -109,51 +109,51 @@ def _head(title: str, *columns: str) -> list[str]:
 
 
 def _summary(report: Report) -> Iterator[str]:
-    """One row for each contestant, one column for each case: what the README shows."""
+    """Yield one row for each contestant, with one column for each case."""
     yield from _head("Time and memory in short", "", *report.cases)
     for name in CONTESTANTS:
         yield _row(name, *(_in_short(result, name) for result in report.cases.values()))
     yield ""
     yield (
-        "Time by that of the plain forward (median), then peak memory above the plain forward's. "
-        "S is ViT-S/16, B is ViT-B/16; then the pixels of the image, and x the batch. `~`: scaled "
-        "from a part of the run. A dash: not run, see below."
+        "Cells: median time as a multiple of the plain forward, and peak memory above the plain "
+        "forward's peak. Cases: S is ViT-S/16, B is ViT-B/16; then the pixels of the image, and x "
+        "with the batch size. `~`: scaled from a part of the run. A dash: not run, see below."
     )
 
 
 def _in_short(result: CaseResult, name: str) -> str:
-    found = result.times.ratios.get(name)
-    if found is None:
+    ratios = result.times.ratios.get(name)
+    if ratios is None:
         return "-"
     extra = extra_bytes(result.peaks, name)
     memory = "" if extra is None or name == FORWARD else f", {extra / 1e9:+z.2f} GB"
-    return ("~" if found.scaled else "") + short(median(found.to_forward)) + memory
+    return ("~" if ratios.scaled else "") + short(median(ratios.to_forward)) + memory
 
 
 def _times(report: Report) -> Iterator[str]:
     yield from _head("Time", "case", "contestant", "/ plain forward", "/ forward + backward")
     for case, result in report.cases.items():
         for name in CONTESTANTS:
-            found = result.times.ratios.get(name)
-            yield _row(case, name, *_time_cells(found, result.peaks[name]))
+            ratios = result.times.ratios.get(name)
+            yield _row(case, name, *_time_cells(ratios, result.peaks[name]))
     for note in (_how_timed(report), _how_captum_is_timed(report), *_scaled(report)):
         yield from ("", note)
 
 
-def _time_cells(found: Ratios | None, peak: Peak) -> tuple[str, str]:
-    if found is None:
+def _time_cells(ratios: Ratios | None, peak: Peak) -> tuple[str, str]:
+    if ratios is None:
         return (peak.reason or "n/a",) * 2
-    return spread(found.to_forward, found.scaled), spread(found.to_backward, found.scaled)
+    return spread(ratios.to_forward, ratios.scaled), spread(ratios.to_backward, ratios.scaled)
 
 
 def _how_timed(report: Report) -> str:
     return (
-        "Cells: median (lowest to highest) of the ratio within a round. In a round every "
-        "contestant runs once, in turn. Rounds, after a first one that is dropped: "
-        f"{report.repeats}. Cases: "
-        "S is ViT-S/16, B is ViT-B/16 (T is a tiny model to try the script), with random weights; "
-        "then the pixels of the square images, and x the batch. `forward + backward` is that of "
-        "the unmodified model down to the pixels, with frozen weights."
+        "Cells: median (lowest to highest) of the ratio within a round. In a round, every "
+        f"contestant runs once. There are {report.repeats} rounds after a dropped first round. "
+        "Cases: S is ViT-S/16, B is ViT-B/16 (T is a tiny model to try the script), with random "
+        "weights; then the pixels of the square images, and x with the batch size. `forward + "
+        "backward` computes the unmodified model's gradient with respect to the pixels, with "
+        "frozen weights."
     )
 
 
@@ -161,16 +161,16 @@ def _how_captum_is_timed(report: Report) -> str:
     at_once = ", ".join(f"{result.at_once} in {case}" for case, result in report.cases.items())
     return (
         "Captum's methods run once, between two runs of both references, and are compared with "
-        "the mean of the two; Integrated Gradients with frozen weights. Copies of the batch that "
-        f"they get in one pass, at most: {at_once}."
+        "the mean of the two runs. Integrated Gradients has frozen weights. Largest number of "
+        f"copies of the batch in one pass: {at_once}."
     )
 
 
 def _scaled(report: Report) -> Iterator[str]:
     for case, result in report.cases.items():
-        for name, found in result.times.ratios.items():
-            if found.scaled:
-                yield f"`~` {case}, {name}: scaled from {found.scaled} of each image."
+        for name, ratios in result.times.ratios.items():
+            if ratios.scaled:
+                yield f"`~` {case}, {name}: scaled from {ratios.scaled} of each image."
 
 
 def _peaks(report: Report) -> Iterator[str]:
@@ -183,12 +183,12 @@ def _peaks(report: Report) -> Iterator[str]:
             yield _row(case, name, *((peak.reason,) * 2 if peak.reason else cells))
     yield ""
     on_gpu = report.machine["device"] == "cuda"
-    what = "memory that PyTorch's allocator gave out" if on_gpu else "the resident size"
+    kind = "the memory of PyTorch's allocator" if on_gpu else "the resident size"
     yield (
-        f"Each contestant in a process of its own, after one plain forward: peak of {what}, in "
-        "millions of bytes. On a CPU, freed tensors of a megabyte or more go back to the system at "
-        "once; left alone, glibc keeps some of them, up to twice as much as is in use. Captum's "
-        "methods run a part of their passes here; all passes need the same."
+        f"Cells: peak of {kind}, in millions of bytes. Each contestant runs in its own process, "
+        "after one plain forward. On a CPU, freed tensors of a megabyte or more return to the "
+        "system at once; by default, glibc keeps some, up to twice the memory in use. Captum's "
+        "methods run a part of their passes here, because all passes need the same memory."
     )
 
 
@@ -201,7 +201,7 @@ def _targets(report: Report) -> Iterator[str]:
             if name in result.times.to_streaming:
                 yield _row(case, name, spread(result.times.to_streaming[name]))
     yield ""
-    yield "All streaming, in the same rounds as above."
+    yield "All rows use the streaming engine, in the same rounds as above."
 
 
 def _growth(report: Report) -> Iterator[str]:
@@ -218,12 +218,12 @@ def _growth(report: Report) -> Iterator[str]:
             yield _row(case, str(tokens), name, *_growth_cells(curve, number))
     for name, curve in growth.curves.items():
         powers = (curve.exponents[part] for part in ("time", "memory", "extra"))
-        shown = ["n/a" if power is None else f"{power:z.2f}" for power in powers]
-        yield _row("exponent", "", name, *shown)
+        texts = ["n/a" if power is None else f"{power:z.2f}" for power in powers]
+        yield _row("exponent", "", name, *texts)
     yield ""
     yield (
-        "Exponent: the power of the number of tokens, by least squares of the logarithms, over "
-        "the values above zero. Time: median of the ratio within a round of all sizes."
+        "Exponent: the power of the number of tokens, by least squares of the logarithms over the "
+        "positive values. Time: median of the ratio within a round of all sizes."
     )
 
 

@@ -1,4 +1,4 @@
-"""CPU seconds until the command answers and the package is imported.
+"""Measures the CPU seconds of the command's start and of the package's import.
 
 python -m benchmarks.startup
 """
@@ -14,12 +14,12 @@ REFERENCE = "import torch; import captum.attr; from transformers import pipeline
 RUNS = 5
 
 
-def cpu_seconds(words: list[str]) -> float:
-    """User and system seconds of a process, the median of several."""
+def cpu_seconds(command: list[str]) -> float:
+    """Return the median user and system seconds of several runs of a process."""
     seconds = []
     for _ in range(RUNS):
         before = os.times()
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
         after = os.times()
         seconds.append(
             after.children_user + after.children_system
@@ -29,7 +29,7 @@ def cpu_seconds(words: list[str]) -> float:
 
 
 def main() -> None:
-    """Print a table: seconds, and their ratio to those of the libraries alone."""
+    """Print a table of the seconds, and their ratio to the import of the libraries alone."""
     command = shutil.which("hf-gmar", path=str(Path(sys.executable).parent)) or "hf-gmar"
     processes = {
         REFERENCE: [sys.executable, "-c", REFERENCE],
@@ -38,8 +38,8 @@ def main() -> None:
         "hf-gmar --help": [command, "--help"],
         "hf-gmar --version": [command, "--version"],
     }
-    seconds = {name: cpu_seconds(words) for name, words in processes.items()}
-    print("| process | CPU seconds | by that of the libraries |\n|---|---|---|")
+    seconds = {name: cpu_seconds(process) for name, process in processes.items()}
+    print("| process | CPU seconds | relative to the libraries |\n|---|---|---|")
     for name, value in seconds.items():
         print(f"| `{name}` | {value:.2f} | {value / seconds[REFERENCE]:.2f} |")
 

@@ -1,4 +1,4 @@
-"""Put generated tables into README and docs, each between its two comments.
+"""Writes generated tables into README and docs, each between its two comments.
 
 python -m benchmarks.tables
 """
@@ -17,35 +17,38 @@ from hf_gmar.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "engine.md"
+_BETTER = {True: "higher", False: "lower"}
 
 
 def summary() -> str:
-    """The short table of the benchmark's last committed output."""
+    """Return the short table of the benchmark's committed output."""
     section = RESULTS.read_text(encoding="utf-8").split("## Time and memory in short\n\n")[1]
     return section.split("\n\n")[0] + "\n"
 
 
 def metrics() -> str:
-    """The metrics of the registry."""
+    """Return the table of the metrics."""
     rows = [
-        (one.name, one.formula, "higher" if one.higher_is_better else "lower", one.source)
-        for _, one in METRICS.items()
+        (metric.name, metric.formula, _BETTER[metric.higher_is_better], metric.source)
+        for _, metric in METRICS.items()
     ]
     return _table(("metric", "value of one image", "better", "source"), rows)
 
 
 def metric_limits() -> str:
-    """What each metric does not tell."""
-    return _table(("metric", "limits"), [(one.name, one.caveats) for _, one in METRICS.items()])
+    """Return the table of the metrics' limits."""
+    return _table(
+        ("metric", "limits"), [(name, metric.caveats) for name, metric in METRICS.items()]
+    )
 
 
 def families() -> str:
-    """The families that can be explained."""
+    """Return the table of the supported families."""
     return _table(catalogue.COLUMNS, catalogue.families())
 
 
 def methods() -> str:
-    """The methods of the registry."""
+    """Return the table of the methods."""
     return _table(catalogue.METHOD_COLUMNS, catalogue.methods_of_registry())
 
 
@@ -69,7 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "refusals": refusals,
 }
-"""What stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``."""
+"""The content between ``<!-- table: NAME -->`` and ``<!-- /table -->``, by NAME."""
 
 PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "README.md": ("methods",),
@@ -79,25 +82,25 @@ PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
     ROOT / "docs" / "models.md": ("families", "refusals"),
 }
-"""Which page has which tables."""
+"""The tables of each page."""
 
 
 def with_table(page: str, name: str) -> str:
-    """The page with the table of that name in its place.
+    """Insert a table into a page between its comments.
 
     Raises:
-        ValueError: the page has no such place.
+        ValueError: the page lacks these comments.
     """
-    place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- /table -->)", re.DOTALL)
     table = TABLES[name]()
-    filled, places = place.subn(lambda found: f"{found[1]}{table}{found[2]}", page)
-    if not places:
+    filled, count = pattern.subn(lambda match: f"{match[1]}{table}{match[2]}", page)
+    if not count:
         raise ValueError(f"the page has no place for the table {name!r}")
     return filled
 
 
 def main() -> None:
-    """Fill all pages."""
+    """Write the tables into all pages."""
     for path, names in PAGES.items():
         text = path.read_text(encoding="utf-8")
         for name in names:

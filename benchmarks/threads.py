@@ -1,4 +1,4 @@
-"""Four threads explain one model, a fifth runs it: are all results exact?
+"""Tests that results stay exact while four threads explain a model and a fifth runs it.
 
 python benchmarks/threads.py --seconds 60
 """
@@ -25,11 +25,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"checkpoint": True},
     {"engine": "dense"},
 )
-"""What the explaining threads do, one each."""
+"""The options of GMAR in each of the explaining threads."""
 
 
 class Outcome(NamedTuple):
-    """How often the threads ran, and how often a result was not bit for bit what it should be."""
+    """The number of calls, and of results that differ in any bit from the expected result."""
 
     explanations: int
     predictions: int
@@ -37,27 +37,27 @@ class Outcome(NamedTuple):
 
 
 def busy_threads(model: Any, images: Tensor, seconds: float) -> Outcome:
-    """Run the threads for a while.
+    """Run the threads for some seconds.
 
-    Each compares its results with those that it gets when nobody else is there.
+    Each thread compares its results with the result of the same call without other threads.
     """
     explain = [_explaining(model, images, options) for options in OPTIONS]
     work: list[Callable[[], Tensor]] = [*explain, lambda: _predict(model, images)]
-    with ThreadPoolExecutor(1) as alone:  # a thread as the others: it may take other kernels here
-        wanted = [alone.submit(task).result() for task in work]
+    with ThreadPoolExecutor(1) as alone:  # the main thread may use other kernels than a worker
+        expected_results = [alone.submit(task).result() for task in work]
     end = time.monotonic() + seconds
     start = threading.Barrier(len(work))
 
-    def run(task: Callable[[], Tensor], right: Tensor) -> tuple[int, int]:
+    def run(task: Callable[[], Tensor], expected: Tensor) -> tuple[int, int]:
         start.wait()
         runs = wrong = 0
         while time.monotonic() < end:
             runs += 1
-            wrong += not torch.equal(task(), right)
+            wrong += not torch.equal(task(), expected)
         return runs, wrong
 
     with ThreadPoolExecutor(len(work)) as pool:
-        counts = list(pool.map(run, work, wanted))
+        counts = list(pool.map(run, work, expected_results))
     runs, wrong = zip(*counts, strict=True)
     return Outcome(sum(runs[:-1]), runs[-1], sum(wrong))
 
@@ -83,7 +83,7 @@ def main(
     outcome = busy_threads(loaded.model, pixels, seconds)
     print(
         f"{outcome.explanations} explanations in four threads and {outcome.predictions} "
-        f"predictions in a fifth, in {seconds:.0f} s: {outcome.wrong} differ from those made alone"
+        f"predictions in a fifth, in {seconds:.0f} s: {outcome.wrong} differ from a single thread"
     )
     raise typer.Exit(1 if outcome.wrong else 0)
 

@@ -1,4 +1,4 @@
-"""Times of contestants that take turns, as ratios within each round."""
+"""Times contestants in rounds, and computes ratios within each round."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ REFERENCES = (FORWARD, BACKWARD)
 
 @dataclass
 class Ratios:
-    """Times of one contestant.
+    """Relative times of one contestant.
 
     Attributes:
-        to_forward: time by that of the plain forward of the same round, one for each round.
-        to_backward: the same by the forward and backward of the unmodified model.
-        scaled: which part was measured, where it was not the whole.
+        to_forward: time relative to the plain forward of the same round, one for each round.
+        to_backward: time relative to the forward and backward of the unmodified model.
+        scaled: the measured part of a scaled run, or an empty string.
     """
 
     to_forward: list[float]
@@ -46,9 +46,9 @@ class Times:
     """Times of one case.
 
     Attributes:
-        seconds: raw seconds of the rounds; of a scaled run, those of the whole.
-        ratios: by contestant.
-        to_streaming: for several targets, time by that of one streaming call.
+        seconds: seconds in each round by contestant; a scaled run has its estimated total.
+        ratios: relative times by contestant.
+        to_streaming: time of several targets relative to one streaming call.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -57,8 +57,8 @@ class Times:
 
 
 def seconds_of(run: Run, device: torch.device) -> float:
-    """Seconds of one call, until the device has done it."""
-    gc.collect()  # nobody pays for what others left
+    """Measure the seconds until the device has finished a call."""
+    gc.collect()  # the garbage of earlier calls must not count
     _wait(device)
     start = time.perf_counter()
     run()
@@ -74,7 +74,7 @@ def _wait(device: torch.device) -> None:
 def round_robin(
     runs: Mapping[Key, Run], repeats: int, device: torch.device, done: Callable[[], None]
 ) -> dict[Key, list[float]]:
-    """Seconds of each run in each round; all take turns, and the first round does not count."""
+    """Time each run in each round; the first round is dropped."""
     rounds = []
     for _ in range(repeats + 1):
         rounds.append({key: seconds_of(run, device) for key, run in runs.items()})
@@ -83,49 +83,49 @@ def round_robin(
 
 
 def by_round(seconds: list[float], reference: list[float]) -> list[float]:
-    """Ratios within each round.
+    """Compute the ratios within each round.
 
     Example:
         >>> by_round([3.0, 8.0], [1.0, 2.0])
         [3.0, 4.0]
     """
-    return [one / other for one, other in zip(seconds, reference, strict=True)]
+    return [time / base for time, base in zip(seconds, reference, strict=True)]
 
 
 def as_ratios(seconds: dict[str, list[float]]) -> Times:
-    """Times of a case whose rounds are done."""
+    """Compute the relative times of a case from its seconds."""
     times = Times(seconds)
-    for name, own in seconds.items():
+    for name, rounds in seconds.items():
         if name in TARGET_CONTESTANTS:
-            times.to_streaming[name] = by_round(own, seconds[STREAMING])
+            times.to_streaming[name] = by_round(rounds, seconds[STREAMING])
         else:
-            to_forward, to_backward = (by_round(own, seconds[other]) for other in REFERENCES)
+            to_forward, to_backward = (by_round(rounds, seconds[other]) for other in REFERENCES)
             times.ratios[name] = Ratios(to_forward, to_backward)
     return times
 
 
 def time_long_run(bench: Bench, name: str, method: LongRun, times: Times, limit: float) -> None:
-    """Add a long run, with ratios to the mean of the references just before and after it.
+    """Time a long run, relative to the mean of the references just before and after it.
 
     Args:
-        bench: where it runs.
-        name: of the contestant.
+        bench: the case with its model.
+        name: the name of the contestant.
         method: the long run.
-        times: of the case, with those of the references.
+        times: the times of the case, to which the long run is added.
         limit: seconds above which a part is measured and scaled.
     """
     amount = method.whole
-    a_pass = median(times.seconds[BACKWARD if method.backward else FORWARD])
-    if method.passes(method.whole) * a_pass > limit:
+    seconds_per_pass = median(times.seconds[BACKWARD if method.backward else FORWARD])
+    if method.passes(method.whole) * seconds_per_pass > limit:
         amount = method.few
     before = _references(bench)
-    spent = seconds_of(lambda: method.run(amount), bench.device)
-    near = [fmean(pair) for pair in zip(before, _references(bench), strict=True)]
+    seconds = seconds_of(lambda: method.run(amount), bench.device)
+    references = [fmean(pair) for pair in zip(before, _references(bench), strict=True)]
     measured, whole = method.passes(amount), method.passes(method.whole)
-    spent *= whole / measured
-    times.seconds[name] = [spent]
+    seconds *= whole / measured
+    times.seconds[name] = [seconds]
     scaled = f"{measured} of {whole} passes" if measured < whole else ""
-    times.ratios[name] = Ratios([spent / near[0]], [spent / near[1]], scaled)
+    times.ratios[name] = Ratios([seconds / references[0]], [seconds / references[1]], scaled)
 
 
 def _references(bench: Bench) -> list[float]:

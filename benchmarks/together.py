@@ -1,10 +1,10 @@
-"""What one pass for several methods saves: its time by that of the same methods one by one.
+"""Measures how much time one pass for several methods saves.
 
     python -m benchmarks.together
     python -m benchmarks.together --case B224 --case S512 --threads 2
 
-Run it from the root of the repository, on a quiet machine. All take turns in one run; a figure is
-the median of the ratios within each round, with their range.
+Run it from the root of the repository, on a quiet machine. All variants take turns in one run. Each
+number is the median of the ratios within each round, with the range.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ READERS = [name for name, method in METHODS.items() if issubclass(method, Attent
 
 
 def variants(model: Any) -> list[AttributionMethod]:
-    """GMAR by both norms and several weights of the residual connection."""
+    """Build GMAR with both norms and several weights of the residual connection."""
     return [GMAR(model, norm=norm, alpha=alpha) for norm in ("l1", "l2") for alpha in ALPHAS]
 
 
 def readers(model: Any, without: Sequence[str] = ()) -> list[AttributionMethod]:
-    """Each method that reads attention, with its own options."""
+    """Build each method that reads attention, with default options."""
     return [METHODS[name](model) for name in READERS if name not in without]
 
 
@@ -45,17 +45,17 @@ SETS: Mapping[str, Callable[[Any], list[AttributionMethod]]] = {
     ],
     "all that read attention": readers,
 }
-"""Methods that are asked together."""
+"""Sets of methods that share one pass."""
 
 
 def one_by_one(methods: Sequence[AttributionMethod], images: torch.Tensor) -> None:
-    """Each by itself."""
+    """Run each method separately."""
     for method in methods:
         method.attribute_patches(images, TARGET)
 
 
 def rows(case: Case, repeats: int, device: torch.device) -> list[str]:
-    """A row of the table for each set of methods."""
+    """Return one row of the table for each set of methods."""
     bench = Bench.build(case, device)
     runs: dict[str, Run] = {FORWARD: bench.runs()[FORWARD]}
     counts = {}
@@ -88,7 +88,7 @@ def main(
     torch.set_num_threads(threads)
     typer.echo(
         "| case | methods | maps | one by one, in plain forwards | together, in plain forwards | "
-        "together by one by one |\n|---|---|---|---|---|---|"
+        "together / one by one |\n|---|---|---|---|---|---|"
     )
     for name in case or ("B224", "S512"):
         typer.echo("\n".join(rows(Case.parse(name), repeats, torch.device(device))))

@@ -1,22 +1,22 @@
-"""The error family: every error that hf_gmar raises on purpose.
+"""The errors that hf_gmar raises on purpose.
 
-Each message says what was received, what is needed and what to do. Each class is also the built-in
-error that a caller would expect, so that ``except ValueError`` goes on working.
+Each message says what was received, what is needed and what to do. Each class also derives from the
+built-in error that a caller expects, so ``except ValueError`` works.
 """
 
 from __future__ import annotations
 
 
 class HfGmarError(Exception):
-    """Base of all errors of hf_gmar."""
+    """Base class of all errors of hf_gmar."""
 
 
 class UnsupportedModelError(HfGmarError, TypeError):
-    """The model is of a family that rollout does not apply to, or that is not known."""
+    """The model's family is unknown, or attention rollout does not apply to it."""
 
 
 class ModelOutputError(HfGmarError, TypeError):
-    """The model ran, but gave no class scores or no attention that gradients reach."""
+    """The model ran, but returned no class scores or no attention with a gradient."""
 
 
 class InputError(HfGmarError, ValueError):
@@ -24,15 +24,15 @@ class InputError(HfGmarError, ValueError):
 
 
 class TargetError(HfGmarError, ValueError):
-    """The target is no class index of the model, or not one for each image."""
+    """The target is no class index of the model, or the number of targets does not fit."""
 
 
 class OptionError(HfGmarError, ValueError):
-    """An option of a method or of the command line has a value that does not exist."""
+    """An option of a function, method or command does not exist or has an invalid value."""
 
 
 class ImageFileError(HfGmarError, ValueError):
-    """An image file is missing, broken, of no known format or too large."""
+    """An image file is missing, broken, too large or of an unknown format."""
 
 
 class DataError(HfGmarError, ValueError):
@@ -48,17 +48,17 @@ class HubUnreachableError(ModelLoadError):
 
 
 class EvaluationError(HfGmarError, ValueError):
-    """A run of an evaluation can't begin or go on: its folder, its data or its processes."""
+    """An evaluation can't start or continue because of its folder, data or processes."""
 
 
 def one_line(error: Exception) -> str:
-    """Its message in one line; an error that is none of ours is named by its class."""
+    """Return an error's message in one line, with its class unless it is a HfGmarError."""
     kind = "" if isinstance(error, HfGmarError) else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split())
 
 
 def reason_of(error: Exception) -> str:
-    """The same, cut to fit into a cell of a table."""
+    """Return an error's message in one line, cut to fit into a table cell."""
     reason = one_line(error)
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
 

@@ -1,4 +1,4 @@
-"""One image explained: the explanation and its files."""
+"""The explanation of one image, and its files."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from hf_gmar.models.wrappers import ZeroShotModel
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
-_UNSAID = ("prompts", "contrast")  # the title says what matters of them
-_USUAL = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
+_NOT_IN_CAPTION = ("prompts", "contrast")  # the title has the prompt and the contrast
+_DEFAULTS = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one image got one class.
+    """The attribution map of one image for one class.
 
     Attributes:
         source: the image's name.
-        image: the image as it was given.
-        view: which part of it the model saw.
+        image: the original image.
+        view: the part of the image that the model saw.
         patches: relevance of each patch, (rows, columns).
         target: the explained class.
-        label: its name.
-        probability: softmax, or sigmoid where the config says multi-label.
+        label: the name of the class.
+        probability: its probability by softmax, or by sigmoid if the config says multi-label.
         settings: model, method and options.
-        contrast: name of the class that it was compared with, if with any.
+        contrast: the name of the contrast class, if any.
     """
 
     source: str
@@ -55,19 +55,19 @@ class Explanation:
     contrast: str | None = None
 
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; each is there whole or not at all.
+        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; an error leaves no partial file.
 
-        A contrast is named after the label, and a method other than GMAR after that, as in
+        The label is followed by the contrast and by any method other than GMAR, for example
         ``STEM.6-heart-not-cross.grad-sam.png``.
 
-        The archive has ``patches``, where they lie on the image (``size`` and ``box`` of
+        The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``,
         ``source``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
         """
         from hf_gmar.visualization.overlay import save_figure
 
-        words = _words(self.label) + (f"-not-{_words(self.contrast)}" if self.contrast else "")
-        name = f"{stem}.{self.target}-{words}".rstrip("-")  # labels need not be unique
+        label = _slug(self.label) + (f"-not-{_slug(self.contrast)}" if self.contrast else "")
+        name = f"{stem}.{self.target}-{label}".rstrip("-")  # labels need not be unique
         method = self.settings.get("method", "gmar")
         name += "" if method == "gmar" else f".{method}"
         picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
@@ -92,10 +92,10 @@ class Explanation:
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()
-            if key not in _UNSAID and (key, value) not in _USUAL.items()
+            if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
-        rather = f"  rather than {self.contrast}" if self.contrast else ""
-        title = f"{self.label}  {self.probability:.1%}{rather}"
+        contrast = f"  rather than {self.contrast}" if self.contrast else ""
+        title = f"{self.label}  {self.probability:.1%}{contrast}"
         caption = f"{self.source}   ({options})"
         return overlay_figure(self.image, self.patches, title, caption, self.view)
 
@@ -107,7 +107,7 @@ class Explainer:
     Attributes:
         loaded: the model and its processor.
         method: the method on that model.
-        settings: what to write beside each result.
+        settings: the settings that are saved with each result.
     """
 
     loaded: LoadedModel
@@ -120,12 +120,12 @@ class Explainer:
 
         Raises:
             OptionError: there is no such method, or an option is outside its range.
-            UnsupportedModelError: the model is of a family that can't be explained.
+            UnsupportedModelError: the model's family can't be explained.
         """
         values = {**METHODS.options(method), **options}
         known = {name: value for name, value in values.items() if value is not None}
         settings = {"model": loaded.name, "method": method, **known}
-        if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all of them
+        if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all prompts
             settings["prompts"] = loaded.model.prompts
         return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
 
@@ -143,15 +143,15 @@ class Explainer:
 
         Args:
             image: an RGB image of any size; the model's processor resizes it.
-            source: its name, for the results.
-            target: the class; ``None`` takes the ``top_k`` most probable ones.
-            top_k: how many classes.
-            contrast: a class that each of them is compared with: why it rather than this one?
+            source: the image's name in the results.
+            target: the class; ``None`` takes the ``top_k`` most probable classes.
+            top_k: number of classes.
+            contrast: a class whose score is subtracted from each explained score.
 
         Raises:
             InputError: the processor's pixels do not fit the model.
             TargetError: a class is its own contrast.
-            OptionError: a contrast for a method whose map is the same for all classes.
+            OptionError: the method's map is the same for all classes, so it takes no contrast.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self.loaded.pixels(image)
@@ -169,6 +169,6 @@ class Explainer:
             yield Explanation(source, image, view, patches, index, label, share, settings, other)
 
 
-def _words(label: str) -> str:
-    """A label as a part of a file name."""
+def _slug(label: str) -> str:
+    """Convert a label to a part of a file name."""
     return re.sub(r"[^\w-]+", "-", label).strip("-")[:60]

@@ -1,4 +1,4 @@
-"""The task "image-attribution" for ``transformers.pipeline``; importing this registers it."""
+"""The task "image-attribution" of ``transformers.pipeline``, registered on import."""
 
 from __future__ import annotations
 
@@ -29,49 +29,48 @@ from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
 
 TASK = "image-attribution"
-"""The name that ``transformers.pipeline`` knows it by."""
+"""The name of the task in ``transformers.pipeline``."""
 
-# The types of the base's methods leave no room for parameters by name.
+# The base's type annotations do not allow named parameters in its methods.
 _Pipeline: Any = Pipeline
 _Array = np.ndarray | Tensor
-_REVISION = "3f49326"  # of the default model, as image classification has it
+_REVISION = "3f49326"  # of the default model, as for image classification
 _METHOD = "gmar"
 
 _missing_weights: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
 
 class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
-    """Class scores of images, each with the map of where the class came from.
+    """Class scores of images, each with the attribution map of the class.
 
-    Takes what an image-classification pipeline takes: a path, a URL, a PIL image or an array; a
-    list, a generator or a dataset of them; ``batch_size``, ``device``, ``dtype`` and so on.
-    Batches give the same as single images. The model comes back as it was.
+    The inputs are those of an image-classification pipeline: a path, a URL, a PIL image or an
+    array; a list, generator or dataset of them; ``batch_size``, ``device``, ``dtype`` and so on.
+    Batches give the same results as single images. The model is not changed.
 
-    Args, when it is made or called; what a call says goes first:
-        method: name of the explanation method, ``"gmar"`` unless it is said; ``hf-gmar methods``
-            lists them.
-        target: the class to explain, as its label or index, or a list of several.
-        top_k: without a target, explain so many of the most probable classes of each image, 1
-            unless it is said.
-        contrast: another class, as its label or index: why the explained one rather than it?
+    Args, of the constructor or of a call, which takes precedence:
+        method: name of the method, ``"gmar"`` by default; ``hf-gmar methods`` lists all.
+        target: the class to explain, as label or index, or a list of classes.
+        top_k: without a target, the number of most probable classes to explain for each image, 1
+            by default.
+        contrast: a class, as label or index, whose score is subtracted from the explained score.
         overlay: add a picture of the attribution map over the original image.
         timeout: seconds to wait for an image from the web.
-        **options: of the method, such as ``norm="l2"``.
+        **options: options of the method, for example ``norm="l2"``.
 
     Returns:
-        For each image a list with one dict for each explained class, most probable first: its
-        ``label``; its ``score``, a float, as image classification gives it; ``attribution``, a
-        float32 tensor (height, width) on the original image's grid: each pixel has the relevance
-        of its patch, in the range of the method (GMAR: from 0 to 1), and NaN where the model did
-        not see the image (outside its processor's crop); on request ``overlay``, a PIL image of
-        the same size.
+        For each image, a list with one dict for each explained class, most probable first:
+        ``label``; ``score``, a float, as in image classification; ``attribution``, a float32
+        tensor (height, width) on the original image's grid; and on request ``overlay``, a PIL
+        image of the same size. A pixel has the relevance of its patch, in the method's range
+        (GMAR: from 0 to 1), or NaN outside the processor's crop.
 
     Raises:
-        OptionError: no such method or option, a value out of range, or target and top_k together.
-        TargetError: no such class.
+        OptionError: a method or option does not exist, a value is out of range, or both target
+            and top_k are given.
+        TargetError: a class does not exist.
         UnsupportedModelError: the model can't be explained.
-        ModelLoadError: the weights lack some of the model, such as its class head.
-        InputError: not one image at a time, or its way through the processor can't be followed.
+        ModelLoadError: the checkpoint lacks some weights, for example of the class head.
+        InputError: an input is not one image, or the processor's geometry can't be measured.
 
     Example:
         >>> from transformers import pipeline
@@ -93,38 +92,38 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _refuse_incomplete(self.model)
+        _reject_incomplete(self.model)
         self._check(**self._forward_params)
 
     def __repr__(self) -> str:
-        """Of any module; the base asks for attributes that only those of Transformers have."""
+        """Represent any module; the base class needs attributes of Transformers models."""
         return f"{type(self).__name__}: {type(self.model).__name__}, {self.dtype}, {self.device}"
 
     def _sanitize_parameters(
-        self, timeout: float | None = None, overlay: bool | None = None, **explained: Any
+        self, timeout: float | None = None, overlay: bool | None = None, **for_method: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Sort the keywords of a call into those of the three steps."""
-        before = {} if timeout is None else {"timeout": timeout}
-        drawn = {} if overlay is None else {"overlay": overlay}
-        if not explained.keys().isdisjoint({"target", "top_k"}):
-            # Either of them in a call replaces whichever was said when the pipeline was made.
-            explained = {"target": None, "top_k": None, **explained}
-        return {**before, **drawn}, explained, drawn
+        """Distribute the keywords of a call over the three steps."""
+        for_loading = {} if timeout is None else {"timeout": timeout}
+        for_drawing = {} if overlay is None else {"overlay": overlay}
+        if not for_method.keys().isdisjoint({"target", "top_k"}):
+            # Either of them in a call replaces both values of the constructor.
+            for_method = {"target": None, "top_k": None, **for_method}
+        return {**for_loading, **for_drawing}, for_method, for_drawing
 
     def preprocess(
         self, image: Any, timeout: float | None = None, overlay: bool = False
     ) -> dict[str, Any]:
-        """Pixel values (1, channels, height, width), and how they lie on the image.
+        """Make pixel values (1, channels, height, width), and measure the view of the image.
 
         Args:
             image: a path, a URL, a PIL image, or an array or tensor with one image.
             timeout: seconds to wait for an image from the web.
-            overlay: keep the image, to draw on.
+            overlay: keep the image for the overlay.
 
         Raises:
-            InputError: several images in one array, or a processor that can't be followed.
+            InputError: an array has several images, or the processor's geometry can't be measured.
         """
-        # An array goes to the processor as it is, as in image classification.
+        # An array goes to the processor unchanged, as in image classification.
         if not isinstance(image, _Array):
             place = os.fspath(image) if isinstance(image, os.PathLike) else image
             image = load_image(place, timeout)
@@ -149,7 +148,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         contrast: Any = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """The explained classes (B, K), their scores (B, K), and maps (B, K, rows, columns)."""
+        """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
         classes = _most_probable(scores, self._classes(target, top_k))
@@ -170,7 +169,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         contrast: Any = None,
         **options: Any,
     ) -> None:
-        """Refuse wrong options when the pipeline is made."""
+        """Check the options of the constructor."""
         self._method(method, options)
         self._classes(target, top_k)
         self._contrast(method, contrast)
@@ -189,18 +188,18 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return METHODS.build(name, self.model, **options)
 
     def _classes(self, target: Any, top_k: Any) -> list[int] | int:
-        """The classes to explain, or how many of the most probable ones."""
+        """Return the classes to explain, or the number of most probable classes."""
         if target is None:
             return 1 if top_k is None else _checked_count(top_k)
         if top_k is not None:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
-        several = target if isinstance(target, list | tuple) else [target]
-        if not several:
+        names = target if isinstance(target, list | tuple) else [target]
+        if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, str(name)) for name in several]
+        return [find_class(self.model.config, str(name)) for name in names]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
-        """One dict for each explained class of an image, most probable first."""
+        """Make one dict for each explained class of an image, most probable first."""
         parts = (outputs[name][0] for name in ("classes", "scores", "patches"))
         results = []
         for index, score, patches in zip(*parts, strict=True):
@@ -222,7 +221,7 @@ def _checked_count(top_k: Any) -> int:
 
 
 def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
-    """Of the scores (B, C), these classes or so many of the best, (B, K), best first."""
+    """Sort classes, or take the K best, by the scores (B, C); return (B, K), best first."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     if isinstance(classes, int):
         return order[:, :classes]
@@ -230,7 +229,7 @@ def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
 
 
 def _size(image: Image.Image | _Array) -> tuple[int, int]:
-    """Height and width."""
+    """Return the height and width."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     first = _layout(image) == ChannelDimension.FIRST
@@ -239,13 +238,13 @@ def _size(image: Image.Image | _Array) -> tuple[int, int]:
 
 
 def _layout(array: _Array) -> ChannelDimension:
-    """Where the channels are, guessed as Transformers' processors do."""
-    shaped: Any = array  # tensors too
-    return infer_channel_dimension_format(shaped, num_channels=(1, 3, 4))
+    """Infer the channel dimension as Transformers' processors do."""
+    any_array: Any = array  # the function also takes tensors
+    return infer_channel_dimension_format(any_array, num_channels=(1, 3, 4))
 
 
 def _picture(image: Image.Image | _Array) -> Image.Image:
-    """The image to draw on."""
+    """Convert the input to the image of the overlay."""
     if isinstance(image, Image.Image):
         return image
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
@@ -254,24 +253,24 @@ def _picture(image: Image.Image | _Array) -> Image.Image:
 
 
 class _MissingWeightsRecorder(AutoModelForImageClassification):
-    """Loads a model and notes which weights are missing: Transformers only warns.
+    """Loads a model and records its missing weights, of which Transformers only warns.
 
-    The pipeline then refuses the model. An error here would not reach the user: Transformers would
-    try the next class.
+    The pipeline then raises the error. An error here would not reach the user, because Transformers
+    would try the next class.
     """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load what ``AutoModelForImageClassification`` would."""
+        """Load the model by ``AutoModelForImageClassification``."""
         model, info = AutoModelForImageClassification.from_pretrained(
             *args, output_loading_info=True, **kwargs
         )
-        mismatched = {name for name, *_ in info["mismatched_keys"]}  # if the user lets them pass
+        mismatched = {name for name, *_ in info["mismatched_keys"]}  # if the user ignores them
         _missing_weights[model] = sorted({*info["missing_keys"], *mismatched})
         return model
 
 
-def _refuse_incomplete(model: Any) -> None:
+def _reject_incomplete(model: Any) -> None:
     missing = _missing_weights.pop(model, [])
     if not missing:
         return
@@ -285,7 +284,7 @@ def _refuse_incomplete(model: Any) -> None:
 
 
 def register() -> None:
-    """Make the task known to ``transformers.pipeline``, once."""
+    """Register the task with ``transformers.pipeline``, once."""
     if TASK in PIPELINE_REGISTRY.supported_tasks:
         return
     PIPELINE_REGISTRY.register_pipeline(
@@ -295,8 +294,8 @@ def register() -> None:
         default={"model": (DEFAULT_MODEL, _REVISION)},
         type="image",
     )
-    # With this mark, save_pretrained would put a copy of this file beside the model, which then
-    # could not be loaded again unless its code is trusted.
+    # With this attribute, save_pretrained would copy this file beside the model, and loading the
+    # model again would need trust_remote_code.
     del ImageAttributionPipeline._registered_impl
 
 

@@ -101,7 +101,7 @@ def refusals() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Description:
-    """What hf_gmar can do with one model.
+    """The facts about one model, and how to explain it.
 
     Attributes:
         facts: names and values: class, family, tokens, grid, pooling, layers, heads.
@@ -128,19 +128,19 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         >>> vit.explained, vit.facts["grid, at the config's size"]
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
-    named = next(iter(config.architectures or ()), None)
-    facts = {"class": named or "not named", "model type": str(config.model_type)}
+    architecture = next(iter(config.architectures or ()), None)
+    facts = {"class": architecture or "not named", "model type": str(config.model_type)}
     try:
-        model = _without_weights(config, named, trusted)
+        model = _without_weights(config, architecture, trusted)
         prompted = prompted_readout(model)
         adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)
         details = _facts(adapter)
-    except Exception as error:  # noqa: BLE001  # a config may say anything, and its code do anything
+    except Exception as error:  # noqa: BLE001  # a config and its code may raise any error
         return Description(facts, False, one_line(error))
     prompts = ' --prompts "a photo of a dog" "a photo of a cat"' if prompted else ""
     how = f"hf-gmar explain PHOTO --model {shlex.quote(name)}{prompts}"
-    if (loaded := type(model).__name__) != named:
-        facts["class"] += f", loaded as {loaded}"
+    if (loaded_class := type(model).__name__) != architecture:
+        facts["class"] += f", loaded as {loaded_class}"
     return Description({**facts, **details}, True, how)
 
 

@@ -83,13 +83,13 @@ def compare(
             "...), and one figure needs one; give images of one size"
         )
     logits = LogitsModel(inputs.loaded.model)
-    columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
+    specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("Comparing", total=len(columns) + 1)
+        task = bar.add_task("Comparing", total=len(specs) + 1)
         result = side_by_side(
             inputs.loaded.model,
             torch.cat(pixels),
-            columns,
+            specs,
             *inputs.classes,
             images=_as_seen(inputs, list(pictures.values())),
             names=list(pictures),
@@ -165,5 +165,5 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     out.print(table)
-    text = f"{R_EXPLAINED}; time: by that of a plain forward of the same images."
+    text = f"{R_EXPLAINED}; time: as a multiple of a plain forward of the same images."
     out.print(text, highlight=False)

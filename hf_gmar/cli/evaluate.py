@@ -138,12 +138,12 @@ def evaluate(
                     "several only with --multi_gpu"
                 )
         logits = LogitsModel(loaded.model)
-        columns = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
+        specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
         with _progress(processes.is_main) as progress:
             result = measured(
                 loaded,
                 images,
-                columns,
+                specs,
                 metrics,
                 perturbations or ("blur",),
                 score=score,

@@ -79,13 +79,13 @@ def heads(
     failed = inputs.for_each("Measuring", measure)
     if results:
         settings = {"model": inputs.loaded.name, "images": list(map(str, results))}
-        whole = HeadImportance.joined(list(results.values()))
-        written = replace(whole, settings=settings).save(output, "importance")
-        out.print(_ranking(whole, len(results)))
-        if whole.criterion == "gmar":
-            out.print(f"An even share is {1 / whole.values.shape[-1]:.1%}.")
+        joined = HeadImportance.joined(list(results.values()))
+        paths = replace(joined, settings=settings).save(output, "importance")
+        out.print(_ranking(joined, len(results)))
+        if joined.criterion == "gmar":
+            out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
         few = len(files) <= _SHOWN
-        print_lines([*written, *chain(*(files if few else files[:1]))])
+        print_lines([*paths, *chain(*(files if few else files[:1]))])
         if not few:
             print_lines([f"... and of {len(files) - 1} more"])
     if results and ablate:
@@ -94,11 +94,11 @@ def heads(
         from hf_gmar.heads.ablation import ablate_heads
 
         bar = track(results, "Masking", console=err, disable=len(results) < 2)
-        ablation = ablate_heads(network, (inputs.pixels(open_image(path)) for path in bar), whole)
+        ablation = ablate_heads(network, (inputs.pixels(open_image(path)) for path in bar), joined)
         ablation = replace(ablation, settings={**ablation.settings, **settings})
-        written = ablation.save(output)
+        paths = ablation.save(output)
         out.print(ablation.table())
-        print_lines(written)
+        print_lines(paths)
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 

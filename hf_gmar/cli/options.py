@@ -48,7 +48,7 @@ TrustRemoteCode = Annotated[
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model is loaded, and how: the arguments of ``load_model``."""
+    """The options of the model: the arguments of ``load_model``."""
 
     name: Annotated[
         str | None,
@@ -133,7 +133,7 @@ class Inputs:
         """Find the images, then load the model, so that a typing error costs no download.
 
         Raises:
-            OptionError: wrong prompts, a folder that can't be written to, or too many images.
+            OptionError: prompts are wrong, the folder is not writable, or images are too many.
             TargetError: the model has no such class.
         """
         model.check_prompts(bool(images))
@@ -178,7 +178,8 @@ class Inputs:
 class ManyValues(TyperCommand):
     """Let options take several values: ``--prompts "a dog" "a cat"``; click alone takes one.
 
-    Such an option is a list, and its metavar ends in an ellipsis.
+    Such an option, for example ``--prompts "a dog" "a cat"``, has a metavar that ends in an
+    ellipsis. Click itself takes one value for each option.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -191,15 +192,15 @@ class ManyValues(TyperCommand):
 
 
 def _repeated(option: str, words: list[str]) -> Iterator[str]:
-    named = False
+    in_option = False
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         if word == option and following.startswith("-"):
             raise typer.BadParameter("one or more values are needed after it", param_hint=option)
         if word.startswith("-"):
-            named = word == option
-        if named and word != option:
+            in_option = word == option
+        if in_option and word != option:
             yield option
-        if not (named and word == option):
+        if not (in_option and word == option):
             yield word
 
 
@@ -210,16 +211,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1.
     """
     options = dict(inspect.signature(function, eval_str=True).parameters)
-    of_model = inspect.signature(ModelOptions, eval_str=True).parameters
+    model_options = inspect.signature(ModelOptions, eval_str=True).parameters
     takes_model = "model" in options and options["model"].annotation is ModelOptions
     if takes_model:
         del options["model"]
-        options |= of_model
+        options |= model_options
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         if takes_model:
-            values["model"] = ModelOptions(**{name: values.pop(name) for name in of_model})
+            values["model"] = ModelOptions(**{name: values.pop(name) for name in model_options})
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
@@ -238,7 +239,7 @@ def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
     """Parse ``NAME=VALUE`` pairs and join them with options that have their own flags.
 
     Raises:
-        OptionError: no NAME=VALUE, or an option that is given twice.
+        OptionError: an option is not NAME=VALUE, or is given twice.
     """
     options = {name: value for name, value in shortcuts.items() if value is not None}
     for text in pairs or ():
@@ -252,7 +253,7 @@ def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep libraries from printing between our lines."""
+    """Silence the libraries' output on the terminal."""
     from huggingface_hub.utils import logging as huggingface_logging
     from transformers.utils import logging as transformers_logging
 
@@ -291,7 +292,7 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
 
 
 def say(error: Exception, path: Path | None = None) -> None:
-    """Print an error as one line, with the file that it is about."""
+    """Print an error as one line, with the path of its file."""
     where = f"{path}: " if path is not None and str(path) not in str(error) else ""
     text = " ".join(f"{where}{one_line(error)}".split())
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Attribution methods side by side on one batch, Captum's too."""
+"""Comparison of attribution methods, including Captum's, on one batch."""
 
 import lazy_loader as lazy
 

@@ -1,4 +1,4 @@
-"""What a call costs: seconds, and the memory that PyTorch gives out for it."""
+"""The cost of a call: its seconds, and the memory that PyTorch allocates for it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 _LOG_LEVEL = "KINETO_LOG_LEVEL"
 _SILENT = "99"
-_ENOUGH = 0.5  # seconds after which one more call would tell little
+_ENOUGH = 0.5  # total seconds after which a call is not repeated
 _REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call cost.
+    """The cost of one call.
 
     Attributes:
-        seconds: of the call, until the device has done it; the median, if it was repeated.
-        peak: bytes that PyTorch gave out at the worst moment, beyond those it had given out before
-            the call; ``None`` where that is not known.
-        ratio: seconds by those of a reference that ran just before; the median, if repeated.
+        seconds: time until the device has finished the call; the median of repeated calls.
+        peak: peak bytes that PyTorch allocated, above the bytes in use before the call; ``None``
+            if unknown.
+        ratio: seconds divided by a reference's seconds just before; the median of repeated calls.
     """
 
     seconds: float
@@ -43,16 +43,16 @@ class Cost:
 def measure_cost(
     run: Callable[[], T], device: torch.device, reference: Callable[[], Any] | None = None
 ) -> tuple[T, Cost]:
-    """Call twice or more, and return the result with what a call cost.
+    """Call ``run`` twice or more, and return its result and its cost.
 
-    The first call warms up and is not timed. Short calls are repeated up to five times, and their
-    median counts. A reference runs just before each, so that what else the machine does is in both
-    times of a ratio.
+    The first call is a warm-up and is not timed. Short calls are repeated up to five times, and the
+    median counts. The reference runs just before each call, so that both times of a ratio include
+    the same other load on the machine.
 
     Memory is that of tensors and operations, not of the process. On CUDA it is the peak of
     PyTorch's allocator in the timed calls. On the CPU it is the highest running sum of allocations
-    that PyTorch's profiler sees in the first call, backward passes included. On other devices, or
-    while the caller profiles, it is not known.
+    that PyTorch's profiler records in the first call, including backward passes. On other devices,
+    or while the caller profiles, it is unknown.
 
     Example:
         >>> ones, cost = measure_cost(lambda: torch.ones(1000), torch.device("cpu"))
@@ -61,7 +61,7 @@ def measure_cost(
     """
     peak = _first_run(run, device)
     on_cuda = device.type == "cuda"
-    gc.collect()  # nobody pays for what others left
+    gc.collect()  # the garbage of earlier calls must not count
     before = torch.cuda.memory_allocated(device) if on_cuda else 0
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -91,9 +91,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _first_run(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Warm up; on the CPU, the peak."""
+    """Run the warm-up call; on the CPU, return its peak memory."""
     profiled: bool = autograd._profiler_enabled()  # type: ignore[attr-defined]
-    if device.type != "cpu" or profiled:  # there can be only one profiler in a thread
+    if device.type != "cpu" or profiled:  # a thread can have only one profiler
         run()
         return None
     settings: dict[str, Any] = {"activities": [ProfilerActivity.CPU], "profile_memory": True}

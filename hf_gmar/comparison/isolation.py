@@ -1,4 +1,4 @@
-"""Contexts that keep a method from changing the model, its state or the random numbers."""
+"""Contexts that restore the model, its state and the random generators after a method ran."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hf_gmar._core.threads import lock_models
 
 @contextmanager
 def isolated_model(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Lock a model for this thread, in evaluation mode, with gradients on; put everything back."""
+    """Lock a model for this thread, in evaluation mode with gradients; restore it at the end."""
     models = [module for module in modules if isinstance(module, PreTrainedModel)]
     configs = [config for model in models for config in configs_of(model)]
-    # The lock comes first: changes of another thread's explanation are not part of the state.
+    # The lock comes first, so that the saved state has no changes of another thread.
     with (
         lock_models([*configs, *modules]),
         preserve_state(modules),
@@ -34,11 +34,11 @@ def isolated_model(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put hooks, attributes, modes and parameters back, also after an error.
+    """Restore hooks, attributes, modes and parameters at the end, also after an error.
 
     Captum's methods remove their hooks only if they succeed, and some replace weights or attributes
-    for a while. Values that are written into a tensor in place are not restored. Inside, parameters
-    have no gradients, so that nothing can be added to them.
+    temporarily. In-place changes of a tensor's values are not restored. Inside the context, the
+    parameters' gradients are ``None``, so that no method can add to them.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -56,7 +56,7 @@ def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
     }
     with ExitStack() as stack:
         for part in parts:
-            # Hooks, parameters, buffers and modules are in dicts of the module.
+            # A module stores hooks, parameters, buffers and submodules in dicts.
             contents = {
                 name: value.copy()
                 for name, value in vars(part).items()
@@ -76,7 +76,7 @@ def _restore_module(
         del vars(module)[name]
     vars(module).update(attributes)
     for name, content in contents.items():
-        attributes[name].clear()  # the dict itself stays: handles of hooks know it
+        attributes[name].clear()  # the dict object stays, because hook handles refer to it
         attributes[name].update(content)
 
 
@@ -91,7 +91,7 @@ def _restore_tensor(tensor: Tensor, data: Tensor, requires_grad: bool, grad: Ten
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators of PyTorch (CPU and device), NumPy and Python, and restore them.
 
-    Captum draws from all of them.
+    Captum's methods draw from all of these generators.
 
     Example:
         >>> state = torch.get_rng_state()
@@ -103,10 +103,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         (True, True)
     """
     on_gpu = device.type == "cuda"
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # Captum's is global
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # Captum uses it
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         try:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed sets idle devices, too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds idle devices
             if on_gpu:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)

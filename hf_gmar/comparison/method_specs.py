@@ -1,4 +1,4 @@
-"""Methods to compare: those of the registry and Captum's, each with a label and its call."""
+"""The methods of a comparison, from the registry and from Captum, with labels and options."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ CAPTUM = (
     "Saliency",
     "ShapleyValueSampling",
 )
-"""Captum's methods that need no more than a model, by name.
+"""Names of Captum's methods that need only a model.
 
-Those that change the gradient of ReLUs (GuidedBackprop, Deconvolution) are left out: Vision
-Transformers have none, and what comes out is the plain gradient.
+GuidedBackprop and Deconvolution are left out. They change the gradient of ReLUs, which Vision
+Transformers lack, so they would give the plain gradient.
 """
 
 
@@ -46,10 +46,10 @@ class MethodSpec:
     """One method of a comparison.
 
     Attributes:
-        method: a name of ``hf_gmar.methods.METHODS``, a method of ours, or one of Captum's.
-        label: how it is called in the figure and the table; ``None`` for its own name.
-        options: for a name, the options of that method; for a method that is built, further
-            keywords of its ``attribute``, which go before those that ``compare`` chooses.
+        method: a name in ``hf_gmar.methods.METHODS``, or a method object of hf_gmar or Captum.
+        label: the method's label in figure and table; ``None`` uses the method's name.
+        options: for a name, the options of that method; for a method object, further keywords of
+            its ``attribute``, which override the defaults of ``compare``.
 
     Example:
         >>> MethodSpec("gmar", "GMAR, l2", {"norm": "l2"}).name
@@ -62,16 +62,16 @@ class MethodSpec:
 
     @property
     def name(self) -> str:
-        """The label, or else what the method is called."""
+        """The label, or else the method's name."""
         if self.label is not None:
             return self.label
         if isinstance(self.method, str):
             return METHODS.label(self.method, self.options)
-        return _own_name(self.method)
+        return _name_of(self.method)
 
     @property
     def is_captum(self) -> bool:
-        """Whether the method attributes to pixels rather than to patches."""
+        """Whether the method is Captum's, which attributes to pixels instead of patches."""
         return not isinstance(self.method, str | AttributionMethod)
 
 
@@ -84,13 +84,13 @@ class AttributionTask:
     """The images and classes that every method of a comparison explains.
 
     Attributes:
-        model: the explained model, as the user gave it.
-        readout: for methods that are built by name.
+        model: the explained model, as the user passed it.
+        readout: the readout for methods that are built by name.
         pixels: pixel values (B, channels, height, width).
         target: the explained class of each image.
-        contrast: a class that is taken off.
+        contrast: a class whose score is subtracted.
         grid: rows and columns of patches.
-        kwargs: further keywords of the model's forward, for methods of ours.
+        kwargs: further keywords of the model's forward, for methods of hf_gmar.
     """
 
     model: Callable[..., Any]
@@ -102,14 +102,14 @@ class AttributionTask:
     kwargs: Mapping[str, Any]
 
     def runner(self, spec: MethodSpec) -> Callable[[], Tensor]:
-        """A call that gives the method's map, (B, rows, columns).
+        """Return a function that computes the method's map, (B, rows, columns).
 
         Raises:
             OptionError: the method can't explain such targets.
             UnsupportedModelError: the method can't explain the model.
         """
         method, options = self._build(spec)
-        # A clone, as a method may write into it; some of Captum's need this format.
+        # A clone, because a method may write into it; some of Captum's need this format.
         pixels = self.pixels.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(method, AttributionMethod):
             keywords = {**self.kwargs, **options}
@@ -122,7 +122,7 @@ class AttributionTask:
                 "contrast, or build the method on a model that returns the difference"
             )
         keywords = {**captum_defaults(method, pixels, self.grid), **options}
-        pixels.requires_grad_()  # or Captum warns that it does it
+        pixels.requires_grad_()  # otherwise Captum sets it with a warning
 
         def run() -> Tensor:
             with _notices_hidden():
@@ -146,32 +146,32 @@ class AttributionTask:
             raise ModelOutputError(f"its map has the shape {shape}, and {needed} is needed")
         if not torch.isfinite(patches).all():
             raise ModelOutputError("its map holds NaN or infinity")
-        found: Tensor = patches.detach().cpu()
-        return found if found.dtype == torch.float64 else found.float()
+        result: Tensor = patches.detach().cpu()
+        return result if result.dtype == torch.float64 else result.float()
 
 
 @contextmanager
 def _notices_hidden() -> Iterator[None]:
-    """Hide Captum's warnings of calls that are as they should be."""
+    """Hide Captum's warnings about correct calls."""
     with warnings.catch_warnings():
-        # Hooks are removed in any case, and several inputs are intended.
+        # Hooks are always removed here, and several inputs are intended.
         warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")
         warnings.filterwarnings("ignore", message="You are providing multiple inputs")
         yield
 
 
 def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
-    """Make a spec of each method, with a unique label; ``None`` is every method of the registry.
+    """Make a spec with a unique label for each method; ``None`` is every method of the registry.
 
     Raises:
-        OptionError: no method, no such name, or something that is no method.
+        OptionError: there is no method, a name does not exist, or an item is no method.
 
     Example:
         >>> [spec.label for spec in as_method_specs(["gmar", ("gmar", {"alpha": 0.5}), "gmar"])]
         ['gmar', 'gmar (alpha=0.5)', 'gmar (2)']
     """
     if methods is None:
-        methods = [name for name, _ in METHODS.items()]  # without those that can't be loaded
+        methods = [name for name, _ in METHODS.items()]  # without methods that can't be loaded
     if isinstance(methods, str | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "
@@ -186,10 +186,10 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
 
 
 def captum_specs(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
-    """Build Captum's methods of these names on a model that returns scores.
+    """Build Captum's methods by name on a model that returns scores.
 
     Raises:
-        OptionError: there is no such method.
+        OptionError: a method does not exist.
 
     Example:
         >>> [spec.name for spec in captum_specs(["Saliency"], nn.Identity())]
@@ -212,7 +212,7 @@ def sum_over_patches(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -
     """Sum attributions to pixels (B, channels, height, width) over each patch.
 
     Raises:
-        ModelOutputError: they have another shape than the pixels.
+        ModelOutputError: the attributions and the pixels have different shapes.
 
     Example:
         >>> ones = torch.ones(1, 3, 4, 8)
@@ -233,14 +233,14 @@ def sum_over_patches(attributions: Any, pixels: Tensor, grid: tuple[int, int]) -
 
 
 def captum_defaults(method: Attribution, pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
-    """Keywords that one of Captum's methods needs and the user did not give.
+    """Return default keywords for one of Captum's methods.
 
     Example:
         >>> from captum.attr import Occlusion
         >>> captum_defaults(Occlusion(print), torch.zeros(1, 3, 32, 32), (4, 4))
         {'sliding_window_shapes': (3, 8, 8), 'strides': (3, 8, 8)}
     """
-    inner = getattr(method, "attribution_method", None)  # NoiseTunnel hands keywords on
+    inner = getattr(method, "attribution_method", None)  # NoiseTunnel passes keywords on
     if isinstance(inner, Attribution):
         return {} if isinstance(inner, AttributionMethod) else captum_defaults(inner, pixels, grid)
     base = next((base for base in type(method).__mro__ if base in _DEFAULTS), None)
@@ -253,7 +253,7 @@ def _window(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
 
 
 def _few_at_a_time(pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]:
-    """All steps of all images at once would take 50 times the memory of a gradient."""
+    """Limit the batch: all steps at once would take 50 times the memory of a gradient."""
     return {"internal_batch_size": max(len(pixels), 8)}
 
 
@@ -262,7 +262,7 @@ def _zeros(count: int, pixels: Tensor, _grid: tuple[int, int]) -> dict[str, Any]
 
 
 def _patches(pixels: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
-    """Each patch is one feature: the default is one for each pixel and channel."""
+    """Make each patch one feature; the default is a feature for each pixel and channel."""
     numbers = torch.arange(grid[0] * grid[1], device=pixels.device).view(1, 1, *grid)
     height, width = pixels.shape[2] // grid[0], pixels.shape[3] // grid[1]
     mask = numbers.repeat_interleave(height, 2).repeat_interleave(width, 3)
@@ -273,7 +273,7 @@ _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str,
     captum.attr.IntegratedGradients: _few_at_a_time,
     captum.attr.Occlusion: _window,
     captum.attr.GradientShap: functools.partial(_zeros, 1),
-    captum.attr.DeepLiftShap: functools.partial(_zeros, 2),  # it takes no single baseline
+    captum.attr.DeepLiftShap: functools.partial(_zeros, 2),  # it needs at least two baselines
     captum.attr.FeatureAblation: _patches,
     captum.attr.FeaturePermutation: _patches,
     captum.attr.ShapleyValueSampling: _patches,
@@ -302,16 +302,16 @@ def _as_spec(method: Any) -> MethodSpec:
     return spec
 
 
-def _own_name(method: Attribution) -> str:
+def _name_of(method: Attribution) -> str:
     kind = type(method)
     inner = getattr(method, "attribution_method", None)
     if isinstance(inner, Attribution):
-        return f"{kind.__name__} of {_own_name(inner)}"
+        return f"{kind.__name__} of {_name_of(inner)}"
     return METHODS.name_of(kind) or kind.__name__
 
 
 def modules_of(specs: Sequence[MethodSpec]) -> Iterator[nn.Module]:
-    """The modules that methods were built on, which need not be the model itself."""
+    """Yield the modules that methods were built on, which may differ from the model."""
     for spec in specs:
         method: Any = spec.method
         while isinstance(method, Attribution):

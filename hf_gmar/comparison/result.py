@@ -1,4 +1,4 @@
-"""What came out of a comparison: maps, costs and agreement, as figure, table and files."""
+"""The result of a comparison: maps, costs and rank correlations, as figure, table and files."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several methods on the same images, the same model and the same classes.
+    """The maps of several methods for the same model, images and classes.
 
     Attributes:
-        maps: relevance of each patch by label of the method, (B, rows, columns), on the CPU;
-            methods that failed have none.
-        failures: why the others failed, one line each, by label.
+        maps: relevance of each patch by method label, (B, rows, columns), on the CPU; failed
+            methods have no map.
+        failures: reasons of the failed methods, one line each, by label.
         costs: seconds and peak memory of each method by label; empty if not measured.
-        forward: the same of one plain forward of these images, without gradients; ``None`` if not
+        forward: the cost of a plain forward of the images, without gradients; ``None`` if not
             measured.
-        order: labels of all methods, as they were given.
-        names: of the images.
+        order: labels of all methods, in the order of the call.
+        names: names of the images.
         targets: the explained class of each image.
         labels: the names of these classes.
-        probabilities: of these classes.
-        contrasts: the names of the classes that were taken off, ``None`` if there were none.
-        pictures: the images as far as the model saw them.
-        settings: what else the result depends on.
+        probabilities: the probabilities of these classes.
+        contrasts: the names of the classes whose scores were subtracted, or ``None``.
+        pictures: the images, cropped to the part that the model saw.
+        settings: other settings that the result depends on.
     """
 
     maps: dict[str, Tensor]
@@ -67,10 +67,10 @@ class Comparison:
 
     @functools.cached_property
     def correlations(self) -> Tensor:
-        """Spearman's rank correlation of each two of ``maps``, in their order.
+        """Spearman's rank correlation of each two methods, (M, M), in the order of ``maps``.
 
-        Over patches, with average ranks for ties, then the mean over the images where neither map
-        is constant; (M, M), NaN where there is none.
+        Ties get average ranks. The mean is over the images where neither map is constant; NaN
+        without such images.
         """
         return rank_correlations(list(self.maps.values()))
 
@@ -81,16 +81,16 @@ class Comparison:
 
     @property
     def peaks(self) -> dict[str, int | None]:
-        """Bytes of memory of each method at its worst moment, beyond what was held before."""
+        """Peak bytes of each method, above the bytes in use before."""
         return {label: cost.peak for label, cost in self.costs.items()}
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Seconds of each method by those of a plain forward that ran just before it."""
+        """Seconds of each method divided by the seconds of a plain forward just before."""
         return {label: cost.ratio for label, cost in self.costs.items()}
 
     def figure(self) -> Figure:
-        """Images down, methods across, on one scale of colours that its caption explains.
+        """Draw one row for each image and one column for each method, with one colour scale.
 
         Returns:
             A matplotlib figure without a window; ``figure.savefig(path)`` writes it.
@@ -109,14 +109,14 @@ class Comparison:
         return grid_figure(self.pictures, titles, columns, self._caption())
 
     def table(self, format: Format = "markdown") -> Any:  # noqa: A002  # the word users know
-        """One row for each method: costs, rank correlations with all others, or why it failed.
+        """Make a table with the costs and rank correlations of each method, or its failure.
 
         Args:
-            format: ``"markdown"`` and ``"json"`` are texts, ``"pandas"`` is a DataFrame with the
-                labels as index.
+            format: ``"markdown"`` and ``"json"`` give a string, ``"pandas"`` gives a DataFrame with
+                the labels as index.
 
         Raises:
-            OptionError: another format, or pandas is not installed.
+            OptionError: the format is unknown, or pandas is not installed.
         """
         writers = {"markdown": self._markdown, "json": self._json, "pandas": self._pandas}
         if format not in writers:
@@ -124,11 +124,11 @@ class Comparison:
         return writers[format]()
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows of the table: numbers as they are, ``None`` where there is none."""
+        """Return the rows of the table with unformatted numbers, ``None`` for a missing number."""
         return [self._record(label) for label in self.order]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows of the table as texts, the methods numbered."""
+        """Return headings and rows of the table as strings, with numbered methods."""
         numbers = {label: str(number) for number, label in enumerate(self.order, 1)}
         headings = ["", "method", "time / forward", "peak memory, MB"]
         headings += [f"r with {numbers[label]}" for label in self.maps]
@@ -139,7 +139,7 @@ class Comparison:
 
         The archive has ``maps`` (methods, images, rows, columns), ``methods``, ``names``,
         ``targets``, ``labels``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it
-        without pickle. A folder that is missing is made.
+        without pickle. A missing folder is created.
 
         Returns:
             The four files.
@@ -256,14 +256,14 @@ class Comparison:
         return f"{cost.ratio:.1f} forwards{memory}"
 
     def _caption(self) -> str:
-        """What the numbers and colours mean, one paragraph."""
+        """Explain the numbers and colours in one paragraph."""
         sentences = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
         if self.contrasts is not None:
             contrast = " or ".join(dict.fromkeys(self.contrasts))
-            sentences.append(f"Explained is the score of the class less that of {contrast}.")
+            sentences.append(f"The maps explain the class's score minus the score of {contrast}.")
         sentences.append(
-            "Each map is divided by its own largest absolute value: compare where the colours are, "
-            "not how strong they are."
+            "Each map is divided by its largest absolute value: compare the places of the colours, "
+            "not their strength."
         )
         if self.settings.get("captum"):
             sentences.append(
@@ -271,9 +271,9 @@ class Comparison:
             )
         if self.forward is not None:
             sentences.append(
-                f"Times are by that of one plain forward of these images just before "
-                f"({self.forward.seconds:.2g} s); MB are the peak of what PyTorch gave "
-                "out beyond what it held before."
+                f"Times are multiples of a plain forward of the same images, run just before "
+                f"({self.forward.seconds:.2g} s). MB are the peak memory that PyTorch allocated "
+                "above the memory in use before."
             )
         return " ".join(sentences)
 
@@ -283,12 +283,12 @@ def _cell(value: float | None, form: str, unit: float = 1) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for a cell of Markdown."""
+    """Escape text for a Markdown table cell."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
 def picture_of(pixels: Tensor) -> Image.Image:
-    """Pixel values (channels, height, width) of any range as an image, darkest to brightest.
+    """Convert pixel values (channels, height, width) to an image, scaled to the full range.
 
     Example:
         >>> picture_of(torch.tensor([[[-1.0, 1.0]]])).getpixel((1, 0))

@@ -1,4 +1,4 @@
-"""Several methods side by side: the same model, images and classes."""
+"""Runs several methods on the same model, images and classes."""
 
 from __future__ import annotations
 
@@ -45,32 +45,31 @@ def compare(  # noqa: PLR0913  # a keyword each
     progress: Callable[[str], None] | None = None,
     **forward_kwargs: Any,
 ) -> Comparison:
-    """Explain the same images and classes by several methods, and measure what each costs.
+    """Explain the same images and classes by several methods, and measure the cost of each.
 
-    If a method fails, its place says why, and the others go on. The model, the inputs and the
-    generators of random numbers come back as they were, whatever a method does.
+    If a method fails, the result has the reason, and the other methods run. The model, the inputs
+    and the random generators are restored after each method.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`; its family must be known.
-        inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
-        methods: a list of names of ``hf_gmar.methods.METHODS``, of pairs ``(name, options)``, of
-            methods of ours or Captum's that you built on this model (Captum's on
-            ``LogitsModel(model)``), and of :class:`MethodSpec`, which adds a label and keywords. A
-            mapping gives labels. ``None`` is every method of the registry. Captum's attributions
-            are summed over channels and over the pixels of each patch; where Occlusion, the SHAP
-            and Lime methods need arguments, a patch is their window or feature, and zeros are
-            their baseline.
-        target: the explained class, as each method of ours takes it. ``None`` is the top class of
-            each image, found once, the same for all methods.
-        contrast: a class whose score is taken off. Methods that can't do that say so in their
-            place: Captum's, and those whose map is the same for every class.
-        readout: which tokens a class head of your own reads, for methods given by name.
+        inputs: pixel values (B, channels, height, width), or a tuple with one such tensor.
+        methods: a list of names in ``hf_gmar.methods.METHODS``, pairs ``(name, options)``, method
+            objects of hf_gmar or Captum on this model (Captum's on ``LogitsModel(model)``), or
+            :class:`MethodSpec`, which adds a label and keywords. A mapping gives labels. ``None``
+            is every method of the registry. Captum's attributions are summed over channels and
+            over the pixels of each patch. By default, a patch is the window of Occlusion and the
+            feature of the perturbation methods, and zeros are the baseline of the SHAP methods.
+        target: the explained class, in any form of hf_gmar's methods. ``None`` is the top class of
+            each image, the same for all methods.
+        contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the
+            same for every class, then fail with this reason.
+        readout: which tokens a class head of your own reads, for methods passed by name.
         images: the B images to draw; ``None`` draws the pixel values, from darkest to brightest.
-        names: of the B images.
-        measure: time each method after a run that warms up, and measure its memory. Each method
-            runs two to six times then, else once.
-        seed: of the random numbers that Captum's methods draw, so that runs repeat; a
-            ``RandomAttribution`` has a seed of its own.
+        names: names of the B images.
+        measure: measure time and memory of each method, which then runs two to six times instead
+            of once.
+        seed: seed of Captum's random numbers, so that results are reproducible. A
+            ``RandomAttribution`` has its own seed.
         progress: called with the label of each method before it runs.
         **forward_kwargs: further keyword arguments that the model's forward names; Captum's methods
             get them from ``LogitsModel(model, **forward_kwargs)``.
@@ -79,10 +78,10 @@ def compare(  # noqa: PLR0913  # a keyword each
         The maps, costs and rank correlations; see :class:`Comparison`.
 
     Raises:
-        OptionError: no method, a name or an option that does not exist, an unknown keyword.
-        InputError: inputs that do not fit the model, or images and names that do not fit them.
-        TargetError: a class that does not exist, or a target that is its own contrast.
-        UnsupportedModelError: no model of a known family.
+        OptionError: there is no method, or a name, option or keyword does not exist.
+        InputError: the inputs do not fit the model, or the images and names do not fit the inputs.
+        TargetError: a class does not exist, or a target is its own contrast.
+        UnsupportedModelError: the model is of no known family.
         ModelOutputError: the model returns no scores.
 
     Example:
@@ -101,8 +100,8 @@ def compare(  # noqa: PLR0913  # a keyword each
     adapter = ModelAdapter.of(model, readout)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
-    names = _one_each("names", names, count) or [f"image {index + 1}" for index in range(count)]
-    images = _one_each("images", images, count) or [picture_of(image) for image in pixels]
+    names = _checked_list("names", names, count) or [f"image {n + 1}" for n in range(count)]
+    images = _checked_list("images", images, count) or [picture_of(image) for image in pixels]
     modules = [*adapter.modules(), *modules_of(specs)]
     forward = functools.partial(predict, adapter, ForwardRequest(pixels, (), forward_kwargs))
     with isolated_model(modules), size_errors(adapter, pixels):
@@ -110,7 +109,7 @@ def compare(  # noqa: PLR0913  # a keyword each
             measure_cost(forward, pixels.device) if measure else (forward(), None)
         )
         resolved = TargetSpec(target, contrast).resolve(scores)
-    if scores.dim() == 2:  # a class for each image, in a form that ours and Captum's methods take
+    if scores.dim() == 2:  # a class for each image, in a form that all methods accept
         target, contrast = resolved.target, resolved.against
     grid = adapter.layout.grid(*pixels.shape[-2:])
     task = AttributionTask(model, readout, pixels, target, contrast, grid, forward_kwargs)
@@ -120,17 +119,17 @@ def compare(  # noqa: PLR0913  # a keyword each
     for spec in specs:
         if progress is not None:
             progress(spec.name)
-        with isolated_model(modules):  # one for each: no method meets what another left
+        with isolated_model(modules):  # for each method, so that it meets no changes of another
             try:
                 call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
                 if measure:
                     maps[spec.name], costs[spec.name] = measure_cost(call, pixels.device, forward)
                 else:
                     maps[spec.name] = call()
-            except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
+            except Exception as error:  # noqa: BLE001  # of any library; the other methods run
                 failures[spec.name] = reason_of(error)
-    own_config = getattr(adapter.model, "config", None)  # of prompts, where these are the classes
-    config = own_config if isinstance(own_config, PreTrainedConfig) else adapter.backbone.config
+    outer = getattr(adapter.model, "config", None)  # names the prompts of a ZeroShotModel
+    config = outer if isinstance(outer, PreTrainedConfig) else adapter.backbone.config
     shares = probabilities(config, scores).flatten(1).gather(1, resolved.target[:, None])
     return Comparison(
         maps,
@@ -165,7 +164,7 @@ def _labels(config: PreTrainedConfig, classes: Tensor) -> tuple[str, ...]:
     return tuple(label_of(config, index) for index in classes.tolist())
 
 
-def _one_each(kind: str, items: Sequence[Any] | None, count: int) -> list[Any]:
+def _checked_list(kind: str, items: Sequence[Any] | None, count: int) -> list[Any]:
     if items is not None and (isinstance(items, str) or len(items) != count):
         got = repr(items) if isinstance(items, str) else len(items)
         raise InputError(f"{kind} must be a list of {count}, one for each of the inputs; got {got}")

@@ -1,4 +1,4 @@
-"""Data sets to evaluate on: images with their classes and, where there are any, masks."""
+"""Data sets for evaluation: images with classes and optional masks."""
 
 import lazy_loader as lazy
 

@@ -1,4 +1,4 @@
-"""What a data set is: images with names, classes and, where they are known, masks of objects."""
+"""The base class of data sets: images with names, classes and optional masks of objects."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Example:
     """One image of a data set.
 
     Attributes:
-        key: its stable name in its data set: a path, the number of a row or of a scene.
-        image: in RGB, upright.
-        label: its class, an index of the model; ``None`` if it is not known.
-        masks: for a class, which pixels of the image show it, bool (height, width). The key
-            ``None`` is an object whose class is not known.
+        key: the image's stable name in its data set: a path, or the number of a row or scene.
+        image: the image in RGB, upright.
+        label: the class as an index of the model; ``None`` if unknown.
+        masks: for each class, the pixels that show it, bool (height, width). The key ``None``
+            stands for an object of unknown class.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Example:
     masks: Mapping[int | None, Mask] = field(default_factory=dict)
 
     def mask_of(self, target: int) -> Mask | None:
-        """The mask of a class, else that of an object of unknown class, else ``None``.
+        """Return the mask of a class, else the mask of an unknown class, else ``None``.
 
         Example:
             >>> example = Example("a", Image.new("RGB", (2, 1)), 3, {3: np.array([[True, False]])})
@@ -49,14 +49,14 @@ class Example:
 
 
 class ImageDataset(ABC):
-    """A data set: so many images, each read when it is asked for.
+    """Base class of data sets; each image is read on access.
 
-    A class of your own calls this constructor and has ``__len__``, ``key`` and ``__getitem__``.
+    A subclass calls this constructor and defines ``__len__``, ``key`` and ``__getitem__``.
 
     Args:
-        name: what the data set is called.
-        settings: what distinguishes it from others, as JSON can hold it, the same on every machine.
-        notices: what a user should know of it, a sentence each.
+        name: the name of the data set.
+        settings: JSON values that identify the data set, the same on every machine.
+        notices: sentences that a user should read about the data set.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many images."""
+        """Return the number of images."""
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """The name of an image, without reading it; no two have the same.
+        """Return the unique name of an image, without reading the image.
 
         Raises:
-            IndexError: no image of that number.
+            IndexError: there is no image of that number.
         """
 
     def label(self, index: int) -> int | None:
-        """The class of an image; those of the package know it without reading the image.
+        """Return the class of an image; the package's data sets do not read the image for it.
 
         Raises:
-            IndexError: no image of that number.
+            IndexError: there is no image of that number.
         """
         return self[index].label
 
@@ -91,22 +91,22 @@ class ImageDataset(ABC):
         """Read an image.
 
         Raises:
-            IndexError: no image of that number.
-            ImageFileError: the image, or its mask, is missing or broken; it says the key.
+            IndexError: there is no image of that number.
+            ImageFileError: the image or its mask is missing or broken; the message has the key.
         """
 
     def __iter__(self) -> Iterator[Example]:
-        """All images in turn."""
+        """Read all images in turn."""
         return (self[index] for index in range(len(self)))
 
 
 class Subset(ImageDataset):
-    """Some images of a data set, under the names that they have there.
+    """Some images of a data set, under their original names.
 
     Args:
         dataset: the whole data set.
-        indices: which of its images.
-        settings: how they were chosen.
+        indices: the indices of the chosen images.
+        settings: how the images were chosen.
     """
 
     def __init__(
@@ -117,31 +117,31 @@ class Subset(ImageDataset):
         self.indices = indices
 
     def __len__(self) -> int:
-        """How many images were chosen."""
+        """Return the number of chosen images."""
         return len(self.indices)
 
     def key(self, index: int) -> str:
-        """The name of the image in the whole data set."""
+        """Return the name of the image in the whole data set."""
         return self.dataset.key(self.indices[index])
 
     def label(self, index: int) -> int | None:
-        """The class of the image in the whole data set."""
+        """Return the class of the image in the whole data set."""
         return self.dataset.label(self.indices[index])
 
     def __getitem__(self, index: int) -> Example:
-        """The image of the whole data set."""
+        """Read the image from the whole data set."""
         return self.dataset[self.indices[index]]
 
 
 class LabelledDataset(ImageDataset):
-    """Images whose names and classes are known before any is read.
+    """A data set whose names and classes are known before any image is read.
 
     Args:
-        name: what the data set is called.
-        settings: what it is and how it was read.
+        name: the name of the data set.
+        settings: what the data set is and how it was read.
         keys: the name of each image.
         labels: the class of each image.
-        contents: what tells each image from another of its name, as JSON can hold it.
+        contents: JSON values that distinguish each image from others of the same name.
     """
 
     def __init__(
@@ -158,19 +158,19 @@ class LabelledDataset(ImageDataset):
         self.labels = labels.of_images
 
     def __len__(self) -> int:
-        """How many images."""
+        """Return the number of images."""
         return len(self.keys)
 
     def key(self, index: int) -> str:
-        """The name of the image in its folder, table or data set."""
+        """Return the name of the image in its folder, table or data set."""
         return self.keys[index]
 
     def label(self, index: int) -> int | None:
-        """The class that the folder, table or data set gives the image."""
+        """Return the class that the folder, table or data set gives the image."""
         return self.labels[index]
 
     def _example(self, index: int, name: str, image: Image.Image, mask: Mask | None) -> Example:
-        """The example of an image that was read; an ImageFileError for a mask of another size."""
+        """Make the example of an image; raise an ImageFileError for a mask of another size."""
         key, label = self.keys[index], self.labels[index]
         if mask is None:
             return Example(key, image, label)
@@ -183,24 +183,24 @@ class LabelledDataset(ImageDataset):
 
 
 def take_evenly(images: ImageDataset, limit: int | None, seed: int = 0) -> ImageDataset:
-    """Take so many images at most, spread evenly.
+    """Take at most ``limit`` images, spread evenly.
 
-    The data set is cut into ``limit`` runs of equal length, to within one image; of each run, the
-    seed draws one. A folder sorted by class gives each class its share, and a data set that goes
-    round through its classes does not give the same one always.
+    The data set is cut into ``limit`` runs of equal length, to within one image, and one image of
+    each run is drawn at random. So a folder sorted by class gives each class its share, and a data
+    set that cycles through its classes does not always give the same class.
 
     Args:
         images: any data set.
-        limit: how many images at most; ``None`` for all.
-        seed: of the draws.
+        limit: the largest number of images; ``None`` takes all.
+        seed: seed of the draws.
 
     Raises:
-        OptionError: a limit under 1.
+        OptionError: the limit is less than 1.
 
     Example:
         >>> from hf_gmar.data import open_data
-        >>> some = take_evenly(open_data("scenes:100", {}), 4)
-        >>> [some.key(index) for index in range(4)]
+        >>> subset = take_evenly(open_data("scenes:100", {}), 4)
+        >>> [subset.key(index) for index in range(4)]
         ['scene-10', 'scene-32', 'scene-50', 'scene-89']
     """
     if limit is not None and limit < 1:
@@ -217,7 +217,7 @@ def take_evenly(images: ImageDataset, limit: int | None, seed: int = 0) -> Image
 
 
 def stable_hash(*values: object) -> int:
-    """A large number that any machine gives for the same values, and another for others.
+    """Hash values to a large number that is the same on every machine.
 
     Example:
         >>> stable_hash(0, "a") == stable_hash(0, "a"), stable_hash(0, "a") == stable_hash(1, "a")
@@ -227,7 +227,7 @@ def stable_hash(*values: object) -> int:
 
 
 def digest(rows: Iterable[object]) -> str:
-    """A short name for the content of a data set.
+    """Hash the rows of a data set to a short name.
 
     Example:
         >>> digest([["a.jpg", 1], ["b.jpg", 2]]) == digest([["b.jpg", 2], ["a.jpg", 1]])

@@ -1,4 +1,4 @@
-"""Names of a data set's classes, and which classes of the model they are."""
+"""Finds the model's class for each class name of a data set."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hf_gmar.errors import DataError, OptionError
 from hf_gmar.models.labels import classes_called
 
 LabelMap = Mapping[str, int | str] | str | Path | None
-"""The model's class (index or label) of a data set's names, or a CSV file of ``name,class``."""
+"""The model's class (index or label) for each name in the data, or a CSV file ``name,class``."""
 
-_SHOWN = 5  # names in a notice
+_SHOWN = 5  # the largest number of names in a notice
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a model, to find by the names that a data set gives them.
+    """The classes of a model, found by the class names of a data set.
 
     Attributes:
-        labels: of the model, by class index.
-        named: the class of names that the user gave.
+        labels: the model's labels by class index.
+        named: the class index for each name of the user's label map.
 
     Example:
         >>> classes = Classes({0: "tabby, tabby cat", 1: "sea_snake"}, {"n02123045": 0})
@@ -36,11 +36,11 @@ class Classes:
 
     @classmethod
     def of(cls, labels: Mapping[int, str], label_map: LabelMap = None) -> Classes:
-        """Combine the labels of a model with names that the user gives.
+        """Combine the labels of a model with the user's label map.
 
         Raises:
-            OptionError: a name is given a class that the model does not have.
-            DataError: the file of names can't be read.
+            OptionError: the label map names a class that the model does not have.
+            DataError: the file of the label map can't be read.
         """
         plain = cls({int(index): str(label) for index, label in labels.items()})
         if label_map is None:
@@ -50,12 +50,12 @@ class Classes:
         return cls(plain.labels, named)
 
     def find(self, name: str) -> int | None:
-        """Find the class of a name, label, part of a label, or number; ``None`` if there is none.
+        """Find the class of a name, label, part of a label, or number; ``None`` if not found.
 
-        Underscores count as spaces where that is needed to find one.
+        Underscores count as spaces if the exact name is not found.
 
         Raises:
-            OptionError: it could be several.
+            OptionError: the name fits several classes.
         """
         if name in self.named:
             return self.named[name]
@@ -74,7 +74,7 @@ class Classes:
         return indices.pop() if indices else None
 
     def _index(self, name: str, choice: int | str) -> int:
-        """The class that the user gives a name."""
+        """Return the class that the user's label map gives a name."""
         if isinstance(choice, int) and choice in self.labels:
             return choice
         index = self.find(str(choice))
@@ -87,11 +87,11 @@ class Classes:
 
 @dataclass(frozen=True)
 class Labels:
-    """The class of each image, and what to say of those that have none.
+    """The class of each image, and notices about images without a class.
 
     Attributes:
-        of_images: class index of the model, or ``None``.
-        notices: a sentence on names that fit no class.
+        of_images: the model's class index of each image, or ``None``.
+        notices: sentences about names that fit no class.
     """
 
     of_images: tuple[int | None, ...]
@@ -99,7 +99,7 @@ class Labels:
 
     @classmethod
     def find(cls, names: Sequence[str | None], classes: Classes) -> Labels:
-        """Labels of images whose class the data set calls so; ``None`` where it does not say.
+        """Find the class of each image by its class name; a name may be ``None``.
 
         Raises:
             OptionError: a name fits several classes.
@@ -112,9 +112,9 @@ class Labels:
         if not unknown:
             return cls(indices)
         images = sum(name is not None and known[name] is None for name in names)
-        shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if unknown[_SHOWN:] else "")
+        text = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if unknown[_SHOWN:] else "")
         notice = (
-            f"{len(unknown)} of {len(known)} class names of the data ({shown}) fit no class of the "
+            f"{len(unknown)} of {len(known)} class names of the data ({text}) fit no class of the "
             f"model: {images} image{' has' if images == 1 else 's have'} no label; label_map can "
             "say which classes they are"
         )
@@ -122,7 +122,7 @@ class Labels:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The names and classes of a CSV file of two columns."""
+    """Read the names and classes from a CSV file with two columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]

@@ -1,4 +1,4 @@
-"""A CSV file of paths, with labels and masks, as a data set."""
+"""A CSV file of image paths, labels and mask paths as a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_gmar.errors import DataError, OptionError
 IMAGE_COLUMNS = ("path", "image", "image_path", "file", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class")
 MASK_COLUMNS = ("mask", "mask_path")
-"""What the columns may be called, in any case, if the user does not say."""
+"""Default names of the columns, in upper or lower case."""
 
 
 def table_of_images(
@@ -25,20 +25,20 @@ def table_of_images(
     label_column: str | None = None,
     mask_column: str | None = None,
 ) -> ImageFolder:
-    """The images that the rows of a CSV file name, with commas and a first row of column names.
+    """Open a CSV file with one image for each row; the first row has the column names.
 
     Args:
-        path: the file; the paths in it go from its folder.
-        classes: of the model.
-        name: of the data set.
-        image_column: the column of paths; if not given, one of :data:`IMAGE_COLUMNS`.
-        label_column: that of classes, by label or number, which may be empty.
-        mask_column: that of paths of masks, which may be empty.
+        path: the CSV file; the paths in it are relative to its folder.
+        classes: the model's classes.
+        name: the name of the data set.
+        image_column: the column of image paths; by default one of :data:`IMAGE_COLUMNS`.
+        label_column: the column of labels or class indices; cells may be empty.
+        mask_column: the column of mask paths; cells may be empty.
 
     Raises:
-        DataError: the file can't be read, has no rows, has rows of another length, or no path in
-            one.
-        OptionError: no such column, or several that it could be.
+        DataError: the file can't be read, has no rows, or has a row of another length or without
+            a path.
+        OptionError: a column does not exist, or several columns fit.
     """
     header, rows = _read(path)
     images = column("image", image_column, header, IMAGE_COLUMNS, path)
@@ -61,10 +61,10 @@ def table_of_images(
 def column(
     kind: str, name: str | None, header: Sequence[str], names: Sequence[str], data: object
 ) -> str | None:
-    """Find the column that the user names, else the column with one of some names, if any.
+    """Find the column that the user names, else the column with one of the default names, if any.
 
     Raises:
-        OptionError: the named one is not there, or several have one of the names.
+        OptionError: the named column does not exist, or several columns have a default name.
     """
     if name is not None:
         if name not in header:
@@ -80,7 +80,7 @@ def column(
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names, and each row with the number of its line."""
+    """Read the column names, and each row with its line number."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

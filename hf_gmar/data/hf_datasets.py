@@ -1,4 +1,4 @@
-"""A data set of the package ``datasets``: saved on disk, from the Hub, or built in Python."""
+"""Data sets of the package ``datasets``: from disk, from the Hub, or built in Python."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, ImageFileError, OptionError, reason_of
 
 IMAGE_NAMES = ("image", "img", "picture", "photo")
-"""What the column of images may be called where several hold images."""
+"""Names of the image column if several columns hold images."""
 
 
 class HFDataset(LabelledDataset):
-    """The rows of a data set; its images are decoded when they are asked for.
+    """The rows of a ``datasets.Dataset``; images are decoded on access.
 
     Args:
-        name: of the data set.
+        name: the name of the data set.
         rows: a ``datasets.Dataset``.
-        classes: of the model.
-        image_column: the column of images, if there are several.
-        label_column: that of classes.
-        mask_column: that of masks.
-        settings: where it comes from.
+        classes: the model's classes.
+        image_column: the column of images, needed if several columns hold images.
+        label_column: the column of classes.
+        mask_column: the column of masks.
+        settings: where the data set comes from.
 
     Raises:
-        OptionError: no such column, or several that it could be, or one of another type.
+        OptionError: a column does not exist or has another type, or several columns fit.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class HFDataset(LabelledDataset):
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` has made the folder."""
+    """Return whether ``save_to_disk`` wrote the folder."""
     whole = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     return whole or (folder / "dataset_dict.json").is_file()
 
 
 def is_dataset(source: object) -> bool:
-    """Whether it is an object of the package ``datasets``, which need not be installed."""
+    """Return whether the object is of the package ``datasets``, which need not be installed."""
     return type(source).__module__.split(".")[0] == "datasets"
 
 
@@ -86,8 +86,8 @@ def from_disk(folder: Path, split: str | None) -> Any:
     """Load the ``datasets.Dataset`` that was saved in a folder.
 
     Raises:
-        DataError: ``datasets`` is not installed, the folder can't be read, or the split is not
-            there or must be chosen.
+        DataError: ``datasets`` is not installed, the folder can't be read, or the split does not
+            exist or must be chosen.
     """
     package = _package()
     data = _loaded(f"the folder {folder}", lambda: package.load_from_disk(str(folder)))
@@ -98,7 +98,7 @@ def from_hub(name: str, config: str | None, split: str | None) -> Any:
     """Load a ``datasets.Dataset`` from the Hub or its local cache.
 
     Raises:
-        DataError: ``datasets`` is not installed, or the data set can't be found or loaded, or its
+        DataError: ``datasets`` is not installed, the data set can't be found or loaded, or its
             split must be chosen.
     """
     package = _package()
@@ -110,10 +110,10 @@ def from_hub(name: str, config: str | None, split: str | None) -> Any:
 
 
 def split_of(data: Any, split: str | None, name: object) -> Any:
-    """Choose one split of what was loaded.
+    """Choose one split of the loaded data.
 
     Raises:
-        DataError: it is not there, or there are several to choose from.
+        DataError: the split does not exist, or must be chosen among several.
     """
     if isinstance(data, Mapping):
         split = _only(list(data), name) if split is None else split
@@ -149,11 +149,11 @@ def _package() -> Any:
 
 
 def _loaded(subject: str, load: Callable[[], Result]) -> Result:
-    """What a call loads; a DataError of one line if it fails."""
+    """Call ``load``; turn any error into a DataError of one line."""
     try:
         return load()
-    except Exception as error:  # of any library below
-        # A ValueError is of a configuration or split that does not exist, or must be chosen.
+    except Exception as error:  # of any library that datasets uses
+        # A ValueError means that the config or split does not exist or must be chosen.
         hint = "; they are chosen by config and split" if type(error) is ValueError else ""
         raise DataError(f"{subject} can't be loaded: {reason_of(error)}{hint}") from error
 
@@ -163,8 +163,8 @@ def _image_column(rows: Any, name: str | None, mask: str | None) -> str:
         column("image", name, rows.column_names, (), "the data set")
         return _images_in(rows, name)
     candidates = [title for title in _of_type(rows, "Image") if title != mask]
-    named = [title for title in candidates if title.casefold() in IMAGE_NAMES]
-    choice = candidates if len(candidates) == 1 else named
+    by_name = [title for title in candidates if title.casefold() in IMAGE_NAMES]
+    choice = candidates if len(candidates) == 1 else by_name
     if len(choice) != 1:
         raise OptionError(
             f"the data set has the columns {_types(rows)}, of which "
@@ -181,13 +181,13 @@ def _mask_column(rows: Any, name: str | None) -> str | None:
 
 def _label_column(rows: Any, name: str | None) -> str | None:
     name = column("label", name, rows.column_names, LABEL_COLUMNS, "the data set")
-    classed = _of_type(rows, "ClassLabel")
-    if name is None and len(classed) > 1:
+    candidates = _of_type(rows, "ClassLabel")
+    if name is None and len(candidates) > 1:
         raise OptionError(
-            f"the data set has several columns of classes: {', '.join(classed)}; choose one with "
-            "label_column"
+            f"the data set has several columns of classes: {', '.join(candidates)}; choose one "
+            "with label_column"
         )
-    return name or (classed[0] if classed else None)
+    return name or (candidates[0] if candidates else None)
 
 
 def _images_in(rows: Any, name: str) -> str:
@@ -209,25 +209,25 @@ def _types(rows: Any) -> str:
 
 
 def _labels(rows: Any, name: str | None, classes: Classes) -> Labels:
-    """Classes of all rows, by the names that the data set has for them or by their text."""
+    """Find the classes of all rows by the column's class names, else by its text or numbers."""
     if name is None:
         return Labels.find([None] * len(rows), classes)
     feature, values = rows.features[name], list(rows[name])
     if (names := getattr(feature, "names", None)) is not None:
-        return _classed(values, list(names), classes)
+        return _class_labels(values, list(names), classes)
     kind = str(getattr(feature, "dtype", ""))
     if kind not in ("string", "large_string") and "int" not in kind:
         raise OptionError(
             f"the column {name!r} is of the type {feature}; needed is one class for each image, "
             "as ClassLabel, text or number"
         )
-    # Minus one is what data sets write where the class is kept secret.
+    # Data sets write -1 where the class is unknown or withheld.
     texts = [None if value in (None, -1, "") else str(value) for value in values]
     return Labels.find(texts, classes)
 
 
-def _classed(values: list[int | None], names: list[str], classes: Classes) -> Labels:
-    """Classes that are numbers with names."""
+def _class_labels(values: list[int | None], names: list[str], classes: Classes) -> Labels:
+    """Find the classes of a ClassLabel column, whose values are indices into ``names``."""
     indices = [None if value == -1 else value for value in values]
     unnamed = {index: f"LABEL_{index}" for index in range(len(names))}
     if dict(classes.labels) == unnamed and not classes.named:
@@ -240,7 +240,7 @@ def _classed(values: list[int | None], names: list[str], classes: Classes) -> La
 
 
 def _undecoded(rows: Any, names: list[str | None]) -> Any:
-    """These columns as the bytes of files, so that a broken one is said with its row."""
+    """Keep these columns as file bytes, so that the error for a broken image names its row."""
     columns = [name for name in names if name is not None]
     rows = rows.select_columns(columns)
     for name in columns:
@@ -249,7 +249,7 @@ def _undecoded(rows: Any, names: list[str | None]) -> Any:
 
 
 def _sizes(rows: Any) -> Iterator[list[object]]:
-    """File name and length of what is in each row, without reading it."""
+    """Yield the file names and byte counts of each row, without decoding the images."""
     compute = importlib.import_module("pyarrow.compute")
     for table in rows.with_format("arrow").iter(batch_size=1000):
         columns = []

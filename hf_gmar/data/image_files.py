@@ -1,4 +1,4 @@
-"""Reading image files, with errors that say what is wrong with them."""
+"""Finding and reading image files, with precise errors."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ Result = TypeVar("Result")
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
-"""What counts as an image file in a folder; a file that is named is tried whatever its suffix."""
+"""Suffixes of image files in a folder; a file that the user names may have any suffix."""
 
 
 def open_image(path: Path) -> Image.Image:
     """Read a whole image file as RGB, upright as its EXIF data says.
 
     Args:
-        path: a file in any format that Pillow reads; of an animation, the first frame.
+        path: a file in any format that Pillow reads; an animation gives its first frame.
 
     Returns:
         The image, in memory; the file is closed.
 
     Raises:
-        ImageFileError: missing, not an image, broken, or with more pixels than Pillow's limit
-            against decompression bombs.
+        ImageFileError: the file is missing, broken or no image, or has more pixels than Pillow's
+            limit against decompression bombs.
     """
     return read_image(path, path, to_rgb)
 
 
 def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], Result]) -> Result:
-    """Read from an image what ``take`` takes of it, upright as its EXIF data says.
+    """Open an image, upright as its EXIF data says, and convert it by ``take``.
 
     Args:
-        file: an image file, or what is in one.
-        name: what errors call it.
-        take: called with the image, in the mode that it was saved in.
+        file: an image file or its bytes.
+        name: the name of the image in errors.
+        take: converts the image, which is still in its saved mode.
 
     Returns:
-        What ``take`` gives; the file is closed.
+        The result of ``take``; the file is closed.
 
     Raises:
-        ImageFileError: as :func:`open_image`.
+        ImageFileError: see :func:`open_image`.
     """
     if isinstance(file, Path) and not file.is_file():
         raise ImageFileError(f"there is no image file {name}")
     try:
         with warnings.catch_warnings():
-            # Above half its limit Pillow warns; large photos are wanted here.
+            # Pillow warns above half its limit, but large photos are expected here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
                 return take(ImageOps.exif_transpose(image))
@@ -71,12 +71,12 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The same image in 8 bits a channel; 16 bits keep their brightness.
+    """Convert an image to 8-bit RGB; 16-bit values are scaled to 8 bits.
 
     Raises:
-        ImageFileError: pixels whose range is not known.
+        ImageFileError: the range of the pixels is not known.
     """
-    # Pillow's own conversion clips all that is over 255 to white.
+    # Pillow's own conversion clips all values above 255 to white.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -88,14 +88,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:
-    """The file itself, or the image files below a folder, sorted, hidden ones left out.
+    """Return the file itself, or the sorted image files below a folder, without hidden files.
 
     Args:
         path: a file or a folder.
-        skip: a folder whose files are left out, such as one for results.
+        skip: a folder whose files are left out, for example the folder of the results.
 
     Raises:
-        ImageFileError: a missing file, or a folder without images.
+        ImageFileError: the file is missing, or the folder has no images.
     """
     if not path.is_dir():
         if not path.is_file():
@@ -116,7 +116,7 @@ def _is_image(file: Path, folder: Path, skip: Path | None) -> bool:
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
-    """A name for each file's results; files of the same name in other folders get a number.
+    """Name the results of each file; files of the same name in different folders get a number.
 
     Example:
         >>> unique_stems([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")])

@@ -1,4 +1,4 @@
-"""Image files as a data set: in a folder, in folders of classes, or named by a table."""
+"""Image files as a data set: in one folder, in a folder for each class, or from a table."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ImageFile:
     """One image of a data set of files.
 
     Attributes:
-        name: as the data set has it, to tell it from the others.
-        path: of the image.
-        class_name: as the data set calls its class, or ``None`` if it does not.
-        mask: path of its mask, if it has one.
+        name: the name of the image in the data set.
+        path: the path of the image.
+        class_name: the class name in the data set, or ``None``.
+        mask: the path of the mask, or ``None``.
     """
 
     name: str
@@ -35,13 +35,13 @@ class ImageFile:
 
 
 class ImageFolder(LabelledDataset):
-    """Image files, each read when it is asked for.
+    """A data set of image files, each read on access.
 
     Args:
-        name: of the data set.
-        files: its images, in order.
-        classes: of the model.
-        settings: what it is and how it was read.
+        name: the name of the data set.
+        files: the images, in order.
+        classes: the model's classes.
+        settings: what the data set is and how it was read.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ImageFolder(LabelledDataset):
         self.files = tuple(files)
 
     def __getitem__(self, index: int) -> Example:
-        """Read an image, and its mask if it has one."""
+        """Read an image and its mask, if any."""
         key, file = self.keys[index], self.files[index]
         image = read_image(file.path, f"{key} ({file.path})", to_rgb)
         if file.mask is None:
@@ -74,20 +74,20 @@ def folder_of_images(
     split: str | None = None,
     skip: Path | None = None,
 ) -> ImageFolder:
-    """The image files of a folder, or of its subfolders, each of which is a class.
+    """Open the image files of a folder, or of its subfolders, one for each class.
 
     Args:
-        folder: with images, or with one subfolder of images for each class.
-        classes: of the model.
-        name: of the data set.
-        split: the subfolder to take in place of the folder.
-        skip: a folder whose files are left out, such as one for results.
+        folder: a folder of images, or of one subfolder of images for each class.
+        classes: the model's classes.
+        name: the name of the data set.
+        split: the subfolder to open instead of the folder.
+        skip: a folder whose files are left out, for example the folder of the results.
 
     Raises:
-        DataError: no folder of that split, images both in the folder and in subfolders, or
-            subfolders that are splits.
-        ImageFileError: no images.
-        OptionError: a folder's name fits several classes.
+        DataError: the split has no folder, images are both in the folder and in subfolders, or
+            the subfolders are splits.
+        ImageFileError: there are no images.
+        OptionError: the name of a subfolder fits several classes.
     """
     if split is not None and not (folder / split).is_dir():
         raise DataError(f"the folder {folder} has no subfolder {split!r} for that split")
@@ -118,5 +118,5 @@ def folder_of_images(
 def _bytes(path: Path | None) -> int | None:
     try:
         return None if path is None else path.stat().st_size
-    except OSError:  # missing: said when it is read
+    except OSError:  # a missing file raises an error when the image is read
         return None

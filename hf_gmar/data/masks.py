@@ -1,4 +1,4 @@
-"""Masks: read from pictures, and as shares of patches."""
+"""Masks: read from pictures, and converted to each patch's covered share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hf_gmar.models.image_view import ImageView
 
 
 def to_mask(picture: Image.Image) -> Mask:
-    """Which pixels of a picture in black and white are white, bool (height, width).
+    """Convert a black and white picture to a mask, bool (height, width), True where white.
 
-    Levels are cut at half of the largest: the two of a mask, and those between, as smooth edges or
-    JPEG give. A map of class numbers is refused, as it does not say which one is the object.
+    The threshold is half of the highest level, as smooth edges or JPEG give levels in between. A
+    map of class numbers is rejected, because it does not say which class is the object.
 
     Raises:
-        ImageFileError: a picture that is not in black and white.
+        ImageFileError: the picture is not black and white.
 
     Example:
         >>> to_mask(Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8)))
@@ -35,7 +35,7 @@ def to_mask(picture: Image.Image) -> Mask:
             "object is"
         )
     levels = np.unique(pixels)
-    # Class numbers go up from 0, and some data sets have 255 for what they leave out.
+    # Class numbers start at 0; some data sets mark ignored pixels by 255.
     if len(levels) > 2 and (picture.mode == "P" or levels[-2] < 128):
         raise ImageFileError(
             f"a mask has {len(levels)} levels from {levels[0]} to {levels[-1]}, as a map of class "
@@ -46,21 +46,21 @@ def to_mask(picture: Image.Image) -> Mask:
 
 
 def patch_coverage(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor:
-    """Share of each patch's area that lies in a mask of the original image.
+    """Compute the share of each patch's area that a mask of the original image covers.
 
-    A patch is a rectangle of the original image, whose edges need not be whole pixels: each pixel
-    counts by the part of it that lies in the patch. What the processor padded is not in the mask.
+    A patch is a rectangle of the original image. Its edges may cut pixels: a pixel counts by its
+    part inside the patch. Padding by the processor is not in the mask.
 
     Args:
         mask: bool, (height, width), on the original image.
-        view: what the model saw of that image.
+        view: the part of the image that the model saw.
         grid: rows and columns of patches.
 
     Returns:
         (rows, columns), float64, between 0 and 1.
 
     Raises:
-        InputError: a mask of another size than the image of the view, or no grid.
+        InputError: the mask has another size than the view's image, or the grid is empty.
 
     Example:
         >>> import numpy as np
@@ -79,13 +79,13 @@ def patch_coverage(mask: Mask, view: ImageView, grid: tuple[int, int]) -> Tensor
     rows = _shares(grid[0], top, bottom, mask.shape[0])
     columns = _shares(grid[1], left, right, mask.shape[1])
     shares = rows @ torch.from_numpy(mask).double() @ columns.T
-    # Sums of float64 differ between machines in the last places, and a patch that is covered by
-    # half is to be so on all of them.
+    # The last digits of float64 sums differ between machines. Rounding keeps a share of exactly
+    # one half the same on all of them.
     return shares.round(decimals=9)
 
 
 def _shares(cells: int, start: float, end: float, pixels: int) -> Tensor:
-    """Which share of each cell's length lies in each pixel, (cells, pixels)."""
+    """Compute the share of each cell's length that lies in each pixel, (cells, pixels)."""
     edges = start + (end - start) * torch.arange(cells + 1, dtype=torch.float64)[:, None] / cells
     pixel = torch.arange(pixels, dtype=torch.float64)
     overlap = torch.minimum(edges[1:], pixel + 1) - torch.maximum(edges[:-1], pixel)

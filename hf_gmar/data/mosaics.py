@@ -1,8 +1,8 @@
-"""Mosaics of four images, of which one shows the class that is explained.
+"""Mosaics of four images, one of which shows the explained class.
 
-For the grid pointing game of Böhle, Fritz and Schiele, "Convolutional Dynamic Alignment Networks
-for Interpretable Classifications", CVPR 2021 (arXiv 2104.00032): evidence for a class belongs into
-the cell with its image. It needs no masks, so that any data set with labels will do.
+They are for the grid pointing game of Böhle, Fritz and Schiele, "Convolutional Dynamic Alignment
+Networks for Interpretable Classifications", CVPR 2021 (arXiv 2104.00032): evidence for a class
+should lie in the cell of its image. Mosaics need labels, but no masks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Mosaic:
     """Four images in a square.
 
     Attributes:
-        key: that of the image of the target.
+        key: the key of the target's image.
         image: the mosaic, in RGB.
         cell: row and column of the cell with the target, each 0 or 1.
         label: the target, an index of the model.
@@ -40,7 +40,7 @@ class Mosaic:
 
     @property
     def mask(self) -> Mask:
-        """Which pixels are the target's cell, bool (height, width)."""
+        """The target's cell as a mask, bool (height, width)."""
         mask = np.zeros(self.image.size[::-1], np.bool_)
         row, column = self.cell
         height, width = (side // 2 for side in mask.shape)
@@ -49,23 +49,23 @@ class Mosaic:
 
 
 class MosaicDataset(Subset):
-    """A mosaic for each image with a label: itself and three images of three other classes.
+    """A mosaic for each labelled image: the image itself and images of three other classes.
 
-    The other classes, their images and the target's cell are drawn by the seed and the image's key,
-    so that a mosaic is the same whatever else is measured. An image that is broken, or that has a
-    mask of the target's class, is passed over for another. Each tile is resized to half of the
-    model's input, so that a mosaic has its size and no image is cut.
+    The seed and the image's key determine the other classes, their images and the target's cell, so
+    a mosaic does not depend on the other measurements. A broken image, or an image with a mask of
+    the target's class, is replaced by the next one. Each tile is resized to half the height and
+    width of the model's input, so no image is cropped.
 
-    As a data set, the target's cell is the mask of its class.
+    The mask of an example is the target's cell.
 
     Args:
-        data: with labels of four classes at least.
+        data: a data set with labels of at least four classes.
         size: height and width of the model's input, in pixels; both at least 2.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        DataError: fewer than four classes.
-        OptionError: a size under 2.
+        DataError: the data set has fewer than four classes.
+        OptionError: a side is less than 2 pixels.
 
     Example:
         >>> from hf_gmar.data import CLASSES, open_data
@@ -94,33 +94,33 @@ class MosaicDataset(Subset):
         self.name = f"mosaics of {data.name}"
 
     def __getitem__(self, index: int) -> Example:
-        """The mosaic, with the target's cell as the mask of its class."""
+        """Make the mosaic as an example, with the target's cell as its mask."""
         mosaic = self.mosaic(index)
         return Example(mosaic.key, mosaic.image, mosaic.label, {mosaic.label: mosaic.mask})
 
     def mosaic(self, index: int) -> Mosaic:
-        """The mosaic for one of the images with a label.
+        """Make the mosaic of a labelled image.
 
         Raises:
-            IndexError: no image of that number.
-            ImageFileError: the target's image is broken, or too few of the others can be used.
+            IndexError: there is no image of that number.
+            ImageFileError: the target's image is broken, or too few other images can be used.
         """
         example = self.dataset[self.indices[index]]
-        if example.label is None:  # an image of one's own that changes its mind
+        if example.label is None:  # a user's data set whose labels changed
             raise DataError(f"the image {example.key} has no label any more")
         place = stable_hash(self.seed, example.key, "cell") % len(CELLS)
         tiles = self._others(example.key, example.label)
         tiles.insert(place, example)
         return Mosaic(
             example.key,
-            self._assembled([tile.image for tile in tiles]),
+            self._assemble([tile.image for tile in tiles]),
             CELLS[place],
             example.label,
             tuple(tile.key for tile in tiles),
         )
 
     def _others(self, key: str, target: int) -> list[Example]:
-        """Three images of other classes, none of which shows the target."""
+        """Choose three images of other classes that do not show the target."""
         others: list[Example] = []
         for label in sorted(self.by_class, key=lambda n: stable_hash(self.seed, key, "class", n)):
             if label != target and len(others) < len(CELLS) - 1:
@@ -133,19 +133,19 @@ class MosaicDataset(Subset):
         return others
 
     def _first_good(self, key: str, label: int, target: int) -> Iterator[Example]:
-        """One image of a class, if any can be used."""
+        """Yield the first usable image of a class, if any."""
         images = self.by_class[label]
         first = stable_hash(self.seed, key, "image", label)
         for step in range(len(images)):
             try:
                 example = self.dataset[images[(first + step) % len(images)]]
             except ImageFileError:
-                continue  # reported where that image's own turn is
+                continue  # this image's own mosaic reports the error
             if target not in example.masks:
                 yield example
                 return
 
-    def _assembled(self, images: list[Image.Image]) -> Image.Image:
+    def _assemble(self, images: list[Image.Image]) -> Image.Image:
         height, width = (side // 2 for side in self.size)
         mosaic = Image.new("RGB", (2 * width, 2 * height))
         for image, (row, column) in zip(images, CELLS, strict=True):

@@ -11,24 +11,24 @@ from hf_gmar.data.scenes import CLASSES, Scene, draw_scene
 from hf_gmar.errors import OptionError
 
 HELD_OUT = 1_000_000
-"""Seeds below this are never trained on by the bundled model."""
+"""The bundled model was never trained on seeds below this number."""
 
 SCENES = 300
-"""How many scenes there are, unless the user says."""
+"""The default number of scenes."""
 
 
 class SceneDataset(ImageDataset):
-    """Synthetic scenes of the seeds from 0, each with two or three objects and their masks.
+    """Synthetic scenes of the seeds 0 to ``count`` - 1, with two or three objects and their masks.
 
-    The label is the class of the first object; each object has a mask under its class. Objects
-    of classes that the model does not have are left out.
+    The label is the class of the first object, and each object has a mask under its class. Objects
+    whose class the model lacks have neither label nor mask.
 
     Args:
-        count: how many.
-        classes: of the model.
+        count: number of scenes.
+        classes: the model's classes.
 
     Raises:
-        OptionError: none, or more than there are held-out seeds.
+        OptionError: the count is less than 1 or exceeds the held-out seeds.
 
     Example:
         >>> example = SceneDataset(2, Classes({0: "star", 1: "crescent"}))[1]
@@ -50,24 +50,24 @@ class SceneDataset(ImageDataset):
         self.seeds = range(count)
 
     def __len__(self) -> int:
-        """How many scenes."""
+        """Return the number of scenes."""
         return len(self.seeds)
 
     def key(self, index: int) -> str:
-        """The seed."""
+        """Return the name of a scene, which has its seed."""
         return f"scene-{self.seeds[index]}"
 
     def label(self, index: int) -> int | None:
-        """The class of the first object."""
+        """Return the class of the first object."""
         return self.indices[_draw(self.seeds[index]).classes[0]]
 
     def __getitem__(self, index: int) -> Example:
-        """Draw a scene."""
+        """Draw the scene."""
         scene = _draw(self.seeds[index])
         masks: dict[int | None, Any] = {
-            place: mask
-            for name, mask in zip(scene.classes, scene.masks, strict=True)
-            if (place := self.indices[name]) is not None
+            index_in_model: mask
+            for scene_class, mask in zip(scene.classes, scene.masks, strict=True)
+            if (index_in_model := self.indices[scene_class]) is not None
         }
         return Example(self.key(index), scene.image, self.indices[scene.classes[0]], masks)
 

@@ -1,8 +1,8 @@
 """Synthetic scenes with known objects: images, classes and one exact mask for each object.
 
-A scene shows two or three objects of different classes on a cluttered background. It is
-deterministic from its seed, so that a model can be trained, tested and explained on scenes whose
-ground truth is known to the pixel and that need no download.
+A scene shows two or three objects of different classes on a cluttered background. The seed
+determines the scene. So models can be trained, tested and explained on data whose ground truth is
+exact for each pixel, without any download.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageStat
 
 GREY = (128, 128, 128)
-"""The neutral colour: nothing that counts as an object is ever drawn in it."""
+"""The neutral colour; no object is ever drawn in it."""
 
-_SUPERSAMPLING = 4  # shapes are drawn this much larger and averaged down: smooth edges
-_CONTRAST = 100.0  # least distance, in RGB, between an object and what lies behind it
-_GAP = 2.0  # pixels between the circles around two objects
+_SUPERSAMPLING = 4  # shapes are drawn at this scale and averaged down, for smooth edges
+_CONTRAST = 100.0  # smallest RGB distance between an object and its background
+_GAP = 2.0  # smallest distance in pixels between the circles around two objects
 
 Point = tuple[float, float]
 Polygon = tuple[Point, ...]
@@ -60,7 +60,7 @@ def _cross(arm: float = 0.32, reach: float = 0.94) -> Polygon:
     )  # fmt: skip
 
 
-# Each class: an outline in the unit circle, then the parts that are cut out of it.
+# For each class: an outline in the unit circle, then the holes in it.
 _SHAPES: dict[str, tuple[Polygon, ...]] = {
     "disc": (_circle(0.9),),
     "ring": (_circle(0.95), _circle(0.55)),
@@ -73,7 +73,7 @@ _SHAPES: dict[str, tuple[Polygon, ...]] = {
 }
 
 CLASSES: tuple[str, ...] = tuple(_SHAPES)
-"""Names of the object classes; a class index is a position in this tuple."""
+"""Names of the object classes; a class index is an index into this tuple."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Scene:
 
     Attributes:
         image: the RGB image, ``size`` x ``size`` pixels.
-        classes: class index of each object (positions in :data:`CLASSES`), all different.
+        classes: class index of each object (indices into :data:`CLASSES`), all different.
         masks: bool array ``(objects, size, size)``: the pixels that show each object. Masks do
-            not overlap, and pixels where clutter covers an object are not part of it.
-        seed: the seed that draws this scene again.
+            not overlap and exclude pixels that are covered by clutter.
+        seed: the seed of the scene.
     """
 
     image: Image.Image
@@ -107,9 +107,9 @@ def draw_scene(
     Args:
         seed: any non-negative integer; the same seed gives the same scene.
         size: side of the square image in pixels, at least 32.
-        difficulty: 1 for cluttered scenes with objects of any colour and rotation; towards 0 the
-            background gets plain and dark, and the objects bright and nearly upright.
-        objects: how many objects; ``None`` draws two or three.
+        difficulty: 1 gives cluttered scenes with objects of any colour and rotation. Towards 0,
+            the background becomes plain and dark, and the objects bright and nearly upright.
+        objects: number of objects; ``None`` draws two or three.
 
     Returns:
         The scene, with image, classes and masks.
@@ -149,10 +149,10 @@ def grey_out(image: Image.Image, mask: NDArray[np.bool_], margin: int = 2) -> Im
     Args:
         image: an RGB image.
         mask: bool array (height, width) of the same size.
-        margin: how many pixels around the mask are covered too (its blurred edge).
+        margin: width in pixels of the covered margin, which hides the blurred edge of an object.
 
     Returns:
-        A new image; the given one is unchanged.
+        A new image; the input image is unchanged.
 
     Example:
         >>> scene = draw_scene(3)
@@ -177,7 +177,7 @@ def _check(seed: int, size: int, difficulty: float, objects: int | None) -> None
 
 
 def _background(rng: np.random.Generator, size: int, difficulty: float) -> Image.Image:
-    """Coarse colour noise with strokes and shards on it, all too small to be an object."""
+    """Draw coarse colour noise with strokes and shards, all too small to be an object."""
     low, high = 50 * difficulty, 60 + 150 * difficulty
     base, spread = rng.uniform(low, high, size=3), rng.uniform(low, high, size=(5, 5, 3))
     cells = base + 0.65 * difficulty * (spread - base)
@@ -197,7 +197,7 @@ def _colour(rng: np.random.Generator, saturation: float, value: float) -> tuple[
 
 
 def _shard(rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: int) -> None:
-    """An irregular polygon, less than half as wide as the smallest object."""
+    """Draw an irregular polygon, less than half as wide as the smallest object."""
     corners = int(rng.integers(3, 7))
     angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
     radii = rng.uniform(0.4, 1.0, corners) * rng.uniform(0.015, 0.05) * size
@@ -222,7 +222,7 @@ def _stroke(
 
 
 def _place(rng: np.random.Generator, size: int, count: int) -> list[tuple[float, float, float]]:
-    """Centres and radii of circles that lie inside the image and keep clear of each other."""
+    """Draw centres and radii of circles that lie inside the image and do not overlap."""
     circles: list[tuple[float, float, float]] = []
     while len(circles) < count:
         radius = rng.uniform(0.12, 0.19) * size
@@ -230,7 +230,7 @@ def _place(rng: np.random.Generator, size: int, count: int) -> list[tuple[float,
         clear = all(math.hypot(x - u, y - v) > radius + r + _GAP for u, v, r in circles)
         if clear:
             circles.append((float(x), float(y), float(radius)))
-        elif rng.uniform() < 0.01:  # a bad first choice can leave no room: start again
+        elif rng.uniform() < 0.01:  # the first circles may leave no room, so start again
             circles.clear()
     return circles
 
@@ -238,7 +238,7 @@ def _place(rng: np.random.Generator, size: int, count: int) -> list[tuple[float,
 def _stencil(
     parts: Sequence[Polygon], x: float, y: float, radius: float, angle: float, size: tuple[int, int]
 ) -> Image.Image:
-    """The shape as a large black and white picture: outline filled, holes cut out."""
+    """Draw the shape as a large black and white picture: outline filled, holes cut out."""
     stencil = Image.new("L", size, 0)
     draw = ImageDraw.Draw(stencil)
     cos, sin = math.cos(angle) * radius, math.sin(angle) * radius
@@ -258,7 +258,7 @@ def _rotation(rng: np.random.Generator, difficulty: float) -> float:
 def _paint(
     rng: np.random.Generator, canvas: Image.Image, stencil: Image.Image, difficulty: float
 ) -> None:
-    """Fill the shape with a colour that stands out, a little lighter on one side."""
+    """Fill the shape with a contrasting colour that is a little lighter on one side."""
     behind = np.asarray(ImageStat.Stat(canvas, stencil).mean)
     colour = behind
     while np.linalg.norm(behind - colour) < _CONTRAST:
@@ -272,7 +272,7 @@ def _paint(
 def _strokes_over(
     rng: np.random.Generator, canvas: Image.Image, size: int, difficulty: float
 ) -> Image.Image:
-    """Thin strokes across everything; returns where they are."""
+    """Draw thin strokes across the scene, and return their pixels."""
     covers = Image.new("L", canvas.size, 0)
     for _ in range(int(difficulty * rng.integers(0, 6))):
         width = rng.uniform(0.5, 1.4)

@@ -1,4 +1,4 @@
-"""From what a user names to a data set."""
+"""Opens a data set by its name, folder, file or object."""
 
 from __future__ import annotations
 
@@ -35,40 +35,39 @@ def open_data(  # noqa: PLR0913  # a keyword each
     limit: int | None = None,
     seed: int = 0,
 ) -> ImageDataset:
-    """Open a data set by its name, folder or file; no image is read yet.
+    """Open a data set by its name, folder or file; images are read later.
 
     Args:
         source: one of
 
-            - ``"scenes"`` or ``"scenes:100"``: the package's synthetic scenes, with masks, 300
-              unless the number is given; a folder of that name is ``"./scenes"``.
+            - ``"scenes"`` or ``"scenes:100"``: the package's synthetic scenes with masks, 300 by
+              default; a folder of that name is ``"./scenes"``.
             - a folder of images, or of one subfolder of images for each class.
-            - a CSV file with a column of paths, and perhaps one of labels and one of masks.
+            - a CSV file with a column of paths and optional columns of labels and masks.
             - a folder written by ``save_to_disk`` of the package ``datasets``, or the name of a
-              data set on the Hub; ``:SPLIT`` after it chooses a split.
-            - a ``datasets.Dataset`` or ``DatasetDict``, or :class:`ImageDataset` of your own.
+              data set on the Hub; append ``:SPLIT`` to choose a split.
+            - a ``datasets.Dataset`` or ``DatasetDict``, or your own :class:`ImageDataset`.
         labels: the model's classes by index, ``model.config.id2label``.
-        label_map: the model's class, as index or label, of names of classes in the data, or the
-            path of a CSV file with two columns ``name,class``. Names that it does not have are
-            looked for among the model's labels.
-        config: which configuration of a data set on the Hub.
-        split: which split, where there are several; of a folder, its subfolder.
-        image_column: of a table or of ``datasets``; if not given, found by name and type.
-        label_column: the same for classes.
-        mask_column: the same for masks.
-        skip: a folder whose image files are left out, such as one for results.
-        limit: so many images at most, spread evenly: see :func:`~hf_gmar.data.base.take_evenly`.
-        seed: of that choice.
+        label_map: the model's class, as index or label, for each class name in the data; or the
+            path of a CSV file with the columns ``name,class``. Other names are matched with the
+            model's labels.
+        config: the configuration of a data set on the Hub.
+        split: the split to open, needed if there are several; for a folder, its subfolder.
+        image_column: the column of images or paths; by default found by name and type.
+        label_column: the column of classes; by default found in the same way.
+        mask_column: the column of masks; by default found in the same way.
+        skip: a folder whose image files are left out, for example the folder of the results.
+        limit: the largest number of images, see :func:`~hf_gmar.data.base.take_evenly`.
+        seed: seed of the choice of images.
 
     Returns:
-        The data set. Images whose class the model does not have are without a label, and a notice
-        says so.
+        The data set. Images whose class the model lacks have no label, and a notice says so.
 
     Raises:
-        DataError: there is no such data set, or it can't be read or understood.
-        ImageFileError: a folder without images.
-        OptionError: an option that the source does not have, a column that is not there or could be
-            several, a name that fits several classes, or a limit under 1.
+        DataError: the data set does not exist, or can't be read or understood.
+        ImageFileError: the folder has no images.
+        OptionError: the source lacks an option, a column does not exist or is ambiguous, a name
+            fits several classes, or the limit is less than 1.
 
     Example:
         >>> from hf_gmar.data import CLASSES
@@ -81,16 +80,16 @@ def open_data(  # noqa: PLR0913  # a keyword each
     options = {name: value for name, value in choices.items() if value is not None}
     classes = Classes.of(labels, label_map)
     if isinstance(source, ImageDataset):
-        _no_more(
+        _reject_unknown(
             [*options, *(["label_map"] if label_map is not None else [])], "images of your own"
         )
         data = source
     elif is_dataset(source):
-        _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
+        _reject_unknown(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = split_of(source, options.get("split"), "the data set")
         data = _hf_dataset(rows, "the data set", classes, {"kind": "datasets"}, options)
     elif isinstance(source, str) and (match := _SCENES.fullmatch(source)):
-        _no_more(options, "scenes")
+        _reject_unknown(options, "scenes")
         data = SceneDataset(int(match[1] or SCENES), classes)
     elif isinstance(source, (str, Path)):
         data = _by_name(*_split_from_name(source, options), str(source), classes, skip)
@@ -105,7 +104,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
 def _split_from_name(
     source: str | Path, options: dict[str, str]
 ) -> tuple[Path | str, dict[str, str]]:
-    """Separate ``NAME:SPLIT``: a path if there is one, else a name; and the options."""
+    """Split ``NAME:SPLIT`` into a path, if it exists, or a name, and the options."""
     if isinstance(source, Path) or Path(source).exists():
         return Path(source), options
     name, _, split = source.partition(":")
@@ -128,15 +127,15 @@ def _by_name(
         settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
         return _hf_dataset(rows, name, classes, settings, options)
     if source.is_dir() and is_saved(source):
-        _no_more(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
+        _reject_unknown(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = from_disk(source, options.get("split"))
         settings = {"kind": "datasets on disk", "name": source.resolve().name}
         return _hf_dataset(rows, name, classes, settings, options)
     if source.is_dir():
-        _no_more(options, "a folder of images", ("split",))
+        _reject_unknown(options, "a folder of images", ("split",))
         return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
     if source.suffix.casefold() == ".csv" and source.is_file():
-        _no_more(options, "a CSV file", _COLUMNS)
+        _reject_unknown(options, "a CSV file", _COLUMNS)
         return table_of_images(source, classes, name=name, **options)
     if source.exists():
         raise DataError(
@@ -153,14 +152,14 @@ def _hf_dataset(
     settings: Mapping[str, str | None],
     options: dict[str, str],
 ) -> HFDataset:
-    """A data set of ``datasets`` with the columns that were asked for."""
+    """Make a data set of ``datasets`` rows with the columns in the options."""
     columns = {key: value for key, value in options.items() if key in _COLUMNS}
     settings = {**settings, "split": options.get("split", rows.split and str(rows.split))}
     return HFDataset(name, rows, classes, settings=settings, **columns)
 
 
-def _no_more(options: Iterable[str], kind: str, known: tuple[str, ...] = ()) -> None:
-    """Raise an error for an option that would do nothing."""
+def _reject_unknown(options: Iterable[str], kind: str, known: tuple[str, ...] = ()) -> None:
+    """Raise an error for an option that this kind of source does not use."""
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options of this kind"

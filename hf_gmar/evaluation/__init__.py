@@ -1,4 +1,4 @@
-"""Attribution methods judged on a data set."""
+"""Evaluation of attribution methods on a data set."""
 
 import lazy_loader as lazy
 

@@ -1,4 +1,4 @@
-"""The words that options of an evaluation take; the command line's help needs them at once."""
+"""The values of evaluation options; the command line reads them without PyTorch."""
 
 from typing import Literal, TypeAlias
 

@@ -1,4 +1,4 @@
-"""Measuring methods on a data set."""
+"""Evaluates methods on a data set."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ CHEAP = tuple(
     for name in METRICS.built_in
     if METRICS[name].input_kind in ("curves", "confidence", "localization")
 )
-"""The metrics that are measured unless others are asked for."""
+"""The default metrics: faithfulness and localization."""
 
 _VERSIONS = ("hf-gmar", "torch", "transformers", "captum", "numpy")
 
 Spec: TypeAlias = str | tuple[str, Mapping[str, Any]]
-"""A name of a registry, ``"NAME:OPTION=VALUE,..."``, or a pair of name and options."""
+"""A name in a registry, ``"NAME:OPTION=VALUE,..."``, or a pair of name and options."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of a run.
+    """The results of an evaluation.
 
     Attributes:
-        rows: one for each image and method, in their order; one for each image that could not be
-            read.
+        rows: one row for each image and method, in order, and one for each image that could not
+            be read.
         summary: means with intervals, and differences to the baseline.
-        settings: what was measured, as plain data.
-        files: what was written.
+        settings: the settings of the evaluation, as plain data.
+        files: the written files.
     """
 
     rows: list[Row]
@@ -68,7 +68,7 @@ class Evaluation:
     files: list[Path]
 
     def records(self) -> list[dict[str, Any]]:
-        """The summary as a list of flat dicts, for pandas or polars."""
+        """Return the summary as a list of flat dicts, for pandas or polars."""
         records = []
         for record in self.summary.records():
             difference = record.pop("difference") or {}
@@ -77,7 +77,7 @@ class Evaluation:
         return records
 
     def markdown(self) -> str:
-        """The summary's tables as Markdown."""
+        """Return the summary's report as Markdown."""
         return self.summary.markdown()
 
 
@@ -102,48 +102,47 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure methods on the images of a data set.
+    """Evaluate methods on the images of a data set.
 
-    Under ``accelerate launch`` the processes share the images, each with a model of its own, and
-    all return the same.
+    Under ``accelerate launch``, the processes share the images. Each has its own model, and all
+    return the same result.
 
     Args:
-        model: the result of ``load_model``, or a model as every method takes it, with a processor.
-        data: as ``hf_gmar.data.open_data`` takes or returns it: ``"scenes:300"``, a folder, a CSV
-            file, a data set of the ``datasets`` library.
-        methods: as :func:`~hf_gmar.comparison.run.compare` takes them; ``None`` is every method
+        model: the result of ``load_model``, or a model that methods accept, with a processor.
+        data: a data set or any source that ``hf_gmar.data.open_data`` takes: ``"scenes:300"``, a
+            folder, a CSV file, a data set of the ``datasets`` library.
+        methods: methods as in :func:`~hf_gmar.comparison.run.compare`; ``None`` is every method
             of the registry.
-        metrics: names of ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
-            and options, or metrics of your own; ``None`` is :data:`CHEAP`.
-        perturbations: what it means that a patch is missing, in the same forms, of
-            ``hf_gmar.perturbations.PERTURBATIONS``; metrics of removed patches are measured for
-            each of them.
+        metrics: names in ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
+            and options, or your own metrics; ``None`` is :data:`CHEAP`.
+        perturbations: how patches are removed: names in ``hf_gmar.perturbations.PERTURBATIONS``,
+            or the other forms of ``metrics``. Faithfulness metrics are measured for each.
         processor: the model's image processor.
         readout: which tokens a class head of your own reads.
-        score: what falls when patches are removed, ``"probability"`` or ``"logit"``.
+        score: the measured score, ``"probability"`` or ``"logit"``.
         explained_class: the ``"predicted"`` class or the image's ``"label"``.
-        steps: in how many equal steps patches are removed.
-        baseline: the label of the method that others are compared with; ``None`` for ``"random"``
-            if it is there, else the first one.
+        steps: number of equal steps in which patches are removed.
+        baseline: the label of the method that all methods are compared with; ``None`` takes
+            ``"random"`` if it is evaluated, else the first method.
         output: the folder for rows, summary and report; ``None`` writes nothing.
-        resume: go on with the rows in the folder, which must be of the same settings; otherwise
-            they are removed.
-        memory: bytes that perturbed copies of an image may take at a time.
-        autocast: half precision for the perturbed copies alone, ``"bfloat16"`` or ``"float16"``.
-        examples: how many images have their maps drawn in the report.
-        seed: of everything random.
-        progress: called with the images that this process is done with, those that it has to do,
-            and the rows of the last one.
+        resume: continue with the rows in the folder, whose settings must be the same; ``False``
+            removes them.
+        memory: bytes for perturbed copies of an image at a time.
+        autocast: half precision for the perturbed copies only, ``"bfloat16"`` or ``"float16"``.
+        examples: number of images whose maps are drawn in the report.
+        seed: seed of everything random.
+        progress: called with the number of finished images of this process, their total number,
+            and the rows of the last image.
 
     Returns:
         Rows and summary.
 
     Raises:
-        OptionError: something is asked for that does not exist or does not go together.
-        UnsupportedModelError: the model can't be explained, or can't be measured like this.
+        OptionError: an option does not exist, or options do not fit together.
+        UnsupportedModelError: the model can't be explained, or can't be evaluated in this way.
         EvaluationError: the folder is of a run with other settings or in use, the data set is
-            empty, or a process of the run is gone.
-        DataError, ImageFileError: there is no such data, or it can't be read.
+            empty, or a process of the run has ended.
+        DataError, ImageFileError: the data do not exist or can't be read.
 
     Example:
         >>> from hf_gmar import load_model
@@ -166,7 +165,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     evaluated = EvaluatedModel(explainers, loaded.processor, config)
     metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
-    # Results that are written into the folder of the images are no images.
+    # Results may be written into the folder of the images; they are not part of the data.
     skip = folder if isinstance(data, str | Path) else None
     images = open_data(data, labels_of(evaluated.hf_config), skip=skip)
     if not len(images):
@@ -179,7 +178,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     summary = summarize(rows, settings, directions, baseline, seed)
     files: list[Path] = []
     if folder is not None and processes.is_main:
-        from hf_gmar.evaluation.report.writer import write_report  # matplotlib comes with it
+        from hf_gmar.evaluation.report.writer import write_report  # imports matplotlib
 
         maps = load_examples(folder, spread(len(images), examples))
         files = write_report(folder, summary, maps)
@@ -191,10 +190,10 @@ def check_names(
     metrics: Sequence[Spec] | None,
     perturbations: Sequence[Spec] | None,
 ) -> None:
-    """Check all that can be checked without a model or data.
+    """Check the names and options of methods, metrics and perturbations, without model or data.
 
     Raises:
-        OptionError: a name or an option that does not exist.
+        OptionError: a name or an option does not exist.
 
     Example:
         >>> check_names(["gmar"], ["deletion"], ["blur", "dataset-mean"])
@@ -202,7 +201,7 @@ def check_names(
     as_method_specs(methods)
     _by_label(CHEAP if metrics is None else metrics, METRICS, METRICS.build)
     for name, options in map(PERTURBATIONS.parse, perturbations or ()):
-        if name != DatasetMean.name or options:  # its colour is found in the data
+        if name != DatasetMean.name or options:  # its default colour needs the data
             PERTURBATIONS.build(name, **options)
 
 
@@ -221,39 +220,39 @@ def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
 def _by_label(
     items: Sequence[Any], registry: Registry[Any], build: Callable[..., Any]
 ) -> dict[str, Any]:
-    """Metrics or perturbations by label."""
+    """Build metrics or perturbations, by label."""
     if isinstance(items, str) or not items:
         raise OptionError(f"{registry.kind}s must be a list of one or more, got {items!r}")
     by_label: dict[str, Any] = {}
     for item in items:
         if hasattr(item, "name"):
-            name, options, built = item.name, _changed_options(item), item
+            name, options, instance = item.name, _changed_options(item), item
         else:
             name, options = registry.parse(item)
-            built = build(name, **options)
-        label = getattr(built, "label", "") or registry.label(name, options)
+            instance = build(name, **options)
+        label = getattr(instance, "label", "") or registry.label(name, options)
         if label in by_label:
             raise OptionError(f"{label!r} is given twice in {registry.kind}s; give it once")
-        by_label[label] = built
+        by_label[label] = instance
     return by_label
 
 
 def _changed_options(perturbation: Any) -> dict[str, Any]:
-    """The options of a perturbation that differ from their defaults."""
+    """Return the options of a perturbation that differ from their defaults."""
     options = fields(perturbation) if is_dataclass(perturbation) else ()
     values = ((option, getattr(perturbation, option.name)) for option in options)
     return {option.name: value for option, value in values if value != option.default}
 
 
 def _build_seeded(registry: Registry[Any], seed: int, name: str, /, **options: Any) -> Any:
-    """Build an item with the run's seed, unless it has one of its own."""
+    """Build an item with the run's seed, unless its options have a seed."""
     if seed and "seed" in registry.options(name):
         options.setdefault("seed", seed)
     return registry.build(name, **options)
 
 
 def _metrics(items: Sequence[Any] | None, model: EvaluatedModel) -> dict[str, Any]:
-    """Metrics by label; those that need probabilities are no default where there are none."""
+    """Build metrics by label; without probabilities, the default has no metric that needs them."""
     if items is None:
         items = [name for name in CHEAP if model.has_probabilities or not METRICS[name].probability]
     build = functools.partial(_build_seeded, METRICS, model.config.seed)
@@ -263,7 +262,7 @@ def _metrics(items: Sequence[Any] | None, model: EvaluatedModel) -> dict[str, An
 def _perturbations(
     items: Sequence[Any], model: EvaluatedModel, images: ImageDataset
 ) -> dict[str, Any]:
-    """Perturbations by label; the mean colour of the data set is found if it is not given."""
+    """Build perturbations by label; compute the data set's mean colour unless it is given."""
 
     def build(name: str, **options: Any) -> Any:
         if name == DatasetMean.name and not options:
@@ -278,7 +277,7 @@ def _all_pixels(model: EvaluatedModel, images: ImageDataset) -> Iterator[Tensor]
         try:
             yield model.pixels(images[index].image)
         except HfGmarError:
-            continue  # it is reported when its turn comes
+            continue  # the evaluation of this image reports the error
 
 
 def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The score of a class while more and more heads are masked.
+"""Head ablation: the score of a class while more and more heads are masked.
 
-A masked head gives zeros, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better than
-One?", NeurIPS 2019 (arXiv 1905.10650).
+The output of a masked head is zero, as in Michel, Levy and Neubig, "Are Sixteen Heads Really Better
+than One?", NeurIPS 2019 (arXiv 1905.10650).
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class HeadAblation:
     """The target's score while more and more heads are masked.
 
     Attributes:
-        fractions: share of the heads that is masked at each step, (steps,), from 0 to 1.
-        curves: for each order of masking, the target's score, (images, steps). The random order
-            is the mean over its draws.
+        fractions: share of masked heads at each step, (steps,), from 0 to 1.
+        curves: the target's score for each order of masking, (images, steps). The curve of the
+            random order is the mean over its draws.
         targets: class index of each image, (images,).
-        settings: how it was measured.
+        settings: how the scores were measured.
 
     Example:
         >>> ablation = HeadAblation(
@@ -81,11 +81,11 @@ class HeadAblation:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def areas(self) -> dict[str, Array]:
-        """Area under each curve of each image, (images,), by the trapezoidal rule.
+        """Return the area under each curve of each image, (images,), by the trapezoidal rule.
 
-        The score with all heads masked counts as 0. The unit is the mean over images of the
-        distance between the plain score and that with all heads masked: with a unit for each
-        image, one whose score hardly moves would outweigh the others.
+        The score with all heads masked counts as 0. Areas are divided by the distance between the
+        score without masking and the score with all heads masked, averaged over the images. With
+        one divisor for each image, an image whose score hardly changes would outweigh the others.
         """
         first = next(iter(self.curves.values()))
         scale = np.abs(first[:, 0] - first[:, -1]).mean() or 1.0
@@ -95,10 +95,10 @@ class HeadAblation:
         }
 
     def differences(self, seed: int = 0) -> dict[str, Interval]:
-        """Area of each order minus that of the random order, in pairs of the same image.
+        """Return each order's area minus the random order's area, as the mean over images.
 
-        Below zero: the score falls faster than at random. Mean over images with a 95 % interval,
-        by bootstrap over images; without random orders there is nothing to compare with.
+        Below zero, the score falls faster than with random orders. The 95 % interval is by
+        bootstrap over images. Without random orders, the result is empty.
         """
         areas = self.areas()
         return {
@@ -108,11 +108,11 @@ class HeadAblation:
         }
 
     def bands(self, seed: int = 0) -> dict[str, Interval]:
-        """Mean curve of each order with its 95 % band, each (steps,)."""
+        """Return the mean curve of each order with its 95 % band, each (steps,)."""
         return {name: bootstrap(curve, seed) for name, curve in self.curves.items()}
 
     def table(self) -> Table:
-        """Areas and differences to the random order, for the terminal."""
+        """Make a table of areas and differences to the random order, for the terminal."""
         count = len(self.targets)
         images = f"{count} image{'s' if count > 1 else ''}"
         table = Table(title=f"Masking heads: area under the score, {images}")
@@ -124,7 +124,7 @@ class HeadAblation:
         return table
 
     def figure(self) -> Figure:
-        """Mean curves with 95 % bands."""
+        """Draw the mean curves with 95 % bands."""
         from hf_gmar.visualization.head_figures import ablation_figure
 
         settings = (item for item in self.settings.items() if item[0] != "images")
@@ -132,10 +132,10 @@ class HeadAblation:
         return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
 
     def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
-        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
+        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.
 
         The archive has ``fractions``, ``targets`` and a curve for each order
-        (``most_important_first``, ...); the JSON has mean areas and differences with intervals.
+        (``most_important_first``, ...). The JSON has mean areas and differences with intervals.
         """
         from hf_gmar.visualization.overlay import save_figure
 
@@ -177,39 +177,39 @@ def ablate_heads(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> HeadAblation:
-    """Mask heads, more and more of them, and watch the target's score.
+    """Mask more and more heads, and measure the target's score.
 
-    There are three orders: the most important heads first, the least important ones first, and at
-    random. A good importance makes the score fall faster than at random in the first order and
-    slower in the second.
+    Heads are masked in three orders: most important first, least important first, and random. With
+    a good importance, the score falls faster in the first order than in random order, and slower in
+    the second.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        inputs: the images that the importance is of, in the same order: a tensor (B, channels,
-            height, width), or an iterable of such batches or of (batch, targets) pairs.
-        order_by: a :class:`~hf_gmar.heads.importance.HeadImportance`, or any scores of the heads,
-            (images, layers, H) or (layers, H); the highest counts as the most important. GMAR's
+        inputs: the images of the importance, in the same order: a tensor (B, channels, height,
+            width), or an iterable of such batches or of (batch, targets) pairs.
+        order_by: a :class:`~hf_gmar.heads.importance.HeadImportance`, or scores of the heads,
+            (images, layers, H) or (layers, H); the highest is the most important. GMAR's
             importance is a share within its layer, so its order over all layers compares shares.
-        target: the class of each image in any form of Captum's. ``None``: those of the
+        target: the class of each image in any form of Captum's; ``None`` takes the targets of the
             importance, else the top class of the unmasked model.
-        steps: how many steps from no head to all heads, or the fractions, from 0 to 1. The number
+        steps: number of steps from no head to all heads, or the fractions, from 0 to 1. The number
             of masked heads is rounded.
-        random_orders: random orders for each image, 0 for none, at most 1000.
-        seed: of the random orders; those of an image do not depend on the size of batches.
-        mean_order: the mean importance over all images gives one order for all of them.
+        random_orders: number of random orders for each image, from 0 to 1000.
+        seed: seed of the random orders, which do not depend on the batch size.
+        mean_order: use one order for all images, by the mean importance.
         within_layers: mask the same share of each layer, by the order within the layer.
         readout: which tokens a class head of your own reads.
         **forward_kwargs: further keyword arguments that the model's forward names.
 
     Returns:
-        The curves: ``2 + steps_between * (2 + random_orders)`` forwards of each image.
+        The curves, from ``2 + steps_between * (2 + random_orders)`` forwards of each image.
 
     Raises:
         UnsupportedModelError, ModelOutputError: see
             :func:`~hf_gmar._core.head_masking.scores_with_masked_heads`.
-        InputError: no images, or an importance of other images or heads.
-        TargetError: a target that does not fit the scores.
-        OptionError: steps or random orders out of range.
+        InputError: there are no images, or the importance is of other images or heads.
+        TargetError: the target does not fit the scores.
+        OptionError: the steps or random orders are out of range.
 
     Example:
         >>> from hf_gmar import head_importance, load_model
@@ -244,14 +244,14 @@ def ablate_heads(
 
 @dataclass(frozen=True)
 class _Schedule:
-    """How many heads are masked at each step, and in which orders.
+    """The number of masked heads at each step, and the orders of masking.
 
     Attributes:
-        counts: heads that are masked at each step, of ``size``.
-        size: all heads, or those of a layer.
-        draws: random orders for each image.
-        seed: of these.
-        within: orders are within layers.
+        counts: number of masked heads at each step.
+        size: number of all heads, or of the heads of a layer.
+        draws: number of random orders for each image.
+        seed: seed of the random orders.
+        within: whether orders are within layers.
     """
 
     counts: list[int]
@@ -276,7 +276,7 @@ class _Schedule:
         return cls(sorted(counts), size, draws, seed, within)
 
     def orders(self, scores: Array, start: int) -> dict[str, list[Ranks]]:
-        """The place of each head in each order, (B, layers, H), of images from ``start`` on."""
+        """Return the rank of each head in each order, (B, layers, H), for images from ``start``."""
         morf = ranks(scores, self.within)
         orders = {MORF: [morf], LERF: [self.size - 1 - morf]}
         if self.draws:
@@ -291,11 +291,11 @@ class _Schedule:
 
 
 def ranks(scores: Array, within_layers: bool = False) -> Ranks:
-    """The place of each head, 0 for the highest score; ties go to the lower layer, then head.
+    """Rank the heads, 0 for the highest score; ties go to the lower layer, then head.
 
     Args:
         scores: (images, layers, H).
-        within_layers: places within each layer, 0 to H - 1.
+        within_layers: rank the heads of each layer separately, from 0 to H - 1.
 
     Example:
         >>> ranks(np.array([[[0.1, 0.9], [0.9, 0.5]]])).tolist()
@@ -310,7 +310,7 @@ def ranks(scores: Array, within_layers: bool = False) -> Ranks:
 
 @dataclass(frozen=True)
 class _Importance:
-    """Scores of the heads, (images, layers, H), or (1, layers, H) for all images."""
+    """Scores of the heads, (images, layers, H), or (1, layers, H) shared by all images."""
 
     values: Array
     targets: Tensor | None
@@ -336,7 +336,7 @@ class _Importance:
         return cls(values.reshape(-1, *shape).numpy(), targets, shared)
 
     def target(self, target: Target, start: int, pixels: Any) -> Target:
-        """The user's target, or else the classes that the importance is about."""
+        """Return the user's target, or else the targets of the importance."""
         if target is not None or self.targets is None or not isinstance(pixels, Tensor):
             return target
         self._check_enough(start + len(pixels), len(self.targets))
@@ -369,19 +369,19 @@ def _curves(
     orders: Mapping[str, list[Ranks]],
     counts: Sequence[int],
 ) -> dict[str, Array]:
-    """The score of each image, (B, steps), for each order; both ends are the same for all."""
+    """Return the score of each image, (B, steps), for each order; all orders share both ends."""
 
     def score(masked: NDArray[np.bool_]) -> Tensor:
         return masker.target_scores(request, classes, torch.from_numpy(masked))
 
-    everything = score(np.ones((1, *masker.shape), dtype=bool))
+    all_masked = score(np.ones((1, *masker.shape), dtype=bool))
     curves: dict[str, Array] = {}
     for name, draws in orders.items():
         between = [
-            torch.stack([score(places < count) for places in draws]).mean(0)
+            torch.stack([score(head_ranks < count) for head_ranks in draws]).mean(0)
             for count in counts[1:-1]
         ]
-        curves[name] = torch.stack([plain, *between, everything], 1).double().cpu().numpy()
+        curves[name] = torch.stack([plain, *between, all_masked], 1).double().cpu().numpy()
     return curves
 
 
@@ -402,5 +402,5 @@ def _fractions(steps: Any) -> list[float]:
 
 
 def _numbers(interval: Interval) -> list[float | None]:
-    """Mean and interval as JSON has them."""
+    """Convert mean and interval to JSON values."""
     return [None if np.isnan(value) else float(value) for value in interval]

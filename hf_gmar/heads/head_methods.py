@@ -1,4 +1,4 @@
-"""Where each attention head looks, and what the score loses without it."""
+"""Attention maps of each head, and the first-order loss of score without each head."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 
 @dataclass(frozen=True)
 class HeadMapsRule:
-    """What the readout tokens attend to in one layer, head by head.
+    """The attention of the readout tokens in each layer, for each head.
 
-    Relevance stays the readout r0 in every layer: nothing is rolled out. The map is the mean over
-    heads and over the ``layers`` that take part.
+    The relevance stays the readout r0 in every layer, without rollout. The map is the mean over
+    heads and over the ``layers`` layers.
     """
 
     layers: int
 
     def accumulate(self, block: Block) -> Sums:
-        """The readout's row of each head, (B, H, N)."""
+        """Return the readout's attention row of each head, (B, H, N)."""
         return ((block.relevance[:, None, None] @ block.attention).squeeze(2),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """Hand the readout on as it came."""
+        """Pass the readout on unchanged."""
         (rows,) = sums
         return LayerResult(relevance, rows, rows.mean(1) / self.layers)
 
 
 class HeadMaps(AttentionMethod):
-    """Where each head looks from the tokens that the class head reads: r0 A[l,h].
+    """The attention of each head from the tokens that the class head reads: r0 A[l,h].
 
-    The same for all classes, and cheap: one forward. As a map of patches (``attribute``) it gives
-    the mean of all heads and layers; :meth:`maps` gives them one by one.
+    The maps are the same for all classes and cost one forward. ``attribute`` returns the mean over
+    heads and layers; :meth:`maps` returns the map of each head.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        start_layer: the lowest layer that takes part, 0 for all of them.
+        start_layer: the lowest layer that takes part; 0 includes all layers.
         engine: ``"streaming"``, or ``"dense"``, the plain reference.
         chunk_size: query rows that the streaming engine holds at a time; ``None`` chooses.
         readout: which tokens a class head of your own reads.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: an option outside its range.
+        UnsupportedModelError: the family is unknown or hierarchical, or there is no one model.
+        OptionError: an option is outside its range.
     """
 
     source = "Vaswani et al., NeurIPS 2017, arXiv 1706.03762: the attention itself"
@@ -75,13 +75,13 @@ class HeadMaps(AttentionMethod):
         additional_forward_args: Any = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """The map of each head.
+        """Return the attention map of each head.
 
-        Takes and raises what :meth:`attribute` does, but for the target.
+        Arguments and errors are those of :meth:`attribute`, without the target.
 
         Returns:
             Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at
-            most 1 over the patches; what is missing went to tokens such as CLS.
+            most 1 over the patches; the rest of the attention is on prefix tokens such as CLS.
         """
         spec = TargetSpec()
         heads, patches = self._of_heads(inputs, spec, additional_forward_args, forward_kwargs)
@@ -90,21 +90,21 @@ class HeadMaps(AttentionMethod):
 
 
 class HeadTaylorImportance(AttentionMethod):
-    """What the score loses without each head, to first order: the sum of A * dscore/dA.
+    """The first-order loss of score without each head: the sum of A * dscore/dA.
 
-    It estimates what the score loses when the head's attention is set to zero. Signed: a head below
-    zero speaks against the class. It makes no map of patches, but :meth:`head_importance`.
+    It estimates the loss of score when the head's attention is set to zero. A negative value means
+    that the head speaks against the class. The method gives :meth:`head_importance`, not maps.
 
     Source: Michel, Levy and Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019
-    (arXiv 1905.10650), who take the absolute value, of a loss over a data set.
+    (arXiv 1905.10650). They take the absolute value of this sum for a loss over a data set.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         **options: see :class:`~hf_gmar.methods.attention_base.AttentionMethod`.
 
     Raises:
-        UnsupportedModelError: unknown or hierarchical family, no model or several.
-        OptionError: an option outside its range.
+        UnsupportedModelError: the family is unknown or hierarchical, or there is no one model.
+        OptionError: an option is outside its range.
     """
 
     source = "Michel, Levy and Neubig, NeurIPS 2019, arXiv 1905.10650"
@@ -123,9 +123,9 @@ class HeadTaylorImportance(AttentionMethod):
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Tensor:
-        """The effect of each head, (B, layers, H), lowest layer first, in units of the score.
+        """Return each head's effect, (B, layers, H), lowest layer first, in units of the score.
 
-        Takes and raises what :meth:`attribute` does.
+        Arguments and errors are those of :meth:`attribute`.
         """
         target_spec = self._target_spec(target, contrast)
         return self._of_heads(inputs, target_spec, additional_forward_args, forward_kwargs)[0]
@@ -139,11 +139,12 @@ def head_maps(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Tensor:
-    """Where each head looks from the tokens that the class head reads, without gradients.
+    """Return the attention of each head from the tokens that the class head reads.
 
-    For head h of layer l this is r0 A[l,h] without the prefix tokens: the attention of CLS if the
-    class head reads CLS, the mean over the patches if it reads their mean. Whether the class
-    depends on a head is :func:`~hf_gmar.heads.importance.head_importance`. It costs one forward.
+    The map of head h in layer l is r0 A[l,h] without the prefix tokens. If the class head reads
+    CLS, this is the attention of CLS; if it reads the mean of the patches, their mean attention.
+    It costs one forward. For the heads that a class depends on, see
+    :func:`~hf_gmar.heads.importance.head_importance`.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
@@ -154,13 +155,13 @@ def head_maps(
 
     Returns:
         Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at most 1;
-        what is missing went to tokens such as CLS.
+        the rest of the attention is on prefix tokens such as CLS.
 
     Raises:
-        UnsupportedModelError: a model that can't be explained.
-        InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
-        OptionError: a keyword that the model's forward does not name.
-        ModelOutputError: no scores or no attention maps.
+        UnsupportedModelError: the model can't be explained.
+        InputError: the inputs have a wrong type, shape, size or device, or NaN or infinity.
+        OptionError: the model's forward does not name a keyword.
+        ModelOutputError: the model gives no scores or no attention maps.
 
     Example:
         >>> import torch
@@ -172,12 +173,12 @@ def head_maps(
 
 
 class HeadTaylorRule:
-    """The sum of A * G over each head's matrix; nothing is rolled out."""
+    """The sum of A * G over each head's attention matrix, without rollout."""
 
     def accumulate(self, block: Block) -> Sums:
-        """The sum of each head over these queries, (B, H)."""
+        """Return the sum of each head over these queries, (B, H)."""
         return (torch.einsum("bhqk,bhqk->bh", block.attention, block.gradient),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """The heads alone; the map stays that of the readout."""
+        """Return the sums of the heads; the relevance stays the readout."""
         return LayerResult(relevance, heads=sums[0])

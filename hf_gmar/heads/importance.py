@@ -1,4 +1,4 @@
-"""Which attention heads a class depends on, over one image or many."""
+"""Head importance: the attention heads that a class depends on, over one image or many."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
 
 @dataclass(frozen=True, eq=False)
 class HeadImportance:
-    """How much a class depends on each head, image by image.
+    """The importance of each head for a class, for each image.
 
     Attributes:
-        values: (images, layers, H), lowest layer first. Of the criterion ``"gmar"``: w, the head's
-            share of its layer's gradient, >= 0, each layer sums to 1. Of ``"taylor"``: what the
-            class's score loses without the head, to first order, in units of that score; below
-            zero the head speaks against the class.
-        targets: the class that each image was explained for, (images,).
-        names: names of these classes.
-        norm: how a head's gradient became one number, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
-        criterion: what the values are, ``"gmar"`` or ``"taylor"``.
-        settings: what else to write beside the numbers, such as the model and the images.
+        values: (images, layers, H), lowest layer first. For ``"gmar"``: w, the head's share of its
+            layer's gradient, >= 0; each layer sums to 1. For ``"taylor"``: the first-order loss of
+            the class's score without the head, in units of the score; a negative value means that
+            the head speaks against the class.
+        targets: the explained class of each image, (images,).
+        names: the names of these classes.
+        norm: the norm of a head's gradient, ``"l1"`` or ``"l2"``; only for ``"gmar"``.
+        criterion: the kind of the values, ``"gmar"`` or ``"taylor"``.
+        settings: other settings to save with the numbers, for example the model and the images.
 
     Example:
         >>> importance = HeadImportance(
@@ -70,10 +70,10 @@ class HeadImportance:
 
     @classmethod
     def joined(cls, parts: Sequence[HeadImportance]) -> HeadImportance:
-        """The images of all parts, one after another.
+        """Concatenate the images of all parts.
 
         Raises:
-            InputError: there are none.
+            InputError: there are no parts.
         """
         if not parts:
             raise InputError("there are no images; give one batch or more")
@@ -84,33 +84,32 @@ class HeadImportance:
         return cls(values, targets, names, parts[0].norm, parts[0].criterion)
 
     def mean(self) -> Tensor:
-        """Mean over the images, (layers, H)."""
+        """Return the mean over the images, (layers, H)."""
         return self.values.mean(0)
 
     def spread(self) -> Tensor:
-        """Standard deviation over the images, (layers, H); zero for a single image."""
+        """Return the standard deviation over the images, (layers, H); zero for one image."""
         return self.values.std(0, correction=0)
 
     def per_class(self) -> dict[int, Tensor]:
-        """For each class index, the mean over the images with that target, (layers, H)."""
+        """Return the mean over the images of each class, (layers, H), by class index."""
         return {
             index: self.values[self.targets == index].mean(0)
             for index in sorted(set(self.targets.tolist()))
         }
 
     def rank(self) -> list[tuple[int, int]]:
-        """All (layer, head), the highest mean first; ties go to the lower layer, then head.
+        """Sort all (layer, head) by mean, highest first; ties go to the lower layer, then head.
 
-        GMAR's w is a share within its layer, and layers are compared by these shares: the main
-        head of a layer that hardly matters comes before one of four equal heads of a layer on
-        which all depends.
+        GMAR's w is a share within its layer, so the order compares shares of different layers. The
+        main head of an unimportant layer ranks above each of four equal heads of an important one.
         """
         mean = self.mean()
         order = torch.argsort(mean.flatten(), descending=True, stable=True)
         return [divmod(place, mean.shape[1]) for place in order.tolist()]
 
     def figure(self) -> Figure:
-        """Layers by heads as a heatmap, top layer at the top; beside it the spread over images."""
+        """Draw the means as a heatmap of layers by heads, beside their standard deviations."""
         from hf_gmar.visualization.head_figures import importance_figure
 
         spread = self.spread().numpy() if len(self.values) > 1 else None
@@ -118,10 +117,10 @@ class HeadImportance:
         return importance_figure(mean, spread, self.title, self.caption, shares)
 
     def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
-        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; each is there whole or not at all.
+        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.
 
-        The archive has ``values``, ``targets``, ``norm`` and ``criterion``; the JSON has the means
-        over all images and for each class, the standard deviation, and the heads in order.
+        The archive has ``values``, ``targets``, ``norm`` and ``criterion``. The JSON has the means
+        over all images and for each class, the standard deviation, and the ranking of the heads.
         """
         from hf_gmar.visualization.overlay import save_figure
 
@@ -132,7 +131,7 @@ class HeadImportance:
         return archive, summary, picture
 
     def save_numbers(self, folder: Path | str, stem: str = "heads") -> Path:
-        """Write ``STEM.npz`` alone: ``values``, ``targets``, ``norm`` and ``criterion``."""
+        """Write only ``STEM.npz``: ``values``, ``targets``, ``norm`` and ``criterion``."""
         archive = Path(folder) / f"{stem}.npz"
         archive.parent.mkdir(parents=True, exist_ok=True)
         values, targets = self.values.numpy(), self.targets.numpy()
@@ -163,7 +162,7 @@ class HeadImportance:
 
     @property
     def title(self) -> str:
-        """The class that is explained; of several up to three, and how often each."""
+        """The explained class; for two or three classes, each with its number of images."""
         counts = Counter(self.targets.tolist()).most_common()
         if len(counts) > 3:
             return f"{len(counts)} classes"
@@ -172,7 +171,7 @@ class HeadImportance:
 
     @property
     def caption(self) -> str:
-        """How many images, and what is measured."""
+        """The number of images and the criterion."""
         count = len(self.values)
         kind = f"GMAR, norm {self.norm}" if self.criterion == "gmar" else "first-order effect"
         return f"{count} image{'s' if count > 1 else ''}, {kind}"
@@ -191,27 +190,26 @@ def head_importance(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> HeadImportance:
-    """Which heads a class depends on, over one image or a data set.
+    """Measure which heads a class depends on, over one image or a data set.
 
     GMAR's w[l,h] is the norm of the gradient of the class's logit with respect to the attention of
     head h in layer l, as a share of its layer: Jo, Jang and Park, ICIP 2025 (arXiv 2504.19414). The
-    Taylor criterion sums attention times that gradient, the first-order estimate of what the logit
-    loses without the head: Michel et al., NeurIPS 2019 (arXiv 1905.10650). ``docs/heads.md``
-    measures which of them finds the heads that the model can do without.
+    Taylor criterion sums attention times this gradient. It is the first-order estimate of the
+    logit's loss without the head: Michel et al., NeurIPS 2019 (arXiv 1905.10650).
+    ``docs/heads.md`` compares how well both find the heads that the model does not need.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         inputs: a tensor (B, channels, height, width), or an iterable of such batches or of (batch,
-            targets) pairs, such as a ``DataLoader``; one batch is held at a time.
+            targets) pairs, such as a ``DataLoader``; one batch is in memory at a time.
         target: the class of each image: an int, or a list or 1-D tensor for one batch; ``None``
-            takes the targets of the pairs, else the top class of each image, which costs one more
-            forward.
+            takes the targets of the pairs, else the top class of each image, for one more forward.
         criterion: ``"gmar"`` or ``"taylor"``, as above.
         norm: ``"l1"`` sums the absolute gradient of each head, ``"l2"`` takes its Euclidean norm;
-            for ``"gmar"`` alone.
-        contrast: a second class: the target's score minus this one's is explained then.
+            only for ``"gmar"``.
+        contrast: a second class, whose score is subtracted from the target's score.
         engine: ``"streaming"``, or ``"dense"``, the plain reference.
-        checkpoint: let the streaming engine run the layers twice to keep a fraction of the memory.
+        checkpoint: let the streaming engine run the layers twice to use a fraction of the memory.
         readout: which tokens a class head of your own reads.
         **forward_kwargs: further keyword arguments that the model's forward names.
 
@@ -219,12 +217,12 @@ def head_importance(
         The importance of each image, on the CPU.
 
     Raises:
-        UnsupportedModelError: a model that can't be explained.
-        InputError: no images, or some of a wrong type, shape, size, device or with NaN or infinity.
-        TargetError: a class index out of range or not one for each image, a tuple, or targets that
-            are given twice.
-        OptionError: an option outside its range.
-        ModelOutputError: no scores, no attention maps or no finite gradient.
+        UnsupportedModelError: the model can't be explained.
+        InputError: there are no images, or they have a wrong type, shape, size, device or value.
+        TargetError: a class index is out of range, is a tuple or is given twice, or their number
+            differs from the number of images.
+        OptionError: an option is outside its range.
+        ModelOutputError: the model gives no scores, no attention maps or no finite gradient.
 
     Example:
         >>> from hf_gmar import load_model
@@ -250,18 +248,18 @@ def head_importance(
 
 
 def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Target]]:
-    """Each batch with its targets, ``None`` where none are given.
+    """Yield each batch with its targets, or ``None`` without targets.
 
     Raises:
-        InputError: no batch, nor an iterable of batches.
-        TargetError: tuples as targets, or targets beside those of the pairs.
+        InputError: the input is neither a batch nor an iterable of batches.
+        TargetError: targets are tuples, or are given both in the pairs and as ``target``.
     """
     if isinstance(inputs, str) or not isinstance(inputs, Tensor | Iterable):
         raise InputError(
             f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}"
         )
     for item in [inputs] if isinstance(inputs, Tensor) else inputs:
-        # A DataLoader gives its pairs as lists.
+        # A DataLoader yields its pairs as lists.
         is_pair = isinstance(item, tuple | list) and len(item) == 2
         if is_pair and target is not None:
             raise TargetError(
@@ -280,6 +278,6 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
 
 def _names(model: Any, targets: Tensor) -> dict[int, str]:
     config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):  # the labels of a bare backbone are not yours
+    if not isinstance(config, PreTrainedConfig):  # a backbone's labels do not fit another head
         return {}
     return {index: label_of(config, index) for index in sorted(set(targets.tolist()))}

@@ -1,4 +1,4 @@
-"""Metrics of keeping the patches that an explanation marks, and nothing else."""
+"""Metrics of the score when only the patches that a map prefers are kept."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hf_gmar.metrics.inputs import ConfidenceChange
 from hf_gmar.metrics.patch_ranking import FORMS, Form, kept_patches
 
 _GRAD_CAM = "Chattopadhay et al., WACV 2018, arXiv 1710.11063"
-_CAVEAT = "an explanation that keeps more of the image by its form has the better of it"
+_CAVEAT = "with form=soft, a map that keeps more of the image has an advantage"
 _ROUNDING = 1e-6
 
 
 class ConfidenceMetric(Metric[ConfidenceChange]):
-    """A metric of the scores before and after.
+    """Base of the metrics that compare the scores of the whole image and of the kept patches.
 
     Args:
         keep: share of the patches that stay; half of them, as in Wang et al., Score-CAM (CVPRW
             2020, arXiv 1910.01279).
         form: ``"patches"`` or ``"soft"``, see :func:`~hf_gmar.metrics.patch_ranking.kept_patches`.
-            Chattopadhay et al. multiply the image by the map, which is ``"soft"``; a map with a
-            higher floor then keeps more of the image, so methods are compared better at one share.
+            Chattopadhay et al. multiply the image by the map, which is ``"soft"``. Soft maps keep
+            different shares of the image; ``"patches"`` keeps the same share for all methods.
     """
 
     input_kind = "confidence"
@@ -33,13 +33,12 @@ class ConfidenceMetric(Metric[ConfidenceChange]):
     def __init__(self, keep: float = 0.5, form: Form = "patches") -> None:
         super().__init__()
         check_option("form", form, FORMS)
-        self.keep = check_positive(
-            "keep", keep, 1.0
-        )  # nothing kept would be the same for every map
+        # Above 0: without any patch, all maps would give the same score.
+        self.keep = check_positive("keep", keep, 1.0)
         self.form: Form = form
 
     def keep_mask(self, relevance: Tensor) -> Tensor:
-        """The share of each patch to keep by a map, (rows, columns)."""
+        """Return the share of each patch that a map keeps, (rows, columns)."""
         return kept_patches(relevance, self.keep, self.form)
 
     def _check(self, change: ConfidenceChange) -> None:
@@ -54,7 +53,7 @@ class ConfidenceMetric(Metric[ConfidenceChange]):
 
 
 class AverageDrop(ConfidenceMetric):
-    """Average drop of Grad-CAM++.
+    """Average drop, from Grad-CAM++.
 
     Example:
         >>> change = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
@@ -64,21 +63,21 @@ class AverageDrop(ConfidenceMetric):
 
     name = "average-drop"
     higher_is_better = False
-    summary = "Percent of the score that is lost with all but the kept patches."
+    summary = "Percent of the score that is lost when only the kept patches remain."
     formula = "100 max(0, before - after) / before"
     source = _GRAD_CAM
     caveats = f"{_CAVEAT}; read it together with average-gain"
     probability = True
 
     def values(self, change: ConfidenceChange) -> Tensor:
-        """From 0 to 100, (B,); not defined where the score is 0 before."""
+        """Return values from 0 to 100, (B,); NaN where the score of the whole image is 0."""
         self._check(change)
         before, after = change.before, change.after
         return 100 * (before - after).clamp(min=0) / torch.where(before > 0, before, torch.nan)
 
 
 class IncreaseInConfidence(ConfidenceMetric):
-    """Increase in confidence of Grad-CAM++.
+    """Increase in confidence, from Grad-CAM++.
 
     Example:
         >>> change = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.9]))
@@ -94,13 +93,13 @@ class IncreaseInConfidence(ConfidenceMetric):
     caveats = f"{_CAVEAT}; a tiny rise counts as much as a large one"
 
     def values(self, change: ConfidenceChange) -> Tensor:
-        """0 or 100, (B,)."""
+        """Return 0 or 100, (B,)."""
         rises = (change.after > change.before).double() * 100
         return torch.where((change.before + change.after).isnan(), torch.nan, rises)
 
 
 class AverageGain(ConfidenceMetric):
-    """Average gain of Opti-CAM; 0 where the score does not rise, or is 1 already.
+    """Average gain, from Opti-CAM; 0 if the score does not rise or is already 1.
 
     Example:
         >>> change = ConfidenceChange(torch.tensor([0.8, 0.5]), torch.tensor([0.2, 0.75]))
@@ -110,14 +109,14 @@ class AverageGain(ConfidenceMetric):
 
     name = "average-gain"
     higher_is_better = True
-    summary = "Percent of the missing score that is gained with the kept patches alone."
+    summary = "Percent of the gap between the score and 1 that the kept patches alone close."
     formula = "100 max(0, after - before) / (1 - before)"
     source = "Zhang et al., CVIU 2024, arXiv 2301.07002"
-    caveats = f"{_CAVEAT}; where the score is almost 1 a tiny rise counts in full"
+    caveats = f"{_CAVEAT}; if the score is almost 1, a tiny rise gives a large gain"
     probability = True
 
     def values(self, change: ConfidenceChange) -> Tensor:
-        """From 0 to 100, (B,)."""
+        """Return values from 0 to 100, (B,)."""
         self._check(change)
         gain, room = change.after - change.before, 1 - change.before
         share = torch.where(room > 0, (gain / room).clamp(0, 1), 0.0)

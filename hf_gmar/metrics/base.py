@@ -1,4 +1,4 @@
-"""The base of all metrics: one value for each image, their mean, and how parts are merged."""
+"""The base class of metrics: one value for each image, their mean, and merging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError
 
 InputKind: TypeAlias = Literal["curves", "confidence", "localization", "mosaic", "context"]
-"""What a metric takes: :class:`~hf_gmar.metrics.inputs.Curves`,
+"""The input of a metric: :class:`~hf_gmar.metrics.inputs.Curves`,
 :class:`~hf_gmar.metrics.inputs.ConfidenceChange`,
 :class:`~hf_gmar.metrics.inputs.LocalizationInput` of an image or of a mosaic, or
 :class:`~hf_gmar.metrics.context.MetricContext`."""
@@ -23,38 +23,38 @@ Input = TypeVar("Input")
 
 
 class Metric(ABC, Generic[Input]):
-    """Base of all metrics: one number for each image, and the mean over images.
+    """Base class of metrics: one value for each image, and the mean over images.
 
-    A subclass says what it is in its class variables and gives its numbers in :meth:`values`. The
-    values are kept one by one, so that parts of a data set merge exactly, in any order.
+    A subclass describes itself in its class variables and computes its values in :meth:`values`.
+    The value of each image is stored, so that parts of a data set merge exactly, in any order.
 
     Args:
-        images: measure so many images of a data set at most, spread evenly over it; ``None`` for
-            all. For metrics that cost many passes through the model.
+        images: measure at most this many images of a data set, spread evenly; ``None`` measures
+            all. Meant for metrics that need many passes through the model.
 
     Raises:
-        OptionError: an option outside its range; every metric raises it.
+        OptionError: an option is outside its range; every metric raises it.
 
     Attributes:
-        seen: one number for each image so far; NaN where the metric is not defined for an image.
+        seen: the value of each image so far; NaN if the metric is not defined for the image.
     """
 
     name: ClassVar[str]
-    """Its name in ``METRICS``."""
+    """The name of the metric in ``METRICS``."""
     input_kind: ClassVar[InputKind]
     higher_is_better: ClassVar[bool]
     summary: ClassVar[str] = ""
-    """What it measures, in a sentence."""
+    """A sentence on what the metric measures."""
     formula: ClassVar[str]
-    """The value of one image, in a line of plain text."""
+    """The value of one image as a line of plain text."""
     source: ClassVar[str]
-    """The paper."""
+    """The paper that defines the metric."""
     caveats: ClassVar[str]
-    """What it does not tell, in a sentence."""
+    """A sentence on the limits of the metric."""
     perturbed: ClassVar[bool] = False
-    """Whether it is measured for each perturbation."""
+    """Whether the metric is measured once for each perturbation."""
     probability: ClassVar[bool] = False
-    """Whether it is defined for probabilities alone, not for logits."""
+    """Whether the metric is defined for probabilities only, not for logits."""
 
     def __init__(self, images: int | None = None) -> None:
         if images is not None:
@@ -64,12 +64,12 @@ class Metric(ABC, Generic[Input]):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the constructor with their values."""
+        """The constructor's options and their values."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
     def label(self) -> str:
-        """The name, with the options that differ from their defaults."""
+        """The name and the options that differ from their defaults."""
         parameters = inspect.signature(type(self)).parameters
         text = ", ".join(
             f"{name}={value}"
@@ -80,21 +80,21 @@ class Metric(ABC, Generic[Input]):
 
     @abstractmethod
     def values(self, measured: Input) -> Tensor:
-        """The metric of each image, (B,) float64; NaN where it is not defined. Keeps nothing."""
+        """Compute the value of each image, (B,) float64, without storing it; NaN if undefined."""
 
     def update(self, measured: Input) -> Tensor:
-        """The same, and kept for :meth:`compute`."""
+        """Compute the value of each image and store it for :meth:`compute`."""
         values = self.values(measured)
         self.seen += values.tolist()
         return values
 
     def compute(self) -> float:
-        """Mean over the images for which the metric is defined.
+        """Return the mean over the images for which the metric is defined.
 
-        The sum is rounded once, so that the order of the images makes no difference.
+        The sum is rounded once, so the order of the images makes no difference.
 
         Raises:
-            InputError: it is defined for no image.
+            InputError: the metric is defined for no image.
         """
         defined = [value for value in self.seen if not math.isnan(value)]
         if not defined:
@@ -105,10 +105,10 @@ class Metric(ABC, Generic[Input]):
         return math.fsum(defined) / len(defined)
 
     def merge(self, others: Iterable[Self]) -> None:
-        """Add the values of other metrics, such as those of other processes.
+        """Add the values of other instances of this metric, for example from other processes.
 
         Raises:
-            InputError: one is another metric, or has other options.
+            InputError: an instance is of another metric or has other options.
         """
         others = list(others)
         for other in others:
@@ -118,15 +118,15 @@ class Metric(ABC, Generic[Input]):
                     f"{self.label} can be merged with the same metric with the same options alone, "
                     f"got {got}"
                 )
-        # Copied first: one of the others may be the metric itself.
+        # The values are copied first, because `others` may contain the metric itself.
         self.seen += [value for other in others for value in list(other.seen)]
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove the values of all images."""
         self.seen = []
 
     def measures(self, index: int, count: int) -> bool:
-        """Whether to measure the image at an index of a data set of ``count`` images.
+        """Return whether to measure the image at ``index`` in a data set of ``count`` images.
 
         Example:
             >>> from hf_gmar.metrics import METRICS
@@ -135,6 +135,6 @@ class Metric(ABC, Generic[Input]):
             [0, 4, 7]
         """
         images = count if self.images is None else self.images
-        # The first image of each of so many equal parts.
+        # The data set is cut into equal parts; the first image of each part is measured.
         part = index * images // count
         return index == -(-part * count // images)

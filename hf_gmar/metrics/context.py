@@ -1,4 +1,4 @@
-"""One explained image, with its method and model as plain calls for metrics."""
+"""One explained image, with the functions that metrics need of its method and model."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from hf_gmar.errors import InputError
 from hf_gmar.metrics.base import Metric
 
 Explain: TypeAlias = Callable[[Tensor, int], Tensor]
-"""Makes the map (1, rows, columns) of pixel values (1, channels, height, width) and a class."""
+"""Maps pixel values (1, channels, height, width) and a class to a map (1, rows, columns)."""
 
 RandomizedExplains: TypeAlias = Callable[[int, int], Iterable[Explain]]
-"""For a number of stages and a seed: the method on the model after each stage, in which ever more
-weights are drawn anew, from the head down. Call each before the next is taken."""
+"""Takes a number of stages and a seed, and yields the method on the model after each stage. Each
+stage randomizes more weights, from the head down. Call an item before taking the next one."""
 
 
 @dataclass(frozen=True, eq=False)
 class MetricContext:
-    """One image, and the calls by which an explanation of it is tested.
+    """One image, and the functions that test an explanation of it.
 
-    :class:`~hf_gmar.metrics.context_builder.ContextBuilder` makes them for a model and a method;
-    for a toy a few functions will do.
+    :class:`~hf_gmar.metrics.context_builder.ContextBuilder` makes contexts for a model and a
+    method. For a toy model, a few functions are enough.
 
     Attributes:
         explain: the method on the model.
-        scores: the model's scores (K, classes) of pixel values (K, channels, height, width).
+        scores: maps pixel values (K, channels, height, width) to scores (K, classes).
         pixels: the image, (1, channels, height, width).
         target: the explained class.
         other_class: the second class; ``None`` for a model with one class.
-        seed: of what is drawn at random for this image.
-        known_map: ``explain(pixels, target)``, if it is known already.
-        explain_randomized: the method on the model while its weights are lost; ``None`` if the
+        seed: seed of everything drawn at random for this image.
+        known_map: ``explain(pixels, target)``, if it is already known.
+        explain_randomized: the method on the model with randomized weights; ``None`` if the
             method can't be moved to another model.
-        head_importance: gives the method's importance of each head, (layers, H); ``None`` if it
-            has none.
-        masked_scores: the model's scores (M, classes) of the image with heads masked, for flags
-            (M, layers, H); ``None`` if heads can't be masked.
+        head_importance: returns the method's importance of each head, (layers, H); ``None`` if
+            the method has no head importance.
+        masked_scores: maps flags (M, layers, H) of masked heads to the scores (M, classes) of the
+            image; ``None`` if heads can't be masked.
 
     Raises:
-        InputError: pixels of more than one image.
+        InputError: the pixels are of more than one image.
     """
 
     explain: Explain
@@ -58,7 +58,7 @@ class MetricContext:
     masked_scores: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check that it is one image."""
+        """Check that the pixels are of one image."""
         if self.pixels.dim() != 4 or len(self.pixels) != 1:
             raise InputError(
                 "pixel values of one image, (1, channels, height, width), are needed, got "
@@ -66,7 +66,7 @@ class MetricContext:
             )
 
     def relevance(self, target: int | None = None) -> Tensor:
-        """The map (rows, columns) of a class, the explained one by default; float64, on the CPU."""
+        """Return the map (rows, columns) of a class, by default ``target``; float64, on the CPU."""
         target = self.target if target is None else target
         if target == self.target and self.known_map is not None:
             return self.as_map(self.known_map)
@@ -74,16 +74,16 @@ class MetricContext:
 
     @staticmethod
     def as_map(relevance: Tensor) -> Tensor:
-        """A method's map of one image as (rows, columns), float64, on the CPU."""
+        """Reshape a method's map of one image to (rows, columns), float64, on the CPU."""
         return relevance.detach().double().cpu().reshape(relevance.shape[-2:])
 
 
 class ContextMetric(Metric[MetricContext]):
-    """A metric that calls the method and the model again and again."""
+    """Base of the metrics that call the method and the model repeatedly."""
 
     input_kind = "context"
 
 
 def one_value(value: float) -> Tensor:
-    """The number of one image as a metric gives it, (1,)."""
+    """Return the value of one image as a tensor (1,)."""
     return torch.tensor([value], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Builds the contexts of metrics from a model of Transformers and its methods."""
+"""Builds the contexts of metrics from a Transformers model and its methods."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from hf_gmar.models.labels import probabilities
 
 
 class Explainer(Protocol):
-    """Makes maps: any of the methods; with ``head_importance``, importance of heads too."""
+    """Makes maps; a method with ``head_importance`` also gives the importance of heads."""
 
     def attribute_patches(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Relevance of each patch, (B, rows, columns), of pixel values and a class."""
+        """Return the relevance of each patch, (B, rows, columns), for pixel values and a class."""
         ...
 
 
 MakeExplainer: TypeAlias = Callable[[Any], Explainer]
-"""Makes the method on a model: on the user's, and on copies of it that lose their weights."""
+"""Makes the method on a model: on the user's model and on copies with randomized weights."""
 
 
 @dataclass(eq=False)
 class ContextBuilder:
-    """One model, and what all its images have in common.
+    """Builds the contexts of all images for one model.
 
-    It keeps the methods that were made, and for each seed a copy of the model that loses its
-    weights.
+    The builder caches the methods that it made and, for each seed, a copy of the model whose
+    weights are randomized.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        score: what the metrics see: ``"probability"``, as image classification gives it, or
+        score: the score that metrics measure: ``"probability"``, as in image classification, or
             ``"logit"``.
-        batch: how many images the model is given at a time.
+        batch: images in one forward.
         readout: which tokens a class head of your own reads.
         forward_kwargs: further keyword arguments that the model's forward names.
 
     Raises:
-        UnsupportedModelError: a model that can't be explained.
-        OptionError: an option outside its range.
+        UnsupportedModelError: the model can't be explained.
+        OptionError: an option is outside its range.
 
     Example:
         >>> from hf_gmar import GMAR, load_model
@@ -87,19 +87,19 @@ class ContextBuilder:
         known_map: Tensor | None = None,
         **method_kwargs: Any,
     ) -> MetricContext:
-        """The context of one image and one method.
+        """Build the context of one image and one method.
 
         Args:
-            make: makes the method on a model; give the same object for every image.
+            make: makes the method on a model; pass the same object for every image.
             pixels: the image, (1, channels, height, width).
             target: the explained class.
-            seed: of what is drawn at random for this image.
+            seed: seed of everything drawn at random for this image.
             known_map: the method's map, (rows, columns) or (1, rows, columns), if it is known.
             **method_kwargs: further keyword arguments of the method.
 
         Raises:
-            InputError, OptionError, UnsupportedModelError: a method or pixels that do not fit the
-                model.
+            InputError, OptionError, UnsupportedModelError: the method or the pixels do not fit
+                the model.
         """
         kwargs = {**self.forward_kwargs, **method_kwargs}
 
@@ -123,7 +123,7 @@ class ContextBuilder:
         )
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """The model's scores (K, classes) of the chosen kind, without gradients."""
+        """Return the model's scores (K, classes) of the chosen kind, without gradients."""
         parts = []
         for images in pixels.split(self.batch):
             request = checked_request(self._adapter, images, None, dict(self.forward_kwargs))
@@ -134,7 +134,9 @@ class ContextBuilder:
     def _of_kind(self, logits: Tensor) -> Tensor:
         if self.score == "logit":
             return logits
-        config = getattr(self._adapter.model, "config", None)  # of prompts, where these are classes
+        config = getattr(
+            self._adapter.model, "config", None
+        )  # names the prompts of a ZeroShotModel
         if not isinstance(config, PreTrainedConfig):
             config = self._adapter.backbone.config
         return probabilities(config, logits)
@@ -171,7 +173,7 @@ class ContextBuilder:
         return self._explainers[key]
 
     def _all_layers(self, importance: Tensor) -> Tensor:
-        """(layers, H): heads of lower layers that a method leaves out come after all others."""
+        """Extend the importance to (layers, H); heads of left-out lower layers rank last."""
         importance = importance.detach().double().cpu()
         left_out = self._adapter.layers - len(importance)
         lowest = (importance.min() - 1).expand(left_out, importance.shape[1])
@@ -179,9 +181,9 @@ class ContextBuilder:
 
 
 def second_class(scores: Tensor, target: int) -> int | None:
-    """The class with the highest score (of (classes,)) but for one; ``None`` if there is no other.
+    """Return the class with the highest score except the target; ``None`` if there is no other.
 
-    Ties go to the lower index.
+    The scores have the shape (classes,). Ties go to the lower index.
 
     Example:
         >>> second_class(torch.tensor([0.1, 0.6, 0.3]), 1), second_class(torch.tensor([0.1]), 0)

@@ -1,4 +1,4 @@
-"""Metrics of removing patches step by step."""
+"""Metrics of the score while patches are removed step by step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.inputs import Curves
 
 _PETSIUK = "Petsiuk, Das and Saenko, BMVC 2018, arXiv 1806.07421"
-_CAVEAT = "a removed patch may look like something itself; it depends on the perturbation"
+_CAVEAT = "depends on the perturbation, as a removed patch may itself look like an object"
 
 
 class CurveMetric(Metric[Curves]):
-    """A metric of the curves of removal, (B, S) each."""
+    """Base of the metrics of removal curves, (B, S) each."""
 
     input_kind = "curves"
     perturbed = True
@@ -22,7 +22,7 @@ class CurveMetric(Metric[Curves]):
 
 
 class Deletion(CurveMetric):
-    """Deletion, by the trapezoidal rule.
+    """Deletion: area under the curve by the trapezoidal rule.
 
     Example:
         >>> import torch
@@ -37,18 +37,18 @@ class Deletion(CurveMetric):
     summary = "Area under the score while the most relevant patches are removed first."
     formula = "area under score(removed share), most relevant first"
     source = _PETSIUK
-    caveats = f"{_CAVEAT}; a score that any damage breaks is low for every order"
+    caveats = f"{_CAVEAT}; if any damage destroys the score, every order gets a low value"
 
     def values(self, curves: Curves) -> Tensor:
-        """From 0 to 1 for probabilities, (B,)."""
+        """Return values (B,), from 0 to 1 for probabilities."""
         return curves.areas()[0]
 
 
 class Insertion(CurveMetric):
-    """Insertion, by the trapezoidal rule.
+    """Insertion: area under the curve by the trapezoidal rule.
 
-    An image with the most relevant share f put back is one with the least relevant share 1 - f
-    removed, so this is the area under the curve of removing the least relevant first.
+    Putting back the most relevant share f gives the same image as removing the least relevant
+    share 1 - f. So this is the area under the curve that removes the least relevant patches first.
     """
 
     name = "insertion"
@@ -56,10 +56,10 @@ class Insertion(CurveMetric):
     summary = "Area under the score while the most relevant patches are put back first."
     formula = "area under score(inserted share), most relevant first"
     source = _PETSIUK
-    caveats = f"{_CAVEAT}; a score that one patch alone gives is high for many orders"
+    caveats = f"{_CAVEAT}; if one patch alone gives the score, many orders get a high value"
 
     def values(self, curves: Curves) -> Tensor:
-        """From 0 to 1 for probabilities, (B,)."""
+        """Return values (B,), from 0 to 1 for probabilities."""
         return curves.areas()[1]
 
 
@@ -68,44 +68,42 @@ class InsertionDeletion(CurveMetric):
 
     name = "insertion-deletion"
     higher_is_better = True
-    summary = (
-        "Insertion minus deletion: what the order is worth, whatever damage does to the score."
-    )
+    summary = "Insertion minus deletion, so that the damage common to all orders cancels."
     formula = "insertion - deletion; 0 for a random order"
     source = _PETSIUK
     caveats = _CAVEAT
 
     def values(self, curves: Curves) -> Tensor:
-        """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
+        """Return values (B,), from -1 to 1 for probabilities; 0 on average for a random order."""
         deletion, insertion = curves.areas()
         return insertion - deletion
 
 
 class AOPC(CurveMetric):
-    """Area over the perturbation curve; all steps count alike, the first (nothing removed) too."""
+    """Area over the perturbation curve; all steps have equal weight, also the unperturbed one."""
 
     name = "aopc"
     higher_is_better = True
-    summary = "Mean fall of the score over the steps, the most relevant patches removed first."
+    summary = "Mean drop of the score over the steps, with the most relevant patches removed first."
     formula = "mean over steps k of score(0) - score(k), most relevant first"
     source = "Samek et al., TNNLS 2017, arXiv 1509.06321"
-    caveats = f"{_CAVEAT}; with equal steps it orders explanations almost as deletion does"
+    caveats = f"{_CAVEAT}; with equal steps it ranks explanations almost as deletion does"
 
     def values(self, curves: Curves) -> Tensor:
-        """From -1 to 1 for probabilities, (B,)."""
+        """Return values (B,), from -1 to 1 for probabilities."""
         return (curves.morf[:, :1] - curves.morf).mean(1)
 
 
 class SRG(CurveMetric):
-    """Symmetric relevance gain; all steps count alike."""
+    """Symmetric relevance gain; all steps have equal weight."""
 
     name = "srg"
     higher_is_better = True
     summary = "Symmetric relevance gain: mean distance of the two curves over the steps."
     formula = "mean over steps of score(least removed first) - score(most removed first)"
     source = "Blücher, Vielhaben and Strodthoff, TMLR 2024, arXiv 2401.06654"
-    caveats = "with S equal steps it is insertion - deletion times (S - 1) / S, so it adds no rank"
+    caveats = "with S equal steps it is (insertion - deletion) (S - 1) / S, so it ranks the same"
 
     def values(self, curves: Curves) -> Tensor:
-        """From -1 to 1 for probabilities, (B,); 0 on average for a random order."""
+        """Return values (B,), from -1 to 1 for probabilities; 0 on average for a random order."""
         return (curves.lerf - curves.morf).mean(1)

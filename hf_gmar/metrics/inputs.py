@@ -1,4 +1,4 @@
-"""The measurements that metrics take: plain numbers, image by image."""
+"""The inputs of metrics: tensors with the measurements of each image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_gmar.errors import InputError
 
 
 class _Float64Fields:
-    """Fields are float64 on the CPU, whatever was given."""
+    """Base class that converts all fields to float64 on the CPU."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).copy().items():
@@ -27,7 +27,7 @@ class _Float64Fields:
         raise NotImplementedError
 
     def _require(self, fits: object, needed: str) -> None:
-        """An InputError that says what is needed and what came."""
+        """Raise an InputError with the needed and the received shapes unless the input fits."""
         if not fits:
             shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
             raise InputError(f"{type(self).__name__} needs {needed}; got {shapes}")
@@ -38,15 +38,15 @@ class Curves(_Float64Fields):
     """The score of the target while more and more patches are removed.
 
     Attributes:
-        fractions: share of the patches that is removed at each step, (S,), from 0 to 1, or to less
-            where the last patches can't be removed.
+        fractions: share of removed patches at each step, (S,), from 0 to 1, or to less if the
+            last patches can't be removed.
         morf: scores with the most relevant patches removed first, (B, S); NaN for an image that
             could not be measured.
         lerf: scores with the least relevant patches removed first, (B, S).
 
     Raises:
-        InputError: other shapes, infinite scores, or fractions that do not rise from 0 to 1 at
-            most.
+        InputError: other shapes, infinite scores, or fractions that do not increase from 0 to at
+            most 1.
 
     Example:
         >>> steps = torch.tensor([0.0, 0.5, 1.0])
@@ -59,7 +59,7 @@ class Curves(_Float64Fields):
     lerf: Tensor
 
     def areas(self) -> tuple[Tensor, Tensor]:
-        """Area under either curve, (B,) each, by the trapezoidal rule; by the last fraction."""
+        """Return the areas under both curves, (B,) each, with the last fraction scaled to 1."""
         steps = self.fractions / self.fractions[-1]
         return torch.trapezoid(self.morf, steps), torch.trapezoid(self.lerf, steps)
 
@@ -80,11 +80,11 @@ class Curves(_Float64Fields):
 
 @dataclass(frozen=True, eq=False)
 class ConfidenceChange(_Float64Fields):
-    """The score of the target for the whole image, and for what an explanation keeps of it.
+    """The target's score for the whole image, and for the patches that a map keeps.
 
     Attributes:
-        before: of the image as it is, (B,).
-        after: of what is kept, (B,); NaN for an image that could not be measured.
+        before: score of the whole image, (B,).
+        after: score of the kept patches, (B,); NaN for an image that could not be measured.
 
     Raises:
         InputError: other shapes, or infinite scores.
@@ -102,12 +102,12 @@ class ConfidenceChange(_Float64Fields):
 
 @dataclass(frozen=True, eq=False)
 class LocalizationInput(_Float64Fields):
-    """Maps, and where the object is that they are about.
+    """Maps, and the patches that the object covers.
 
     Attributes:
         maps: relevance of each patch, (B, rows, columns), finite.
-        cover: share of the area of each patch that is inside the object's mask, (B, rows,
-            columns), from 0 to 1. All 0: there is no mask, and nothing is defined.
+        cover: share of each patch's area inside the object's mask, (B, rows, columns), from 0 to
+            1. An image whose cover is all 0 has no mask, and its values are undefined.
 
     Raises:
         InputError: other shapes or values.

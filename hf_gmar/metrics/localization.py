@@ -1,4 +1,4 @@
-"""Metrics of where a map lies, for images whose objects have masks."""
+"""Metrics of localization: how much of a map lies on the object's mask."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hf_gmar.metrics.inputs import LocalizationInput
 from hf_gmar.metrics.patch_ranking import patch_order, unit_scaled
 
 INSIDE = 0.5
-"""A patch belongs to an object if so much of its area is inside the mask."""
+"""A patch belongs to an object if at least this share of its area is inside the mask."""
 
-_CAVEAT = "where the object is, not what the model looks at: context may be the true reason"
+_CAVEAT = "tells where the object is, not what the model uses, which may be the context"
 
 
 class LocalizationMetric(Metric[LocalizationInput]):
-    """A metric of maps and of the masks' cover of each patch."""
+    """Base of the metrics of maps and masks."""
 
     input_kind = "localization"
 
@@ -29,10 +29,10 @@ class LocalizationMetric(Metric[LocalizationInput]):
 
 
 class PointingGame(LocalizationMetric):
-    """Pointing game on patches, without the margin of Zhang et al.
+    """Pointing game on patches, without the tolerance margin of Zhang et al.
 
-    Ties go to the patch that comes first, as everywhere. Not defined for an image without a patch
-    that belongs to the object: at least half of its area is inside the mask.
+    A patch belongs to the object if at least half of its area is inside the mask. The metric is
+    not defined for an image without such a patch. Ties go to the first patch, row by row.
 
     Example:
         >>> maps, cover = torch.tensor([[[0.1, 0.9], [0.3, 0.2]], [[0.0, 0.6], [0.0, 1.0]]])
@@ -48,7 +48,7 @@ class PointingGame(LocalizationMetric):
     caveats = f"{_CAVEAT}; one patch decides, and a large object is easy to hit"
 
     def values(self, measured: LocalizationInput) -> Tensor:
-        """0 or 1, (B,)."""
+        """Return 0 or 1, (B,)."""
         inside = measured.cover.flatten(1) >= INSIDE
         first = patch_order(measured.maps)[:, :1]
         hit = inside.gather(1, first)[:, 0].double()
@@ -58,8 +58,8 @@ class PointingGame(LocalizationMetric):
 class RelevanceMass(LocalizationMetric):
     """Energy-based pointing game of Score-CAM.
 
-    Each patch counts with the share of its area that the mask covers. A constant map gives the
-    share of the image that the object has. Not defined without a mask.
+    Each patch counts by the share of its area that the mask covers. A constant positive map gives
+    the object's share of the image. Not defined without a mask.
 
     Example:
         >>> maps, cover = torch.tensor([[[1.0, 2.0], [-5.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
@@ -69,22 +69,22 @@ class RelevanceMass(LocalizationMetric):
 
     name = "relevance-mass"
     higher_is_better = True
-    summary = "Share of the positive relevance that is inside the mask; 0 if there is none at all."
+    summary = "Share of the positive relevance inside the mask; 0 if no relevance is positive."
     formula = "sum of positive relevance inside the mask / sum of all positive relevance"
     source = "Wang et al., CVPRW 2020, arXiv 1910.01279"
-    caveats = f"{_CAVEAT}; a map with a high floor loses, whatever its order"
+    caveats = f"{_CAVEAT}; a map with a high minimum scores low, whatever its ranking"
 
     def values(self, measured: LocalizationInput) -> Tensor:
-        """From 0 to 1, (B,)."""
+        """Return values from 0 to 1, (B,)."""
         return _mass_inside(measured)
 
 
 class AveragePrecision(LocalizationMetric):
     """Average precision without interpolation, on patches.
 
-    Patches of equal relevance are found at the same threshold, so their order makes no difference.
-    A constant map gives the share of the patches that belong to the object. Not defined where no
-    patch belongs to it: at least half of its area is inside the mask.
+    A patch belongs to the object if at least half of its area is inside the mask. The metric is
+    not defined for an image without such a patch. Patches of equal relevance share a threshold, so
+    their order makes no difference. A constant map gives the object's share of the patches.
 
     Example:
         >>> maps, cover = torch.tensor([[[0.9, 0.7], [0.7, 0.1]], [[1.0, 1.0], [0.0, 0.0]]])
@@ -95,30 +95,28 @@ class AveragePrecision(LocalizationMetric):
 
     name = "average-precision"
     higher_is_better = True
-    summary = (
-        "Average precision of the patches' ranking, with the object's patches as the right ones."
-    )
-    formula = "sum over thresholds of (recall gained) x precision, on patches"
+    summary = "Average precision of the patches' ranking, with the object's patches as positives."
+    formula = "sum over thresholds of (increase of recall) x precision, on patches"
     source = "Everingham et al., IJCV 2010, without interpolation"
-    caveats = f"{_CAVEAT}; its floor is the share of the image that the object has"
+    caveats = f"{_CAVEAT}; a constant map gets the object's share of the image"
 
     def values(self, measured: LocalizationInput) -> Tensor:
-        """From 0 to 1, (B,)."""
+        """Return values from 0 to 1, (B,)."""
         inside = (measured.cover >= INSIDE).flatten(1)
         values = [_ap(*pair) for pair in zip(measured.maps.flatten(1), inside, strict=True)]
         return torch.tensor(values, dtype=torch.float64)
 
 
 class MeanIoU(LocalizationMetric):
-    """Segmentation test, the mean over images (Chefer et al. sum areas over the data set).
+    """Segmentation test: mean IoU of object and background.
 
-    A patch is marked if its relevance is above the threshold. Overlaps are exact areas: of each
-    patch the share that the mask covers. The mean is over object and background of one image, then
-    over images. The lowest patch is never marked. Not defined without a mask.
+    A patch is foreground if its relevance is above the threshold; the lowest patch never is. Areas
+    are exact: each patch counts by the share that the mask covers. The values are averaged over
+    images, while Chefer et al. sum areas over the data set. Not defined without a mask.
 
     Args:
-        threshold: ``"mean"``, the mean of the map, as theirs; or a number from 0 to 1 (not
-            included) of the range from the lowest relevance to the highest.
+        threshold: ``"mean"``, the mean of the map, as in Chefer et al.; or a number >= 0 and < 1,
+            where 0 is the lowest relevance of the map and 1 the highest.
 
     Example:
         >>> maps, cover = torch.tensor([[[0.9, 0.7], [0.2, 0.1]], [[1.0, 0.5], [0.0, 0.0]]])
@@ -128,10 +126,10 @@ class MeanIoU(LocalizationMetric):
 
     name = "miou"
     higher_is_better = True
-    summary = "Mean of the overlaps of object and background, with the map cut at a threshold."
+    summary = "Mean IoU of object and background, with the map cut at a threshold."
     formula = "mean of IoU(object) and IoU(background), map cut at its mean or at `threshold`"
     source = "Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838"
-    caveats = f"{_CAVEAT}; the threshold decides as much as the order"
+    caveats = f"{_CAVEAT}; depends on the threshold as much as on the ranking"
 
     def __init__(self, threshold: float | Literal["mean"] = "mean") -> None:
         super().__init__()
@@ -144,34 +142,34 @@ class MeanIoU(LocalizationMetric):
         )
 
     def values(self, measured: LocalizationInput) -> Tensor:
-        """From 0 to 1, (B,)."""
+        """Return values from 0 to 1, (B,)."""
         if self.threshold == "mean":
-            marked = measured.maps > measured.maps.mean((1, 2), keepdim=True)
+            foreground = measured.maps > measured.maps.mean((1, 2), keepdim=True)
         else:
-            marked = unit_scaled(measured.maps) > self.threshold
-        overlaps = [_iou(marked, measured.cover), _iou(~marked, 1 - measured.cover)]
+            foreground = unit_scaled(measured.maps) > self.threshold
+        overlaps = [_iou(foreground, measured.cover), _iou(~foreground, 1 - measured.cover)]
         return torch.where(_has_mask(measured), torch.stack(overlaps).mean(0), torch.nan)
 
 
 class GridPointing(Metric[LocalizationInput]):
     """Grid pointing game.
 
-    Four images of different classes make one, and the map of one of the classes is right if it lies
-    in the cell of that class. A constant map gives a quarter.
+    A mosaic shows four images of different classes. The map of one class should lie in the cell of
+    that class. A constant positive map gives a quarter.
     """
 
     name = "grid-pointing"
     input_kind = "mosaic"
     higher_is_better = True
     summary = (
-        "Share of the positive relevance in the right cell of a mosaic; 0 if there is none at all."
+        "Share of the positive relevance in the right cell of a mosaic; 0 if none is positive."
     )
     formula = "sum of positive relevance in the right cell / sum of all positive relevance"
     source = "Böhle, Fritz and Schiele, CVPR 2021, arXiv 2104.00032"
-    caveats = "mosaics are no photos, and the cells share attention; a map of all classes gives 1/4"
+    caveats = "mosaics are no photos, and attention crosses cells; a map of all classes gives 1/4"
 
     def values(self, measured: LocalizationInput) -> Tensor:
-        """From 0 to 1, (B,)."""
+        """Return values from 0 to 1, (B,)."""
         return _mass_inside(measured)
 
 
@@ -187,14 +185,14 @@ def _has_mask(measured: LocalizationInput) -> Tensor:
 
 
 def _ap(relevance: Tensor, inside: Tensor) -> float:
-    """Average precision of the patches of one image, (P,) each; NaN if none is inside."""
+    """Return the average precision of the patches (P,) of one image; NaN if none is inside."""
     _, places, counts = (-relevance).unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, places, inside.double())
     precision = hits.cumsum(0) / counts.cumsum(0)
     return float((hits * precision).sum() / inside.sum())
 
 
-def _iou(marked: Tensor, cover: Tensor) -> Tensor:
-    """Overlap by union of areas, (B,)."""
-    both = (marked * cover).sum((1, 2))
-    return both / (marked + cover - marked * cover).sum((1, 2))
+def _iou(foreground: Tensor, cover: Tensor) -> Tensor:
+    """Return intersection over union of the areas, (B,)."""
+    intersection = foreground * cover
+    return intersection.sum((1, 2)) / (foreground + cover - intersection).sum((1, 2))

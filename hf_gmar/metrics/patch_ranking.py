@@ -1,4 +1,4 @@
-"""The order of the patches in a map, and which of them it keeps. One rule for ties everywhere."""
+"""The ranking of the patches in a map, and the patches that a map keeps; one rule for ties."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from hf_gmar.errors import InputError
 
 Form: TypeAlias = Literal["patches", "soft"]
 FORMS: tuple[Form, ...] = get_args(Form)
-"""How a map keeps patches: the best of them whole, or each by its relevance."""
+"""How a map keeps patches: the most relevant ones whole, or a share of each by its relevance."""
 
 
 def patch_order(relevance: Tensor) -> Tensor:
-    """The patches, most relevant first; the least relevant first is exactly its reverse.
+    """Sort the patches, most relevant first; "least relevant first" is exactly the reverse.
 
-    Ties go to the patch that comes first, row by row. Values are compared as float64 on the CPU, so
-    that equal maps give the same order on every machine.
+    Ties go to the first patch, row by row. Values are compared as float64 on the CPU, so equal
+    maps give the same order on every machine.
 
     Args:
-        relevance: a map (rows, columns), or (..., rows, columns) for several; finite.
+        relevance: one map (rows, columns) or several, (..., rows, columns); finite.
 
     Returns:
         Long tensor (rows * columns,), or (..., rows * columns), on the CPU: indices into the
         flattened map.
 
     Raises:
-        InputError: no such map, or values that are not finite.
+        InputError: the map has another shape, or values that are not finite.
 
     Example:
         >>> patch_order(torch.tensor([[0.1, 0.7, 0.1], [0.7, 0.0, 0.9]])).tolist()
@@ -40,23 +40,22 @@ def patch_order(relevance: Tensor) -> Tensor:
 
 
 def kept_patches(relevance: Tensor, keep: float = 0.5, form: Form = "patches") -> Tensor:
-    """Which patches of an image a map keeps.
+    """Return which patches of an image a map keeps.
 
     Args:
         relevance: a map (rows, columns), finite.
-        keep: share of the patches that stay in the form ``"patches"``, above 0 and at most 1,
-            rounded to whole patches (a half upwards), one at least.
+        keep: for ``"patches"``, the share of the patches that stay, above 0 and at most 1. It is
+            rounded to whole patches, halves upwards, and at least one patch stays.
         form: ``"patches"`` keeps the most relevant patches whole, in the order of
-            :func:`patch_order`. ``"soft"`` keeps of every patch the share that its relevance has
-            between the lowest of the map (0) and the highest (1); of a constant map, which prefers
-            no patch, nothing is kept.
+            :func:`patch_order`. ``"soft"`` keeps a share of every patch: its relevance, scaled so
+            that the map's lowest value is 0 and its highest is 1. A constant map keeps nothing.
 
     Returns:
         (rows, columns) on the CPU: bool for ``"patches"``, float64 from 0 to 1 for ``"soft"``.
 
     Raises:
-        InputError: no such map, or values that are not finite.
-        OptionError: an option outside its range.
+        InputError: the map has another shape, or values that are not finite.
+        OptionError: an option is outside its range.
 
     Example:
         >>> kept_patches(torch.tensor([[0.1, 0.7], [0.2, 0.3]]))
@@ -76,10 +75,10 @@ def kept_patches(relevance: Tensor, keep: float = 0.5, form: Form = "patches") -
 
 
 def kept_count(patches: int, keep: float) -> int:
-    """How many of so many patches are that share of them, one at least.
+    """Round a share of the patches to whole patches, at least one.
 
     Raises:
-        OptionError: a share outside its range.
+        OptionError: the share is outside its range.
 
     Example:
         >>> kept_count(64, 0.5), kept_count(15, 0.5), kept_count(4, 0.01)
@@ -89,7 +88,7 @@ def kept_count(patches: int, keep: float) -> int:
 
 
 def unit_scaled(relevance: Tensor) -> Tensor:
-    """A map (..., rows, columns) moved and scaled to reach from 0 to 1; zeros if it is constant.
+    """Scale a map (..., rows, columns) linearly to the range 0 to 1; zeros if it is constant.
 
     Example:
         >>> unit_scaled(torch.tensor([[-1.0, 1.0, 0.0]])).tolist()

@@ -1,4 +1,4 @@
-"""Sanity checks: a map fails if it stays the same for another class or other weights."""
+"""Sanity checks: a map fails if it is the same for another class or for other weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Similarity: TypeAlias = Literal["rank", "ssim"]
 
 
 class ClassSensitivity(ContextMetric):
-    """Class sensitivity; not defined for a constant map, or for a model with one class."""
+    """Class sensitivity; not defined for a constant map or a model with one class."""
 
     name = "class-sensitivity"
     higher_is_better = False
-    summary = "Rank correlation between the maps of the explained class and of another one."
+    summary = "Rank correlation between the maps of the explained class and of another class."
     formula = "Spearman correlation of map(target) and map(other class)"
     source = "Spearman, for maps as in Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
-    caveats = "random maps that are drawn for each class do well; two classes may share a reason"
+    caveats = "random maps drawn anew for each class score well; two classes may share evidence"
 
     def values(self, context: MetricContext) -> Tensor:
-        """From -1 to 1, (1,)."""
+        """Return the value from -1 to 1, (1,)."""
         if context.other_class is None:
             return one_value(torch.nan)
         return one_value(
@@ -37,24 +37,24 @@ class ClassSensitivity(ContextMetric):
 class ParameterRandomization(ContextMetric):
     """Cascading randomization of "Sanity Checks for Saliency Maps"; signed maps stay signed.
 
-    The weights of the head, then of each layer from the top, then below the layers are drawn anew,
-    all those above staying lost. After each stage the map is compared with that of the model as it
-    is. A map that stays does not show what was learnt.
+    The weights are randomized from the top down: the head, then each layer, then everything below
+    the layers. After each stage, the map is compared with the map of the original model. A map that
+    stays the same does not depend on what the model learned.
 
     Args:
-        similarity: ``"rank"`` is Spearman's correlation; ``"ssim"`` structural similarity of the
-            maps scaled to [0, 1], see :func:`ssim`.
-        stages: in how many stages the whole model is randomized.
-        seed: of the new weights, which are the same for all images.
+        similarity: ``"rank"`` is Spearman's correlation; ``"ssim"`` is the structural similarity
+            of the maps scaled to [0, 1], see :func:`ssim`.
+        stages: number of stages in which the whole model is randomized.
+        seed: seed of the new weights, which are the same for all images.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
     """
 
     name = "parameter-randomization"
     higher_is_better = False
-    summary = "How much of the map is left when the model's weights are lost, from the head down."
-    formula = "mean over stages of similarity(map, map after losing weights)"
+    summary = "How similar the map stays while the weights are randomized, from the head down."
+    formula = "mean over stages of similarity(map, map with randomized weights)"
     source = "Adebayo et al., NeurIPS 2018, arXiv 1810.03292"
-    caveats = "a map drawn anew for each model does best; one draw of new weights"
+    caveats = "a random map drawn anew for each model scores best; uses one draw of the new weights"
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ParameterRandomization(ContextMetric):
         self.seed = int(seed)
 
     def values(self, context: MetricContext) -> Tensor:
-        """From -1 to 1, (1,); over the stages where it is defined, NaN if there is none."""
+        """Return the mean over the stages where it is defined, from -1 to 1, (1,); else NaN."""
         if context.explain_randomized is None:
             return one_value(torch.nan)
         similarity = rank_similarity if self.similarity == "rank" else ssim
@@ -85,19 +85,19 @@ class ParameterRandomization(ContextMetric):
 
 
 def rank_similarity(left: Tensor, right: Tensor) -> float:
-    """Spearman's correlation of two maps (rows, columns); NaN if one is constant."""
+    """Return Spearman's correlation of two maps (rows, columns); NaN if a map is constant."""
     return float(rank_correlations([left[None], right[None]])[0, 1])
 
 
 def ssim(left: Tensor, right: Tensor) -> float:
-    """Structural similarity of two maps (rows, columns), each scaled to [0, 1] first.
+    """Return the structural similarity of two maps (rows, columns), each first scaled to [0, 1].
 
-    The mean over all windows of 7 x 7 patches (smaller where the map is) that lie in the map, all
-    patches of a window counting alike; constants 0.01 and 0.03 of the range.
+    The value is the mean over all windows of 7 x 7 patches that fit into the map; a smaller map
+    has smaller windows. The constants are 0.01 and 0.03 of the range.
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural
-    Similarity", IEEE TIP 2004, equation 13; with even weights in place of their Gaussian of 11
-    pixels, which would not fit into most maps of patches.
+    Similarity", IEEE TIP 2004, equation 13. All patches of a window have equal weight, because the
+    paper's Gaussian of 11 pixels would not fit into most maps.
 
     Example:
         >>> up = torch.arange(64.0).reshape(8, 8)
@@ -112,7 +112,7 @@ def ssim(left: Tensor, right: Tensor) -> float:
 
     mean_x, mean_y = mean(x), mean(y)
     var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
-    both = mean(x * y) - mean_x * mean_y
+    covariance = mean(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    above = (2 * mean_x * mean_y + c1) * (2 * both + c2)
-    return float((above / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())

@@ -1,4 +1,4 @@
-"""Metrics by name."""
+"""The registry of metrics."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ METRICS: Registry[Metric[Any]] = Registry(
         "head-ablation": "hf_gmar.metrics.head_ablation:HeadAblationArea",
     },
 )
-"""Metrics by the name that the command line, settings and results have."""
+"""Metrics by the name that the command line, settings and results use."""
 
 
 def register_metric(name: str, metric: type[Metric[Any]]) -> None:
-    """Make a metric of your own known by name in this process.
+    """Register a metric of your own by name, for this process.
 
-    A package makes its own known to every process by an entry point of the group
+    A package registers its metrics for every process by an entry point of the group
     ``hf_gmar.metrics``.
 
     Args:
-        name: lower-case letters, digits, dots, dashes and underscores; the metric's own ``name``.
+        name: lower-case letters, digits, dots, dashes and underscores; equal to ``metric.name``.
         metric: a subclass of :class:`~hf_gmar.metrics.Metric`.
 
     Raises:
-        OptionError: the name is taken or can't be typed, or it is no such class.
+        OptionError: the name is taken or malformed, or ``metric`` is no such class.
 
     Example:
         >>> from hf_gmar.metrics import Deletion
         >>> class Halved(Deletion):
         ...     name = "half-deletion"
-        ...     def values(self, found):
-        ...         return super().values(found) / 2
+        ...     def values(self, curves):
+        ...         return super().values(curves) / 2
         >>> register_metric("half-deletion", Halved)
         >>> METRICS.build("half-deletion").label
         'half-deletion'

@@ -1,4 +1,4 @@
-"""Metrics of small changes of the image: does the map tell what they do, and does it stay?"""
+"""Metrics of small changes of the image: infidelity and max-sensitivity."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _SAMPLES = range(1, 10_001)
 class Infidelity(ContextMetric):
     """Infidelity, definition 2.1, by ``captum.metrics.infidelity`` with ``normalize=True``.
 
-    The brightness of every patch is changed by a random amount, the same for all its pixels and
-    channels; the sum of relevance times change is compared with the fall of the score. Relevance is
-    multiplied by the one factor that fits best, so that a map counts by its proportions alone.
+    The brightness of every patch changes by a random amount, equal for all its pixels and channels.
+    The sum of relevance times change is compared with the drop of the score. The map is scaled by
+    the best-fitting factor, so only its proportions count.
 
     Args:
-        samples: random changes of each image.
-        noise: their standard deviation, in units of the model's input.
+        samples: number of random changes of each image.
+        noise: standard deviation of the changes, in units of the model's input.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
     """
 
     name = "infidelity"
     higher_is_better = False
-    summary = "How badly the map tells what small changes of the patches do to the score."
+    summary = "How badly the map predicts the score's response to small changes of the patches."
     formula = "mean over changes I of (c sum(relevance x I) - (score(x) - score(x - I)))^2, best c"
     source = _YEH
-    caveats = "in units of the score squared, so images where it hardly moves count little"
+    caveats = "in units of the squared score, so images whose score hardly changes count little"
 
     def __init__(self, samples: int = 10, noise: float = 0.2, images: int | None = None) -> None:
         super().__init__(images)
@@ -43,13 +43,13 @@ class Infidelity(ContextMetric):
         self.noise = check_positive("noise", noise)
 
     def values(self, context: MetricContext) -> Tensor:
-        """>= 0, (1,)."""
+        """Return the value >= 0, (1,)."""
         relevance, pixels = context.relevance(), context.pixels
         random = np.random.default_rng(context.seed)
 
         def perturb(images: Tensor) -> tuple[Tensor, Tensor]:
-            drawn = random.normal(0, self.noise, (len(images), *relevance.shape))
-            change = _on_pixels(torch.from_numpy(drawn), pixels)
+            noise = random.normal(0, self.noise, (len(images), *relevance.shape))
+            change = _on_pixels(torch.from_numpy(noise), pixels)
             return change, images - change.to(images)
 
         with torch.no_grad():
@@ -57,7 +57,7 @@ class Infidelity(ContextMetric):
                 lambda images: context.scores(images).double().cpu(),
                 perturb,
                 pixels,
-                # The best factor makes up for the number of pixels in a patch.
+                # The best-fitting factor also corrects for the number of pixels in a patch.
                 _on_pixels(relevance[None], pixels),
                 target=context.target,
                 n_perturb_samples=self.samples,
@@ -69,18 +69,18 @@ class Infidelity(ContextMetric):
 class MaxSensitivity(ContextMetric):
     """Max-sensitivity, by ``captum.metrics.sensitivity_max``.
 
-    The largest Euclidean distance between the map of the image and those of its noisy copies, by
-    the length of the former (by 1 if that is 0).
+    The largest Euclidean distance between the map of the image and the maps of its noisy copies,
+    divided by the norm of the image's map (by 1 if the norm is 0).
 
     Args:
-        samples: noisy copies.
-        radius: the noise is uniform between plus and minus this, in units of the model's input.
+        samples: number of noisy copies.
+        radius: the noise is uniform from -radius to radius, in units of the model's input.
         images: see :class:`~hf_gmar.metrics.base.Metric`.
     """
 
     name = "max-sensitivity"
     higher_is_better = False
-    summary = "How far the map moves, at most, when noise that no one sees is added to the image."
+    summary = "How far the map changes, at most, when invisible noise is added to the image."
     formula = "max over noisy copies y of length(map(y) - map(x)) / length(map(x))"
     source = _YEH
     caveats = "a map that never changes is best, whatever it shows"
@@ -92,15 +92,15 @@ class MaxSensitivity(ContextMetric):
         self.radius = check_positive("radius", radius)
 
     def values(self, context: MetricContext) -> Tensor:
-        """>= 0, (1,)."""
+        """Return the value >= 0, (1,)."""
         random = np.random.default_rng(context.seed)
 
         def perturb(images: Tensor, radius: float) -> Tensor:
-            drawn = random.uniform(-radius, radius, tuple(images.shape))
-            return images + torch.from_numpy(drawn).to(images)
+            noise = random.uniform(-radius, radius, tuple(images.shape))
+            return images + torch.from_numpy(noise).to(images)
 
         def explain(images: Any) -> Any:
-            # Captum gives the image itself as a tuple, and wants one back for a tuple alone.
+            # Captum passes the image itself as a tuple and expects a tuple for it alone.
             if isinstance(images, tuple):
                 return (context.relevance()[None],)
             return context.as_map(context.explain(images, context.target))[None]
@@ -117,9 +117,9 @@ class MaxSensitivity(ContextMetric):
 
 
 def _on_pixels(patches: Tensor, pixels: Tensor) -> Tensor:
-    """Each patch's number at all its pixels and channels, (K, channels, height, width)."""
+    """Repeat each patch's value over its pixels and channels, (K, channels, height, width)."""
     height, width = (
         size // count for size, count in zip(pixels.shape[2:], patches.shape[1:], strict=True)
     )
-    spread = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
-    return spread[:, None].expand(-1, pixels.shape[1], -1, -1)
+    pixel_values = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
+    return pixel_values[:, None].expand(-1, pixels.shape[1], -1, -1)

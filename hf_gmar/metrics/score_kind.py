@@ -1,4 +1,4 @@
-"""The scores that metrics see; the command line's help needs their names at once."""
+"""The kinds of score that metrics measure; the command line reads them without PyTorch."""
 
 from typing import Literal, TypeAlias
 

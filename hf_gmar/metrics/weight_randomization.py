@@ -1,4 +1,4 @@
-"""A model that loses its weights, from the head down, for the test of Adebayo et al."""
+"""Cascading randomization of a model's weights, from the head down (Adebayo et al.)."""
 
 from __future__ import annotations
 
@@ -24,32 +24,31 @@ from hf_gmar.errors import UnsupportedModelError
 
 
 class Cascade:
-    """A copy of a model whose topmost parts can have new weights.
+    """A copy of a model whose topmost parts can get random weights.
 
-    The parts are what is above the layers (norm, pooling, class head), then each layer from the top
-    down, then what is below them in the vision tower. New weights are normal numbers with the mean
-    and the standard deviation that each tensor had: a tensor whose values are all the same stays.
-    They are drawn once, on the CPU, by NumPy, and so are the same on every machine.
+    The parts are the modules above the layers (norm, pooling, class head), each layer from the top
+    down, and the vision tower below the layers. New weights are normal, with the mean and standard
+    deviation of the old tensor, so a constant tensor stays. NumPy draws them once on the CPU, so
+    they are the same on every machine.
 
-    The user's model is neither changed nor run. The copy shares its weights' memory with it and
-    has memory of its own for new weights alone.
+    The user's model is neither changed nor run. The copy shares the memory of its weights and
+    allocates memory for the new weights only.
 
     Source: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018 (arXiv 1810.03292),
-    cascading randomization. They draw from each layer's initialiser, which a trained model does not
-    tell.
+    cascading randomization. They draw from each layer's initializer, which a trained model lacks.
 
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
-        pixels: pixel values (B, channels, height, width): the copy runs once, to see which weights
-            are above the layers.
-        seed: of the new weights.
+        pixels: pixel values (B, channels, height, width); the copy runs once to find the weights
+            above the layers.
+        seed: seed of the new weights.
         readout: which tokens a class head of your own reads.
         **forward_kwargs: further keyword arguments that the model's forward names.
 
     Raises:
-        UnsupportedModelError: a model that can't be explained or copied, or whose layers can't be
-            told.
-        InputError, OptionError: inputs, a keyword or a seed that do not fit.
+        UnsupportedModelError: the model can't be explained or copied, or its layers can't be
+            found.
+        InputError, OptionError: the inputs, a keyword or the seed do not fit.
 
     Attributes:
         model: the copy.
@@ -72,7 +71,7 @@ class Cascade:
         check_option("seed", seed, range(2**32))
         self.seed = int(seed)
         with torch.inference_mode(False):
-            self.model: Any = _copied(model, readout)
+            self.model: Any = _copy(model, readout)
         adapter = ModelAdapter.of(self.model, readout)
         request = checked_request(adapter, pixels, None, forward_kwargs)
         with size_errors(adapter, request.inputs):
@@ -82,26 +81,26 @@ class Cascade:
 
     @property
     def parts(self) -> list[list[str]]:
-        """Names of the weights of each part, topmost first."""
+        """The names of the weights of each part, topmost part first."""
         return [list(part) for part in self._parts]
 
     def stages(self, count: int) -> list[int]:
-        """How many parts have lost their weights after each of so many even stages."""
+        """Return how many parts are randomized after each of ``count`` even stages."""
         check_option("stages", count, range(1, 1001))
         parts = len(self._parts)
         return sorted({max(1, round(parts * stage / count)) for stage in range(1, count + 1)})
 
     def randomize(self, parts: int) -> None:
-        """Give the topmost parts new weights and all others their old ones.
+        """Give the topmost parts their new weights, and all other parts their old weights.
 
         Raises:
-            OptionError: there are not so many parts.
+            OptionError: the model has fewer parts.
         """
         check_option("parts", parts, range(len(self._parts) + 1))
         for number in range(len(self._new), parts):
             random = np.random.default_rng([self.seed, number])
             with torch.inference_mode(False), torch.no_grad():
-                new = {name: _drawn_like(w, random) for name, w in self._old[number].items()}
+                new = {name: _draw_like(w, random) for name, w in self._old[number].items()}
             self._new.append(new)
         for number, part in enumerate(self._parts):
             values = self._new[number] if number < parts else self._old[number]
@@ -117,24 +116,23 @@ def randomized_models(
     readout: ReadoutSpec = None,
     **forward_kwargs: Any,
 ) -> Iterator[Any]:
-    """The copy of a model after each stage in which it loses weights, from the head down.
+    """Yield the copy of a model after each stage of randomization, from the head down.
 
-    It is one copy that goes on from stage to stage, so ask it before the next. See
-    :class:`Cascade`.
+    All stages change the same copy, so use it before taking the next item.
 
     Args:
-        model: as all arguments but ``stages``, see :class:`Cascade`.
-        pixels: see there.
-        stages: in how many stages the whole model is randomized.
-        seed: see there.
-        readout: see there.
-        **forward_kwargs: see there.
+        model: see :class:`Cascade`.
+        pixels: see :class:`Cascade`.
+        stages: number of stages in which the whole model is randomized.
+        seed: see :class:`Cascade`.
+        readout: see :class:`Cascade`.
+        **forward_kwargs: see :class:`Cascade`.
 
     Example:
         >>> from hf_gmar import load_model
         >>> model, pixels = load_model("bundled").model, torch.zeros(1, 3, 96, 96)
-        >>> for lost in randomized_models(model, pixels, stages=2):
-        ...     print(torch.equal(lost(pixels).logits, model(pixels).logits))
+        >>> for randomized in randomized_models(model, pixels, stages=2):
+        ...     print(torch.equal(randomized(pixels).logits, model(pixels).logits))
         False
         False
     """
@@ -144,12 +142,12 @@ def randomized_models(
         yield cascade.model
 
 
-def _copied(model: Any, readout: ReadoutSpec) -> Any:
+def _copy(model: Any, readout: ReadoutSpec) -> Any:
     adapter = ModelAdapter.of(model, readout)
     modules = adapter.modules()
-    # Locked: no other thread is changing its settings.
+    # The lock keeps other threads from changing the model's settings.
     with lock_models([*configs_of(adapter.vision_model), *modules]):
-        # Parameters of their own, on the same memory: deepcopy takes what its memo has.
+        # New parameters on the same memory; deepcopy reuses the objects in its memo.
         memo: dict[int, Any] = {
             id(weight): nn.Parameter(weight.detach(), requires_grad=weight.is_floating_point())
             for module in modules
@@ -165,14 +163,14 @@ def _copied(model: Any, readout: ReadoutSpec) -> Any:
 
 
 def _parts(adapter: ModelAdapter, request: ForwardRequest) -> list[dict[str, nn.Parameter]]:
-    """The weights by part, each once, by the name that they have in the model."""
+    """Assign each weight to one part, by its name in the model."""
     root, layers = adapter.modules()[0], layer_modules(adapter)
     weights = {name: w for name, w in root.named_parameters() if w.is_floating_point()}
     of_layers = [set(map(id, layer.parameters())) for layer in reversed(layers)]
     above = set(map(id, _above_layers(adapter, request, layers, list(weights.values()))))
     below = set(map(id, adapter.vision_model.parameters()))
     parts: list[dict[str, nn.Parameter]] = []
-    for ids in (above, *of_layers, below):  # each takes what those before it have left
+    for ids in (above, *of_layers, below):  # a weight belongs to the first part that has it
         parts.append({name: w for name, w in weights.items() if id(w) in ids})
         weights = {name: w for name, w in weights.items() if id(w) not in ids}
     return [part for part in parts if part]
@@ -184,7 +182,7 @@ def _above_layers(
     layers: list[nn.Module],
     weights: list[nn.Parameter],
 ) -> list[nn.Parameter]:
-    """Those weights that reach the scores by another way than through a layer."""
+    """Return the weights that influence the scores without passing through a layer."""
     with exclusive_eval(adapter), graph_enabled(), _cut_after(layers):
         scores = request.call(adapter)
         if not weights or not scores.requires_grad:
@@ -195,7 +193,7 @@ def _above_layers(
 
 @contextmanager
 def _cut_after(layers: list[nn.Module]) -> Iterator[None]:
-    """Inside, no gradient goes through a layer's output."""
+    """Stop the gradient at each layer's output inside the context."""
     with ExitStack() as stack:
         for layer in layers:
             handle = layer.register_forward_hook(lambda _module, _inputs, output: _cut(output))
@@ -209,9 +207,9 @@ def _cut(output: Any) -> Any:
     return output.detach() if isinstance(output, Tensor) else output
 
 
-def _drawn_like(weight: Tensor, random: np.random.Generator) -> Tensor:
-    """Normal numbers with the weight's mean and standard deviation."""
+def _draw_like(weight: Tensor, random: np.random.Generator) -> Tensor:
+    """Draw normal numbers with the weight's mean and standard deviation."""
     numbers = torch.from_numpy(random.standard_normal(tuple(weight.shape), dtype=np.float32))
     exact = weight.detach().cpu().double()
-    drawn = exact.mean() + exact.std(correction=0) * numbers.double()
-    return drawn.to(weight.device, weight.dtype)
+    new_weight = exact.mean() + exact.std(correction=0) * numbers.double()
+    return new_weight.to(weight.device, weight.dtype)

@@ -1,4 +1,4 @@
-"""Figures: overlays, grids, and figures of heads."""
+"""Figures: overlays, grids of methods, and figures of attention heads."""
 
 import lazy_loader as lazy
 

@@ -1,4 +1,4 @@
-"""The figure of a comparison: images down, methods across, one scale of colours."""
+"""The figure of a comparison: one row for each image, one column for each method."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from hf_gmar.visualization.overlay import (
 )
 
 # Inches.
-_ACROSS = 7  # methods in a band; more go on below, or the letters get too small to read
+_ACROSS = 7  # methods in one band; with more, the text would be too small to read
 _WIDTH = 1.75
 _GAP = 0.1
-_HEAD = 0.38  # above each band: what the methods cost, and one line for their names
+_HEAD = 0.38  # above each band: the methods' costs, and one line for their names
 _NAME = 0.17  # each further line of names
 _FOOT = 0.42  # below each image: its class and name
 _MARGIN = 0.2
 _BAR = 0.5
-_LINE = 0.165  # of the caption
+_LINE = 0.165  # height of a line of the caption
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class GridColumn:
     """One method in the figure.
 
     Attributes:
-        title: its name.
-        subtitle: what it costs, or anything else of one short line.
-        maps: relevance of each patch, (images, rows, columns); ``None`` if it failed.
-        reason: why it failed.
+        title: the method's name.
+        subtitle: one short line, for example the method's cost.
+        maps: relevance of each patch, (images, rows, columns); ``None`` if the method failed.
+        reason: why the method failed.
     """
 
     title: str
@@ -56,7 +56,7 @@ class GridColumn:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything goes, in inches from the top left corner."""
+    """The positions of all parts, in inches from the top left corner."""
 
     images: int
     across: int
@@ -82,7 +82,7 @@ class _Layout:
         return _LINE * (self.caption.count("\n") + 1) + _MARGIN
 
     def place(self, band: int, image: int, column: int) -> tuple[float, float]:
-        """The left and top edge of a cell; column 0 is the image."""
+        """Return the left and top edge of a cell; column 0 is the image."""
         top = _MARGIN + band * self.band + self.head + image * (self.cell + _FOOT)
         return _MARGIN + column * (_WIDTH + _GAP), top
 
@@ -93,16 +93,16 @@ def grid_figure(
     columns: Sequence[GridColumn],
     caption: str,
 ) -> Figure:
-    """Images down and methods across; more than seven methods go on in further bands below.
+    """Draw one row for each image and one column for each method, at most seven in a band.
 
-    Each map is divided by its largest absolute value, so that one scale of colours holds for all:
-    from 0 to 1, or from -1 to 1 if any map of the figure has negative values.
+    Each map is divided by its largest absolute value, so all maps share one colour scale: from 0
+    to 1, or from -1 to 1 if any map has negative values.
 
     Args:
-        pictures: B images of one shape, as far as the model saw them.
-        titles: what is written below each image.
+        pictures: B images of one shape, cropped to the part that the model saw.
+        titles: the text below each image.
         columns: the methods.
-        caption: what is written below everything.
+        caption: the text below the figure.
 
     Returns:
         A matplotlib figure without a window.
@@ -111,16 +111,16 @@ def grid_figure(
         >>> import torch
         >>> column = GridColumn("gmar", maps=torch.rand(1, 4, 4))
         >>> figure = grid_figure([Image.new("RGB", (32, 32))], ["cat"], [column], "")
-        >>> len(figure.axes)  # image, map, scale of colours
+        >>> len(figure.axes)  # image, map, colour scale
         3
     """
     layout = _layout(pictures, columns, caption)
     figure = Figure(figsize=(layout.width, layout.height))
     signed = any(is_signed(column.maps.numpy()) for column in columns if column.maps is not None)
     for band in range(layout.bands):
-        shown = columns[band * layout.across : (band + 1) * layout.across]
+        in_band = columns[band * layout.across : (band + 1) * layout.across]
         _draw_images(figure, layout, band, pictures, titles)
-        for number, column in enumerate(shown, 1):
+        for number, column in enumerate(in_band, 1):
             _draw_column(figure, layout, (band, number), column, pictures, signed)
     _draw_scale(figure, layout, signed)
     left, top = _MARGIN / layout.width, layout.below / layout.height
@@ -132,7 +132,7 @@ def _layout(
     pictures: Sequence[Image.Image], columns: Sequence[GridColumn], caption: str
 ) -> _Layout:
     bands = math.ceil(len(columns) / _ACROSS)
-    across = max(math.ceil(len(columns) / bands), 2)  # the scale and the caption need some width
+    across = max(math.ceil(len(columns) / bands), 2)  # room for the colour scale and the caption
     ratio = pictures[0].height / pictures[0].width
     cell = _WIDTH * min(max(ratio, 0.4), 2.5)
     width = (1 + across) * (_WIDTH + _GAP)
@@ -179,19 +179,19 @@ def _draw_column(
 
 
 def _draw_head(axes: Axes, layout: _Layout, column: GridColumn) -> None:
-    """The method's name, up to two lines, and below it what it costs."""
+    """Draw the method's name, in up to two lines, and its subtitle below."""
     middle, above = 0.5, 1 + 0.06 / layout.cell
-    words: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
-    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **words)
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
+    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **style)
     above += 0.15 / layout.cell if column.subtitle else 0
-    axes.text(middle, above, _title(column), fontsize=10, **words)
+    axes.text(middle, above, _title(column), fontsize=10, **style)
 
 
 _UNIT = (0, 1, 0, 1)
 
 
 def _draw_map(axes: Axes, picture: Image.Image, values: NDArray[np.float32], signed: bool) -> None:
-    # In grey, so that all colours are those of the scale.
+    # The image is grey, so that every colour comes from the map.
     axes.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255, aspect="auto", extent=_UNIT)
     colours, low = (SIGNED_COLOUR_MAP, -1) if signed else (COLOUR_MAP, 0)
     scaled = values / (np.abs(values).max() or 1)
@@ -205,8 +205,8 @@ def _draw_reason(axes: Axes, layout: _Layout, reason: str) -> None:
     for edge in axes.spines.values():
         edge.set_color("0.8")
     lines = max(int((layout.cell - 0.1) / 0.125), 2)
-    words = wrapped(f"failed: {reason}", 29, lines)
-    axes.text(0.5, 0.5, words, fontsize=7, color="0.25", ha="center", va="center")
+    text = wrapped(f"failed: {reason}", 29, lines)
+    axes.text(0.5, 0.5, text, fontsize=7, color="0.25", ha="center", va="center")
 
 
 def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
@@ -216,10 +216,10 @@ def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
     bar = figure.colorbar(mappable, cax=axes, orientation="horizontal")
     bar.set_ticks([low, 0, 1] if signed else [0, 1])
     axes.tick_params(labelsize=8)
-    meaning = "red: relevance, blue: against the class" if signed else "relevance"
-    words = f"{meaning}; 1 is the largest absolute value of each map"
-    words = wrapped(words, int((layout.width - 3.3) * 13))
-    axes.text(1.06, 0.5, words, fontsize=8.5, va="center", transform=axes.transAxes)
+    meaning = "relevance; red: for the class, blue: against it" if signed else "relevance"
+    text = f"{meaning}; 1 is the largest absolute value of each map"
+    text = wrapped(text, int((layout.width - 3.3) * 13))
+    axes.text(1.06, 0.5, text, fontsize=8.5, va="center", transform=axes.transAxes)
 
 
 def _cell(figure: Figure, layout: _Layout, place: tuple[int, int, int]) -> Axes:

@@ -1,4 +1,4 @@
-"""Figures about attention heads: numbers for each, maps of each, and what masking them does."""
+"""Figures of attention heads: importance, attention maps, and ablation curves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hf_gmar.visualization.overlay import (
     wrapped,
 )
 
-_TILE = 120  # pixels of the longer side of a head's map
+_TILE = 120  # length in pixels of the longer side of a head's map
 _GAP = 6  # pixels between maps
-_DOTS = 130  # pixels of the grid in an inch
-_MOST_NUMBERS = 300  # cells above which numbers in them can't be read
+_DOTS = 130  # pixels of the grid per inch
+_MOST_NUMBERS = 300  # with more cells, their numbers would be too small to read
 
 
 def importance_figure(
@@ -36,19 +36,19 @@ def importance_figure(
     caption: str = "",
     shares: bool = True,
 ) -> Figure:
-    """Layers by heads as a heatmap, top layer at the top.
+    """Draw the importance of layers by heads as a heatmap, top layer at the top.
 
-    The colours start at zero; those of effects are symmetric about it.
+    The colours of shares start at zero; the colours of signed effects are symmetric about zero.
 
     Args:
         mean: importance, (layers, H).
-        spread: its standard deviation over images, of the same shape; ``None`` for one image.
+        spread: standard deviation over images, (layers, H); ``None`` for one image.
         title: the explained class.
-        caption: one line below.
-        shares: whether the numbers are shares of their layer; else effects on the score, signed.
+        caption: one line below the figure.
+        shares: whether the numbers are shares of their layer, or else signed effects on the score.
 
     Returns:
-        A matplotlib figure without a window; with shares the colour bar marks 1/H, the even share.
+        A matplotlib figure without a window; the colour bar of shares marks the even share, 1/H.
 
     Example:
         >>> figure = importance_figure(np.full((3, 4), 0.25), None, "heart")
@@ -63,12 +63,12 @@ def importance_figure(
     if shares:
         _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
     else:
-        _heatmap(figure, axes[0], mean, "score lost without it, estimated", signed=True)
+        _heatmap(figure, axes[0], mean, "estimated loss of score without the head", signed=True)
     kind = "head importance" if shares else "effect of each head"
     axes[0].set_title(f"{kind}: {escape_dollars(title)}", fontsize=11)
     if spread is not None:
         _heatmap(figure, axes[1], spread, "standard deviation")
-        axes[1].set_title("spread over images", fontsize=11)
+        axes[1].set_title("variation over images", fontsize=11)
     figure.supxlabel(escape_dollars(caption), fontsize=9, color="0.35")
     return figure
 
@@ -91,7 +91,7 @@ def _heatmap(
         axis.set_major_locator(MaxNLocator(12, integer=True))
     if values.size <= _MOST_NUMBERS:
         for (layer, head), value in np.ndenumerate(values):
-            # Great values are bright where colours start at zero, and dark at both ends of signed.
+            # Large values are bright in the map from zero, and dark at both ends of the signed map.
             colour = "black" if (abs(value) > 0.65 * top) != signed else "white"
             text = f"{value:.2f}".replace("0.", ".", 1)
             axes.text(head, layer, text, ha="center", va="center", fontsize=7, color=colour)
@@ -110,14 +110,14 @@ def head_maps_figure(
     caption: str = "",
     view: ImageView | None = None,
 ) -> Figure:
-    """A grid of small maps over one image, layers by heads, top layer at the top.
+    """Draw a grid of head maps over one image, layers by heads, top layer at the top.
 
     Args:
         image: the original image.
         maps: (layers, H, rows, columns), from :func:`~hf_gmar.heads.head_methods.head_maps` for
-            one image. Each map's colours run from zero to its own maximum.
-        title: above the grid.
-        caption: one line below.
+            one image. Each map's colours run from zero to its maximum.
+        title: the text above the grid.
+        caption: one line below the figure.
         view: the part of the image that the patches cover; ``None`` is the whole image.
 
     Returns:
@@ -126,32 +126,32 @@ def head_maps_figure(
     Example:
         >>> import torch
         >>> figure = head_maps_figure(Image.new("RGB", (32, 24)), torch.rand(2, 3, 4, 4))
-        >>> len(figure.axes)  # the image, and all maps
+        >>> len(figure.axes)  # the image, and the grid of maps
         2
     """
     layers, heads = maps.shape[:2]
     grid = _grid(image, maps, view)
     across, down = grid.width / _DOTS, grid.height / _DOTS
     room = max(across, 2.6)  # the title must fit
-    note = "colours: zero to each map's own maximum"
+    note = "colours run from zero to the maximum of each map"
     if view is not None and view.unexplained:
         note += "; dark grey: not seen by the model"
-    words = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
-    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(words)), layout="constrained")
+    text = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
+    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(text)), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(shrink(image, 600)))
     plain.set_axis_off()
-    plain.set_anchor("N")  # at the top of a grid that may be much taller
+    plain.set_anchor("N")  # at the top, as the grid may be much taller
     plain.set_title("the image", fontsize=11)
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
     axes.set_title(escape_dollars(title), fontsize=11)
-    figure.supxlabel(f"{words}\n{note}" if words else note, fontsize=8, color="0.35")
+    figure.supxlabel(f"{text}\n{note}" if text else note, fontsize=8, color="0.35")
     return figure
 
 
 def _name_tiles(axes: Axes, width: float, height: float, heads: int, layers: int) -> None:
-    """Heads and layers beside the grid of their tiles, which are so many pixels each."""
+    """Label heads and layers beside the grid; ``width`` and ``height`` are pixels of a tile."""
     axes.set_xticks((np.arange(heads) + 0.5) * width, [str(head) for head in range(heads)])
     axes.set_yticks((np.arange(layers) + 0.5) * height, [str(n) for n in reversed(range(layers))])
     axes.tick_params(length=0)
@@ -161,7 +161,7 @@ def _name_tiles(axes: Axes, width: float, height: float, heads: int, layers: int
 
 
 def _grid(image: Image.Image, maps: Tensor, view: ImageView | None) -> Image.Image:
-    """All maps on small copies of the image, as one picture."""
+    """Draw all maps on small copies of the image, as one picture."""
     shrunk = shrink(image, _TILE)
     view = _scaled(view or ImageView.whole(image), shrunk)
     layers, heads = maps.shape[:2]
@@ -176,7 +176,7 @@ def _grid(image: Image.Image, maps: Tensor, view: ImageView | None) -> Image.Ima
 
 
 def _scaled(view: ImageView, image: Image.Image) -> ImageView:
-    """The same part of a smaller copy of the image."""
+    """Scale the view to a smaller copy of the image."""
     down, across = image.height / view.size[0], image.width / view.size[1]
     top, left, bottom, right = view.box
     box = top * down, left * across, bottom * down, right * across
@@ -190,13 +190,13 @@ _MARKS = ("o", "s", "^")
 def ablation_figure(
     fractions: Array, bands: Mapping[str, Interval], images: int, caption: str = ""
 ) -> Figure:
-    """Mean score of the target over the share of heads that is masked, with 95 % bands.
+    """Draw the target's mean score against the share of masked heads, with 95 % bands.
 
     Args:
         fractions: share of masked heads, (steps,).
         bands: mean curve and band of each order, each (steps,).
-        images: how many images the means are of.
-        caption: one line below.
+        images: number of images.
+        caption: one line below the figure.
 
     Returns:
         A matplotlib figure without a window.
@@ -214,7 +214,7 @@ def ablation_figure(
         axes.fill_between(fractions, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     axes.set(xlabel="share of heads masked", ylabel="score of the target (logit)", xlim=(0, 1))
     axes.set_title(f"masking heads, {images} image{'s' if images > 1 else ''}", fontsize=11)
-    note = "means over the images; bands: 95 %, by bootstrap" if images > 1 else ""
+    note = "means over images with 95 % bootstrap bands" if images > 1 else ""
     caption = "\n".join(wrapped(part, 95) for part in (caption, note) if part)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

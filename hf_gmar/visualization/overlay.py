@@ -23,15 +23,15 @@ from hf_gmar.errors import InputError
 from hf_gmar.models.image_view import ImageView
 
 COLOUR_MAP = "inferno"
-"""Colours from zero to the greatest value."""
+"""Colour map of maps without negative values."""
 
 SIGNED_COLOUR_MAP = "RdBu_r"
-"""Colours of maps with negative values: blue below zero, white at zero, red above."""
+"""Colour map of maps with negative values: blue below zero, white at zero, red above."""
 
 OPACITY = 0.6
-"""Of a heatmap over its image."""
+"""Opacity of a heatmap over its image."""
 
-_DIMMED = 0.4  # how bright the grey is where nothing is explained
+_DIMMED = 0.4  # brightness of the grey outside the explained part
 _DOTS = 150  # per inch
 
 _Edges: TypeAlias = tuple[float, float, float, float]
@@ -44,15 +44,14 @@ def overlay_figure(
     caption: str = "",
     view: ImageView | None = None,
 ) -> Figure:
-    """The image, and the image under its heatmap, side by side.
+    """Draw the image beside a copy of it under its heatmap.
 
     Args:
         image: the original image, of any size.
-        patches: relevance of each patch, (rows, columns). The colours start at zero; where a value
-            is negative, they run as far below zero as above it, with blue for what speaks against
-            the class.
+        patches: relevance of each patch, (rows, columns). The colours start at zero. If a value is
+            negative, they are symmetric about zero, and blue marks evidence against the class.
         title: the explained class, for example with its probability.
-        caption: one line below the picture.
+        caption: one line below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
             hatched as not seen by the model. ``None`` is the whole image.
 
@@ -60,7 +59,7 @@ def overlay_figure(
         A matplotlib figure without a window; ``save_figure`` writes it.
 
     Raises:
-        InputError: the view is of an image of another size.
+        InputError: the view and the image have different sizes.
 
     Example:
         >>> import torch
@@ -85,19 +84,19 @@ def overlay_figure(
 
 
 def overlay_image(image: Image.Image, heatmap: Tensor) -> Image.Image:
-    """The image under its heatmap, pixel for pixel, without axes or text.
+    """Draw the image under its heatmap, pixel for pixel, without axes or text.
 
     Args:
         image: the original image.
-        heatmap: relevance on the image's own pixels, (height, width), NaN where nothing is
-            explained, from ``ImageView.project``. The colours run from zero to its maximum; if a
-            value is negative, from minus to plus its largest absolute value.
+        heatmap: relevance of each pixel, (height, width), from ``ImageView.project``; NaN outside
+            the explained part. The colours run from zero to the maximum; if a value is negative,
+            from minus to plus the largest absolute value.
 
     Returns:
-        An RGB image of the same size; dark grey where nothing is explained.
+        An RGB image of the same size; dark grey outside the explained part.
 
     Raises:
-        InputError: the heatmap has another size than the image.
+        InputError: the heatmap and the image have different sizes.
 
     Example:
         >>> import torch
@@ -118,9 +117,9 @@ def overlay_image(image: Image.Image, heatmap: Tensor) -> Image.Image:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, 150 dots per inch, all or nothing."""
+    """Write a figure as a PNG with 150 dots per inch; an error leaves no partial file."""
     with whole_file(path) as part, warnings.catch_warnings():
-        # A letter that the font lacks becomes a box; the label is in the numbers as well.
+        # A letter that the font lacks is drawn as a box; the saved numbers have the full label.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(part, dpi=_DOTS, format="png")
 
@@ -134,24 +133,24 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
 
 
 def wrapped(text: str, width: int, lines: int = 3) -> str:
-    """Wrap a label to at most so many lines."""
-    room = lines * width - 2  # a word without an end would leave nothing but the mark of the rest
+    """Wrap a label to at most ``lines`` lines, and escape its dollar signs."""
+    room = lines * width - 2  # a longer word would be replaced by the ellipsis as a whole
     words = [word if len(word) <= room else f"{word[: room - 1]}…" for word in text.split()]
     filled = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
     return escape_dollars(filled)
 
 
 def escape_dollars(text: str) -> str:
-    """A label is text: "$" must not start a formula."""
+    """Escape "$" in a label, so that matplotlib does not read a formula."""
     return text.replace("$", r"\$")
 
 
 def _layout(
     image: Image.Image, title: str, caption: str, legend: bool
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with its texts, and empty axes for the image, the overlay and the colour bar."""
+    """Make a figure with its texts, and empty axes for the image, overlay and colour bar."""
     ratio = image.width / image.height
-    width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every shape
+    width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every aspect ratio
     height = width / ratio
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
     title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
@@ -170,40 +169,40 @@ def _layout(
 
 
 def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Add axes at a place in inches: matplotlib's layouts leave pictures no room for a title."""
+    """Add axes at a place in inches; matplotlib's layouts leave no room for a title."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / down, width / across, height / down))
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
-    """A copy in RGB that is at most so many pixels wide and high."""
+    """Make an RGB copy that is at most ``side`` pixels wide and high."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     return small
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    small = shrink(image, 1500)  # more than the figure has dots for
+    small = shrink(image, 1500)  # more pixels than the figure can show
     axes.imshow(np.asarray(small), extent=_extent(0, 0, image.height, image.width))
     axes.set_axis_off()
 
 
 def _extent(top: float, left: float, bottom: float, right: float) -> _Edges:
-    """As matplotlib wants it: the first pixel's centre is at 0."""
+    """Convert edges to matplotlib's extent, where the first pixel's centre is at 0."""
     return left - 0.5, right - 0.5, bottom - 0.5, top - 0.5
 
 
 def is_signed(values: NDArray[np.float32]) -> bool:
-    """Whether any value is negative, so that zero needs a colour of its own."""
+    """Return whether any value is negative, so that the colours must be symmetric."""
     return bool((values < 0).any())
 
 
 def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
-    """The colour map of these values, and the values at its two ends."""
-    top = float(np.abs(values).max(initial=0)) or 1  # zeros must look like zeros
+    """Return the colour map for the values, and the values at its two ends."""
+    top = float(np.abs(values).max(initial=0)) or 1  # a map of zeros must look like zeros
     if is_signed(values):
         return SIGNED_COLOUR_MAP, -top, top
-    return COLOUR_MAP, 0, top  # from zero, for a flat map must look flat
+    return COLOUR_MAP, 0, top  # the colours start at zero, so that a flat map looks flat
 
 
 def draw_map(
@@ -215,7 +214,7 @@ def draw_map(
 
 
 def _hatch_unseen(axes: Axes, view: ImageView) -> None:
-    """Cover what is outside of the view's box."""
+    """Hatch the part of the image outside the view."""
     top, left, bottom, right = view.box
     height, width = view.size
     whole = _rectangle(0, 0, height, width)
@@ -240,7 +239,7 @@ def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
 
 
 def _to_colours(values: NDArray[np.float32]) -> Image.Image:
-    """The values in their colour map, as 256 colours."""
+    """Convert the values to an RGB image with 256 colours of their colour map."""
     colours, low, high = _scale(values)
     scaled = np.clip((values - low) / (high - low), 0, 1)
     picture = Image.fromarray((scaled * 255).round().astype(np.uint8))

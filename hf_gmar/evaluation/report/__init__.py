@@ -1,1 +1,1 @@
-"""From the rows of an evaluation to a summary, and to a report that people read."""
+"""Summarizes the rows of an evaluation and writes the report."""

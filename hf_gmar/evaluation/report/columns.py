@@ -1,4 +1,4 @@
-"""The values and curves in the rows of an evaluation, in whatever order the rows come."""
+"""Collects the values and curves in the rows of an evaluation, independent of their order."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Columns:
     """The content of the rows.
 
     Attributes:
-        values: of each image by its index, by label of the measure and of the method.
-        curves: the fractions and scores of each image by its index, (2, steps).
-        explained: indices of the images that a method explained.
-        methods: all that occur, also those that always failed.
-        failures: reasons by index of the image and method.
-        keys: names of the images that are broken or where a method failed.
+        values: values by image index, for each measure and method.
+        curves: fractions and scores, (2, steps), by image index, for each curve.
+        explained: indices of the images that at least one method explained.
+        methods: all methods in the rows, including methods that always failed.
+        failures: reasons by image index and method.
+        keys: names of the images that are broken or on which a method failed.
     """
 
     values: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Columns:
         """Read each row once.
 
         Raises:
-            InputError: a row without an index or a method, or two rows that contradict each other.
+            InputError: a row lacks an index or a method, or two rows contradict each other.
         """
         columns = cls()
         for row in rows:
@@ -60,16 +60,16 @@ class Columns:
         return columns
 
     def matrix(self, measure: str, methods: Iterable[str]) -> Array:
-        """The values of a measure, (images, methods), NaN where there is none."""
+        """Return the values of a measure, (images, methods), NaN for missing values."""
         columns = [self.values.get((measure, method), {}) for method in methods]
         images = sorted(self.explained)
         return np.array([[column.get(image, np.nan) for column in columns] for image in images])
 
     def curve(self, key: CurveKey) -> tuple[Array, Array] | None:
-        """The fractions of a curve, (steps,), and its scores, (images, steps), or NaN.
+        """Return the fractions of a curve, (steps,), and its scores, (images, steps), or NaN.
 
-        Where fractions differ between images, because their patches do, they are those of the
-        first image, and scores between are on the straight line from one to the next.
+        The fractions are those of the first image. If another image has other fractions, because
+        its number of patches differs, its scores are interpolated linearly.
         """
         curves = self.curves.get(key)
         if curves is None:
@@ -83,7 +83,7 @@ class Columns:
         return fractions, np.stack(scores)
 
     def failed(self) -> tuple[Failure, ...]:
-        """The failures that did not succeed when they were tried again."""
+        """Return the failures that no other row corrects."""
         return tuple(
             Failure(image, self.keys[image], method, self.failures[image, method])
             for image, method in sorted(self.failures, key=lambda place: (place[0], place[1] or ""))
@@ -94,7 +94,7 @@ class Columns:
 
     def _add_failure(self, row: Mapping[str, Any]) -> None:
         place, reason = (row["index"], row["method"]), " ".join(str(row["error"]).split())
-        # Of two, the same one is kept whichever came first.
+        # The minimum makes the choice between two reasons independent of their order.
         self.failures[place] = min(reason, self.failures.get(place, reason))
         key = str(row.get("key", row["index"]))
         self.keys[row["index"]] = min(key, self.keys.get(row["index"], key))
@@ -139,12 +139,12 @@ def _check(row: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """A value that a mean can be taken of; ``None`` and what is not finite count as undefined."""
+    """Return whether the value is a finite number; other values count as undefined."""
     return value is not None and math.isfinite(value)
 
 
 def _set(column: dict[int, Value], index: int, value: Value, name: str) -> None:
-    """Add the value of an image; an InputError if there is another one."""
+    """Add the value of an image; raise an InputError if a row gave a different value."""
     if index in column and not np.array_equal(column[index], value):
         raise InputError(
             f"two rows of image {index} give different values for {name}; the rows must be of one "

@@ -18,7 +18,7 @@ from hf_gmar.visualization.overlay import wrapped
 
 _PANELS = 5  # curves side by side
 _FORESTS = 4  # measures side by side
-_NAME = 28  # letters of a method in a line
+_NAME = 28  # letters of a method's name in one line
 _RED, _BLUE, _GREY = "#c1272d", "#0072b2", "0.45"
 
 _ORDERS = {
@@ -35,11 +35,9 @@ _VERDICTS = {
 
 
 def curves_figure(results: Results, perturbation: str) -> Figure:
-    """The target's mean score while patches are removed: one panel for each method.
+    """Draw the target's mean score while patches are removed, with one panel for each method.
 
-    Two curves each, with 95 % bands; where there is a baseline, its curves are in the other panels
-    too, as dashed lines.
-
+    A panel has two curves with 95 % bands, and the curves of the baseline as dashed lines.
     """
     curves = [curve for curve in results.curves if curve.perturbation == perturbation]
     known = {curve.method for curve in curves}
@@ -52,7 +50,7 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
         _draw_curves(panel, curves, method, results.baseline)
         panel.set_title(wrapped(method, _NAME, 2), fontsize=9)
     for panel in panels[max(len(methods) - across, 0) : len(methods)]:
-        panel.tick_params(labelbottom=True)  # also where the row below has no panel
+        panel.tick_params(labelbottom=True)  # even if the row below has no panel in this column
     score = str(results.settings.get("score", "score"))
     figure.supxlabel("share of patches removed", fontsize=9)
     figure.supylabel(wrapped(f"{score} of the explained class, mean and 95 %", 60, 1), fontsize=9)
@@ -62,7 +60,7 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
 
 def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: str | None) -> None:
     for curve in curves:
-        colour, words = _ORDERS[curve.order]
+        colour, order_label = _ORDERS[curve.order]
         if curve.method == baseline != method:
             dashed = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "alpha": 0.8}
             panel.plot(curve.fractions, curve.mean, **dashed)  # type: ignore[arg-type]
@@ -70,7 +68,7 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
             panel.plot([], [], label=label, **dashed | {"color": _GREY})  # type: ignore[arg-type]
         if curve.method != method:
             continue
-        panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=words)
+        panel.plot(curve.fractions, curve.mean, color=colour, linewidth=1.5, label=order_label)
         if curve.low is not None and curve.high is not None:
             panel.fill_between(
                 curve.fractions, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
@@ -82,10 +80,10 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
 
 
 def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
-    """Paired differences to the baseline with 95 % intervals: one panel for each measure.
+    """Draw paired differences to the baseline with 95 % intervals, one panel for each measure.
 
-    The baseline was measured, and the measures have differences. Filled marks are differences that
-    count after Holm's correction.
+    The baseline must be evaluated, and each measure must have differences. Filled marks are
+    significant after Holm's correction.
     """
     methods = [name for name in results.methods if name != results.baseline]
     across = min(len(measures), _FORESTS)
@@ -96,8 +94,8 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
         _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])
-        words = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
-        panel.set_title(words.strip(), fontsize=9)
+        title = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
+        panel.set_title(title.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
     baseline = wrapped(str(results.baseline), 60, 1)
@@ -111,12 +109,12 @@ def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
     for place, item in enumerate(differences):
         if item is None:
             continue
-        colour, words = _VERDICTS[item.verdict]
+        colour, label = _VERDICTS[item.verdict]
         if item.low is not None and item.high is not None:
             panel.plot([item.low, item.high], [place, place], color=colour, linewidth=1.4)
         face = "white" if item.verdict == "no difference" else colour
         style = {"markersize": 4.5, "markerfacecolor": face, "color": colour, "linestyle": "none"}
-        panel.plot([item.mean], [place], marker="o", label=words, **style)  # type: ignore[arg-type]
+        panel.plot([item.mean], [place], marker="o", label=label, **style)  # type: ignore[arg-type]
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     panel.xaxis.get_offset_text().set_fontsize(7.5)
@@ -125,28 +123,28 @@ def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
 
 
 def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure:
-    """Images down, methods across, as far as a method has a map of any of them.
+    """Draw one row for each image and one column for each method with at least one map.
 
-    Examples whose grid of patches is another than the first one's are left out.
+    Examples whose patch grid differs from the first example's are left out.
     """
     shape = next(iter(examples[0].maps.values())).shape
-    shown = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
-    failed = torch.full(shape, torch.nan)  # without a colour
+    chosen = [item for item in examples if {m.shape for m in item.maps.values()} == {shape}]
+    failed = torch.full(shape, torch.nan)  # NaN is drawn without a colour
     columns = []
     for name in results.methods:
-        if any(name in item.maps for item in shown):
-            maps = [item.maps.get(name, failed).detach().float().cpu() for item in shown]
+        if any(name in item.maps for item in chosen):
+            maps = [item.maps.get(name, failed).detach().float().cpu() for item in chosen]
             columns.append(GridColumn(name, maps=torch.stack(maps)))
     caption = (
-        "Each map is divided by its own largest absolute value: compare where the colours are, not "
-        "how strong they are. An image in plain grey: the method failed on it."
+        "Each map is divided by its largest absolute value: compare the places of the colours, not "
+        "their strength. If an image is plain grey, the method failed on it."
     )
-    pictures, titles = [item.picture for item in shown], [item.title for item in shown]
+    pictures, titles = [item.picture for item in chosen], [item.title for item in chosen]
     return grid_figure(pictures, titles, columns, caption)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes], used: int) -> None:
-    """Each mark once, above all panels; those that are not used are hidden."""
+    """Draw a legend with each mark once above all panels, and hide unused panels."""
     for panel in panels[used:]:
         panel.set_axis_off()
     marks: dict[str, Artist] = {}

@@ -13,37 +13,35 @@ from hf_gmar.evaluation.report.results import ALPHA, Measure, Results
 from hf_gmar.evaluation.report.statistics import FLIPS
 from hf_gmar.evaluation.report.tables import Text, differences, legend, markdown_table, means, plain
 
-_LISTED = 20  # broken images that are named in the page; the summary has all
-_FEW = 20  # images below which intervals are said to be rough
+_LISTED = 20  # broken images that the page names; the summary names all
+_FEW = 20  # with fewer images, the page warns about the intervals
 
 LIMITS = (
     (
-        "Intervals and p-values say how far the means could be off because these images were "
-        "drawn and not others. They say nothing of other models, other data, other options or "
-        "another seed."
+        "Intervals and p-values cover the random choice of these images. They do not cover other "
+        "models, data, options or seeds."
     ),
     (
-        "P-values are corrected for the number of methods within one measure, not for the "
-        "number of measures. Among many measures one will stand out by chance."
+        "P-values are corrected for the number of methods within one measure, but not for the "
+        "number of measures. Among many measures, some differences will be due to chance."
     ),
-    "A mean in bold is the best one. It need not differ from the next.",
-    "“No difference” means that none was found in these images, not that there is none.",
+    "The mean in bold is the best mean. It may not differ significantly from the second best.",
+    "“No difference” means that no difference was found in these images. One may still exist.",
     (
-        "An image with patches removed is none that the model was trained on. What its score "
-        "says depends on how patches are removed: trust an order of methods more where it is "
-        "the same under several perturbations."
-    ),
-    (
-        "Faithful to the model is not the same as on the object. A model may well look at "
-        "something else, and an explanation that says so is right and scores low on "
-        "localisation."
+        "The model was not trained on images with removed patches, and their scores depend on "
+        "the perturbation. A ranking of methods is more reliable if several perturbations give "
+        "the same ranking."
     ),
     (
-        "Means of one measure can be of different images where a method failed or the measure "
-        "was not defined. The differences are of images that both methods have."
+        "Localisation is not faithfulness. A model may use something other than the object. A "
+        "faithful map then shows this and scores low on localisation."
+    ),
+    (
+        "If a method failed or a measure was undefined on some images, the means of one measure "
+        "are over different images. Differences use only images that both methods have."
     ),
 )
-"""What the numbers do not say."""
+"""The limits of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Picture:
     """A figure in the page.
 
     Attributes:
-        group: the heading below which it stands; a heading of its own if there is none such.
-        file: its name beside the page.
-        caption: what it shows, for those who can't see it too.
+        group: the heading above the figure; a new heading unless it exists.
+        file: the name of the file beside the page.
+        caption: a description of the figure, also used as its alternative text.
         draw: makes the figure.
     """
 
@@ -64,7 +62,7 @@ class Picture:
 
 
 def page(results: Results, pictures: Sequence[Picture] = ()) -> str:
-    """The report: what was measured, tables, pictures, failures, limits, settings."""
+    """Write the report: overview, tables, figures, failures, limits, settings."""
     parts = [
         "# Evaluation of explanations",
         *_facts(results),
@@ -105,22 +103,22 @@ _VALUES = {
 def _how_to_read(results: Results) -> Iterator[str]:
     yield "## How to read the tables"
     yield (
-        "Each number is a mean over images; n is how many. In brackets is its 95 % interval: the "
-        "percentile bootstrap over images. An arrow says which direction is better, and bold marks "
-        f"the best mean. {plain('–')} stands where there is no value."  # noqa: RUF001
+        "Each number is a mean over n images, with its 95 % interval in brackets (percentile "
+        "bootstrap over images). An arrow shows which direction is better, and bold marks the best "
+        f"mean. {plain('–')} means that there is no value."  # noqa: RUF001
     )
     if results.baseline is None:
         return
     yield (
-        "Differences are taken image by image, a method's value minus the baseline's, over the "
-        "images that have both. Marks say whether that difference is more than chance: "
-        f"{plain(legend(results.baseline))}. △ and ▽ are higher and lower where neither direction "
-        "is better. The p-values are of a two-sided sign-flip permutation test, of all flips or "
-        f"{FLIPS:,} random ones, after Holm's correction over the methods of one measure. They are "
-        "in `summary.json`."
+        "A difference is the method's value minus the baseline's value on the same image, averaged "
+        "over the images that have both values. Marks show significant differences: "
+        f"{plain(legend(results.baseline))}. △ and ▽ mean higher and lower if neither direction is "
+        "better. The p-values are of a two-sided sign-flip permutation test with all flips or "
+        f"{FLIPS:,} random flips, after Holm's correction over the methods of one measure. They "
+        "are in `summary.json`."
     )
     if results.baseline not in results.methods:
-        yield f"There are no rows of the baseline {plain(results.baseline)}, so no differences."
+        yield f"There are no differences, as the baseline {plain(results.baseline)} has no rows."
 
 
 def _groups(results: Results, pictures: Sequence[Picture]) -> Iterator[str]:
@@ -143,9 +141,9 @@ def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
         heads, rows = differences(results, compared)
         yield f"### Differences to {plain(str(results.baseline))}"
         yield markdown_table(["method", *heads], rows)
-    lacking = [plain(measure.title) for measure in measures if measure not in compared]
-    if lacking and results.baseline in results.methods and len(results.methods) > 1:
-        yield f"Not compared, for want of images with both values: {', '.join(lacking)}."
+    missing = [plain(measure.title) for measure in measures if measure not in compared]
+    if missing and results.baseline in results.methods and len(results.methods) > 1:
+        yield f"Not compared, because no image has both values: {', '.join(missing)}."
 
 
 def _failures(results: Results) -> Iterator[str]:
@@ -163,7 +161,7 @@ def _failures(results: Results) -> Iterator[str]:
         )
     if broken:
         yield "## Images that could not be measured"
-        yield f"{len(broken)} are in none of the numbers."
+        yield f"The numbers do not include these images ({len(broken)})."
         lines = [f"- {plain(item.key)}: {plain(item.reason)}" for item in broken[:_LISTED]]
         if more := len(broken) - len(lines):
             lines.append(f"- and {more} more, in `summary.json`")
@@ -174,21 +172,21 @@ def _limits(results: Results) -> Iterator[str]:
     counts = [cell.images for cell in results.cells if cell.images]
     if counts and min(counts) < _FEW:
         yield (
-            f"Some means are of fewer than {_FEW} images. The intervals of so few are too narrow, "
-            "and a difference has to be large to be found."
+            f"Some means are over fewer than {_FEW} images. Their intervals are too narrow, and "
+            "only large differences can be significant."
         )
     others = len(results.methods) - 1
     few = [count for count in counts if 2.0 ** (1 - count) * others >= ALPHA]
     if results.baseline is not None and few:
         yield (
-            f"No difference can count as one where a measure has {max(few)} images or fewer: with "
-            f"{others} methods to correct for, the smallest p-value there is too large."
+            f"With {max(few)} images or fewer, no difference can be significant: after the "
+            f"correction for {others} methods, the smallest possible p-value is too large."
         )
     yield from LIMITS
 
 
 def _name(setting: Any) -> str:
-    """The name of a setting, which may stand beside other parts."""
+    """Return the name in a setting, which is a name or a mapping with other parts."""
     name = setting.get("name") if isinstance(setting, Mapping) else setting
     return "" if name is None else str(name)
 
@@ -201,9 +199,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
         else:
             rows.append((str(key), value))
     texts = [[Text(key), Text(_value_text(value))] for key, value in rows]
-    return (
-        markdown_table(["setting", "value"], texts, numbers=False) if rows else "None were given."
-    )
+    return markdown_table(["setting", "value"], texts, numbers=False) if rows else "No settings."
 
 
 def _value_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The results of an evaluation as plain numbers: means, differences, curves, failures."""
+"""The results of an evaluation as data: means, differences, curves, failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no differenc
 Order: TypeAlias = Literal["morf", "lerf"]
 
 ALPHA = 0.05
-"""The level at which a difference counts as one, after Holm's correction."""
+"""The significance level of a difference, after Holm's correction."""
 
 GROUPS = ("Localisation", "Robustness and sanity checks", "Other measures")
 """Headings of the measures without a perturbation, in the order of the report."""
@@ -26,17 +26,17 @@ _GROUP_OF_KIND = {"localization": GROUPS[0], "mosaic": GROUPS[0], "context": GRO
 
 
 def faithfulness(perturbation: str) -> str:
-    """The heading of the measures under a perturbation."""
+    """Return the heading of the measures under a perturbation."""
     return f"Faithfulness, patches removed by {perturbation}"
 
 
 @dataclass(frozen=True)
 class ExampleMaps:
-    """One image with its maps by several methods, to be shown in a report.
+    """One image with its maps by several methods, for the report.
 
     Attributes:
-        picture: the image as far as the model saw it.
-        title: what is written below it, such as its class and its name; two lines at most.
+        picture: the image, cropped to the part that the model saw.
+        title: the text below the image, for example its class and name; at most two lines.
         maps: relevance of each patch, (rows, columns), by label of the method.
     """
 
@@ -47,13 +47,13 @@ class ExampleMaps:
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric under its options, and under one perturbation if it is measured for each.
+    """One metric with its options and, for faithfulness metrics, one perturbation.
 
     Attributes:
-        label: the key of its values in the rows.
+        label: the key of the measure's values in the rows.
         title: the metric with its options.
-        metric: its name alone.
-        perturbation: the perturbation with its options, if there is one.
+        metric: the name of the metric.
+        perturbation: the perturbation with its options, if any.
         higher_is_better: whether higher values are better, ``None`` if neither direction is.
 
     Example:
@@ -70,8 +70,8 @@ class Measure:
 
     @classmethod
     def of(cls, label: str, directions: Mapping[str, bool | None]) -> Measure:
-        """The measure of a key in the rows; ``directions`` says of metrics if higher is better."""
-        # A colon within the brackets of an option does not divide.
+        """Parse a key of the rows; ``directions`` has each metric's ``higher_is_better``."""
+        # A colon within the parentheses of the options does not separate the perturbation.
         match = re.match(r"((?:[^:(]|\([^)]*\))+):(.+)", label, re.DOTALL)
         title, perturbation = match.groups() if match else (label, None)
         metric = title.split(" (")[0]
@@ -79,7 +79,7 @@ class Measure:
 
     @property
     def group(self) -> str:
-        """The heading under which it is reported."""
+        """The measure's heading in the report."""
         if self.perturbation is not None:
             return faithfulness(self.perturbation)
         kind = METRICS[self.metric].input_kind if self.metric in METRICS else ""
@@ -88,16 +88,16 @@ class Measure:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's value minus the baseline's on the same image, over the images that have both.
+    """A method's values minus the baseline's, over the images that have both values.
 
     Attributes:
-        mean: over these images.
+        mean: mean over these images.
         low: 2.5 % quantile of the bootstrap, ``None`` for a single image.
-        high: 97.5 % quantile.
-        images: how many have both values.
-        p: of the two-sided sign-flip test.
-        corrected: the same after Holm's correction over the methods of this measure.
-        verdict: what it says, by the direction that is better and the corrected p-value.
+        high: 97.5 % quantile of the bootstrap.
+        images: number of images with both values.
+        p: p-value of the two-sided sign-flip test.
+        corrected: the p-value after Holm's correction over the methods of this measure.
+        verdict: the conclusion from the corrected p-value and the better direction.
     """
 
     mean: float
@@ -114,13 +114,13 @@ class Cell:
     """One method's mean of one measure.
 
     Attributes:
-        method: its label.
+        method: label of the method.
         measure: label of the measure.
-        mean: over the images with a value, ``None`` if there are none.
+        mean: mean over the images with a value, ``None`` without such images.
         low: 2.5 % quantile of the bootstrap, ``None`` for fewer than two images.
-        high: 97.5 % quantile.
-        images: how many have a value.
-        difference: to the baseline; ``None`` for the baseline itself and without one.
+        high: 97.5 % quantile of the bootstrap.
+        images: number of images with a value.
+        difference: difference to the baseline; ``None`` for the baseline or without a baseline.
     """
 
     method: str
@@ -137,14 +137,14 @@ class Curve:
     """The target's mean score while patches are removed, with its 95 % band.
 
     Attributes:
-        method: whose order of patches it is.
-        perturbation: how they are removed.
-        order: most or least relevant first.
-        fractions: share of the patches that is removed, from 0 to 1.
-        mean: over the images, one value for each fraction.
+        method: the method that ranks the patches.
+        perturbation: the perturbation that removes the patches.
+        order: ``"morf"`` or ``"lerf"``: most or least relevant patches first.
+        fractions: share of removed patches, from 0 to 1.
+        mean: mean score over the images, for each fraction.
         low: 2.5 % quantile of the bootstrap, ``None`` for a single image.
-        high: 97.5 % quantile.
-        images: how many have this curve.
+        high: 97.5 % quantile of the bootstrap.
+        images: number of images with this curve.
     """
 
     method: str
@@ -159,13 +159,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read, or a method that failed on one.
+    """An image that could not be read, or a method that failed on an image.
 
     Attributes:
-        index: of the image.
-        key: its name in the data set.
-        method: which failed, with the measure if it was that alone; ``None`` if it was the image.
-        reason: in one line.
+        index: index of the image.
+        key: name of the image in the data set.
+        method: the failed method, with the measure if only that failed; ``None`` for the image.
+        reason: the reason in one line.
     """
 
     index: int
@@ -176,18 +176,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the rows of an evaluation say, whatever their order.
+    """The results of an evaluation, independent of the order of its rows.
 
     Attributes:
-        settings: how it was measured.
-        methods: labels, in the order of the settings.
-        measures: in the order of the report.
-        baseline: the method that the others are compared with.
-        seed: of the bootstrap and the sign flips.
-        images: how many were read and explained by one method at least.
-        cells: one for each measure and method.
-        curves: one for each method, perturbation and order that was measured.
-        failures: broken images, and methods that failed, by image and method.
+        settings: the settings of the evaluation.
+        methods: labels of the methods, in the order of the settings.
+        measures: the measures, in the order of the report.
+        baseline: label of the method that all methods are compared with.
+        seed: seed of the bootstrap and the sign flips.
+        images: number of images that at least one method explained.
+        cells: one cell for each measure and method.
+        curves: one curve for each measured method, perturbation and order.
+        failures: broken images and failed methods, by image and method.
     """
 
     settings: Mapping[str, Any]
@@ -202,30 +202,30 @@ class Results:
 
     @functools.cached_property
     def by_place(self) -> dict[tuple[str, str], Cell]:
-        """Cells by label of the measure and of the method."""
+        """The cells by labels of measure and method."""
         return {(cell.measure, cell.method): cell for cell in self.cells}
 
     @property
     def groups(self) -> dict[str, list[Measure]]:
-        """Measures by the heading under which they are reported."""
+        """The measures by their heading in the report."""
         groups: dict[str, list[Measure]] = {}
         for measure in self.measures:
             groups.setdefault(measure.group, []).append(measure)
         return groups
 
     def compared(self, measures: Sequence[Measure]) -> list[Measure]:
-        """Those of the measures in which any method has a difference to the baseline."""
+        """Select the measures in which at least one method has a difference to the baseline."""
         labels = {cell.measure for cell in self.cells if cell.difference is not None}
         return [measure for measure in measures if measure.label in labels]
 
     @property
     def broken(self) -> list[Failure]:
-        """Images that could not be read."""
+        """The images that could not be read."""
         return [failure for failure in self.failures if failure.method is None]
 
     @property
     def failed(self) -> dict[str, list[Failure]]:
-        """Images that a method, or one measure of it, failed on, for those with any."""
+        """The failures of each method, or of one of its measures, that has any."""
         failures: dict[str, list[Failure]] = {label: [] for label in self.methods}
         for failure in self.failures:
             if failure.method is not None:

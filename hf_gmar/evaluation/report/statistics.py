@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 from hf_gmar._utils.stats import Array, Interval, bootstrap
 
 FLIPS = 10_000
-"""Draws of signs for a p-value; where there are no more ways to flip them, all are taken."""
+"""Random sign flips for a p-value; if not more flips exist, all flips are used."""
 
-_MAX_SIGNS = 4_000_000  # in memory, 32 MB
-_TOLERANCE = 1e-9  # of equal sums, as a share of the sum of absolute values
+_MAX_SIGNS = 4_000_000  # signs in memory at a time, 32 MB
+_TOLERANCE = 1e-9  # between equal sums, as a share of the sum of absolute values
 
 
 class Estimates(NamedTuple):
-    """Means over images with 95 % intervals, each of the columns' shape.
+    """Means over images with 95 % intervals, one for each column.
 
     Attributes:
-        interval: mean and ends; NaN where no image has a value, the ends also where only one has.
-        images: how many images have a value, (columns,).
+        interval: mean, low and high, (columns,) each. The mean is NaN without values, the ends are
+            NaN with fewer than two values.
+        images: number of images with a value, (columns,).
     """
 
     interval: Interval
@@ -30,13 +31,13 @@ class Estimates(NamedTuple):
 
 
 def estimates(values: Array, seed: int = 0) -> Estimates:
-    """The mean of each column with its 95 % percentile bootstrap interval.
+    """Compute the mean of each column with its 95 % percentile bootstrap interval.
 
-    Columns with values of the same images share their draws.
+    Columns with values for the same images share their draws.
 
     Args:
-        values: (images, columns), NaN where an image has no value.
-        seed: of the draws.
+        values: (images, columns), NaN for a missing value.
+        seed: seed of the draws.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
@@ -48,20 +49,19 @@ def estimates(values: Array, seed: int = 0) -> Estimates:
 
 
 def sign_flips(values: Array, seed: int = 0, flips: int = FLIPS) -> Array:
-    """Two-sided p-values of the mean of each column being zero, by flipping signs.
+    """Compute two-sided p-values for the mean of each column being zero, by a sign-flip test.
 
-    If a difference between two methods meant nothing, its sign in each image could as well be the
-    other one. The p-value is the share of flips whose mean is as far from zero as the observed one:
-    of all flips where these are no more than ``flips``, and else of so many random ones, among
-    which the observed one counts.
+    Under the null hypothesis, the sign of each difference is random. The p-value is the share of
+    sign flips whose mean is at least as far from zero as the observed mean. All flips are used if
+    they are no more than ``flips``, else ``flips`` random flips and the observed signs.
 
     Args:
-        values: paired differences, (images, columns), NaN where an image has none.
-        seed: of the flips.
-        flips: how many, at most.
+        values: paired differences, (images, columns), NaN for a missing value.
+        seed: seed of the flips.
+        flips: the largest number of flips.
 
     Returns:
-        (columns,), from 0 to 1, never 0; NaN where no image has a value.
+        P-values (columns,), above 0 and at most 1; NaN for a column without values.
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; for random flips
         p = (b + 1) / (m + 1), Phipson and Smyth, "Permutation P-values should never be zero", 2010.
@@ -73,16 +73,16 @@ def sign_flips(values: Array, seed: int = 0, flips: int = FLIPS) -> Array:
 
 
 def _sign_flips(values: Array, seed: int, flips: int) -> Array:
-    """Of (images, columns) without NaN."""
-    # Flips that only swap equal differences give the same sum but for rounding: they count.
-    needed = np.abs(values.sum(0)) - _TOLERANCE * np.abs(values).sum(0)
+    """Compute p-values of values (images, columns) without NaN."""
+    # The tolerance counts flips whose sum equals the observed sum up to rounding.
+    threshold = np.abs(values.sum(0)) - _TOLERANCE * np.abs(values).sum(0)
     count = len(values)
     if count < 64 and 2**count <= flips:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
         signs = 1 - 2 * bits.astype(np.float64)
-        return np.asarray((np.abs(signs @ values) >= needed).mean(0))
-    drawn = _random_signs(count, seed, flips)
-    reached = sum((np.abs(signs @ values) >= needed).sum(0) for signs in drawn)
+        return np.asarray((np.abs(signs @ values) >= threshold).mean(0))
+    batches = _random_signs(count, seed, flips)
+    reached = sum((np.abs(signs @ values) >= threshold).sum(0) for signs in batches)
     return np.asarray((reached + 1) / (flips + 1))
 
 
@@ -95,9 +95,9 @@ def _random_signs(count: int, seed: int, flips: int) -> Iterator[Array]:
 
 
 def holm(p_values: Array) -> Array:
-    """P-values corrected for how many there are; NaN stays and does not count.
+    """Correct p-values by Holm's method; NaN stays and does not count.
 
-    The i-th smallest of m is multiplied by m - i + 1; none may fall below a smaller one's.
+    The i-th smallest of m p-values is multiplied by m - i + 1; the results are made monotonic.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
 
@@ -114,7 +114,7 @@ def holm(p_values: Array) -> Array:
 
 
 def _by_images(values: Array) -> Iterator[tuple[NDArray[np.bool_], list[int]]]:
-    """Columns that have values of the same images, with these images; none without any."""
+    """Group the columns by their images with values; yield the images and columns of each group."""
     known = ~np.isnan(values)
     groups: dict[bytes, list[int]] = {}
     for column, rows in enumerate(np.packbits(known, axis=0).T):

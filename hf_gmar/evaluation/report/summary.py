@@ -1,4 +1,4 @@
-"""From the rows of an evaluation to its summary."""
+"""Summarizes the rows of an evaluation."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ from hf_gmar.evaluation.report.tables import TerminalTables
 
 @dataclass(frozen=True)
 class Summary(Results):
-    """The :class:`~hf_gmar.evaluation.report.results.Results` of an evaluation, in all forms.
+    """The :class:`~hf_gmar.evaluation.report.results.Results` of an evaluation, with all outputs.
 
-    Two summaries of the same rows are equal, and so is their JSON, byte for byte, in whatever order
-    the rows came.
+    Summaries of the same rows, in any order, are equal, and their JSON is equal byte for byte.
     """
 
     def table(self) -> TerminalTables:
-        """Means for the terminal; ``rich.print`` shows as many side by side as fit."""
+        """Return tables of the means for the terminal, to print by ``rich.print``."""
         return TerminalTables(self)
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat record for each measure and method, ``None`` where there is no number."""
+        """Return one record for each measure and method, with ``None`` for a missing number."""
         measures = {measure.label: measure for measure in self.measures}
         return [
             {
@@ -63,11 +62,11 @@ class Summary(Results):
         ]
 
     def markdown(self) -> str:
-        """The report as one page of Markdown, without pictures."""
+        """Return the report as one page of Markdown, without figures."""
         return page(self)
 
     def to_json(self) -> str:
-        """All numbers; nothing in it says when or where it was made."""
+        """Return all numbers as JSON, without time or place."""
         numbers = {
             "settings": self.settings,
             "version": __version__,
@@ -96,26 +95,26 @@ def summarize(
     baseline: str | None = None,
     seed: int = 0,
 ) -> Summary:
-    """Means with intervals, and paired differences to a baseline, from the rows of an evaluation.
+    """Compute means with intervals, and paired differences to a baseline, from rows.
 
     Args:
-        rows: one for each image and method, read once, in any order: ``index``, ``key`` and
-            ``method``; ``label`` and ``predicted``; ``values`` by ``METRIC`` or
-            ``METRIC:PERTURBATION``, where ``None``, a missing key and what is not finite count as
-            not defined for this image; ``curves`` by perturbation with the scores ``morf`` and
-            ``lerf`` at ``fractions``. Or ``error``, with no method if the image was broken. A
-            failure does not count where another row says that it went well.
-        settings: how it was measured. Lists under ``methods`` and ``perturbations`` give their
-            order in the report, and ``score``, ``model`` and ``data`` are said in its first lines.
-        higher_is_better: ``True``, ``False`` or ``None`` (neither) for each metric by its name, in
-            the order of the report. Metrics that it lacks come last, without a direction.
-        baseline: label of the method that the others are compared with; ``None`` compares none.
-        seed: of the bootstrap and the sign flips.
+        rows: one row for each image and method, in any order, read once. A row has ``index``,
+            ``key`` and ``method``; ``label`` and ``predicted``; ``values`` by ``METRIC`` or
+            ``METRIC:PERTURBATION``; ``curves`` by perturbation, with the scores ``morf`` and
+            ``lerf`` at ``fractions``. A missing, infinite or NaN value is undefined for the image.
+            A failure has ``error`` instead of values, and no method for a broken image. It is
+            ignored if another row has the values.
+        settings: the settings of the evaluation. ``methods`` and ``perturbations`` define their
+            order in the report; ``score``, ``model`` and ``data`` appear in its first lines.
+        higher_is_better: ``True``, ``False`` or ``None`` (neither) for each metric by name, in
+            the order of the report. Missing metrics come last, without a direction.
+        baseline: label of the method that all methods are compared with; ``None`` for none.
+        seed: seed of the bootstrap and the sign flips.
 
     Raises:
-        InputError: rows that contradict each other or name no image or method.
-        OptionError: a baseline that occurs neither in the rows nor in the settings' methods, or
-            a direction that does not exist.
+        InputError: rows contradict each other or lack an image or method.
+        OptionError: the baseline is neither in the rows nor in the settings' methods, or a
+            direction is invalid.
 
     Example:
         >>> rows = [
@@ -154,7 +153,7 @@ def summarize(
 
 
 def _ordered(names: Iterable[str], order: Any) -> tuple[str, ...]:
-    """The names in an order; those that it does not hold come last, by name."""
+    """Sort the names by an order; names outside it come last, in alphabetical order."""
     known = list(order) if isinstance(order, list | tuple | Mapping) else []
     places = {name: place for place, name in enumerate(known) if isinstance(name, str)}
     return tuple(sorted(names, key=lambda name: (places.get(name, len(known)), name)))
@@ -163,7 +162,7 @@ def _ordered(names: Iterable[str], order: Any) -> tuple[str, ...]:
 def _measures(
     labels: set[str], perturbations: Any, higher_is_better: Mapping[str, bool | None]
 ) -> tuple[Measure, ...]:
-    """Faithfulness by perturbation first, then the other groups, each in the metrics' order."""
+    """Sort the measures: faithfulness by perturbation, then other groups, by order of metrics."""
     measures = [Measure.of(label, higher_is_better) for label in labels]
     names = _ordered({item.perturbation for item in measures if item.perturbation}, perturbations)
     groups = [*map(faithfulness, names), *GROUPS]
@@ -201,13 +200,13 @@ def _differences(
     baseline: str | None,
     seed: int,
 ) -> dict[tuple[int, int], Difference]:
-    """By place of the measure and the method."""
+    """Compute the differences by indices of measure and method."""
     if baseline not in methods:
         return {}
     base = methods.index(baseline)
     pairs = [block - block[:, base : base + 1] for block in blocks]
     for pair in pairs:
-        pair[:, base] = np.nan  # no test of the baseline against itself
+        pair[:, base] = np.nan  # the baseline is not tested against itself
     means = _estimates_by_block(pairs, seed)
     p_values = sign_flips(np.concatenate(pairs, axis=1), seed).reshape(len(measures), -1)
     differences = {}
@@ -215,7 +214,7 @@ def _differences(
         corrected = holm(p)
         for column in np.flatnonzero(~np.isnan(p)).tolist():
             mean, low, high, images = _numbers(means[row][:, column])
-            assert mean is not None  # noqa: S101  # where there is a p-value there are images
+            assert mean is not None  # noqa: S101  # a p-value implies images
             tests = float(p[column]), float(corrected[column])
             verdict = _verdict(mean, tests[1], measure.higher_is_better)
             differences[row, column] = Difference(mean, low, high, images, *tests, verdict)
@@ -231,8 +230,8 @@ def _verdict(mean: float, corrected: float, higher_is_better: bool | None) -> Ve
 
 
 def _estimates_by_block(blocks: Sequence[Array], seed: int) -> list[Array]:
-    """Mean, low, high and count, (4, columns), of each block of columns, (images, columns)."""
-    # One matrix: columns of the same images share their draws.
+    """Compute mean, low, high and count, (4, columns), of each block (images, columns)."""
+    # The blocks form one matrix, so that columns of the same images share their draws.
     means = estimates(np.concatenate(blocks, axis=1), seed)
     ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
     return np.split(np.stack([*means.interval, means.images]), ends, axis=1)
@@ -262,7 +261,7 @@ def _curves(
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: settings may hold anything."""
+    """Convert settings, which may hold any object, to JSON values."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -16,11 +16,11 @@ from rich.table import Table
 from hf_gmar.evaluation.report.results import ALPHA, Cell, Difference, Measure, Results
 
 LEVELS = {"**": 0.01, "*": ALPHA}
-"""Stars by the corrected p-value that they stay below."""
+"""The significance level of each number of stars."""
 
 NONE = "–"  # noqa: RUF001  # the dash of an empty cell
-_ROUNDING = 1e-9  # an interval that is narrower than this share of the means has no width
-_DECIMALS, _TINY = 4, 0.01  # so many at most, unless all is tiny
+_ROUNDING = 1e-9  # an interval narrower than this share of the means counts as zero width
+_DECIMALS, _TINY = 4, 0.01  # the largest number of decimals, unless all means are tiny
 _ARROWS = {True: "↑ higher is better", False: "↓ lower is better", None: ""}
 _MARKS = {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}
 
@@ -30,9 +30,9 @@ class Text:
     """The text of a cell.
 
     Attributes:
-        value: the number.
-        mark: whether it differs from the baseline's.
-        rest: the interval, and how many images if others have more.
+        value: the formatted number.
+        mark: the mark of a significant difference to the baseline.
+        rest: the interval, and the number of images if other cells have more.
         best: whether no other method has a better number.
     """
 
@@ -43,17 +43,17 @@ class Text:
 
 
 def heading(measure: Measure) -> str:
-    """The measure and which direction is better, as an arrow and a word."""
+    """Return the measure's title and its better direction."""
     return f"{measure.title} {direction(measure)}".strip()
 
 
 def direction(measure: Measure) -> str:
-    """Which direction is better, as an arrow and a word; nothing if neither is."""
+    """Return the better direction as an arrow and words; empty if neither is better."""
     return _ARROWS[measure.higher_is_better]
 
 
 def mark(difference: Difference | None) -> str:
-    """A triangle for better or worse than the baseline, with stars for how surely."""
+    """Return the triangle and the significance stars of a difference to the baseline."""
     if difference is None or difference.verdict == "no difference":
         return ""
     stars = next((sign for sign, level in LEVELS.items() if difference.corrected < level), "")
@@ -61,14 +61,14 @@ def mark(difference: Difference | None) -> str:
 
 
 def counted(cells: Sequence[Cell]) -> str:
-    """The number of images of the means."""
+    """Return the number, or range of numbers, of images of the means."""
     counts = {cell.images for cell in cells if cell.images} or {0}
     least, most = min(counts), max(counts)
     return f"n = {most}" if least == most else f"n = {least} to {most}"
 
 
 def means(results: Results, measures: Sequence[Measure]) -> tuple[list[str], list[list[Text]]]:
-    """Headings, and for each method its means."""
+    """Return the headings and each method's means."""
     heads, columns = [], []
     for measure in measures:
         cells = _cells(results, measure, results.methods)
@@ -80,7 +80,7 @@ def means(results: Results, measures: Sequence[Measure]) -> tuple[list[str], lis
 def differences(
     results: Results, measures: Sequence[Measure]
 ) -> tuple[list[str], list[list[Text]]]:
-    """Headings, and for each method but the baseline its paired differences to that."""
+    """Return the headings and each other method's paired differences to the baseline."""
     others = [method for method in results.methods if method != results.baseline]
     columns = [
         _column([cell.difference for cell in _cells(results, measure, others)])
@@ -92,7 +92,7 @@ def differences(
 def markdown_table(
     heads: Sequence[str], rows: Sequence[Sequence[Text]], numbers: bool = True
 ) -> str:
-    """A table of Markdown; the first column is left-aligned, numbers in the others right."""
+    """Return a Markdown table; the first column is left-aligned, numbers are right-aligned."""
     ruler = [":--", *["--:" if numbers else ":--"] * (len(heads) - 1)]
     lines = [[*map(plain, heads)], ruler, *([*map(_markdown, row)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -100,27 +100,29 @@ def markdown_table(
 
 @dataclass(frozen=True)
 class TerminalTables:
-    """Means without intervals, as many measures side by side as the terminal has room for.
+    """Means without intervals; each table has as many measures as fit the terminal.
 
     Attributes:
-        results: whose means they are.
+        results: the results of the evaluation.
     """
 
     results: Results
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Table after table, then what the marks mean."""
+        """Yield the tables, then the legend of the marks."""
         for title, measures in self.results.groups.items():
-            rest = list(measures)
-            while rest:
-                count = self._fitting(rest, console, options)
-                yield self._table(title, rest[:count])
-                del rest[:count]
+            remaining = list(measures)
+            while remaining:
+                count = self._count_fitting(remaining, console, options)
+                yield self._table(title, remaining[:count])
+                del remaining[:count]
         marks = "" if self.results.baseline is None else f"; {legend(self.results.baseline)}"
         yield escape(f"bold: best mean{marks}")
 
-    def _fitting(self, measures: list[Measure], console: Console, options: ConsoleOptions) -> int:
-        """How many of them, one at least."""
+    def _count_fitting(
+        self, measures: list[Measure], console: Console, options: ConsoleOptions
+    ) -> int:
+        """Return how many measures fit the terminal, at least one."""
         for count in range(len(measures), 1, -1):
             table = self._table("", measures[:count])
             wide = options.update(width=10_000)
@@ -132,28 +134,28 @@ class TerminalTables:
         table = Table(title=escape(title), title_justify="left")
         table.add_column("method", no_wrap=True)
         for measure in measures:
-            words = measure.title.replace("-", "-\n").replace(" ", "\n")
+            title = measure.title.replace("-", "-\n").replace(" ", "\n")
             arrow = _ARROWS[measure.higher_is_better][:1]
-            table.add_column(escape(f"{words} {arrow}".rstrip()), justify="right", no_wrap=True)
+            table.add_column(escape(f"{title} {arrow}".rstrip()), justify="right", no_wrap=True)
         for name, *cells in means(self.results, measures)[1]:
             table.add_row(escape(name.value), *map(_rich, cells))
         return table
 
 
 def plain(text: str) -> str:
-    r"""A text as Markdown shows it, whatever signs it holds; in one line.
+    r"""Escape a text for Markdown, in one line.
 
     Example:
         >>> print(plain("a_b* <i>|"))
         a\_b\* \<i\>\|
     """
-    # Left as they are: signs that mean nothing within a line, and that names are full of.
+    # Characters that are common in names and harmless within a line are not escaped.
     escaped = re.sub(r"([!\"#$&*<>\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # the start of a list
+    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # would start a list
 
 
 def legend(baseline: str) -> str:
-    """The meaning of the marks."""
+    """Return the meaning of the marks."""
     stars = ", ".join(f"{sign} p < {level}" for sign, level in reversed(LEVELS.items()))
     return f"▲ better, ▼ worse than {baseline}: {stars}"
 
@@ -163,9 +165,9 @@ def _cells(results: Results, measure: Measure, methods: Sequence[str]) -> list[C
 
 
 def _column(items: Sequence[Cell | Difference | None], better: bool | None = None) -> list[Text]:
-    """The numbers of a measure, the best mean in bold where one direction is better."""
+    """Format a measure's numbers; the best mean is bold if one direction is better."""
     known = [item for item in items if item is not None]
-    form, most = _form(known), max((item.images for item in known), default=0)
+    form, most = _number_format(known), max((item.images for item in known), default=0)
     numbers = [item.mean for item in known if item.mean is not None]
     choose = {True: max, False: min, None: None}[better]
     best = choose(numbers) if choose and len(numbers) > 1 else None
@@ -187,8 +189,8 @@ def _column(items: Sequence[Cell | Difference | None], better: bool | None = Non
     return texts
 
 
-def _form(items: Sequence[Cell | Difference]) -> Callable[[float], str]:
-    """As many decimals as tell something, by how wide the intervals are."""
+def _number_format(items: Sequence[Cell | Difference]) -> Callable[[float], str]:
+    """Choose the number of decimals by the width of the intervals."""
     widths = [
         item.high - item.low for item in items if item.low is not None and item.high is not None
     ]
@@ -201,7 +203,7 @@ def _form(items: Sequence[Cell | Difference]) -> Callable[[float], str]:
         decimals = min(decimals, _DECIMALS)
     if decimals > 6 or largest >= 1e6:
         return lambda value: f"{value:.2e}"
-    return lambda value: f"{value:z.{max(decimals, 0)}f}"  # z: no -0
+    return lambda value: f"{value:z.{max(decimals, 0)}f}"  # z avoids -0
 
 
 def _across(methods: Sequence[str], columns: Sequence[Sequence[Text]]) -> list[list[Text]]:

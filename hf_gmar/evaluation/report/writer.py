@@ -1,4 +1,4 @@
-"""The files of a report: numbers, a page of Markdown, the same as HTML, and figures."""
+"""Writes the files of a report: JSON, Markdown, HTML and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
 from hf_gmar.evaluation.report.summary import Summary
 from hf_gmar.visualization.overlay import save_figure
 
-_MAX_PNG = 1_000_000  # bytes; a figure of many photos would make the page heavy
+_MAX_PNG = 1_000_000  # bytes; the page embeds larger figures as WebP
 
 EXAMPLES = "Examples"
 """The heading above the example maps."""
@@ -35,18 +35,18 @@ EXAMPLES = "Examples"
 def write_report(
     folder: str | Path, summary: Summary, examples: Sequence[ExampleMaps] | None = None
 ) -> list[Path]:
-    """Write ``summary.json``, ``report.md``, ``report.html`` and its figures.
+    """Write ``summary.json``, ``report.md``, ``report.html`` and the figures.
 
-    Each file is there whole or not at all, and none if one can't be made. ``report.md`` shows the
-    figures beside it; ``report.html`` has them within and needs no other file.
+    If one file can't be made, none is written. ``report.md`` links the figures beside it;
+    ``report.html`` embeds them.
 
     Args:
-        folder: is made if it is missing.
-        summary: from :func:`~hf_gmar.evaluation.report.summary.summarize`.
-        examples: images with their maps, for a figure of them.
+        folder: the output folder, created if it is missing.
+        summary: the result of :func:`~hf_gmar.evaluation.report.summary.summarize`.
+        examples: images with their maps, for one more figure.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Example:
         >>> import tempfile
@@ -62,31 +62,31 @@ def write_report(
     markdown = page(summary, pictures)
     texts = {"summary.json": summary.to_json(), "report.md": markdown}
     with ExitStack() as stack:
-        drawn = {}
+        figures = {}
         for picture in pictures:
             part = stack.enter_context(whole_file(folder / picture.file))
             save_figure(picture.draw(), part)
-            drawn[picture.file] = part.read_bytes()
-        texts["report.html"] = html(markdown, drawn)
+            figures[picture.file] = part.read_bytes()
+        texts["report.html"] = html(markdown, figures)
         for name, text in texts.items():
             part = stack.enter_context(whole_file(folder / name))
             part.write_text(text, encoding="utf-8")
-    return [folder / name for name in (*texts, *drawn)]
+    return [folder / name for name in (*texts, *figures)]
 
 
 def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
-    r"""A page of Markdown as HTML that needs no other file.
+    r"""Convert a page of Markdown to HTML with embedded figures.
 
     Args:
-        markdown: its first line is the title.
-        pictures: PNG files by the name under which the page shows them.
+        markdown: the page; its first line is the title.
+        pictures: PNG files by the name that the page links.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("text", _text)
     parser.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(markdown)
-    headings = list(_name_headings(tokens))  # before they are rendered
+    headings = list(_name_headings(tokens))  # adds the ids that are rendered below
     _embed(tokens, pictures)
     body = parser.renderer.render(tokens, parser.options, {})
     source = (files("hf_gmar") / "assets" / "report.html.j2").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
 
 
 def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
-    """The figures, in the order of the page."""
+    """List the figures in the order of the page."""
     pictures: list[Picture] = []
     files: set[str] = set()
 
@@ -106,16 +106,16 @@ def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture
     for name in dict.fromkeys(curve.perturbation for curve in results.curves):
         caption = (
             "Mean score of the explained class while more and more patches are removed, most or "
-            f"least relevant first, by {name}. Bands are 95 % intervals. The further apart the two "
-            "curves of a method are, the better its order of the patches."
+            f"least relevant first, by {name}, with 95 % bands. The further apart a method's two "
+            "curves are, the better its ranking of the patches."
         )
         draw = partial(curves_figure, results, name)
         add(faithfulness(name), f"curves-{name}", caption, draw)
     for title, measures in results.groups.items():
         if compared := results.compared(measures):
             caption = (
-                f"Differences to {results.baseline}, image by image, with 95 % intervals. Filled: "
-                "more than chance after Holm's correction."
+                f"Paired differences to {results.baseline} with 95 % intervals. Filled marks are "
+                "significant after Holm's correction."
             )
             stem = f"differences-{measures[0].perturbation or title}"
             add(title, stem, caption, partial(differences_figure, results, compared))
@@ -126,7 +126,7 @@ def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture
 
 
 def _unique_file(stem: str, taken: set[str]) -> str:
-    """A name of plain letters that no other picture has."""
+    """Return a unique file name of plain letters."""
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
     name, number = slug, 2
     while name in taken:
@@ -136,7 +136,7 @@ def _unique_file(stem: str, taken: set[str]) -> str:
 
 
 def _name_headings(tokens: Sequence[Token]) -> Iterator[tuple[str, str]]:
-    """Give each heading of the second level a name to jump to; yields name and text."""
+    """Give each second-level heading an id; yield the id and the text."""
     for place, token in enumerate(tokens):
         if token.type == "heading_open" and token.tag == "h2":
             name = f"section-{place}"
@@ -167,9 +167,9 @@ def _as_webp(png: bytes) -> bytes:
 
 
 def _text(_renderer: Any, tokens: Sequence[Token], place: int, *_rest: Any) -> str:
-    """A text in which intervals and marks are set apart."""
+    """Render a text, with intervals and marks in their own elements."""
     text = escapeHtml(tokens[place].content)
-    # Only our intervals have such a space: those of a user's names become plain ones.
+    # Only intervals contain a no-break space: in users' names it becomes a plain space.
     text = re.sub(r"\[[^\]]*\u00a0[^\]]*\]", r'<span class="interval">\g<0></span>', text)
     for sign, name in (("▲", "better"), ("▼", "worse"), ("[△▽]", "differs")):
         text = re.sub(rf"{sign}\**", rf'<span class="{name}">\g<0></span>', text)

@@ -1,1 +1,1 @@
-"""Run an evaluation: what is measured on each image, and where its rows are kept."""
+"""Runs an evaluation: measures each image and stores its rows."""

@@ -1,4 +1,4 @@
-"""The processes of a run, as ``accelerate launch`` starts them; without it there is one."""
+"""The processes of a run: those that ``accelerate launch`` starts, or else one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hf_gmar.errors import EvaluationError, HfGmarError
 Value = TypeVar("Value")
 
 _POLL_SECONDS = 0.02
-# A process may wait for the slowest one much longer than the half hour of PyTorch's default.
+# A process may wait for the slowest process longer than PyTorch's default of half an hour.
 _TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, and how they share values.
+    """The processes of a run, which share items and exchange values.
 
     Attributes:
-        number: of this process, from 0.
-        count: how many there are.
-        device: where this one's model belongs; ``None`` where nothing was launched.
+        number: number of this process, from 0.
+        count: number of processes.
+        device: device for the model of this process; ``None`` without a launcher.
     """
 
     number: int = 0
@@ -39,14 +39,14 @@ class Processes:
 
     @classmethod
     def launched(cls, cpu: bool = True) -> Processes:
-        """The processes of accelerate's launcher, with models on CPUs or not; or this one alone."""
+        """Join the processes of accelerate's launcher, if any; ``cpu`` keeps models on the CPU."""
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
             distributed.is_available() and distributed.is_initialized()
         )
         if not launched:
             return cls()
         with warnings.catch_warnings():
-            # accelerate sets the number of threads where nobody did, and says so.
+            # accelerate sets the number of threads unless the user did, and warns about it.
             warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
             state = PartialState(cpu=cpu, timeout=_TIMEOUT)
         device = "cpu" if state.device.type == "cpu" else str(state.device)
@@ -54,11 +54,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what there is once for all."""
+        """Whether this process writes the files that all processes share."""
         return self.number == 0
 
     def agreed(self, make: Callable[[], Value]) -> Value:
-        """A value made by the main process, for all; an error of ours is raised in all of them."""
+        """Return a value of the main process to all; its HfGmarError is raised in all processes."""
         result: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -72,13 +72,13 @@ class Processes:
         return cast("Value", result[0])
 
     def gathered(self, values: Sequence[Value]) -> list[Value]:
-        """The values of all processes, for each of them, in the order of the processes."""
+        """Return the values of all processes to each process, in the order of the processes."""
         if self.count == 1:
             return list(values)
         return cast("list[Value]", _or_lost(gather_object, list(values)))
 
     def share(self, items: Sequence[Value]) -> list[Value]:
-        """This process's part of items that all processes have; every item is in one part.
+        """Return this process's share of the items; each item is in exactly one share.
 
         Example:
             >>> [Processes(number, 2).share(range(5)) for number in range(2)]
@@ -89,13 +89,13 @@ class Processes:
 
 def _or_lost(call: Callable[[Any], Any], value: Any) -> Any:
     try:
-        # All wait for the slowest one; unlike a barrier that blocks, this can be interrupted.
+        # Polling can be interrupted while waiting for the slowest process; blocking could not.
         barrier = distributed.barrier(async_op=True)
         while not barrier.is_completed():
             time.sleep(_POLL_SECONDS)
         barrier.wait()
         return call(value)
-    except RuntimeError as error:  # the others can't be reached any more
+    except RuntimeError as error:  # another process can't be reached
         reason = str(error).splitlines()[0][:200]
         raise EvaluationError(
             f"another process of the run is gone ({reason}); what was measured is on disk: run the "

@@ -1,4 +1,4 @@
-"""The maps of a few images, kept for the report."""
+"""Saves and loads the maps of a few images for the report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hf_gmar.evaluation.run.store import EXAMPLES
 from hf_gmar.models.image_view import seen_part
 from hf_gmar.models.labels import label_of
 
-_SIZE = (384, 384)  # of a picture, at most
+_SIZE = (384, 384)  # the largest size of a picture
 
 
 def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
-    """Write one image's maps below the folder of a run."""
+    """Write the maps of one image below the folder of a run."""
     path = _file(folder, sample.index)
     path.parent.mkdir(exist_ok=True)
     if not sample.maps:
@@ -46,17 +46,17 @@ def _file(folder: Path, index: int) -> Path:
 def _picture(plan: Plan, sample: Sample) -> Image.Image:
     try:
         seen = seen_part(plan.model.processor, sample.example.image)
-    except InputError:  # what the processor does to an image can't be drawn on it
+    except InputError:  # the processor's geometry can't be measured
         return picture_of(sample.pixels[0])
     seen.thumbnail(_SIZE)
     return seen
 
 
 def load_examples(folder: Path, indices: Iterable[int]) -> list[ExampleMaps]:
-    """The examples of a run for these images, in their order, as far as they are there."""
+    """Load the existing examples of a run for these images, in order."""
     examples = []
     for path in (_file(folder, index) for index in sorted(indices)):
-        if not path.exists():  # it may be on another machine
+        if not path.exists():  # the file may be on another machine
             continue
         with np.load(path) as archive:
             maps = zip(

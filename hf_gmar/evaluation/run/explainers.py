@@ -1,4 +1,4 @@
-"""The methods of a run, built once, and their maps of one image."""
+"""The methods of a run, built once, and a cache of their maps."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from hf_gmar.methods.joint import attribute_jointly
 from hf_gmar.methods.registry import METHODS
 
 Maps: TypeAlias = dict[str, "Tensor | str"]
-"""For each method its map (1, rows, columns), or why there is none."""
+"""The map (1, rows, columns) of each method, or the reason of its failure."""
 
 Value = TypeVar("Value")
 
-_CACHE_SIZE = 512  # copies of an image, stages of a cascade: small maps
+_CACHE_SIZE = 512  # maps of copies of an image and of stages of a cascade, which are small
 
 
 @dataclass(frozen=True)
 class Explainers:
-    """Methods on one model. Their last maps are cached: metrics ask most methods for the same ones.
+    """Methods on one model, with a cache of recent maps that several metrics need.
 
     Attributes:
         adapter: the model.
-        methods: the methods, built, by label.
-        readout: for methods that have it as an option.
-        seed: of the random numbers that Captum's methods draw.
+        methods: the built methods by label.
+        readout: the readout for methods with this option.
+        seed: seed of the random numbers that Captum's methods draw.
     """
 
     adapter: ModelAdapter
@@ -55,26 +55,26 @@ class Explainers:
     def build(
         cls, model: Callable[..., Any], methods: MethodLikes | None, readout: ReadoutSpec, seed: int
     ) -> Explainers:
-        """Find and build the methods.
+        """Build the methods.
 
         Raises:
-            OptionError: a method or an option that does not exist.
-            UnsupportedModelError: a model that can't be explained.
+            OptionError: a method or an option does not exist.
+            UnsupportedModelError: the model can't be explained.
         """
         specs = {spec.name: _built(model, spec, readout, seed) for spec in as_method_specs(methods)}
         return cls(ModelAdapter.of(model, readout), specs, readout, seed)
 
     @property
     def labels(self) -> list[str]:
-        """What the methods are called."""
+        """The labels of the methods."""
         return list(self.methods)
 
     def described(self) -> dict[str, Any]:
-        """For each label what the method is, as plain data."""
+        """Describe each method as plain data, by label."""
         return {label: _described(spec) for label, spec in self.methods.items()}
 
     def on(self, model: Callable[..., Any]) -> Explainers:
-        """The methods on another model: ours alone, as Captum's stay on the model of their own."""
+        """Move the methods to another model, without Captum's, which can't be moved."""
         if model is self.adapter.model:
             return self
         adapter = ModelAdapter.of(model, self.readout)
@@ -83,29 +83,29 @@ class Explainers:
             if isinstance(spec.method, AttributionMethod):
                 moved: Any = copy.copy(spec.method)
                 moved.model = model
-                moved.adapter = replace(adapter, layout=moved.adapter.layout)  # its own readout
+                moved.adapter = replace(adapter, layout=moved.adapter.layout)  # keeps its readout
                 specs[label] = replace(spec, method=moved)
         return Explainers(adapter, specs, self.readout, self.seed)
 
     def cached(self, key: Hashable, images: Tensor, make: Callable[[], Value]) -> Value:
-        """The value for a key, images and the model's present weights; made if it is not cached."""
+        """Return the value for a key, images and the model's current weights, from the cache."""
         weights = hash(tuple(w.data_ptr() for w in self.adapter.modules()[0].parameters()))
         key = key, tensor_digest(images), weights
         value: Value = self._cache.pop(key) if key in self._cache else make()
-        self._cache[key] = value  # the last one, in the order of a dict
+        self._cache[key] = value  # at the end of the dict, as the most recently used
         if len(self._cache) > _CACHE_SIZE:
             del self._cache[next(iter(self._cache))]
         return value
 
     def maps(self, pixels: Tensor, target: int) -> Maps:
-        """The maps of images, (B, rows, columns) each; forwards are shared where they can be."""
+        """Return the maps of all methods, (B, rows, columns) each, with shared forwards."""
         return self.cached(target, pixels, lambda: self._maps(pixels, target))
 
     def attribute_patches(self, inputs: Tensor, target: int, *, method: str) -> Tensor:
-        """The maps of images by one method, (B, rows, columns).
+        """Return the maps of one method, (B, rows, columns).
 
         Raises:
-            ModelOutputError: it has none.
+            ModelOutputError: the method failed.
         """
         result = self.maps(inputs, target)[method]
         if isinstance(result, str):
@@ -113,7 +113,7 @@ class Explainers:
         return result
 
     def head_importance(self, inputs: Tensor, target: int, *, method: str) -> Tensor:
-        """The importance of heads by a method that has it, (B, layers, H)."""
+        """Return the head importance by one method, (B, layers, H)."""
         explainer: Any = self.methods[method].method
         return cast("Tensor", explainer.head_importance(inputs, target))
 
@@ -143,7 +143,7 @@ class Explainers:
                     stack.enter_context(isolated_model(modules))
                     stack.enter_context(seeded(self.seed, pixels.device))
                 return task.runner(spec)()
-        except Exception as error:  # noqa: BLE001  # of any library; the other methods go on
+        except Exception as error:  # noqa: BLE001  # of any library; the other methods run
             return reason_of(error)
 
 
@@ -159,13 +159,13 @@ def _built(
 
 
 def _described(spec: MethodSpec) -> dict[str, Any]:
-    """What tells a method from others, as plain data."""
+    """Describe a method as plain data that distinguishes it from others."""
     method: Any = spec.method
     description = described(method)
     if isinstance(method, AttributionMethod):
         layout = method.adapter.layout
         description["readout"] = [list(layout.readout), layout.rest]
-    for name in ("rule", "attribution_method"):  # of a layer; of Captum's NoiseTunnel
+    for name in ("rule", "attribution_method"):  # the layer rule; the method in a NoiseTunnel
         if (inner := getattr(method, name, None)) is not None:
             description[name] = described(inner)
     return description | {name: plain(value) for name, value in spec.options.items()}

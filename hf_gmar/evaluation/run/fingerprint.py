@@ -1,4 +1,4 @@
-"""The settings of a run as plain data with a digest: only runs of the same settings mix."""
+"""The settings of a run as plain data and as a digest, so that runs are not mixed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits; other settings give other ones."""
+    """Hash settings to sixteen hexadecimal digits."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs, a line each."""
+    """Describe each difference of two settings in one line."""
     lines: list[str] = []
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
@@ -39,15 +39,15 @@ def _shortened(value: Any) -> str:
 
 
 def tensor_digest(values: Tensor) -> str:
-    """A digest of a tensor's values and shape, wherever it is."""
+    """Hash a tensor's values and shape, on any device."""
     values = values.detach().cpu().contiguous()
-    # NumPy has no bfloat16; float32 holds all of its numbers.
+    # NumPy has no bfloat16; float32 represents all of its numbers.
     array = (values.float() if values.element_size() < 4 else values).numpy()
     return hashlib.sha256(array.data).hexdigest() + str(tuple(values.shape))
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits; other weights give other ones, on any device."""
+    """Hash a model's weights, on any device, to sixteen hexadecimal digits."""
     result = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
@@ -57,19 +57,19 @@ def digest_of_weights(model: nn.Module) -> str:
     return result.hexdigest()[:16]
 
 
-def described(thing: object) -> dict[str, Any]:
-    """A method, metric or perturbation as plain data: its class and its plain attributes."""
-    attributes = getattr(thing, "__dict__", {})  # a class with slots has none
-    return {"class": kind_of(thing)} | {
+def described(item: object) -> dict[str, Any]:
+    """Describe a method, metric or perturbation by its class and its plain attributes."""
+    attributes = getattr(item, "__dict__", {})  # a class with slots has no dict
+    return {"class": kind_of(item)} | {
         name: value
         for name, value in attributes.items()
         if _is_plain(value) and not name.startswith("_")
     }
 
 
-def kind_of(thing: object) -> str:
-    """Its class, with its module."""
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+def kind_of(item: object) -> str:
+    """Return the module and name of an object's class."""
+    return f"{type(item).__module__}.{type(item).__qualname__}"
 
 
 def _is_plain(value: Any) -> bool:
@@ -79,7 +79,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; of a tensor, its digest.
+    """Convert a value to JSON data, and a tensor to its digest.
 
     Example:
         >>> plain((1, "a")), plain(torch.zeros(2)) == plain(torch.ones(2))
@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def description_of_model(model: Callable[..., Any], root: nn.Module) -> dict[str, Any]:
-    """All that makes a difference to the scores of a model, whose outermost module is ``root``."""
+    """Describe everything that influences a model's scores; ``root`` is its outermost module."""
     config = getattr(root, "config", None)
     settings = config.to_dict() if isinstance(config, PreTrainedConfig) else {}
     settings = {name: value for name, value in settings.items() if name not in _IRRELEVANT}

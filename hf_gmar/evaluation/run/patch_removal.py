@@ -1,4 +1,4 @@
-"""Scores of one image while patches are missing; copies that several methods need are made once."""
+"""Scores of one image with removed patches; a copy that several methods need runs once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class PatchRemoval:
     """An image under one perturbation.
 
     Attributes:
-        plan: what is measured.
-        fewest: so many patches are always kept.
-        masks: the patches that each copy keeps, by their bytes.
-        scores: of each copy.
-        curves: for each method the copies of its curves, ``morf`` and ``lerf``.
-        changes: for each method and metric, the whole image and the copy of the kept patches.
+        plan: the measurements of the run.
+        fewest: the smallest number of patches that a copy keeps.
+        masks: the kept patches of each copy; the keys are the bytes of the mask.
+        scores: the target's score of each copy.
+        curves: the copies of each method's curves, ``morf`` and ``lerf``.
+        changes: the copies of the whole image and of the kept patches, by method and metric.
     """
 
     plan: Plan
@@ -43,7 +43,7 @@ class PatchRemoval:
         perturbation: Perturbation,
         maps: Mapping[str, Tensor],
     ) -> PatchRemoval:
-        """Put all copies that the methods' maps (rows, columns) need through the model."""
+        """Run the model on all copies that the methods' maps (rows, columns) need."""
         perturbed = plan.model.bind(perturbation, pixels)
         removal = cls(plan, perturbation.fewest(plan.model.adapter))
         for label, patches in maps.items():
@@ -56,7 +56,7 @@ class PatchRemoval:
         return removal
 
     def values(self, label: str) -> dict[str, float | None]:
-        """The metrics of a method."""
+        """Compute the metrics of a method."""
         values = {}
         if keys := self.curves[label]:
             morf, lerf = (self._at(keys[order])[None] for order in ("morf", "lerf"))
@@ -69,15 +69,15 @@ class PatchRemoval:
         return values
 
     def curve(self, label: str) -> dict[str, list[float]]:
-        """The scores while patches are removed, in both orders; empty if no metric needs them."""
+        """Return the scores of both removal orders; empty if no metric needs them."""
         return {order: self._at(keys).tolist() for order, keys in self.curves[label].items()}
 
     def _plan_copies(self, label: str, patches: Tensor) -> None:
         self.curves[label] = {}
         if self.plan.metrics_of("curves"):
             order = patch_order(patches)
-            for name, removed in (("morf", order), ("lerf", order.flip(0))):
-                masks = self._masks(removed, patches.shape)
+            for name, removal_order in (("morf", order), ("lerf", order.flip(0))):
+                masks = self._masks(removal_order, patches.shape)
                 self.curves[label][name] = [self._key(mask) for mask in masks]
         whole = torch.ones_like(patches, dtype=torch.bool)
         self.changes[label] = {
@@ -86,11 +86,11 @@ class PatchRemoval:
         }
 
     def _masks(self, order: Tensor, shape: torch.Size) -> Tensor:
-        """The kept patches (steps + 1, rows, columns) while patches go in that order."""
+        """Return the kept patches at each step of an order, (steps + 1, rows, columns)."""
         steps, count = self.plan.model.config.steps, len(order)
         masks = torch.ones(steps + 1, count, dtype=torch.bool)
         for step in range(steps + 1):
-            # In whole numbers, which every machine rounds alike.
+            # Integer arithmetic rounds in the same way on every machine.
             removed = min((2 * step * count + steps) // (2 * steps), count - self.fewest)
             masks[step, order[:removed]] = False
         return masks.reshape(-1, *shape)

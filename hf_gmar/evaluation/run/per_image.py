@@ -1,4 +1,4 @@
-"""Everything that is measured of one image, by all methods."""
+"""Measures one image with all methods and metrics."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from hf_gmar.metrics.inputs import LocalizationInput
 from hf_gmar.models.image_view import measure_view
 
 _FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
-"""Errors of the run, not of one image."""
+"""Errors that end the run, instead of failing one image."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its explanations.
+    """An image with its maps.
 
     Attributes:
-        index: its place in the data set.
-        example: the image, its label and its masks.
-        pixels: its pixel values, (1, channels, height, width).
+        index: index of the image in the data set.
+        example: the image with its label and masks.
+        pixels: the pixel values, (1, channels, height, width).
         predicted: the model's top class.
         target: the explained class.
         before: the target's score.
-        results: of each method its map, or why it has none.
+        results: the map of each method, or the reason of its failure.
     """
 
     index: int
@@ -63,7 +63,7 @@ class Sample:
 
     @property
     def maps(self) -> dict[str, Tensor]:
-        """The maps (rows, columns) of the methods that gave one, in float64."""
+        """The maps (rows, columns) of the methods that succeeded, in float64."""
         return _exact(self.results)
 
 
@@ -71,7 +71,7 @@ class ImageEvaluator:
     """Measures the images of a data set.
 
     Args:
-        plan: the model with methods and metrics.
+        plan: the model, methods and metrics.
         data: the images.
     """
 
@@ -86,14 +86,14 @@ class ImageEvaluator:
         )
 
     def image(self, index: int) -> tuple[list[Row], Sample | None]:
-        """The rows of one image, and its explanations.
+        """Measure one image; return its rows, and its maps if it could be read.
 
-        An image that can't be read or put through the model has one row, which says why; a method
-        that fails on it has a row that says why, and the others go on.
+        An image that can't be read or run through the model has one row, with the error. A method
+        that fails on the image has a row with the error, and the other methods are measured.
 
         Raises:
-            UnsupportedModelError: the model can't be measured in one of the ways asked for.
-            DataError, OptionError: data and options that do not go together.
+            UnsupportedModelError: a measurement does not support the model.
+            DataError, OptionError: the data and the options do not fit together.
         """
         key = self.data.key(index)
         try:
@@ -113,7 +113,7 @@ class ImageEvaluator:
                 measure(sample, rows)
             except _FATAL:
                 raise
-            except HfGmarError as error:  # the other metrics are measured all the same
+            except HfGmarError as error:  # the other metrics are still measured
                 for label in sample.maps:
                     _add_undefined(rows[label], {name: reason_of(error)})
         return list(rows.values()), sample
@@ -131,7 +131,7 @@ class ImageEvaluator:
         return Sample(index, example, pixels, predicted, target, before, results)
 
     def _measure_removal(self, sample: Sample, rows: dict[str, Row]) -> None:
-        """Metrics of removed and of kept patches, for each perturbation."""
+        """Measure the metrics of removed and kept patches for each perturbation."""
         if not self.plan.metrics_of("curves", "confidence"):
             return
         for name, perturbation in self.plan.perturbations.items():
@@ -145,15 +145,15 @@ class ImageEvaluator:
                     rows[label]["fractions"] = self.model.config.fractions.tolist()
 
     def _measure_localization(self, sample: Sample, rows: dict[str, Row]) -> None:
-        """Metrics of the object's mask; none is defined for an image without one."""
+        """Measure the metrics of the object's mask, if the image has a mask."""
         metrics = self.plan.metrics_of("localization")
         mask = sample.example.mask_of(sample.target)
         if metrics and mask is not None:
-            covered = self._cover(sample.example.image, mask, sample.pixels)
-            _localize(metrics, sample.maps, covered, rows)
+            cover = self._cover(sample.example.image, mask, sample.pixels)
+            _localize(metrics, sample.maps, cover, rows)
 
     def _measure_mosaic(self, sample: Sample, rows: dict[str, Row]) -> None:
-        """The same on a mosaic with the image as one of its tiles."""
+        """Measure localization on a mosaic in which the image is the target's tile."""
         metrics = self._metrics_for(sample, "mosaic")
         if not metrics:
             return
@@ -161,7 +161,7 @@ class ImageEvaluator:
         if size not in self._mosaics:
             self._mosaics[size] = MosaicDataset(self.data, size, self.model.config.seed)
         mosaics = self._mosaics[size]
-        if sample.index not in mosaics.indices:  # it has no label
+        if sample.index not in mosaics.indices:  # the image has no label
             return
         mosaic = mosaics.mosaic(mosaics.indices.index(sample.index))
         pixels = self.model.pixels(mosaic.image)
@@ -169,23 +169,23 @@ class ImageEvaluator:
         for label, result in results.items():
             if isinstance(result, str):
                 _add_undefined(rows[label], {"mosaic": result})
-        covered = self._cover(mosaic.image, mosaic.mask, pixels)
-        _localize(metrics, _exact(results), covered, rows)
+        cover = self._cover(mosaic.image, mosaic.mask, pixels)
+        _localize(metrics, _exact(results), cover, rows)
 
     def _measure_contexts(self, sample: Sample, rows: dict[str, Row]) -> None:
-        """Metrics that call a method again and again."""
+        """Measure the metrics that call a method repeatedly."""
         metrics = self._metrics_for(sample, "context")
         for label in sample.maps if metrics else ():
             context, values = self._context(sample, label), rows[label]["values"]
             for name, metric in metrics.items():
                 try:
                     values[name] = number(metric.values(context))
-                except Exception as error:  # noqa: BLE001  # of any library; other metrics go on
+                except Exception as error:  # noqa: BLE001  # of any library; others are measured
                     values[name] = None
                     _add_undefined(rows[label], {name: reason_of(error)})
 
     def _context(self, sample: Sample, label: str) -> MetricContext:
-        """The context of a method; Captum's methods can't be moved to another model."""
+        """Build the context of a method; Captum's methods can't be moved to another model."""
         explainers = self.model.explainers
         method = explainers.methods[label].method
         movable = isinstance(method, AttributionMethod)
@@ -200,7 +200,7 @@ class ImageEvaluator:
         )
         return replace(
             context,
-            # The other methods mostly need the same scores.
+            # Most methods need the same scores.
             scores=lambda images: explainers.cached(
                 "scores", images, lambda: self._contexts.scores(images)
             ),
@@ -209,7 +209,7 @@ class ImageEvaluator:
         )
 
     def _metrics_for(self, sample: Sample, kind: InputKind) -> dict[str, Metric[Any]]:
-        """The metrics that this image is one of the images for."""
+        """Return the metrics of a kind that measure this image."""
         count = len(self.data)
         metrics = self.plan.metrics_of(kind).items()
         return {label: item for label, item in metrics if item.measures(sample.index, count)}
@@ -220,17 +220,17 @@ class ImageEvaluator:
 
 
 def _add_undefined(row: Row, reasons: Mapping[str, str]) -> None:
-    """Say in a row why some metrics have no value."""
+    """Add the reasons of undefined metrics to a row."""
     row["undefined"] = {**row.get("undefined", {}), **reasons}
 
 
 def _localize(
-    metrics: dict[str, Metric[Any]], maps: dict[str, Tensor], covered: Tensor, rows: dict[str, Row]
+    metrics: dict[str, Metric[Any]], maps: dict[str, Tensor], cover: Tensor, rows: dict[str, Row]
 ) -> None:
     for label, patches in maps.items():
-        measured = LocalizationInput(patches[None], covered[None])
+        measured = LocalizationInput(patches[None], cover[None])
         values = {name: number(metric.values(measured)) for name, metric in metrics.items()}
-        if "values" in rows[label]:  # it may have failed on the image alone
+        if "values" in rows[label]:  # the method may have failed on the image but not the mosaic
             rows[label]["values"] |= values
 
 

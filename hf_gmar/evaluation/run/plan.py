@@ -1,4 +1,4 @@
-"""What a run measures on each image."""
+"""The measurements of a run: model, methods, metrics and perturbations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a run measures, by the options of :func:`~hf_gmar.evaluation.evaluate`."""
+    """The settings of a run; see the options of :func:`~hf_gmar.evaluation.evaluate`."""
 
     score: ScoreKind = "probability"
     explained_class: ExplainedClass = "predicted"
@@ -54,23 +54,23 @@ class EvaluationConfig:
 
     @property
     def fractions(self) -> Tensor:
-        """Share of the patches that is removed at each step, (steps + 1,)."""
+        """The share of removed patches at each step, (steps + 1,)."""
         return torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
 
     def described(self) -> dict[str, Any]:
-        """All that makes a difference to the results, as plain data."""
+        """Return the settings that influence the results, as plain data."""
         values = asdict(self)
         return {name: values[name] for name in values if name not in ("memory", "examples")}
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with its methods, and how its scores are measured.
+    """A model with its methods, processor and score.
 
     Attributes:
         explainers: the methods.
-        processor: makes pixel values of an image.
-        config: how the run measures.
+        processor: converts images to pixel values.
+        config: the settings of the run.
     """
 
     explainers: Explainers
@@ -85,24 +85,24 @@ class EvaluatedModel:
     @property
     def hf_config(self) -> Any:
         """The model's config, which names the classes."""
-        # The outermost one: of prompts, where these are the classes.
+        # The outermost config; a ZeroShotModel's config names its prompts.
         configs = (getattr(part, "config", None) for part in self.adapter.modules())
         return next(config for config in configs if isinstance(config, PreTrainedConfig))
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether probabilities are measured; the scores of a regression are none."""
+        """Whether the scores are probabilities, which a regression model does not give."""
         regression = getattr(self.hf_config, "problem_type", None) == "regression"
         return self.config.score == "probability" and not regression
 
     def pixels(self, image: Any) -> Tensor:
-        """Pixel values (1, channels, height, width) of an image, where the model is."""
+        """Convert an image to pixel values (1, channels, height, width) on the model's device."""
         pixels = self.processor(images=image, return_tensors="pt").pixel_values
         model = self.adapter.vision_model
         return torch.as_tensor(pixels).to(model.device, model.dtype)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """The measured scores of logits (K, C): (K, C) float64 on the CPU."""
+        """Convert logits (K, C) to the measured scores, float64 on the CPU."""
         logits = logits.detach().double().cpu()
         is_logit = self.config.score == "logit"
         return logits if is_logit else probabilities(self.hf_config, logits)
@@ -119,15 +119,15 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is measured on a model.
+    """All measurements on a model.
 
     Attributes:
         model: the model with its methods.
-        metrics: by label.
-        perturbations: by label.
+        metrics: metrics by label.
+        perturbations: perturbations by label.
 
     Raises:
-        OptionError: metrics, perturbations and score that do not go together.
+        OptionError: metrics, perturbations and score do not fit together.
     """
 
     model: EvaluatedModel
@@ -135,7 +135,7 @@ class Plan:
     perturbations: Mapping[str, Perturbation]
 
     def __post_init__(self) -> None:
-        """Check that all goes together."""
+        """Check that metrics, perturbations and score fit together."""
         for label, metric in self.metrics.items():
             if metric.probability and not self.model.has_probabilities:
                 raise OptionError(
@@ -157,17 +157,17 @@ class Plan:
         return {label: item for label, item in metrics if isinstance(item, ConfidenceMetric)}
 
     def metrics_of(self, *kinds: str) -> dict[str, Metric[Any]]:
-        """The metrics of these kinds of input."""
+        """Return the metrics of these input kinds."""
         return {label: item for label, item in self.metrics.items() if item.input_kind in kinds}
 
 
 def spread(count: int, most: int) -> set[int]:
-    """At most ``most`` of ``count`` indices, spread evenly."""
+    """Choose at most ``most`` of ``count`` indices, spread evenly."""
     size = min(most, count)
     return {place * count // size for place in range(size)}
 
 
 def number(value: Tensor) -> float | None:
-    """One image's value; ``None`` where it is not defined, as JSON has no NaN."""
+    """Convert one image's value to a float; ``None`` if undefined, as JSON has no NaN."""
     result = float(value.flatten()[0])
     return result if math.isfinite(result) else None

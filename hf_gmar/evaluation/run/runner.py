@@ -1,4 +1,4 @@
-"""A run over a data set, by one process or several, that goes on where an earlier one stopped."""
+"""Runs an evaluation in one or several processes, and resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from hf_gmar.evaluation.run.plan import Plan, spread
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
 Progress: TypeAlias = Callable[[int, int, list[Row]], None]
-"""Called with the images that this process is done with, those that it has to do, and the rows of
-the last one; first with none."""
+"""Called with the number of finished images of this process, their total number, and the rows of
+the last image; the first call is before any image."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A run; without a folder its rows are kept in memory alone."""
+    """A run; without a folder, its rows are only kept in memory."""
 
     plan: Plan
     data: ImageDataset
@@ -37,10 +37,10 @@ class Runner:
     progress: Progress | None = None
 
     def rows(self) -> list[Row]:
-        """Measure what is missing, and give the rows of all images to all processes.
+        """Measure the missing images, and return the rows of all images to all processes.
 
         Raises:
-            EvaluationError: the folder is of another run or in use, or a process is gone.
+            EvaluationError: the folder is of another run or in use, or a process has ended.
         """
         if self.folder is None:
             rows = self._measure(list(range(len(self.data))), None)
@@ -48,7 +48,7 @@ class Runner:
         store = Store(self.folder, self.processes.number, digest(self.settings))
         with ExitStack() as stack:
             self.processes.agreed(lambda: self._open(store, stack))
-            if not store.is_of(self.settings):  # a folder that the processes do not share
+            if not store.is_of(self.settings):  # the processes do not share the folder
                 store.folder.mkdir(parents=True, exist_ok=True)
                 store.open(self.settings, self.resume)
             done = self._finished(store)
@@ -70,16 +70,17 @@ class Runner:
             ) from error
 
     def _all_rows(self, store: Store) -> list[Row]:
-        """The rows that the main process sees, and those that only others see."""
-        seen = self.processes.agreed(lambda: {_place(row) for row in store.rows()})
-        unseen = [row for row in store.rows() if _place(row) not in seen]
-        unseen = self.processes.gathered([] if self.processes.is_main else unseen)
-        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *unseen], self._labels))
-        lost = set(range(len(self.data))) - {row["index"] for row in rows}
-        if lost:
+        """Combine the rows in the main process's folder and rows that only other processes see."""
+        on_main = self.processes.agreed(lambda: {_place(row) for row in store.rows()})
+        others = [row for row in store.rows() if _place(row) not in on_main]
+        others = self.processes.gathered([] if self.processes.is_main else others)
+        rows = self.processes.agreed(lambda: last_of_each([*store.rows(), *others], self._labels))
+        missing = set(range(len(self.data))) - {row["index"] for row in rows}
+        if missing:
             raise EvaluationError(
-                f"{len(lost)} images have no rows any more, such as {self.data.key(min(lost))}: a "
-                "file of the run is gone; run the same command again"
+                f"{len(missing)} images have no rows any more, such as "
+                f"{self.data.key(min(missing))}: a file of the run is gone; run the same command "
+                "again"
             )
         return rows
 
@@ -92,7 +93,7 @@ class Runner:
         return set(self.processes.gathered(same))
 
     def _measure(self, missing: list[int], store: Store | None) -> list[Row]:
-        """The rows of this process's share, if there is no store for them."""
+        """Measure this process's share of the images; return the rows if there is no store."""
         share, all_rows = self.processes.share(missing), []
         report: Progress = self.progress or (lambda *_: None)
         report(0, len(share), [])

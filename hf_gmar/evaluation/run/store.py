@@ -1,7 +1,7 @@
-"""The folder of a run: its settings, and the rows of each image as soon as they are measured.
+"""The folder of a run, with its settings and rows.
 
-Rows are lines of JSON. The rows of an image are written at once and handed to the disk before the
-next image begins, so that a process that is killed loses the image that it was at and no more.
+Rows are lines of JSON. The rows of an image are written and flushed to disk before the next image
+begins, so a killed process loses only its current image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_gmar.errors import EvaluationError
 from hf_gmar.evaluation.run.fingerprint import differences, digest
 
 Row: TypeAlias = dict[str, Any]
-"""What was measured of one image by one method; or, without a method, why there is nothing."""
+"""The measurements of one image by one method; without a method, the error of the image."""
 
 SETTINGS = "settings.json"
 EXAMPLES = "examples"
@@ -35,9 +35,9 @@ class Store:
     """The folder of a run.
 
     Attributes:
-        folder: where it is.
-        process: number of the process that writes; each has a file of its own.
-        run: digest of the settings, which each row bears: rows of another run are not seen.
+        folder: the path of the folder.
+        process: number of the writing process; each process has its own file.
+        run: digest of the settings, stored in each row; rows of other runs are ignored.
     """
 
     folder: Path
@@ -46,15 +46,15 @@ class Store:
 
     @property
     def file(self) -> Path:
-        """Where this process writes its rows."""
+        """The file to which this process writes its rows."""
         return self.folder / ("rows.jsonl" if not self.process else f"rows.{self.process}.jsonl")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Inside, no other run writes to the folder.
+        """Lock the folder against other runs inside the context.
 
         Raises:
-            EvaluationError: another one does.
+            EvaluationError: another run holds the lock.
         """
         lock = FileLock(self.folder / ".lock")
         try:
@@ -69,14 +69,14 @@ class Store:
             lock.release()
 
     def open(self, settings: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder that of a run with these settings.
+        """Prepare the folder for a run with these settings.
 
         Args:
-            settings: what is measured.
-            resume: keep the rows that are there; otherwise they are removed.
+            settings: the settings of the run.
+            resume: keep existing rows; otherwise remove them.
 
         Raises:
-            EvaluationError: the rows that are there are of other settings, or not of a run.
+            EvaluationError: existing rows are of other settings, or are not of a run.
         """
         old = self._settings()
         if old is None and self._files():
@@ -93,12 +93,12 @@ class Store:
             part.write_text(text + "\n", encoding="utf-8")
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the folder, as this machine sees it, is that of a run with these settings."""
+        """Return whether the folder on this machine is of a run with these settings."""
         old = self._settings()
         return old is not None and old.get("digest") == digest(settings)
 
     def _settings(self) -> dict[str, Any] | None:
-        """The settings on disk; an error if the file is not of a run."""
+        """Read the settings on disk; raise an error if the file is not of a run."""
         path = self.folder / SETTINGS
         if not path.exists():
             return None
@@ -115,7 +115,7 @@ class Store:
     def _check(self, old: dict[str, Any], settings: Mapping[str, Any]) -> None:
         if old.pop("digest") == digest(settings):
             return
-        # What JSON does not keep apart, such as tuples and lists, makes no difference.
+        # JSON turns tuples into lists, so both sides are compared as JSON data.
         lines = differences(old, json.loads(json.dumps(settings)))
         raise EvaluationError(
             f"{self.folder} holds a run with other settings ({'; '.join(lines[:6])}"
@@ -131,21 +131,21 @@ class Store:
             path.unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
-        """All rows in the folder, of whichever process, without a line that was cut off."""
+        """Read all rows of all processes in the folder, without incomplete lines."""
         rows = (row for file in self._files() for row in _lines(file))
         return [row for row in rows if row.pop("run", None) == self.run]
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write the rows of one image, and return when they are on disk."""
-        named = ({"run": self.run, **row} for row in rows)
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in named)
+        marked = ({"run": self.run, **row} for row in rows)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in marked)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
     def mend(self) -> None:
-        """Take off a line that was cut off when this process was killed."""
+        """Remove an incomplete last line, which a killed process leaves."""
         if self.file.exists():
             content = self.file.read_bytes()
             size = content.rfind(b"\n") + 1
@@ -158,7 +158,7 @@ class Store:
 
 
 def _lines(file: Path) -> Iterator[Row]:
-    """The rows of a file; what is behind its last line break was cut off."""
+    """Yield the rows of a file, without an incomplete last line."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -173,9 +173,9 @@ def _lines(file: Path) -> Iterator[Row]:
 
 
 def finished(rows: Iterable[Row], methods: Sequence[str]) -> set[int]:
-    """The images of which every method has its row.
+    """Return the images for which every method has a row.
 
-    Images that could not be read are not among them: the next run tries them again.
+    Images that could not be read are not included, so the next run tries them again.
     """
     seen: dict[int, set[str]] = {}
     for row in rows:
@@ -184,9 +184,9 @@ def finished(rows: Iterable[Row], methods: Sequence[str]) -> set[int]:
 
 
 def last_of_each(rows: Iterable[Row], methods: Collection[str]) -> list[Row]:
-    """One row for each image and method, ordered by them; the last where there are several.
+    """Return the last row of each image and method, sorted by image and method.
 
-    An image that could not be read in one run and could in another has been read.
+    If an image could be read in any run, its rows without a method are dropped.
     """
     places = {method: place for place, method in enumerate((None, *methods))}
     last = {(row["index"], places[row["method"]]): row for row in rows}

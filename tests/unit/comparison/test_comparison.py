@@ -213,7 +213,7 @@ def test_options_contrast_and_keywords_reach_our_methods() -> None:
         assert same(patches, alone)
     assert "not the difference of two" in found.failures["NoiseTunnel of gmar"]
     assert found.contrasts == ("LABEL_2",) * 3
-    assert "less that of LABEL_2." in found.figure().texts[-1].get_text().replace("\n", " ")
+    assert "minus the score of LABEL_2." in found.figure().texts[-1].get_text().replace("\n", " ")
 
 
 def test_a_map_for_every_class_refuses_a_contrast_in_its_cell() -> None:
@@ -818,10 +818,10 @@ def test_the_figure_says_what_it_shows() -> None:
     words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
     words = " ".join(words.split())
     for part in ("LABEL_5", "a.png", "bad | one", r"failed: ValueError: no \$ here", "forwards",
-                 "red: relevance, blue: against the class"):  # fmt: skip
+                 "red: for the class, blue: against it"):  # fmt: skip
         assert part in words, part
     caption = " ".join(figure.texts[-1].get_text().split())
-    for part in ("divided by its own largest", "one plain forward", "beyond what it held"):
+    for part in ("divided by its largest", "a plain forward", "memory in use before"):
         assert part in caption, part
     assert "Captum" in " ".join(example().figure().texts[-1].get_text().split())
 

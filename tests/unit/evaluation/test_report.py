@@ -250,7 +250,7 @@ def test_the_page_says_what_was_measured(summary: Summary) -> None:
         "- Score: the probability of the explained class\n",
         "▲ better, ▼ worse than attention-rollout: \\* p \\< 0.05, \\*\\* p \\< 0.01.",
         "| gmar (norm=l2, alpha=0.25) | 1 | its map holds NaN |",
-        "1 are in none of the numbers",
+        "The numbers do not include these images (1).",
         "- broken\\_1.png: no image\n",
         "| steps | 10 |",
         "| perturbations | blur, token-dropping |",
@@ -276,9 +276,9 @@ def test_without_a_baseline_nothing_is_said_of_differences() -> None:
     text = summarize(rows_of(METHODS[:2]), {}, BETTER).markdown()
     for words in ("Differences", "baseline", "p-values are of", "▲"):
         assert words not in text.split("## Limits")[0]
-    assert "None were given." in text
+    assert "No settings." in text
     absent = summarize(rows_of(METHODS[:2]), SETTINGS, BETTER, "legrad").markdown()
-    assert "There are no rows of the baseline legrad" in absent
+    assert "the baseline legrad has no rows" in absent
     assert "### Differences" not in absent
 
 
@@ -288,7 +288,7 @@ def test_measures_that_the_baseline_lacks_are_named() -> None:
         for name in "ab"
     ]
     text = summarize(rows, {}, BETTER, "a").markdown()
-    assert "for want of images with both values: only a\\_, only b\\_." in text
+    assert "because no image has both values: only a\\_, only b\\_." in text
     assert "Not compared" not in summarize(rows[:1], {}, BETTER, "a").markdown()
     assert "Not compared" not in summarize(rows, {}, BETTER).markdown()
     assert "Not compared" not in small(a=[0.5], b=[0.5]).markdown()
