@@ -1,7 +1,7 @@
 """Runs the Python blocks of the Markdown pages as tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 # Read when huggingface_hub is imported: no test may depend on what the Hub says today.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,14 +15,16 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
-@pytest.fixture(autouse=True)
-def _own_registries() -> Iterator[None]:
-    """What a test or an example registers is gone afterwards."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """What a test, an example or a page registers is gone afterwards."""
     from hf_gmar.methods import METHODS  # after the setting above
     from hf_gmar.metrics import METRICS
     from hf_gmar.perturbations import PERTURBATIONS
 
     before = [(one, dict(one._classes)) for one in (METHODS, METRICS, PERTURBATIONS)]
-    yield
-    for registry, classes in before:
-        registry._classes = classes
+    try:
+        return (yield)
+    finally:
+        for registry, classes in before:
+            registry._classes = classes

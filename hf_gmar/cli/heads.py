@@ -104,7 +104,7 @@ def heads(
 
 def _ranking(importance: HeadImportance, images: int) -> Table:
     """Tabulate the most and the least important heads."""
-    mean, spread, order = importance.mean(), importance.spread(), importance.rank()
+    mean, std, order = importance.mean(), importance.std(), importance.rank()
     columns = 5 if images > 1 else 4
     column, form = (
         ("share of its layer", ".1%")
@@ -112,11 +112,11 @@ def _ranking(importance: HeadImportance, images: int) -> Table:
         else ("loss of score without it", "+.3f")
     )
     table = Table(title=escape(f"Head importance, {importance.title}: {importance.caption}"))
-    for heading in ("rank", "layer", "head", column, "spread over images")[:columns]:
+    for heading in ("rank", "layer", "head", column, "std over images")[:columns]:
         table.add_column(heading, justify="right")
     for place, (layer, head) in enumerate(order, 1):
         if place <= _SHOWN or place > len(order) - _SHOWN:
-            numbers = format(mean[layer, head], form), format(spread[layer, head], form.strip("+"))
+            numbers = format(mean[layer, head], form), format(std[layer, head], form.strip("+"))
             cells = (str(place), str(layer), str(head), *numbers)[:columns]
             last = place == _SHOWN and len(order) > 2 * _SHOWN
             table.add_row(*cells, end_section=last)

@@ -75,9 +75,9 @@ class ModelOptions:
     token: Token = None
     cache_dir: CacheDir = None
     trust_remote_code: TrustRemoteCode = False
-    use_safetensors: Annotated[
-        bool, _option(help="Read safetensors weights only, or pickled weights as well.")
-    ] = True
+    pickled: Annotated[
+        bool, _option("--no-use-safetensors", help="Read pickled weights as well.")
+    ] = False
 
     def check_prompts(self, has_images: bool) -> None:
         """Raise an OptionError for prompts that include an image path or have no model."""
@@ -102,7 +102,8 @@ class ModelOptions:
         quiet()
         from hf_gmar.models.hub import load_model
 
-        return load_model(**{**asdict(self), "name": name, "device": device or self.device})
+        options = {**asdict(self), "name": name, "device": device or self.device}
+        return load_model(use_safetensors=not options.pop("pickled"), **options)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.report.summary import Summary, summarize
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import load_examples
-from hf_gmar.evaluation.run.explainers import Explainers
+from hf_gmar.evaluation.run.explainers import MethodSet
 from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
-from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, spread
+from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, evenly_spaced
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.metrics.base import Metric
@@ -154,7 +154,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     """
     loaded = _loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
-    explainers = Explainers.build(loaded.model, methods, readout, seed)
+    explainers = MethodSet.build(loaded.model, methods, readout, seed)
     labels = explainers.labels
     if baseline is None:
         baseline = "random" if "random" in labels else labels[0]
@@ -180,7 +180,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     if folder is not None and processes.is_main:
         from hf_gmar.evaluation.report.writer import write_report  # imports matplotlib
 
-        maps = load_examples(folder, spread(len(images), examples))
+        maps = load_examples(folder, evenly_spaced(len(images), examples))
         files = write_report(folder, summary, maps)
     return Evaluation(rows, summary, settings, files)
 

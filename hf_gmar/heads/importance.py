@@ -87,7 +87,7 @@ class HeadImportance:
         """Return the mean over the images, (layers, H)."""
         return self.values.mean(0)
 
-    def spread(self) -> Tensor:
+    def std(self) -> Tensor:
         """Return the standard deviation over the images, (layers, H); zero for one image."""
         return self.values.std(0, correction=0)
 
@@ -112,9 +112,9 @@ class HeadImportance:
         """Draw the means as a heatmap of layers by heads, beside their standard deviations."""
         from hf_gmar.visualization.head_figures import importance_figure
 
-        spread = self.spread().numpy() if len(self.values) > 1 else None
+        std = self.std().numpy() if len(self.values) > 1 else None
         mean, shares = self.mean().numpy(), self.criterion == "gmar"
-        return importance_figure(mean, spread, self.title, self.caption, shares)
+        return importance_figure(mean, std, self.title, self.caption, shares)
 
     def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.
@@ -149,7 +149,7 @@ class HeadImportance:
             "norm": self.norm,
             "criterion": self.criterion,
             "mean": self.mean().tolist(),
-            "spread": self.spread().tolist(),
+            "std": self.std().tolist(),
             "most important first": self.rank(),
             "targets": self.targets.tolist(),
             "classes": classes,

@@ -1,7 +1,7 @@
 from .average_drop import AverageDrop, AverageGain, ConfidenceMetric, IncreaseInConfidence
 from .base import InputKind, Metric
 from .context import ContextMetric, Explain, MetricContext
-from .context_builder import ContextBuilder, Explainer, second_class
+from .context_builder import ContextBuilder, PatchAttributor, second_class
 from .faithfulness_curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
 from .head_ablation import HeadAblationArea
 from .inputs import ConfidenceChange, Curves, LocalizationInput
@@ -29,7 +29,6 @@ __all__ = [
     "Curves",
     "Deletion",
     "Explain",
-    "Explainer",
     "Form",
     "GridPointing",
     "HeadAblationArea",
@@ -44,6 +43,7 @@ __all__ = [
     "Metric",
     "MetricContext",
     "ParameterRandomization",
+    "PatchAttributor",
     "PointingGame",
     "RelevanceMass",
     "kept_count",

@@ -23,7 +23,7 @@ from hf_gmar.metrics.weight_randomization import Cascade
 from hf_gmar.models.labels import probabilities
 
 
-class Explainer(Protocol):
+class PatchAttributor(Protocol):
     """Makes maps; a method with ``head_importance`` also gives the importance of heads."""
 
     def attribute_patches(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -31,7 +31,7 @@ class Explainer(Protocol):
         ...
 
 
-MakeExplainer: TypeAlias = Callable[[Any], Explainer]
+MakeAttributor: TypeAlias = Callable[[Any], PatchAttributor]
 """Makes the method on a model: on the user's model and on copies with randomized weights."""
 
 
@@ -74,12 +74,12 @@ class ContextBuilder:
         check_option("score", self.score, get_args(ScoreKind))
         check_option("batch", self.batch, range(1, 2**31))
         self._adapter = ModelAdapter.of(self.model, self.readout)
-        self._explainers: dict[tuple[MakeExplainer, int], Explainer] = {}
+        self._attributors: dict[tuple[MakeAttributor, int], PatchAttributor] = {}
         self._cascades: dict[int, Cascade] = {}
 
     def context(
         self,
-        make: MakeExplainer,
+        make: MakeAttributor,
         pixels: Tensor,
         target: int,
         *,
@@ -104,10 +104,10 @@ class ContextBuilder:
         kwargs = {**self.forward_kwargs, **method_kwargs}
 
         def explain_on(model: Any) -> Explain:
-            explainer = self._explainer(make, model)
+            explainer = self._attributor(make, model)
             return lambda pixels, target: explainer.attribute_patches(pixels, target, **kwargs)
 
-        importance = getattr(self._explainer(make, self.model), "head_importance", None)
+        importance = getattr(self._attributor(make, self.model), "head_importance", None)
         return MetricContext(
             explain=explain_on(self.model),
             scores=self.scores,
@@ -166,11 +166,11 @@ class ContextBuilder:
             cascade.randomize(parts)
             yield explain_on(cascade.model)
 
-    def _explainer(self, make: MakeExplainer, model: Any) -> Explainer:
+    def _attributor(self, make: MakeAttributor, model: Any) -> PatchAttributor:
         key = make, id(model)
-        if key not in self._explainers:
-            self._explainers[key] = make(model)
-        return self._explainers[key]
+        if key not in self._attributors:
+            self._attributors[key] = make(model)
+        return self._attributors[key]
 
     def _all_layers(self, importance: Tensor) -> Tensor:
         """Extend the importance to (layers, H); heads of left-out lower layers rank last."""

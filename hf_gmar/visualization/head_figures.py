@@ -31,7 +31,7 @@ _MOST_NUMBERS = 300  # with more cells, their numbers would be too small to read
 
 def importance_figure(
     mean: NDArray[np.float32],
-    spread: NDArray[np.float32] | None,
+    std: NDArray[np.float32] | None,
     title: str,
     caption: str = "",
     shares: bool = True,
@@ -42,7 +42,7 @@ def importance_figure(
 
     Args:
         mean: importance, (layers, H).
-        spread: standard deviation over images, (layers, H); ``None`` for one image.
+        std: standard deviation over images, (layers, H); ``None`` for one image.
         title: the explained class.
         caption: one line below the figure.
         shares: whether the numbers are shares of their layer, or else signed effects on the score.
@@ -55,7 +55,7 @@ def importance_figure(
         >>> len(figure.axes)  # the heatmap and its colour bar
         2
     """
-    panels = [mean] if spread is None else [mean, spread]
+    panels = [mean] if std is None else [mean, std]
     layers, heads = mean.shape
     width, height = max(0.55 * heads, 2.4) + 1.5, max(0.36 * layers, 1.8) + 1.3
     figure = Figure(figsize=(width * len(panels), height), layout="constrained")
@@ -66,8 +66,8 @@ def importance_figure(
         _heatmap(figure, axes[0], mean, "estimated loss of score without the head", signed=True)
     kind = "head importance" if shares else "effect of each head"
     axes[0].set_title(f"{kind}: {escape_dollars(title)}", fontsize=11)
-    if spread is not None:
-        _heatmap(figure, axes[1], spread, "standard deviation")
+    if std is not None:
+        _heatmap(figure, axes[1], std, "standard deviation")
         axes[1].set_title("variation over images", fontsize=11)
     figure.supxlabel(escape_dollars(caption), fontsize=9, color="0.35")
     return figure

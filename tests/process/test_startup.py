@@ -126,3 +126,11 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
     _, printed = started("-c", WITHOUT_MATPLOTLIB)
     assert "Traceback" not in printed
     assert "no overlay" in printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option_whole_on_a_narrow_terminal(name: str) -> None:
+    _, printed = started("-m", "hf_gmar", name, "--help", COLUMNS="80")
+    for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
+        for option in parameter.opts:
+            assert not option.startswith("--") or option in printed, option

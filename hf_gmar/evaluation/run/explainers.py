@@ -35,7 +35,7 @@ _CACHE_SIZE = 512  # maps of copies of an image and of stages of a cascade, whic
 
 
 @dataclass(frozen=True)
-class Explainers:
+class MethodSet:
     """Methods on one model, with a cache of recent maps that several metrics need.
 
     Attributes:
@@ -54,7 +54,7 @@ class Explainers:
     @classmethod
     def build(
         cls, model: Callable[..., Any], methods: MethodLikes | None, readout: ReadoutSpec, seed: int
-    ) -> Explainers:
+    ) -> MethodSet:
         """Build the methods.
 
         Raises:
@@ -73,7 +73,7 @@ class Explainers:
         """Describe each method as plain data, by label."""
         return {label: _described(spec) for label, spec in self.methods.items()}
 
-    def on(self, model: Callable[..., Any]) -> Explainers:
+    def on(self, model: Callable[..., Any]) -> MethodSet:
         """Move the methods to another model, without Captum's, which can't be moved."""
         if model is self.adapter.model:
             return self
@@ -85,7 +85,7 @@ class Explainers:
                 moved.model = model
                 moved.adapter = replace(adapter, layout=moved.adapter.layout)  # keeps its readout
                 specs[label] = replace(spec, method=moved)
-        return Explainers(adapter, specs, self.readout, self.seed)
+        return MethodSet(adapter, specs, self.readout, self.seed)
 
     def cached(self, key: Hashable, images: Tensor, make: Callable[[], Value]) -> Value:
         """Return the value for a key, images and the model's current weights, from the cache."""

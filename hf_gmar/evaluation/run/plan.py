@@ -15,7 +15,7 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
-from hf_gmar.evaluation.run.explainers import Explainers
+from hf_gmar.evaluation.run.explainers import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_kind import ScoreKind
@@ -73,7 +73,7 @@ class EvaluatedModel:
         config: the settings of the run.
     """
 
-    explainers: Explainers
+    explainers: MethodSet
     processor: BaseImageProcessor
     config: EvaluationConfig
 
@@ -161,7 +161,7 @@ class Plan:
         return {label: item for label, item in self.metrics.items() if item.input_kind in kinds}
 
 
-def spread(count: int, most: int) -> set[int]:
+def evenly_spaced(count: int, most: int) -> set[int]:
     """Choose at most ``most`` of ``count`` indices, spread evenly."""
     size = min(most, count)
     return {place * count // size for place in range(size)}

@@ -16,7 +16,7 @@ from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import save_example
 from hf_gmar.evaluation.run.fingerprint import digest
 from hf_gmar.evaluation.run.per_image import ImageEvaluator
-from hf_gmar.evaluation.run.plan import Plan, spread
+from hf_gmar.evaluation.run.plan import Plan, evenly_spaced
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
 Progress: TypeAlias = Callable[[int, int, list[Row]], None]
@@ -97,7 +97,7 @@ class Runner:
         share, all_rows = self.processes.share(missing), []
         report: Progress = self.progress or (lambda *_: None)
         report(0, len(share), [])
-        examples = spread(len(self.data), self.plan.model.config.examples)
+        examples = evenly_spaced(len(self.data), self.plan.model.config.examples)
         evaluator = ImageEvaluator(self.plan, self.data)
         for count, index in enumerate(share, 1):
             try:

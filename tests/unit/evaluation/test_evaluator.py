@@ -34,7 +34,7 @@ from hf_gmar.errors import (
     UnsupportedModelError,
 )
 from hf_gmar.evaluation import CHEAP
-from hf_gmar.evaluation.run.plan import spread
+from hf_gmar.evaluation.run.plan import evenly_spaced
 from hf_gmar.methods import METHODS, AttributionMethod
 from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
 from hf_gmar.models import LoadedModel
@@ -586,6 +586,6 @@ def test_records_are_flat(bundled: LoadedModel) -> None:
 
 
 def test_examples_are_spread_over_the_data() -> None:
-    assert sorted(spread(100, 4)) == [0, 25, 50, 75]
-    assert sorted(spread(3, 4)) == [0, 1, 2]
-    assert spread(5, 0) == set()
+    assert sorted(evenly_spaced(100, 4)) == [0, 25, 50, 75]
+    assert sorted(evenly_spaced(3, 4)) == [0, 1, 2]
+    assert evenly_spaced(5, 0) == set()

@@ -48,7 +48,7 @@ TOY = HeadImportance(
 
 def test_toy_numbers() -> None:
     assert torch.allclose(TOY.mean(), torch.tensor([[0.4, 0.6], [0.6, 0.4]], dtype=torch.float64))
-    spread = TOY.spread()
+    spread = TOY.std()
     assert float(spread[0, 0]) == pytest.approx(np.sqrt((0.09 + 0.01 + 0.04) / 3))
     assert float(spread[1, 0]) == pytest.approx(np.sqrt((0.01 + 0.09 + 0.04) / 3))
     each = TOY.per_class()
@@ -227,7 +227,7 @@ def test_the_heatmap() -> None:
     heat, spread, bar, _ = TOY.figure().axes
     drawn = heat.images[0]
     assert np.allclose(np.asarray(drawn.get_array()), TOY.mean())
-    assert np.allclose(np.asarray(spread.images[0].get_array()), TOY.spread())
+    assert np.allclose(np.asarray(spread.images[0].get_array()), TOY.std())
     assert drawn.get_clim() == pytest.approx((0, 0.6))
     low, high = heat.get_ylim()
     assert low < high  # the top layer is at the top
@@ -238,7 +238,7 @@ def test_the_heatmap() -> None:
 
 def test_one_image_has_no_spread() -> None:
     one = HeadImportance(TOY.values[:1], TOY.targets[:1], {4: "pound $ sterling $"})
-    assert not one.spread().any()
+    assert not one.std().any()
     figure = one.figure()
     assert len(figure.axes) == 2
     assert figure.axes[0].get_title() == r"head importance: pound \$ sterling \$"
@@ -269,7 +269,7 @@ def test_files(tmp_path: Path) -> None:
     summary = json.loads(files[1].read_text())
     assert summary["images"] == 3
     assert np.allclose(summary["mean"], TOY.mean())
-    assert np.allclose(summary["spread"], TOY.spread())
+    assert np.allclose(summary["std"], TOY.std())
     assert [tuple(pair) for pair in summary["most important first"]] == TOY.rank()
     assert [one["label"] for one in summary["classes"]] == ["two", "four"]
     with Image.open(files[2]) as picture:
