@@ -23,6 +23,6 @@ def methods() -> None:
     out.print(table)
     out.print(
         "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "
-        "each map; heads: the modules above the layers, once more for each layer.",
+        "each map; head re-evaluation: the class head runs once more for each layer.",
         highlight=False,
     )

@@ -48,7 +48,7 @@ class LeGrad(AttentionMethod):
     """
 
     source = "Bousselham et al., ICCV 2025, arXiv 2404.03214"
-    cost = "forward + backward + heads"
+    cost = "forward + backward + head re-evaluation"
 
     def __init__(
         self,
