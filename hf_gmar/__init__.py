@@ -4,7 +4,7 @@ GMAR for the Vision Transformers of Hugging Face, behind Captum's interface::
 
     from hf_gmar import GMAR
 
-    heat = GMAR(model).attribute(pixel_values, target=281)
+    attribution = GMAR(model).attribute(pixel_values, target=281)
 """
 
 import lazy_loader as lazy

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hf_gmar._core.constant_weights import FrozenWeightsMode
+from hf_gmar._core.frozen_weights import FrozenWeightsMode
 from hf_gmar.errors import UnsupportedModelError
 
 Function: TypeAlias = Callable[..., Any]

@@ -8,7 +8,7 @@ gradients for the layers below.
 The graph is minimal: weights are constants, and it starts at the attention output of the lowest
 explained layer. Linear layers above the top layer's attention skip tokens without gradient.
 
-A mode (:mod:`hf_gmar._core.constant_weights`) does this in the calling thread. Weights stay
+A mode (:mod:`hf_gmar._core.frozen_weights`) does this in the calling thread. Weights stay
 untouched. The config's attention, hooks and forwards that are replaced meanwhile come back.
 """
 
@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_gmar._core.attention import attention_here, routed_here
-from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar._core.execution import gradients_of
+from hf_gmar._core.frozen_weights import FrozenWeightsMode
 from hf_gmar._core.hooks import VisionRuns, recorded_runs
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest

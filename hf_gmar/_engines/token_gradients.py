@@ -1,7 +1,7 @@
 """The tokens that enter a layer, and the gradient of the scores with respect to these tokens.
 
 The graph starts at these tokens. Layers below run without a graph, and weights are constants
-(:mod:`hf_gmar._core.constant_weights`), so only activations above are stored.
+(:mod:`hf_gmar._core.frozen_weights`), so only activations above are stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.attention import attention_here
-from hf_gmar._core.constant_weights import FrozenWeightsMode
 from hf_gmar._core.execution import (
     accumulation_dtype,
     check_finite,
@@ -23,6 +22,7 @@ from hf_gmar._core.execution import (
     gradients_of,
     graph_enabled,
 )
+from hf_gmar._core.frozen_weights import FrozenWeightsMode
 from hf_gmar._core.hooks import CallRecorder, recorded_runs
 from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter

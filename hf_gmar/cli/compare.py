@@ -64,7 +64,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
 ) -> None:
-    """Explain images by several methods; write one figure, a table and the maps."""
+    """Run ``hf-gmar compare``."""
     _check_methods(methods or [], captum or [])
     inputs = Inputs.prepare(model, images, output, target, contrast, most=_MOST)
     import torch

@@ -93,10 +93,7 @@ def evaluate(
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
-    """Measure methods on a data set: faithfulness, localization and robustness of their maps.
-
-    Runs on several processes under 'accelerate launch', and resumes after a stop.
-    """
+    """Run ``hf-gmar evaluate``."""
     with _stopped(output):
         from hf_gmar.comparison.method_specs import (
             as_method_specs,

@@ -54,7 +54,7 @@ def explain(
     engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
-    """Write a heatmap (PNG) and its numbers (NPZ) for each image."""
+    """Run ``hf-gmar explain``."""
     if target is not None and top_k > 1:
         raise OptionError("give either --target (one class) or --top-k (several), not both")
     options = method_options(option, norm=norm, alpha=alpha, engine=engine)

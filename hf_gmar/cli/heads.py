@@ -42,7 +42,7 @@ def heads(
     ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("heads"),
 ) -> None:
-    """Rank the attention heads that a class depends on, over all images."""
+    """Run ``hf-gmar heads``."""
     from hf_gmar._utils.validation import check_option
     from hf_gmar.data.image_files import open_image
     from hf_gmar.heads.importance import HEAD_CRITERIA, HeadImportance, head_importance

@@ -20,8 +20,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (explain, compare, heads, evaluate, methods, models):
-    app.command(cls=ManyValues)(_command)
+_HELP = {  # no docstrings: they are gone under python -OO
+    explain: "Write a heatmap (PNG) and its numbers (NPZ) for each image.",
+    compare: "Explain images by several methods; write one figure, a table and the maps.",
+    heads: "Rank the attention heads that a class depends on, over all images.",
+    evaluate: (
+        "Measure methods on a data set: faithfulness, localization and robustness of their "
+        "maps.\n\nRuns on several processes under 'accelerate launch', and resumes after a stop."
+    ),
+    methods: "List the methods with their cost, class dependence, values and papers.",
+    models: "List the supported families, or say whether and how one model can be explained.",
+}
+for _command, _help in _HELP.items():
+    app.command(cls=ManyValues, help=_help)(_command)
 
 
 def _show_version(is_given: bool) -> None:

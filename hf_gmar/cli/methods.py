@@ -10,7 +10,7 @@ from hf_gmar.cli.options import command, out
 
 @command
 def methods() -> None:
-    """List the methods with their cost, class dependence, values and papers."""
+    """Run ``hf-gmar methods``."""
     from hf_gmar.cli.catalogue import METHOD_COLUMNS, methods_of_registry
 
     table = Table(title="Methods")

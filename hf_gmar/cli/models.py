@@ -25,7 +25,7 @@ def models(
     cache_dir: CacheDir = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """List the supported families, or say whether and how one model can be explained."""
+    """Run ``hf-gmar models``."""
     if model is None:
         _print_families()
         return

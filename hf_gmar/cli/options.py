@@ -177,10 +177,9 @@ class Inputs:
 
 
 class ManyValues(TyperCommand):
-    """Let options take several values: ``--prompts "a dog" "a cat"``; click alone takes one.
+    """Let options take several values, such as ``--prompts "a dog" "a cat"``; click takes one.
 
-    Such an option, for example ``--prompts "a dog" "a cat"``, has a metavar that ends in an
-    ellipsis. Click itself takes one value for each option.
+    The metavar of such an option ends in an ellipsis.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

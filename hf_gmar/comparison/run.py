@@ -55,10 +55,10 @@ def compare(  # noqa: PLR0913  # a keyword each
         inputs: pixel values (B, channels, height, width), or a tuple with one such tensor.
         methods: a list of names in ``hf_gmar.methods.METHODS``, pairs ``(name, options)``, method
             objects of hf_gmar or Captum on this model (Captum's on ``LogitsModel(model)``), or
-            :class:`MethodSpec`, which adds a label and keywords. A mapping gives labels. ``None``
-            is every method of the registry. Captum's attributions are summed over channels and
-            over the pixels of each patch. By default, a patch is the window of Occlusion and the
-            feature of the perturbation methods, and zeros are the baseline of the SHAP methods.
+            :class:`~hf_gmar.MethodSpec`, which adds a label and keywords. A mapping gives labels.
+            ``None`` is every method of the registry. Captum's attributions are summed over channels
+            and over the pixels of each patch. By default, a patch is the window of Occlusion and
+            the feature of the perturbation methods, and the SHAP methods start from zeros.
         target: the explained class, in any form of hf_gmar's methods. ``None`` is the top class of
             each image, the same for all methods.
         contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the

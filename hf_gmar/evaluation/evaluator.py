@@ -22,8 +22,8 @@ from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.report.summary import Summary, summarize
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import load_examples
-from hf_gmar.evaluation.run.explainers import MethodSet
 from hf_gmar.evaluation.run.fingerprint import described, description_of_model, digest, kind_of
+from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, evenly_spaced
 from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
@@ -154,15 +154,15 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     """
     loaded = _loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
-    explainers = MethodSet.build(loaded.model, methods, readout, seed)
-    labels = explainers.labels
+    method_set = MethodSet.build(loaded.model, methods, readout, seed)
+    labels = method_set.labels
     if baseline is None:
         baseline = "random" if "random" in labels else labels[0]
     elif baseline not in labels:
         raise OptionError(
             f"the baseline {baseline!r} is none of the methods; there are {', '.join(labels)}"
         )
-    evaluated = EvaluatedModel(explainers, loaded.processor, config)
+    evaluated = EvaluatedModel(method_set, loaded.processor, config)
     metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
     # Results may be written into the folder of the images; they are not part of the data.
@@ -295,7 +295,7 @@ def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str
     return {
         "model": model,
         "data": {"name": images.name, "images": len(images), **images.settings},
-        "methods": plan.model.explainers.described(),
+        "methods": plan.model.method_set.described(),
         "metrics": {label: {"class": kind_of(item), **item.options} for label, item in metrics},
         "perturbations": {label: described(item) for label, item in perturbations},
         **plan.model.config.described(),

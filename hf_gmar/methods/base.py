@@ -21,7 +21,9 @@ from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
-PassCount: TypeAlias = Literal["forward", "forward + backward", "forward + backward + head re-evaluation"]
+PassCount: TypeAlias = Literal[
+    "forward", "forward + backward", "forward + backward + head re-evaluation"
+]
 """Passes through the model for one map; ``heads``: the class head once more for each layer."""
 
 

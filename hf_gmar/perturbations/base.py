@@ -119,7 +119,9 @@ class Perturbation(ABC):
         request = checked_request(adapter, pixels, None, dict(forward_kwargs or {}))
         images = len(request.inputs)
         if images != 1:
-            raise InputError(f"one image is perturbed at a time, got {images}; bind each one")
+            raise InputError(
+                f"one image is perturbed at a time, got {images}; call bind for each image"
+            )
         check_option("batch", batch, range(1, 1_000_001))
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise OptionError(

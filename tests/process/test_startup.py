@@ -134,3 +134,18 @@ def test_help_names_every_option_whole_on_a_narrow_terminal(name: str) -> None:
     for parameter in get_command(app).commands[name].params:  # type: ignore[attr-defined]
         for option in parameter.opts:
             assert not option.startswith("--") or option in printed, option
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
+)
+def test_help_says_the_same_without_docstrings(words: list[str]) -> None:
+    pages = [
+        subprocess.run(
+            [sys.executable, *optimized, "-m", "hf_gmar", *words, "--help"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for optimized in ([], ["-OO"])
+    ]  # fmt: skip
+    assert pages[0] == pages[1]

@@ -182,7 +182,7 @@ def _gmar(name: str, **options: Any) -> MethodCase:
     )
 
 
-def _rival(
+def _baseline(
     name: str, method: type[AttributionMethod], reference: Callable[..., Any], **options: Any
 ) -> MethodCase:
     return MethodCase(
@@ -433,11 +433,11 @@ MORE_MODELS = (
 METHODS = (
     _gmar("gmar-l1"),
     _gmar("gmar-l2-alpha0.3-start1", norm="l2", alpha=0.3, start_layer=1),
-    _rival("rollout", AttentionRollout, oracles.attention_rollout),
-    _rival("raw-attention", RawAttention, oracles.raw_attention),
-    _rival("gradient-rollout", GradientRollout, oracles.gradient_rollout),
-    _rival("grad-sam", GradSAM, oracles.grad_sam),
-    _rival("legrad", LeGrad, oracles.legrad),
+    _baseline("rollout", AttentionRollout, oracles.attention_rollout),
+    _baseline("raw-attention", RawAttention, oracles.raw_attention),
+    _baseline("gradient-rollout", GradientRollout, oracles.gradient_rollout),
+    _baseline("grad-sam", GradSAM, oracles.grad_sam),
+    _baseline("legrad", LeGrad, oracles.legrad),
     *(
         MethodCase(method.__name__, functools.partial(method), None, engines=("any",))
         for method in (TokenGradCAM, InputXGradient, AttnLRP)
@@ -451,8 +451,8 @@ MORE_METHODS = (
     _gmar("gmar-l1-alpha0.3", alpha=0.3),
     _gmar("gmar-l1-alpha0", alpha=0.0),
     _gmar("gmar-l1-start1", start_layer=1),
-    _rival("rollout-max", AttentionRollout, oracles.attention_rollout, head_fusion="max"),
-    _rival(
+    _baseline("rollout-max", AttentionRollout, oracles.attention_rollout, head_fusion="max"),
+    _baseline(
         "rollout-min-discard",
         AttentionRollout,
         oracles.attention_rollout,
@@ -461,11 +461,11 @@ MORE_METHODS = (
         alpha=0.3,
         start_layer=1,
     ),
-    _rival("raw-attention-1", RawAttention, oracles.raw_attention, layer=1),
-    _rival("gradient-rollout-start1", GradientRollout, oracles.gradient_rollout, start_layer=1),
-    _rival("grad-sam-start1", GradSAM, oracles.grad_sam, start_layer=1),
+    _baseline("raw-attention-1", RawAttention, oracles.raw_attention, layer=1),
+    _baseline("gradient-rollout-start1", GradientRollout, oracles.gradient_rollout, start_layer=1),
+    _baseline("grad-sam-start1", GradSAM, oracles.grad_sam, start_layer=1),
     MethodCase("legrad-final", functools.partial(LeGrad, layer_scores="final"), oracles.legrad),
-    _rival("legrad-start1", LeGrad, oracles.legrad, start_layer=1),
+    _baseline("legrad-start1", LeGrad, oracles.legrad, start_layer=1),
 )
 """Other options, for the tests of parity alone."""
 

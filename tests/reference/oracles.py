@@ -1,4 +1,4 @@
-"""What GMAR and its rivals are, a second time: plain loops and whole matrices, without the package.
+"""GMAR and its baselines a second time: plain loops and whole matrices, without the package.
 
 Nothing here imports hf_gmar, takes a short cut or handles more than one image at a time, so that
 an error in the package and the same error here would be two independent mistakes.

@@ -50,6 +50,8 @@ def factors_of(parameters: Mapping[str, Any]) -> dict[str, str]:
             factors |= factors_of(fields())
         else:
             factors[name] = str(getattr(value, "name", value))
+            # An address would make every process choose rows of its own.
+            assert " at 0x" not in factors[name], f"{name}={factors[name]} has no name"
     return factors
 
 

@@ -24,7 +24,7 @@ from hf_gmar.errors import (
     UnsupportedModelError,
     reason_of,
 )
-from hf_gmar.evaluation.run.explainers import Maps
+from hf_gmar.evaluation.run.method_set import Maps
 from hf_gmar.evaluation.run.patch_removal import PatchRemoval
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.evaluation.run.store import Row
@@ -80,9 +80,9 @@ class ImageEvaluator:
         self.model = plan.model
         self.data = data
         self._mosaics: dict[tuple[int, int], MosaicDataset] = {}
-        explainers = self.model.explainers
+        method_set = self.model.method_set
         self._contexts = ContextBuilder(
-            self.model.adapter.model, self.model.config.score, readout=explainers.readout
+            self.model.adapter.model, self.model.config.score, readout=method_set.readout
         )
 
     def image(self, index: int) -> tuple[list[Row], Sample | None]:
@@ -104,10 +104,10 @@ class ImageEvaluator:
         except Exception as error:  # noqa: BLE001  # of the data set, the processor or the model
             return [{"index": index, "key": key, "method": None, "error": reason_of(error)}], None
         for name, measure in {
-            "removed": self._measure_removal,
-            "located": self._measure_localization,
+            "removal": self._measure_removal,
+            "localization": self._measure_localization,
             "mosaic": self._measure_mosaic,
-            "asked": self._measure_contexts,
+            "context": self._measure_contexts,
         }.items():
             try:
                 measure(sample, rows)
@@ -127,7 +127,7 @@ class ImageEvaluator:
         if model.config.explained_class == "label":
             target = _checked_label(example, logits.shape[1])
         before = float(model.scores(logits)[0, target])
-        results = model.explainers.maps(pixels, target)
+        results = model.method_set.maps(pixels, target)
         return Sample(index, example, pixels, predicted, target, before, results)
 
     def _measure_removal(self, sample: Sample, rows: dict[str, Row]) -> None:
@@ -165,7 +165,7 @@ class ImageEvaluator:
             return
         mosaic = mosaics.mosaic(mosaics.indices.index(sample.index))
         pixels = self.model.pixels(mosaic.image)
-        results = self.model.explainers.maps(pixels, mosaic.label)
+        results = self.model.method_set.maps(pixels, mosaic.label)
         for label, result in results.items():
             if isinstance(result, str):
                 _add_undefined(rows[label], {"mosaic": result})
@@ -186,12 +186,12 @@ class ImageEvaluator:
 
     def _context(self, sample: Sample, label: str) -> MetricContext:
         """Build the context of a method; Captum's methods can't be moved to another model."""
-        explainers = self.model.explainers
-        method = explainers.methods[label].method
+        method_set = self.model.method_set
+        method = method_set.methods[label].method
         movable = isinstance(method, AttributionMethod)
         ranks_heads = hasattr(method, "head_importance")
         context = self._contexts.context(
-            explainers.on,
+            method_set.on,
             sample.pixels,
             sample.target,
             seed=stable_hash(self.model.config.seed, sample.example.key) % 2**32,
@@ -201,7 +201,7 @@ class ImageEvaluator:
         return replace(
             context,
             # Most methods need the same scores.
-            scores=lambda images: explainers.cached(
+            scores=lambda images: method_set.cached(
                 "scores", images, lambda: self._contexts.scores(images)
             ),
             explain_randomized=context.explain_randomized if movable else None,

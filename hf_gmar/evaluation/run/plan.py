@@ -15,7 +15,7 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
-from hf_gmar.evaluation.run.explainers import MethodSet
+from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_kind import ScoreKind
@@ -68,19 +68,19 @@ class EvaluatedModel:
     """A model with its methods, processor and score.
 
     Attributes:
-        explainers: the methods.
+        method_set: the methods.
         processor: converts images to pixel values.
         config: the settings of the run.
     """
 
-    explainers: MethodSet
+    method_set: MethodSet
     processor: BaseImageProcessor
     config: EvaluationConfig
 
     @property
     def adapter(self) -> ModelAdapter:
         """The model."""
-        return self.explainers.adapter
+        return self.method_set.adapter
 
     @property
     def hf_config(self) -> Any:

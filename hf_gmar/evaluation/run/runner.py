@@ -57,7 +57,7 @@ class Runner:
 
     @property
     def _labels(self) -> list[str]:
-        return self.plan.model.explainers.labels
+        return self.plan.model.method_set.labels
 
     def _open(self, store: Store, stack: ExitStack) -> None:
         try:

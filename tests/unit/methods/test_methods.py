@@ -351,7 +351,8 @@ def test_options_of_the_methods() -> None:
 def test_every_method_says_what_it_is(name: str) -> None:
     method = METHODS[name]
     assert method.source
-    assert method.cost in ("forward", "forward + backward", "forward + backward + head re-evaluation")
+    passes = "forward", "forward + backward", "forward + backward + head re-evaluation"
+    assert method.cost in passes
     assert isinstance(method.class_specific, bool)
     assert isinstance(method.signed, bool)
     assert not inspect.isabstract(method)

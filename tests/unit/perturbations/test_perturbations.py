@@ -60,7 +60,7 @@ every_perturbation = pytest.mark.parametrize("perturbation", ALL, ids=lambda one
 every_soft = pytest.mark.parametrize("perturbation", SOFT, ids=lambda one: one.name)
 
 
-def subject_of(case: ModelCase, **settings: Any) -> ModelAdapter:
+def adapter_of(case: ModelCase, **settings: Any) -> ModelAdapter:
     """A model in float64, in which rounding hides no mistake."""
     return ModelAdapter.of(case.build(**settings).double(), case.options.get("readout"))
 
@@ -229,7 +229,7 @@ def test_noise_has_the_mean_and_contrast_of_the_image() -> None:
 
 
 def test_noise_depends_on_the_seed_and_the_image_alone() -> None:
-    adapter = subject_of(VIT)
+    adapter = adapter_of(VIT)
     kept = some(VIT)[1:]
 
     def drawn(number: int = 0, key: str | None = None, seed: int = 0) -> Tensor:
@@ -291,7 +291,7 @@ def test_a_patch_in_part(perturbation: Perturbation, share: float, seed: int) ->
 
 @every_soft
 def test_flags_are_zero_and_one(perturbation: Perturbation) -> None:
-    kept, adapter = some(VIT), subject_of(VIT)
+    kept, adapter = some(VIT), adapter_of(VIT)
     flags = scores(perturbation, adapter, VIT, kept)
     for dtype in (torch.float64, torch.float32, torch.float16):
         assert same(scores(perturbation, adapter, VIT, kept.to(dtype)), flags)
@@ -328,7 +328,7 @@ def test_no_mean_of_a_data_set(batches: Any, words: str) -> None:
 @every_perturbation
 @every_model
 def test_nothing_missing_is_the_plain_score(case: ModelCase, perturbation: Perturbation) -> None:
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     found = scores(perturbation, adapter, case, some(case), batch=3)
     wanted = plain(adapter, case, image_of(case))[0]
     torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-10)
@@ -340,7 +340,7 @@ def test_nothing_missing_is_the_plain_score(case: ModelCase, perturbation: Pertu
 @every_soft
 @every_model
 def test_scores_are_of_what_is_seen(case: ModelCase, perturbation: Perturbation) -> None:
-    adapter, kept = subject_of(case), some(case)
+    adapter, kept = adapter_of(case), some(case)
     found = scores(perturbation, adapter, case, kept)
     image, begun = image_of(case), perturbation.bind(adapter, image_of(case))
     copies = begun.copies.pixels(kept)
@@ -351,7 +351,7 @@ def test_scores_are_of_what_is_seen(case: ModelCase, perturbation: Perturbation)
 
 @every_model
 def test_masking_is_dropping(case: ModelCase) -> None:
-    adapter, kept = subject_of(case), some(case, copies=5)
+    adapter, kept = adapter_of(case), some(case, copies=5)
     dropped = scores(TokenDropping(), adapter, case, kept)
     masked = scores(AttentionMasking(), adapter, case, kept)
     torch.testing.assert_close(masked, dropped, rtol=0, atol=1e-10)
@@ -371,7 +371,7 @@ def test_batches_do_not_matter(
     case = CASES[name]
     if name == "data2vec-cls" and isinstance(perturbation, AttentionMasking):
         return  # refused
-    adapter, kept = _KEPT.setdefault(name, subject_of(case)), some(case, copies, seed)
+    adapter, kept = _KEPT.setdefault(name, adapter_of(case)), some(case, copies, seed)
     one_by_one = torch.cat([scores(perturbation, adapter, case, one[None]) for one in kept])
     order = torch.randperm(copies, generator=torch.Generator().manual_seed(seed))
     together = scores(perturbation, adapter, case, kept[order], batch=batch)
@@ -414,7 +414,7 @@ def test_copies_run_together(name: str, perturbation: Perturbation, sizes: list[
     kept = torch.ones(7, 16, dtype=torch.bool)
     kept[[0, 2], :3] = False  # two have 13 patches, five have 16
     case = CASES[name]
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     with counted(adapter) as found:
         scores(perturbation, adapter, case, kept.reshape(7, 4, 4), batch=4)
     assert found == sizes
@@ -495,7 +495,7 @@ def test_the_model_comes_back(perturbation: Perturbation) -> None:
 
 @every_perturbation
 def test_modes_of_the_caller(perturbation: Perturbation) -> None:
-    adapter, kept = subject_of(VIT), some(VIT)
+    adapter, kept = adapter_of(VIT), some(VIT)
     wanted = scores(perturbation, adapter, VIT, kept)
     with torch.inference_mode():
         inside = scores(perturbation, adapter, VIT, kept)
@@ -602,7 +602,7 @@ def test_no_patch_is_there_in_part(perturbation: Perturbation) -> None:
 )
 def test_the_fewest_patches(name: str, fewest: int, perturbation: Perturbation) -> None:
     case = CASES[name]
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     nothing = torch.zeros(2, *case.grid, dtype=torch.bool)
     nothing[0, 0, 0] = True
     fewest = 0 if perturbation.soft else fewest
@@ -618,7 +618,7 @@ def test_the_fewest_patches(name: str, fewest: int, perturbation: Perturbation) 
 def test_masking_where_attention_is_fixed() -> None:
     case = CASES["data2vec-cls"]
     with pytest.raises(UnsupportedModelError, match="token-dropping"):
-        scores(AttentionMasking(), subject_of(case), case, some(case))
+        scores(AttentionMasking(), adapter_of(case), case, some(case))
 
 
 @pytest.mark.parametrize(
@@ -692,7 +692,7 @@ def test_less_precision_takes_less_memory() -> None:
 def test_memory_of_copies_that_run_one_by_one() -> None:
     """Two copies are two forwards; nothing is taken for shared."""
     case = CASES["mlcd-cls"]
-    adapter, image = subject_of(case), image_of(case)
+    adapter, image = adapter_of(case), image_of(case)
     begun = TokenDropping().bind(adapter, image)
     with LiveBytes() as live:
         begun.scores(torch.ones(1, *case.grid, dtype=torch.bool))

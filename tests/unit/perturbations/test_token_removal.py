@@ -43,7 +43,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
-def subject_of(case: ModelCase, model: Any = None) -> ModelAdapter:
+def adapter_of(case: ModelCase, model: Any = None) -> ModelAdapter:
     """A model in float64, in which rounding hides no mistake."""
     model = case.build() if model is None else model
     return ModelAdapter.of(model.double(), case.options.get("readout"))
@@ -117,7 +117,7 @@ def without_columns(case: ModelCase, kept: Tensor) -> Tensor:
     What leaves the top layer is without their tokens: a head that averages patches does not count
     them.
     """
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     stay = torch.cat([torch.arange(case.prefix), case.prefix + kept.nonzero()[:, 0]])
     top = [
         one for one in adapter.vision_model.modules() if isinstance(one, GradientCheckpointingLayer)
@@ -135,7 +135,7 @@ def without_columns(case: ModelCase, kept: Tensor) -> Tensor:
 
 @every_case
 def test_only_the_other_tokens_are_left(case: ModelCase) -> None:
-    adapter, kept = subject_of(case), some(case, copies=2)
+    adapter, kept = adapter_of(case), some(case, copies=2)
     got = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     wanted = torch.stack([without_columns(case, one) for one in kept])
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
@@ -147,7 +147,7 @@ def test_only_the_other_tokens_are_left(case: ModelCase) -> None:
 
 @every_case
 def test_several_copies_in_one_forward(case: ModelCase) -> None:
-    adapter, kept = subject_of(case), some(case, copies=3)
+    adapter, kept = adapter_of(case), some(case, copies=3)
     alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     assert DropSites.of(adapter).one_by_one == case.name.startswith("mlcd")
     if not DropSites.of(adapter).one_by_one:
@@ -158,7 +158,7 @@ def test_several_copies_in_one_forward(case: ModelCase) -> None:
 @every_way
 @every_model
 def test_nothing_missing(case: ModelCase, way: Any) -> None:
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     everything = torch.ones(2, case.grid[0] * case.grid[1], dtype=torch.bool)
     got = hidden(way, adapter, case, everything)
     torch.testing.assert_close(got, scores(adapter, case, 2), rtol=0, atol=1e-12)
@@ -167,7 +167,7 @@ def test_nothing_missing(case: ModelCase, way: Any) -> None:
 @every_way
 @every_model
 def test_models_that_were_loaded_eager(case: ModelCase, way: Any) -> None:
-    eager = subject_of(case, case.build(attention="eager"))
+    eager = adapter_of(case, case.build(attention="eager"))
     kept = some(case, copies=2)
     wanted = torch.stack([without_columns(case, one) for one in kept])
     # Their softmax is in float32.
@@ -178,7 +178,7 @@ def test_models_that_were_loaded_eager(case: ModelCase, way: Any) -> None:
 @pytest.mark.parametrize("name", ["vit", "deit-teacher", "dinov3-cls"])
 def test_no_patch_at_all(name: str, way: Any) -> None:
     case = CASES[name]
-    adapter, nothing = subject_of(case), some(case, missing=16)
+    adapter, nothing = adapter_of(case), some(case, missing=16)
     assert not nothing.any()
     got = hidden(way, adapter, case, nothing)[0]
     torch.testing.assert_close(got, without_columns(case, nothing[0]), rtol=0, atol=1e-10)
@@ -193,7 +193,7 @@ NEEDS_ONE = (
 
 @every_case
 def test_how_many_patches_must_stay(case: ModelCase) -> None:
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     assert fewest_patches(adapter) == (case.name.removesuffix("-tall") in NEEDS_ONE)
 
 
@@ -206,7 +206,7 @@ def test_how_many_patches_must_stay(case: ModelCase) -> None:
 def test_beside_a_mask_that_the_caller_gives(way: Any, name: str, attention: str) -> None:
     """The mask hides patch 2, the call patch 5: both are missing."""
     case = CASES[name]
-    adapter = subject_of(case, case.build(attention=attention))
+    adapter = adapter_of(case, case.build(attention=attention))
     mask, kept = torch.ones(2, 17), torch.ones(2, 16, dtype=torch.bool)
     mask[:, 1 + 2], kept[:, 5] = 0, False
     with torch.no_grad(), way(adapter, kept):
@@ -259,7 +259,7 @@ def test_attention_that_honours_no_mask() -> None:
         found = functional.scaled_dot_product_attention(query, key, value)
         return found.transpose(1, 2), None
 
-    adapter, kept = subject_of(VIT), some(VIT)
+    adapter, kept = adapter_of(VIT), some(VIT)
     wanted = hidden(mask_tokens, adapter, VIT, kept)
     plain = scores(adapter, VIT)
     with loaded_as(adapter.vision_model, "deaf", deaf):
@@ -296,7 +296,7 @@ def test_the_model_comes_back(name: str, attention: str, way: Any) -> None:
 @pytest.mark.parametrize("name", ["vit", "beit-mean"])
 def test_a_plain_forward_of_another_thread(name: str, way: Any) -> None:
     case = CASES[name]
-    adapter, kept, halfway = subject_of(case), some(case), Halfway()
+    adapter, kept, halfway = adapter_of(case), some(case), Halfway()
     wanted, plain = hidden(way, adapter, case, kept), scores(adapter, case)
     [*layers] = [
         m for m in adapter.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)
@@ -378,11 +378,11 @@ def test_layers_in_another_order() -> None:
 def test_a_layout_with_other_tokens(way: Any, prefix: tuple[float, ...]) -> None:
     register_layout("ViTForImageClassification", TokenLayout(prefix))
     with pytest.raises(ModelOutputError, match=r"18 tokens are needed.*register_layout"):
-        hidden(way, subject_of(VIT), VIT, some(VIT))
+        hidden(way, adapter_of(VIT), VIT, some(VIT))
 
 
 def test_other_images_than_said() -> None:
-    adapter = subject_of(VIT)
+    adapter = adapter_of(VIT)
     for way in WAYS.values():
         refused = pytest.raises(ModelOutputError, match="2 images of 17 tokens")
         with refused, way(adapter, some(VIT, copies=2)):
@@ -401,7 +401,7 @@ def test_other_images_than_said() -> None:
     ],
 )
 def test_layers_that_take_more_of_each_token(name: str, value: Any) -> None:
-    adapter, kept = subject_of(VIT), some(VIT)
+    adapter, kept = adapter_of(VIT), some(VIT)
     layers_of(adapter)[0].register_forward_pre_hook(
         lambda _module, args, kwargs: (args, {**kwargs, name: value}), with_kwargs=True
     )
@@ -411,7 +411,7 @@ def test_layers_that_take_more_of_each_token(name: str, value: Any) -> None:
 
 def test_layers_that_take_something_else() -> None:
     """What has no number for each token passes as it is."""
-    adapter, kept = subject_of(VIT), some(VIT)
+    adapter, kept = adapter_of(VIT), some(VIT)
     wanted, seen = hidden(drop_tokens, adapter, VIT, kept), []
     given = {"more": torch.zeros(5, 3), "rope": None, "sizes": (17, 16), "mode": "x"}
     layer = layers_of(adapter)[0]
@@ -432,21 +432,21 @@ def test_layers_that_take_something_else() -> None:
 @pytest.mark.parametrize("shape", [(1, 4, 17, 17), (4, 17, 17), (1, 1, 1, 17), (1, 17, 17)])
 def test_biases_that_layers_take(shape: tuple[int, ...]) -> None:
     """Of each head or all, of each query or all: as attention adds them to its scores."""
-    adapter, kept = subject_of(VIT), some(VIT, copies=2)
+    adapter, kept = adapter_of(VIT), some(VIT, copies=2)
     bias = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for layer in layers_of(adapter):
         layer.register_forward_pre_hook(
             lambda _module, args, kwargs: (args[:1], {**kwargs, "attention_mask": bias}),
             with_kwargs=True,
         )
-    assert (scores(adapter, VIT) - scores(subject_of(VIT), VIT)).abs().max() > 0.1
+    assert (scores(adapter, VIT) - scores(adapter_of(VIT), VIT)).abs().max() > 0.1
     dropped = hidden(drop_tokens, adapter, VIT, kept)
     unattended = hidden(mask_tokens, adapter, VIT, kept)
     torch.testing.assert_close(dropped, unattended, rtol=0, atol=1e-10)
 
 
 def test_tokens_that_are_given_by_name() -> None:
-    adapter, kept = subject_of(VIT), some(VIT)
+    adapter, kept = adapter_of(VIT), some(VIT)
     wanted = hidden(drop_tokens, adapter, VIT, kept)
     for layer in layers_of(adapter):
         layer.register_forward_pre_hook(
@@ -458,7 +458,7 @@ def test_tokens_that_are_given_by_name() -> None:
 
 def test_a_top_layer_that_gives_more_than_tokens() -> None:
     case = CASES["clip"]
-    adapter, kept = subject_of(case), some(case)
+    adapter, kept = adapter_of(case), some(case)
     more: list[Any] = []
     wanted = hidden(mask_tokens, adapter, case, kept)
     top = [m for m in adapter.vision_model.modules() if isinstance(m, GradientCheckpointingLayer)][
@@ -479,9 +479,9 @@ def test_other_numbers_of_patches() -> None:
     kept = some(VIT, copies=2)
     kept[0] = True
     with pytest.raises(InputError, match=r"as many patches each, got \[16, 13\]"):
-        hidden(drop_tokens, subject_of(VIT), VIT, kept)
+        hidden(drop_tokens, adapter_of(VIT), VIT, kept)
     # A head that reads CLS alone needs no such thing.
-    together = hidden(mask_tokens, subject_of(VIT), VIT, kept)
+    together = hidden(mask_tokens, adapter_of(VIT), VIT, kept)
     wanted = torch.stack([without_columns(VIT, one) for one in kept])
     torch.testing.assert_close(together, wanted, rtol=0, atol=1e-10)
 
@@ -489,10 +489,10 @@ def test_other_numbers_of_patches() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_that_is_fixed_when_built(attention: str) -> None:
     case = CASES["data2vec-mean"]
-    adapter = subject_of(case, case.build(attention=attention))
+    adapter = adapter_of(case, case.build(attention=attention))
     with pytest.raises(UnsupportedModelError, match=r"Data2VecVision.*use token-dropping"):
         hidden(mask_tokens, adapter, case, some(case))
-    sdpa = hidden(drop_tokens, subject_of(case), case, some(case))
+    sdpa = hidden(drop_tokens, adapter_of(case), case, some(case))
     torch.testing.assert_close(hidden(drop_tokens, adapter, case, some(case)), sdpa)
 
 
@@ -537,7 +537,7 @@ TIMM = [
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
     case, model = _timm(name)
-    adapter, kept = subject_of(case, model), some(case, copies=2)
+    adapter, kept = adapter_of(case, model), some(case, copies=2)
     alone = torch.cat([hidden(drop_tokens, adapter, case, one[None]) for one in kept])
     torch.testing.assert_close(alone, torch.stack([_by_columns(case, one) for one in kept]))
     assert DropSites.of(adapter).one_by_one == (name in ("eva", "dinov3"))
@@ -548,7 +548,7 @@ def test_timm(name: str) -> None:
 
 
 def _by_columns(case: ModelCase, kept: Tensor) -> Tensor:
-    adapter = subject_of(case)
+    adapter = adapter_of(case)
     stay = torch.cat([torch.arange(case.prefix), case.prefix + kept.nonzero()[:, 0]])
     top: Any = adapter.vision_model
     top.timm_model.blocks[-1].register_forward_hook(lambda _m, _i, output: output[:, stay])
