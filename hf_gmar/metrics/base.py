@@ -28,6 +28,8 @@ class Metric(ABC, Generic[Input]):
     A subclass describes itself in its class variables and computes its values in :meth:`values`.
     The value of each image is stored, so that parts of a data set merge exactly, in any order.
 
+    :func:`~hf_gmar.register_metric` or an entry point makes a metric known by its name.
+
     Args:
         images: measure at most this many images of a data set, spread evenly; ``None`` measures
             all. Meant for metrics that need many passes through the model.
