@@ -29,9 +29,8 @@ types: $(VENV)/.installed-dev ## check types
 docs: $(VENV)/.installed-dev ## run the code on the pages
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
 
-examples: $(VENV)/.installed ## run two of the examples
-	$(BIN)/python examples/captum_side_by_side.py explanations
-	$(BIN)/python examples/relevance_in_masks.py --scenes 20
+examples: $(VENV)/.installed-dev ## run every example
+	$(BIN)/python -m pytest -n auto -m example tests/process
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

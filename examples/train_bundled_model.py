@@ -5,7 +5,8 @@
 The folder then holds a model for ``from_pretrained`` (config, safetensors, preprocessor file) and
 the training log as JSON lines; ``examples/measure_bundled_model.py`` prints its figures. On glibc,
 MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ set to 4000000000 make it faster: large blocks of
-memory are then kept for the next step.
+memory are then kept for the next step. A processor that has no instructions for bfloat16 emulates
+it slowly: pass ``--no-half`` there.
 
 A ViT without convolutions learns shapes slowly. So the curriculum starts with plain backgrounds,
 and position embeddings start as waves. In the first stages an auxiliary head also classifies the
@@ -102,8 +103,11 @@ def draw_pool(stage: Stage, first_seed: int) -> tuple[Tensor, Tensor]:
     low, high = stage.difficulty
     steps = np.linspace(low, high, stage.scenes)
     jobs = [(first_seed + i, difficulty) for i, difficulty in enumerate(steps)]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        pairs = pool.map(_draw, jobs, chunksize=256)
+    if stage.scenes < 1_000:  # drawn before processes would have started
+        pairs = [_draw(job) for job in jobs]
+    else:
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            pairs = pool.map(_draw, jobs, chunksize=256)
     images = torch.from_numpy(np.stack([image for image, _ in pairs]))
     return images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
         np.stack([classes for _, classes in pairs])
@@ -184,13 +188,14 @@ def train_stage(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     stage: Stage,
     first_seed: int,
+    half: bool,
 ) -> Iterator[dict[str, float]]:
     """Train one stage; yield a log entry every ``LOG_EVERY`` steps."""
     images, maps = draw_pool(stage, first_seed)
     losses, hints, hits = [], [], []
     for step, index in enumerate(indices(len(images), stage.steps), start=1):
         pixels, labels, weights, seen = make_batch(images[index], maps[index], stage)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             tokens = model.vit(pixels).last_hidden_state
             logits = model.classifier(tokens[:, 0]).float()
             hint = hint_loss(tokens, hint_head, seen) if stage.hint else torch.zeros(())
@@ -221,6 +226,9 @@ def main(
     output: Path,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     share: Annotated[float, typer.Option(help="Share of the scenes and steps, for a trial.")] = 1.0,
+    half: Annotated[
+        bool, typer.Option(help="Compute in bfloat16; a processor without it is faster in float32.")
+    ] = True,
 ) -> None:
     """Train the model and save it, with its log, in OUTPUT."""
     started = time.monotonic()
@@ -244,7 +252,7 @@ def main(
         for number, stage in enumerate(stages, start=1):
             # Seeds below a million are reserved for tests and measurements on new scenes.
             for entry in train_stage(
-                model, hint_head, optimizer, schedule, stage, number * 1_000_000
+                model, hint_head, optimizer, schedule, stage, number * 1_000_000, half
             ):
                 seconds = round(time.monotonic() - started)
                 line = json.dumps({"stage": number, **entry, "seconds": seconds})

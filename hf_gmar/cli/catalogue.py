@@ -30,7 +30,7 @@ from hf_gmar._core.token_layout import (
 from hf_gmar.errors import UnsupportedModelError, one_line
 from hf_gmar.methods.registry import METHODS
 
-METHOD_COLUMNS = ("method", "class", "cost", "class-specific", "values", "source")
+METHOD_COLUMNS = ("method", "Python class", "cost", "class-specific", "values", "source")
 
 COLUMNS = ("family", "model class", "prefix tokens", "pooling", "explained by")
 

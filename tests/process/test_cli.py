@@ -34,6 +34,7 @@ from tests.reference.tolerances import PATIENCE
 from tests.support import command, folders
 from tests.support.command import Done, run_elsewhere
 from tests.support.hub_server import commit_of, serve_hub
+from tests.support.interpreter import run_python
 
 Run = Callable[..., SimpleNamespace]
 
@@ -51,21 +52,19 @@ def run(tmp_path: Path) -> Run:
     return call
 
 
+INSTALLED = Path(sys.executable).with_name("hf-gmar")
+
+
 def _installed(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = Path(sys.executable).with_name("hf-gmar")
-    return subprocess.run(
-        [command, *arguments],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    words = [INSTALLED, *arguments]
+    return run_python(words, cwd, {"COLUMNS": "160", **environment}, check=False)
 
 
 def test_no_arguments_explains_the_bundled_scene(tmp_path: Path) -> None:
-    done = _installed("explain", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [INSTALLED, "explain"], cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "using bundled" in done.stderr
     names = sorted(path.suffix for path in (tmp_path / "explanations").iterdir())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,29 +17,20 @@ import pytest
 from hf_gmar.data import draw_scene
 from tests.reference.tolerances import PATIENCE
 from tests.support.command import run
+from tests.support.interpreter import Interpreter
 
-PYTHON = Path(sys.executable)
-HELD = Path(__file__).parents[1] / "support" / "held_command.py"
+ROOT = Path(__file__).parents[2]
+HELD = ROOT / "tests" / "support" / "held_command.py"
 ASKED = ["scenes:6", "--methods", "gmar", "random", "--metrics", "deletion", "relevance-mass",
          "--steps", "4", "--examples", "1"]  # fmt: skip
-LAUNCHED = [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
+LAUNCHED = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
             "--num_processes", "2", "--main_process_port", "0"]  # fmt: skip
 
 
-def started(words: Sequence[object], cwd: Path) -> subprocess.Popen[str]:
+def started(words: Sequence[object], cwd: Path) -> Interpreter:
     """A process of its own, with one thread, so that sums are added in one order."""
-    return subprocess.Popen(
-        [str(word) for word in words],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1",
-             "COLUMNS": "160"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        # A shell starts what runs in the background without interrupts, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    )  # fmt: skip
+    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
+    return Interpreter(words, cwd, own)
 
 
 def command(output: Path) -> list[object]:
@@ -58,7 +47,7 @@ def held(output: Path, images: int) -> list[object]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    done = started([PYTHON, *command(output)], output.parent)
+    done = started(command(output), output.parent)
     out, err = done.communicate(timeout=PATIENCE)
     assert done.returncode == 0, err
     assert "summary.json" in out
@@ -147,9 +136,8 @@ def test_a_run_with_other_settings_is_named(tmp_path: Path, whole: Path) -> None
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, whole: Path) -> None:
-    script = shutil.which("hf-gmar", path=str(PYTHON.parent)) or "-m"
-    form = [script, *command(tmp_path / "out")[2:]] if script != "-m" else command(tmp_path / "out")
-    done = started([*LAUNCHED, *form], tmp_path)
+    installed = Path(sys.executable).with_name("hf-gmar")
+    done = started([*LAUNCHED, installed, *command(tmp_path / "out")[2:]], tmp_path)
     out, err = done.communicate(timeout=PATIENCE)
     assert done.returncode == 0, err
     files = sorted(path.name for path in (tmp_path / "out").glob("rows*"))
@@ -160,7 +148,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, whole: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
     assert out.count("summary.json") == 1
     # A single process goes on from there, with nothing to do.
-    again = started([PYTHON, *command(tmp_path / "out")], tmp_path)
+    again = started(command(tmp_path / "out"), tmp_path)
     again.communicate(timeout=PATIENCE)
     assert (tmp_path / "out" / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
 
@@ -183,7 +171,7 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path, whole: Path) -> None
     reached = []
     for _ in range(5):
         before = rows_in(output)
-        process = started([PYTHON, *held(output, 2)], tmp_path)
+        process = started(held(output, 2), tmp_path)
         # Between the first image of this start and the third.
         wait_for(lambda: rows_in(output) > before or process.poll() is not None)  # noqa: B023
         time.sleep(chance.uniform(0, 0.15))
@@ -192,7 +180,7 @@ def test_killed_at_five_moments_and_resumed(tmp_path: Path, whole: Path) -> None
         reached.append(rows_in(output))
     assert reached == sorted(reached)
     assert 2 <= reached[0] <= 4
-    process = started([PYTHON, *command(output)], tmp_path)
+    process = started(command(output), tmp_path)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     for name in ("summary.json", "report.md"):
@@ -219,7 +207,7 @@ def test_a_killed_worker_ends_the_run_and_loses_nothing(
     assert not (output / "summary.json").exists()
     if victim == 0:  # once is enough to see that the rest can be measured
         return
-    again = started([PYTHON, *command(output)], tmp_path)
+    again = started(command(output), tmp_path)
     again.communicate(timeout=PATIENCE)
     assert (output / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
 
@@ -229,7 +217,7 @@ def test_whoever_stops_it_is_told_how_to_go_on(tmp_path: Path, number: int, code
     output = tmp_path / "out"
     words = command(output)
     words[3] = "scenes:200"
-    process = started([PYTHON, *words], tmp_path)
+    process = started(words, tmp_path)
     wait_for(lambda: rows_in(output) > 0 or process.poll() is not None)
     process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE)

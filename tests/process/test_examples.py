@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.reference.tolerances import PATIENCE
+import pytest
+from PIL import Image
 
+from tests.support.interpreter import run_python
+
+pytestmark = pytest.mark.example
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = {
     "captum_side_by_side.py": ["{output}"],
     "heads_of_a_class.py": ["{output}", "--scenes", "3"],
     "relevance_in_masks.py": ["--scenes", "4"],
     "measure_bundled_model.py": ["--scenes", "30"],
-    "train_bundled_model.py": ["{output}", "--share", "0.001"],
+    "train_bundled_model.py": ["{output}", "--share", "0.0001", "--no-half"],
     "draw_scenes.py": ["{output}"],
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
@@ -25,16 +27,19 @@ RUNS = {
 
 def _run(name: str, output: Path) -> str:
     arguments = [word.format(output=output) for word in RUNS[name]]
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments],
-        cwd=output, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_python([EXAMPLES / name, *arguments], output).stdout
 
 
 def test_every_example_is_run() -> None:
     assert set(RUNS) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_scenes_are_drawn_with_their_masks(tmp_path: Path) -> None:
+    assert _run("draw_scenes.py", tmp_path).startswith(str(tmp_path / "18.png"))
+    for name in ("18", "18.cross", "18.heart"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (96, 96)
+            assert image.getextrema() not in ((0, 0), (255, 255))
 
 
 def test_side_by_side_says_where_its_figure_is(tmp_path: Path) -> None:
@@ -63,11 +68,8 @@ def test_measurement_prints_its_figures(tmp_path: Path) -> None:
 
 def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
     _run("train_bundled_model.py", tmp_path)
-    measure = "measure_bundled_model.py"
-    said = subprocess.run(
-        [sys.executable, EXAMPLES / measure, "--scenes", "2", "--model", tmp_path],
-        capture_output=True, text=True, timeout=PATIENCE, check=True,
-    )  # fmt: skip
+    words = [EXAMPLES / "measure_bundled_model.py", "--scenes", "2", "--model", tmp_path]
+    said = run_python(words, tmp_path)
     assert json.loads(said.stdout)["scenes"] == 2
     assert (tmp_path / "training_log.jsonl").read_text()
 

@@ -13,6 +13,7 @@ import pytest
 
 from hf_gmar.models import bundled_folder, sample_image
 from tests.support.command import Done, run_elsewhere
+from tests.support.interpreter import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,11 +82,8 @@ def test_the_pipeline_knows_the_method(site: Path, tmp_path: Path) -> None:
         "assert maps[0]['label'] == maps[1]['label'] == 'heart'\n"
         "assert not maps[0]['attribution'].equal(maps[1]['attribution'])\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script, bundled_folder(), sample_image()],
-        env={**os.environ, "PYTHONPATH": with_folder(site)},
-        cwd=tmp_path, check=True, timeout=120,
-    )  # fmt: skip
+    words = ["-c", script, bundled_folder(), sample_image()]
+    run_python(words, tmp_path, {"PYTHONPATH": with_folder(site)})
 
 
 def offer(site: Path, package: str, name: str, place: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
 from hf_gmar.methods import METHODS
-from tests.reference.tolerances import PATIENCE
+from tests.support.interpreter import run_python
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -44,11 +42,7 @@ needs_proc = pytest.mark.skipif(
 def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     options = ["--quick", "--case", "T32", "--repeats", "2", "--threads", "1", "--device", "cpu"]
     options += ["--dense-limit-gb", "0.000005"]  # room for 32 pixels, not for 64
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.engine", *options, "--output", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_python(["-m", "benchmarks.engine", *options, "--output", tmp_path], ROOT)
     assert done.stdout == (tmp_path / "engine.md").read_text(encoding="utf-8")
     for name in CONTESTANTS + TARGET_CONTESTANTS:
         assert f"| T32 | {name} |" in done.stdout
@@ -58,12 +52,8 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
 
 
 def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1",
-         "--output", tmp_path],
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = ["-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1"]
+    done = run_python([*words, "--output", tmp_path], ROOT)
     for name in [*METHODS, "Saliency"]:
         assert f"| {name} |" in done.stdout
     stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from hf_gmar.cli import app
-from tests.reference.tolerances import PATIENCE
+from tests.support.interpreter import run_python
 
 
 @dataclass(frozen=True)
@@ -52,25 +49,11 @@ print(json.dumps([asdict(run(*words)) for words in json.loads(sys.argv[1])]))
 """
 
 
-def run_elsewhere(
-    calls: list[list[str]], cwd: Path, timeout: float = PATIENCE, **environment: str
-) -> list[Done]:
+def run_elsewhere(calls: list[list[str]], cwd: Path, **environment: str) -> list[Done]:
     """The command for each list of arguments, in one process in that folder.
 
     The settings of the Hub's client are read when it is imported; none of ours reach it.
     """
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE, json.dumps(calls)],
-        cwd=cwd,
-        env={
-            **clean, "HF_HUB_DISABLE_XET": "1", "COLUMNS": "160",
-            "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
-        },
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=True,
-        stdin=subprocess.DEVNULL,  # whoever asks the user something fails at once
-    )  # fmt: skip
+    words = ["-c", _ELSEWHERE, json.dumps(calls)]
+    done = run_python(words, cwd, {"COLUMNS": "160", **environment})
     return [Done(**outcome) for outcome in json.loads(done.stdout)]

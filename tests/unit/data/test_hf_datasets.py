@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image
 from hf_gmar.data import CLASSES, draw_scene, open_data
 from hf_gmar.errors import DataError, HfGmarError, ImageFileError, OptionError
 from tests.support.hub_server import serve_hub
+from tests.support.interpreter import run_python
 
 SHAPES = dict(enumerate(CLASSES))
 SCENES = [draw_scene(seed) for seed in range(4)]
@@ -368,16 +367,8 @@ print(json.dumps([outcome(*call) for call in json.loads(sys.argv[1])]))
 
 
 def _open_elsewhere(calls: list[Any], home: Path, **environment: str) -> list[dict[str, Any]]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", _OPEN, json.dumps(calls)],
-        env={**clean, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["-c", _OPEN, json.dumps(calls)]
+    done = run_python(words, home.parent, {"HF_HOME": str(home), **environment})
     return list(json.loads(done.stdout))
 
 

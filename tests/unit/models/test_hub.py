@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +33,16 @@ from hf_gmar.errors import (
 from hf_gmar.models import LoadedModel, bundled_folder, load_config, load_model
 from hf_gmar.models.hub import pick_device
 from tests.reference.models import PROMPTS
-from tests.reference.tolerances import PATIENCE
 from tests.support import folders
 from tests.support.hub_server import commit_of, serve_hub
+from tests.support.interpreter import run_python
 
 # What a user's machine would do, in a process of its own: the Hub's settings are read at import.
 _LOAD = """
 import json, sys
 from hf_gmar.errors import HfGmarError
 from hf_gmar.models import load_config, load_model
+from tests.support.interpreter import run_python
 
 def outcome(call):
     load = load_config if call.pop("config", False) else load_model
@@ -77,17 +76,8 @@ Outcome = dict[str, Any]
 
 def _load_elsewhere(calls: list[dict[str, Any]], home: Path, **environment: str) -> list[Outcome]:
     """What each call of load_model gives in a process of its own."""
-    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _LOAD, json.dumps(calls)],
-        env={**clean, **settings},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-        stdin=subprocess.DEVNULL,  # whoever asks the user something fails at once
-    )
+    words = ["-c", _LOAD, json.dumps(calls)]
+    done = run_python(words, home.parent, {"HF_HOME": str(home), **environment})
     outcomes: list[Outcome] = json.loads(done.stdout)
     return outcomes
 
