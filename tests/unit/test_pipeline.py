@@ -458,7 +458,7 @@ def test_a_call_with_a_target_goes_before_top_k(bundled: LoadedModel) -> None:
     ]  # fmt: skip
 
 
-def test_the_overlay_is_the_image_under_its_heat(cropping: Any) -> None:
+def test_the_overlay_is_the_image_under_its_heatmap(cropping: Any) -> None:
     image = picture(144, 72)
     for found in cropping(image, top_k=2, overlay=True):
         assert found["overlay"].size == image.size

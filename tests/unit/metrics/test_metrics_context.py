@@ -225,7 +225,7 @@ def after_stages(*maps: Tensor) -> Callable[[int, int], Iterator[Explain]]:
     return explain_randomized
 
 
-def test_randomisation_is_the_mean_over_the_stages() -> None:
+def test_randomization_is_the_mean_over_the_stages() -> None:
     options: dict[str, Any] = {"stages": 3, "seed": 5}
     stays = replace(TOY, explain_randomized=after_stages(WEIGHTS, 3 * WEIGHTS, WEIGHTS + 1))
     turns = replace(TOY, explain_randomized=after_stages(WEIGHTS, -WEIGHTS, WEIGHTS))

@@ -291,7 +291,7 @@ def test_metrics_of_real_methods(bundled: LoadedModel, pixels: Tensor, method: A
             assert found > 0
 
 
-def test_randomisation_by_hand(bundled: LoadedModel, pixels: Tensor) -> None:
+def test_randomization_by_hand(bundled: LoadedModel, pixels: Tensor) -> None:
     builder = ContextBuilder(bundled.model)
     context = builder.context(GradientRollout, pixels, 6)
     (found,) = METRICS.build("parameter-randomization", stages=3, seed=8).values(context).tolist()
