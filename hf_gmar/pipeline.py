@@ -20,13 +20,13 @@ from transformers.image_utils import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar.errors import InputError, ModelLoadError, OptionError
+from hf_gmar.errors import InputError, ModelLoadError, OptionError, TargetError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
-from hf_gmar.models.labels import find_class, label_of, probabilities
+from hf_gmar.models.labels import class_count, find_class, label_of, probabilities
 
 TASK = "image-attribution"
 """The name of the task in ``transformers.pipeline``."""
@@ -151,8 +151,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
-        classes = _most_probable(scores, self._classes(target, top_k))
-        against = self._contrast(method, contrast)
+        count = scores.shape[1]
+        classes = _most_probable(scores, self._classes(target, top_k, count))
+        against = self._contrast(method, contrast, count)
         maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)
         return {
             "classes": classes,
@@ -171,12 +172,17 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     ) -> None:
         """Check the options of the constructor."""
         self._method(method, options)
-        self._classes(target, top_k)
-        self._contrast(method, contrast)
+        try:
+            self._classes(target, top_k)
+            self._contrast(method, contrast)
+        except TargetError:  # unless the model gives more scores than its config names
+            count = class_count(self.model)
+            self._classes(target, top_k, count)
+            self._contrast(method, contrast, count)
 
-    def _contrast(self, method: str, contrast: Any) -> int | None:
+    def _contrast(self, method: str, contrast: Any, count: int | None = None) -> int | None:
         METHODS[method].check_contrast(contrast)
-        return None if contrast is None else find_class(self.model.config, str(contrast))
+        return None if contrast is None else find_class(self.model.config, str(contrast), count)
 
     def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
         known = METHODS.options(name)
@@ -187,7 +193,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return METHODS.build(name, self.model, **options)
 
-    def _classes(self, target: Any, top_k: Any) -> list[int] | int:
+    def _classes(self, target: Any, top_k: Any, count: int | None = None) -> list[int] | int:
         """Return the classes to explain, or the number of most probable classes."""
         if target is None:
             return 1 if top_k is None else _checked_count(top_k)
@@ -196,7 +202,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         names = target if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, str(name)) for name in names]
+        return [find_class(self.model.config, str(name), count) for name in names]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """Make one dict for each explained class of an image, most probable first."""

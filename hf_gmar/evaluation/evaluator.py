@@ -31,7 +31,7 @@ from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.labels import labels_of
+from hf_gmar.models.labels import class_count, labels_of
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
 from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
@@ -155,19 +155,20 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     loaded = _loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
     method_set = MethodSet.build(loaded.model, methods, readout, seed)
-    labels = method_set.labels
+    names = method_set.labels
     if baseline is None:
-        baseline = "random" if "random" in labels else labels[0]
-    elif baseline not in labels:
+        baseline = "random" if "random" in names else names[0]
+    elif baseline not in names:
         raise OptionError(
-            f"the baseline {baseline!r} is none of the methods; there are {', '.join(labels)}"
+            f"the baseline {baseline!r} is none of the methods; there are {', '.join(names)}"
         )
     evaluated = EvaluatedModel(method_set, loaded.processor, config)
     metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
     # Results may be written into the folder of the images; they are not part of the data.
     skip = folder if isinstance(data, str | Path) else None
-    images = open_data(data, labels_of(evaluated.hf_config), skip=skip)
+    labels = labels_of(evaluated.hf_config, class_count(evaluated.adapter))
+    images = open_data(data, labels, skip=skip)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")
     plan = Plan(evaluated, metrics_by_label, _perturbations(perturbations, evaluated, images))

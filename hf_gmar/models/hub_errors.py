@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.hub import has_file
 
-from hf_gmar._core.families import ZERO_SHOT_CLASSES
+from hf_gmar._core.families import ZERO_SHOT_CLASSES, model_type
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # Kinds of models that can be loaded.
@@ -185,7 +185,7 @@ def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[s
 def takes_prompts(config: PreTrainedConfig) -> bool:
     """Whether models of this type score images by text prompts."""
     names = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    return names.get(config.model_type) in ZERO_SHOT_CLASSES
+    return names.get(model_type(config)) in ZERO_SHOT_CLASSES
 
 
 def incomplete_error(name: str, missing: Sequence[str], kind: str = CLASSIFIER) -> ModelLoadError:

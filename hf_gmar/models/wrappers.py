@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
-from hf_gmar._core.model_adapter import scores_of, unwrapped
+from hf_gmar._core.model_adapter import model_in, scores_of, unwrapped
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
@@ -37,9 +37,9 @@ class LogitsModel(nn.Module):
 
     def __init__(self, model: Callable[..., Any], **forward_kwargs: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model = model_in(model)
         self.forward_kwargs = forward_kwargs
-        self.training = bool(getattr(model, "training", False))
+        self.training = bool(getattr(self.model, "training", False))
 
     def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute logits (B, C) of pixel values (B, channels, height, width).

@@ -514,6 +514,57 @@ def test_refused(
         assert len(message) < 400
 
 
+@pytest.fixture
+def wider(bundled: LoadedModel) -> Any:
+    """The bundled model with a class head for eleven classes, of which the config names eight."""
+    model: Any = copy.deepcopy(bundled.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.classifier = torch.nn.Linear(model.config.hidden_size, 11)
+    return model
+
+
+def test_the_scores_say_how_many_classes_there_are(wider: Any, bundled: LoadedModel) -> None:
+    parts = {"model": wider, "image_processor": bundled.processor}
+    explain: Any = pipeline("image-attribution", **parts)
+    found = explain(PICTURES[0], top_k=20)
+    labels: Any = bundled.model.config.id2label
+    names = {"class 8", "class 9", "class 10", *labels.values()}
+    assert {one["label"] for one in found} == names
+    by_label = {one["label"]: one for one in found}
+    pixels = bundled.processor(images=PICTURES[0], return_tensors="pt").pixel_values
+    shares = wider(pixels).logits[0].sigmoid()
+    for target in (10, "10", "class 10", "Class 10"):
+        (one,) = explain(PICTURES[0], target=target)
+        assert one["label"] == "class 10"
+        assert one["score"] == pytest.approx(shares[10].item())
+        assert_same([one], [by_label["class 10"]])
+        (made,) = pipeline("image-attribution", **parts, target=target)(PICTURES[0])
+        assert_same([made], [one])
+    two = explain(PICTURES[0], target=["heart", 9])
+    assert {one["label"] for one in two} == {"heart", "class 9"}
+    (one,) = explain(PICTURES[0], target="heart", contrast=8)
+    wanted = GMAR(wider).attribute_patches(pixels, 6, contrast=8)
+    assert torch.allclose(one["attribution"][6::12, 6::12], wanted[0], atol=1e-7)
+    for target in (11, "class 11"):
+        with pytest.raises(TargetError, match=r"0 to 10|11 classes"):
+            explain(PICTURES[0], target=target)
+        with pytest.raises(TargetError, match=r"0 to 10|11 classes"):
+            pipeline("image-attribution", **parts, target=target)
+
+
+def test_fewer_scores_than_names(bundled: LoadedModel) -> None:
+    model: Any = copy.deepcopy(bundled.model)
+    model.classifier = torch.nn.Linear(model.config.hidden_size, 3)
+    explain: Any = pipeline(
+        "image-attribution", model=model, image_processor=bundled.processor, top_k=20
+    )
+    assert len(explain(PICTURES[0])) == 3
+    for target in (6, "heart"):
+        with pytest.raises(TargetError, match=r"0 to 2|3 classes"):
+            explain(PICTURES[0], target=target)
+
+
 def test_a_method_says_its_options(bundled: LoadedModel) -> None:
     with pytest.raises(OptionError, match="'gmar' has no option nrom, top_k; it has norm, alpha"):
         METHODS.build("gmar", bundled.model, nrom="l2", top_k=3)

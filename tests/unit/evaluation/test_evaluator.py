@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -522,6 +523,21 @@ def test_methods_with_readouts_of_their_own_keep_them(bundled: LoadedModel) -> N
         bundled, "scenes:1", ["gmar"], ["parameter-randomization:stages=2"], readout="patches"
     )
     assert list(own.rows[0]["values"].values()) == list(run.rows[0]["values"].values())
+
+
+def test_more_scores_than_names(bundled: LoadedModel, tmp_path: Path) -> None:
+    """Data may name a class by its number, also one that the config does not name."""
+    model: Any = copy.deepcopy(bundled.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.classifier = torch.nn.Linear(model.config.hidden_size, 11)
+    draw_scene(1).image.save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("path,label\na.png,10\n")
+    found = evaluate(
+        replace(bundled, model=model), tmp_path / "labels.csv", ["gmar"], ["deletion"],
+        explained_class="label", steps=1,
+    )  # fmt: skip
+    assert [row["target"] for row in found.rows] == [10]
 
 
 def test_logits_have_defaults_of_their_own(bundled: LoadedModel) -> None:
