@@ -56,6 +56,7 @@ from hf_gmar._core.token_layout import layers_of
 from hf_gmar.cli.catalogue import describe
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.models import load_config
+from hf_gmar.models.hub_errors import takes_prompts
 from tests.reference import oracles
 from tests.reference.cases import (
     LABELS,
@@ -356,6 +357,22 @@ def test_the_class_is_the_family_whatever_the_checkpoint(name: str, tmp_path: Pa
     again = head.from_pretrained(tmp_path / "again").eval()
     assert same(GMAR(again).attribute_patches(images, 1), wanted)
     assert describe(load_config(tmp_path / "again"), "name").explained
+
+
+def test_a_config_is_what_its_class_is() -> None:
+    """Its own name is that of the checkpoint, from which weights may have come."""
+    config: Any = ViTConfig()
+    config.model_type = "clip"
+    assert families.model_type(config) == "vit"
+    assert not takes_prompts(config)
+    other = SimpleNamespace(model_type="of no class")
+    assert families.model_type(SimpleNamespace(config=other)) == "of no class"
+
+
+def test_a_config_of_another_class_than_the_model() -> None:
+    model = ViTForImageClassification(ViTMAEConfig(**SIZES)).eval()
+    assert families.model_type(model) == "vit"
+    assert GMAR(model).attribute(VIT.images(), 1).any()
 
 
 class UnheardConfig(ViTConfig):
