@@ -370,7 +370,8 @@ def test_a_config_is_what_its_class_is() -> None:
 
 
 def test_a_config_of_another_class_than_the_model() -> None:
-    model = ViTForImageClassification(ViTMAEConfig(**SIZES)).eval()
+    sizes: dict[str, Any] = SIZES
+    model = ViTForImageClassification(ViTMAEConfig(**sizes)).eval()  # type: ignore[arg-type]
     assert families.model_type(model) == "vit"
     assert GMAR(model).attribute(VIT.images(), 1).any()
 
