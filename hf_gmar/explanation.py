@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,18 +133,18 @@ class Explainer:
         self,
         image: Image.Image,
         source: str,
-        target: int | None = None,
+        target: int | Sequence[int] | None = None,
         top_k: int = 1,
         contrast: int | None = None,
     ) -> Iterator[Explanation]:
-        """Explain one class of an image, or its top classes, most probable first.
+        """Explain classes of an image in their order, or its top classes, most probable first.
 
         All classes share one forward of the model.
 
         Args:
             image: an RGB image of any size; the model's processor resizes it.
             source: the image's name in the results.
-            target: the class; ``None`` takes the ``top_k`` most probable classes.
+            target: the class, or several; ``None`` takes the ``top_k`` most probable classes.
             top_k: number of classes.
             contrast: a class whose score is subtracted from each explained score.
 
@@ -158,8 +158,9 @@ class Explainer:
         view = measure_view(self.loaded.processor, (image.height, image.width))
         config, settings = self.loaded.model.config, self.settings
         shares = probabilities(config, self.method.scores(pixels))[0].cpu()
-        best = shares.topk(min(top_k, len(shares))).indices.tolist()
-        targets = best if target is None else [target]
+        if target is None:
+            target = shares.topk(min(top_k, len(shares))).indices.tolist()
+        targets = [target] if isinstance(target, int) else list(target)
         maps = self.method.attribute_targets(pixels, targets, contrast=contrast)
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:

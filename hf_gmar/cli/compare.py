@@ -20,6 +20,7 @@ from hf_gmar.cli.options import (
     err,
     out,
     print_lines,
+    print_table,
     say,
 )
 from hf_gmar.errors import HfGmarError, InputError, OptionError
@@ -66,7 +67,7 @@ def compare(
 ) -> None:
     """Run ``hf-gmar compare``."""
     _check_methods(methods or [], captum or [])
-    inputs = Inputs.prepare(model, images, output, target, contrast, most=_MOST)
+    inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     import torch
     from rich.progress import Progress
 
@@ -90,7 +91,8 @@ def compare(
             inputs.loaded.model,
             torch.cat(pixels),
             specs,
-            *inputs.classes,
+            inputs.target,
+            inputs.contrast,
             images=_as_seen(inputs, list(pictures.values())),
             names=list(pictures),
             measure=measure,
@@ -156,14 +158,15 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     """Print as many columns as the terminal has room for."""
     from hf_gmar.comparison.result import R_EXPLAINED
 
-    for count in (len(headings), 5):
+    first_r = next((n for n, text in enumerate(headings) if text.startswith("r with")), 1)
+    for count in (len(headings), first_r + 1):
         table = Table(title="Comparison")
         for number, heading in enumerate(headings[:count]):
-            table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+            table.add_column(heading, justify="left" if number < 2 else "right")
         for row in rows:
             table.add_row(*map(escape, row[:count]))
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
-    out.print(table)
-    text = f"{R_EXPLAINED}; time: as a multiple of a plain forward of the same images."
-    out.print(text, highlight=False)
+    print_table(table)
+    time = "; time: as a multiple of a plain forward of the same images" if first_r > 2 else ""
+    out.print(f"{R_EXPLAINED}{time}.", highlight=False)

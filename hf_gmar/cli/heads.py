@@ -11,7 +11,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_gmar.cli.options import Images, Inputs, ModelOptions, command, err, out, print_lines
+from hf_gmar.cli.options import (
+    Images,
+    Inputs,
+    ModelOptions,
+    command,
+    err,
+    out,
+    print_lines,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from hf_gmar.heads.importance import HeadImportance
@@ -50,7 +59,7 @@ def heads(
 
     check_option("norm", norm, NORMS)
     check_option("criterion", criterion, HEAD_CRITERIA)
-    inputs = Inputs.prepare(model, images, output, target)
+    inputs = Inputs.prepare(model, images, output, [target])
     network = inputs.loaded.model
     options: dict[str, Any] = {"criterion": criterion, "norm": norm}
     results: dict[Path, HeadImportance] = {}
@@ -59,7 +68,7 @@ def heads(
     def measure(path: Path, stem: str) -> None:
         image = open_image(path)
         pixels = inputs.pixels(image)
-        importance = head_importance(network, pixels, inputs.classes[0], **options)
+        importance = head_importance(network, pixels, inputs.target, **options)
         written = [importance.save_numbers(output, f"{stem}.heads")]
         if maps:
             from hf_gmar.heads.head_methods import head_maps
@@ -81,7 +90,7 @@ def heads(
         settings = {"model": inputs.loaded.name, "images": list(map(str, results))}
         joined = HeadImportance.joined(list(results.values()))
         paths = replace(joined, settings=settings).save(output, "importance")
-        out.print(_ranking(joined, len(results)))
+        print_table(_ranking(joined, len(results)))
         if joined.criterion == "gmar":
             out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
         few = len(files) <= _SHOWN
@@ -97,7 +106,7 @@ def heads(
         ablation = ablate_heads(network, (inputs.pixels(open_image(path)) for path in bar), joined)
         ablation = replace(ablation, settings={**ablation.settings, **settings})
         paths = ablation.save(output)
-        out.print(ablation.table())
+        print_table(ablation.table())
         print_lines(paths)
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
