@@ -82,6 +82,14 @@ class ModelOptions:
     token: Token = None
     cache_dir: CacheDir = None
     trust_remote_code: TrustRemoteCode = False
+    processor: Annotated[
+        str | None,
+        _option(
+            help="A model on the Hub or a folder with the image processor, for models saved "
+            "without one.",
+            metavar="ID_OR_FOLDER",
+        ),
+    ] = None
     pickled: Annotated[
         bool, _option("--no-use-safetensors", help="Read pickled weights as well.")
     ] = False
