@@ -19,6 +19,7 @@ from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import label_of, probabilities
+from hf_gmar.models.pixel_values import ImageLike, picture_of_input
 from hf_gmar.models.wrappers import ZeroShotModel
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
@@ -131,7 +132,7 @@ class Explainer:
 
     def explain(
         self,
-        image: Image.Image,
+        image: ImageLike,
         source: str,
         target: int | Sequence[int] | None = None,
         top_k: int = 1,
@@ -142,20 +143,22 @@ class Explainer:
         All classes share one forward of the model.
 
         Args:
-            image: an RGB image of any size; the model's processor resizes it.
+            image: an image of any size, or an array with the model's channels; the model's
+                processor resizes it.
             source: the image's name in the results.
             target: the class, or several; ``None`` takes the ``top_k`` most probable classes.
             top_k: number of classes.
             contrast: a class whose score is subtracted from each explained score.
 
         Raises:
-            InputError: the processor's pixels do not fit the model.
+            InputError: the image or the processor's pixels do not fit the model.
             TargetError: a class is its own contrast.
             OptionError: the method's map is the same for all classes, so it takes no contrast.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self.loaded.pixels(image)
-        view = measure_view(self.loaded.processor, (image.height, image.width))
+        picture = picture_of_input(image, self.loaded.channels)
+        view = measure_view(self.loaded.processor, (picture.height, picture.width))
         config, settings = self.loaded.model.config, self.settings
         shares = probabilities(config, self.method.scores(pixels))[0].cpu()
         if target is None:
@@ -167,7 +170,7 @@ class Explainer:
             settings = {**settings, "contrast": other}
         for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
             label, share = label_of(config, index), float(shares[index])
-            yield Explanation(source, image, view, patches, index, label, share, settings, other)
+            yield Explanation(source, picture, view, patches, index, label, share, settings, other)
 
 
 def _slug(label: str) -> str:

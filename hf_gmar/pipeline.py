@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import numbers
 import os
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import (
-    ChannelDimension,
-    infer_channel_dimension_format,
-    load_image,
-)
+from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_gmar.data.image_files import open_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
@@ -27,6 +24,13 @@ from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.labels import find_class, label_of, probabilities
+from hf_gmar.models.pixel_values import (
+    MODES,
+    channels_last,
+    channels_of,
+    picture_of_input,
+    pixel_values,
+)
 
 TASK = "image-attribution"
 """The name of the task in ``transformers.pipeline``."""
@@ -123,11 +127,10 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         Raises:
             InputError: an array has several images, or the processor's geometry can't be measured.
         """
-        # An array goes to the processor unchanged, as in image classification.
+        channels = channels_of(self.model)
         if not isinstance(image, _Array):
-            place = os.fspath(image) if isinstance(image, os.PathLike) else image
-            image = load_image(place, timeout)
-        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values
+            image = _loaded(image, timeout, channels)
+        pixels = self._pixels(image, channels)
         if len(pixels) != 1:
             raise InputError(
                 f"an array of the shape {tuple(image.shape)} holds {len(pixels)} images; give a "
@@ -135,9 +138,23 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": measure_view(self.image_processor, _size(image)),
-            "image": _picture(image) if overlay else None,
+            "view": measure_view(self.image_processor, _size(image, channels)),
+            "image": picture_of_input(image, channels) if overlay else None,
         }
+
+    def _pixels(self, image: Image.Image | _Array, channels: int) -> Tensor:
+        if channels != 3:
+            return pixel_values(self.image_processor, image, channels)
+        try:  # as in image classification
+            pixels: Tensor = self.image_processor(images=image, return_tensors="pt").pixel_values
+        except ValueError as error:
+            if isinstance(image, Image.Image):
+                raise
+            raise InputError(
+                f"the image processor can't process an array of the shape {tuple(image.shape)}: "
+                f"{error}; the model takes (height, width, 3) or (3, height, width), from 0 to 255"
+            ) from error
+        return pixels
 
     def _forward(
         self,
@@ -228,28 +245,27 @@ def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
     return order[torch.isin(order, torch.tensor(classes))].view(len(scores), -1)
 
 
-def _size(image: Image.Image | _Array) -> tuple[int, int]:
+def _loaded(image: Any, timeout: float | None, channels: int) -> Image.Image:
+    """Load an image of a path, a URL, base64 text or PIL, in the mode of the model's channels."""
+    place = os.fspath(image) if isinstance(image, os.PathLike) else image
+    if channels != 4:  # pixel_values makes grey of it where the model wants that
+        return load_image(place, timeout)
+    if isinstance(place, Image.Image):
+        return ImageOps.exif_transpose(place).convert(MODES[channels])
+    if isinstance(place, str) and Path(place).is_file():
+        return open_image(Path(place), MODES[channels])
+    raise InputError(
+        "the model takes 4 channels, and images of URLs and base64 text are loaded in RGB, without "
+        "transparency; give a path, a PIL image or an array"
+    )
+
+
+def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:
     """Return the height and width."""
     if isinstance(image, Image.Image):
         return image.height, image.width
-    first = _layout(image) == ChannelDimension.FIRST
-    height, width = image.shape[-2:] if first else image.shape[-3:-1]
+    height, width = channels_last(image, channels).shape[:2]
     return height, width
-
-
-def _layout(array: _Array) -> ChannelDimension:
-    """Infer the channel dimension as Transformers' processors do."""
-    any_array: Any = array  # the function also takes tensors
-    return infer_channel_dimension_format(any_array, num_channels=(1, 3, 4))
-
-
-def _picture(image: Image.Image | _Array) -> Image.Image:
-    """Convert the input to the image of the overlay."""
-    if isinstance(image, Image.Image):
-        return image
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    single = array[0] if array.ndim == 4 else array
-    return to_pil_image(single, input_data_format=_layout(array)).convert("RGB")
 
 
 class _MissingWeightsRecorder(AutoModelForImageClassification):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,8 +75,8 @@ def compare(
     from hf_gmar.comparison.run import compare as side_by_side
     from hf_gmar.models.wrappers import LogitsModel, ZeroShotModel
 
-    pictures = _read(inputs.paths)
-    pixels = [inputs.pixels(picture) for picture in pictures.values()]
+    images_by_name = _read(inputs)
+    pixels = [inputs.loaded.pixels(image) for image in images_by_name.values()]
     sizes = sorted({tuple(values.shape[-2:]) for values in pixels})
     if len(sizes) > 1:
         raise InputError(
@@ -93,8 +93,8 @@ def compare(
             specs,
             inputs.target,
             inputs.contrast,
-            images=_as_seen(inputs, list(pictures.values())),
-            names=list(pictures),
+            images=_as_seen(inputs, map(inputs.picture, images_by_name.values())),
+            names=list(images_by_name),
             measure=measure,
             seed=seed,
             progress=lambda label: bar.update(
@@ -108,7 +108,7 @@ def compare(
     _print_table(*result.cells())
     print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
     print_lines(files)
-    failed = inputs.failed or len(pictures) < len(inputs.paths)
+    failed = inputs.failed or len(images_by_name) < len(inputs.paths)
     raise typer.Exit(1 if failed or not result.maps else 0)
 
 
@@ -128,23 +128,21 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
         check_captum_names(captum)
 
 
-def _read(paths: Sequence[Path]) -> dict[str, Image]:
+def _read(inputs: Inputs) -> dict[str, Any]:
     """Open the images that can be read, by unique names."""
-    from hf_gmar.data.image_files import open_image
-
-    pictures = {}
-    count = Counter(path.name for path in paths)
-    for path in paths:
+    images = {}
+    count = Counter(path.name for path in inputs.paths)
+    for path in inputs.paths:
         try:
-            pictures[path.name if count[path.name] == 1 else str(path)] = open_image(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
         except HfGmarError as error:
             say(error, path)
-    if not pictures:
+    if not images:
         raise typer.Exit(1)
-    return pictures
+    return images
 
 
-def _as_seen(inputs: Inputs, pictures: Sequence[Image]) -> list[Image] | None:
+def _as_seen(inputs: Inputs, pictures: Iterable[Image]) -> list[Image] | None:
     """Crop each image to the part that the model sees; ``None`` if the part is unknown."""
     from hf_gmar.models.image_view import seen_part
 

@@ -65,7 +65,6 @@ def explain(
     METHODS.check(method, options)
     METHODS[method].check_contrast(contrast)
     inputs = Inputs.prepare(model, images, output, target or (), contrast)
-    from hf_gmar.data.image_files import open_image
     from hf_gmar.explanation import Explainer
 
     explainer = Explainer.build(inputs.loaded, method, **options)
@@ -77,7 +76,7 @@ def explain(
     def explain_one(path: Path, stem: str) -> None:
         name = "bundled scene" if path == sample_image() else str(path)
         results = explainer.explain(
-            open_image(path), path.name, inputs.targets or None, top_k, inputs.contrast
+            inputs.open(path), path.name, inputs.targets or None, top_k, inputs.contrast
         )
         for result in results:
             files.extend(result.save(output, stem))

@@ -53,7 +53,6 @@ def heads(
 ) -> None:
     """Run ``hf-gmar heads``."""
     from hf_gmar._utils.validation import check_option
-    from hf_gmar.data.image_files import open_image
     from hf_gmar.heads.importance import HEAD_CRITERIA, HeadImportance, head_importance
     from hf_gmar.methods.layer_rules import NORMS
 
@@ -66,8 +65,8 @@ def heads(
     files: list[list[Path]] = []
 
     def measure(path: Path, stem: str) -> None:
-        image = open_image(path)
-        pixels = inputs.pixels(image)
+        image = inputs.open(path)
+        pixels = inputs.loaded.pixels(image)
         importance = head_importance(network, pixels, inputs.target, **options)
         written = [importance.save_numbers(output, f"{stem}.heads")]
         if maps:
@@ -76,11 +75,12 @@ def heads(
             from hf_gmar.visualization.head_figures import head_maps_figure
             from hf_gmar.visualization.overlay import save_figure
 
-            view = measure_view(inputs.loaded.processor, (image.height, image.width))
+            picture = inputs.picture(image)
+            view = measure_view(inputs.loaded.processor, (picture.height, picture.width))
             attention = head_maps(network, pixels)[0]
             written.append(output / f"{stem}.maps.png")
             save_figure(
-                head_maps_figure(image, attention, caption=path.name, view=view), written[-1]
+                head_maps_figure(picture, attention, caption=path.name, view=view), written[-1]
             )
         results[path] = importance
         files.append(written)
@@ -103,7 +103,9 @@ def heads(
         from hf_gmar.heads.ablation import ablate_heads
 
         bar = track(results, "Masking", console=err, disable=len(results) < 2)
-        ablation = ablate_heads(network, (inputs.pixels(open_image(path)) for path in bar), joined)
+        ablation = ablate_heads(
+            network, (inputs.loaded.pixels(inputs.open(path)) for path in bar), joined
+        )
         ablation = replace(ablation, settings={**ablation.settings, **settings})
         paths = ablation.save(output)
         print_table(ablation.table())

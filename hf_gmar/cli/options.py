@@ -28,6 +28,8 @@ from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hf_gmar.models.hub import LoadedModel
 
 out = Console()
@@ -180,10 +182,20 @@ class Inputs:
         """The class of a command that takes one; ``None`` if it is not named."""
         return self.targets[0] if self.targets else None
 
-    def pixels(self, image: Any) -> Any:
-        """Return pixel values (1, channels, height, width) on the model's device."""
-        pixels = self.loaded.processor(images=image, return_tensors="pt").pixel_values
-        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
+    def open(self, path: Path) -> Any:
+        """Open an image file with the model's channels; a ``.npy`` file gives an array."""
+        from hf_gmar.data.image_files import open_array, open_image
+        from hf_gmar.models.pixel_values import MODES
+
+        if path.suffix.lower() == ".npy":
+            return open_array(path)
+        return open_image(path, MODES.get(self.loaded.channels, "RGB"))
+
+    def picture(self, image: Any) -> Image:
+        """Return the picture of an image from :meth:`open`, in RGB."""
+        from hf_gmar.models.pixel_values import picture_of_input
+
+        return picture_of_input(image, self.loaded.channels)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
         """Call ``work`` with each image file and its result stem; return the number of failures."""

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from huggingface_hub import constants, resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -47,6 +46,7 @@ from hf_gmar.models.hub_errors import (
     prompts_error,
     tokenizer_error,
 )
+from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.wrappers import ZeroShotModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -67,9 +67,18 @@ class LoadedModel:
     model: PreTrainedModel | ZeroShotModel
     processor: BaseImageProcessor
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Return an image's pixel values (1, channels, height, width), ready for the model."""
-        pixels: Tensor = self.processor(images=image, return_tensors="pt").pixel_values
+    @property
+    def channels(self) -> int:
+        """The number of channels that the model takes."""
+        return channels_of(self.model)
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """Return an image's pixel values (1, channels, height, width), ready for the model.
+
+        Raises:
+            InputError: the image or the processor does not fit the model's channels.
+        """
+        pixels = pixel_values(self.processor, image, self.channels)
         return pixels.to(self.model.device, self.model.dtype)
 
 
