@@ -125,7 +125,7 @@ class Explainer:
         """
         values = {**METHODS.options(method), **options}
         known = {name: value for name, value in values.items() if value is not None}
-        settings = {"model": loaded.name, "method": method, **known}
+        settings = {"model": loaded.name, "method": method, **known, **loaded.forward_kwargs}
         if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all prompts
             settings["prompts"] = loaded.model.prompts
         return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
@@ -160,11 +160,15 @@ class Explainer:
         picture = picture_of_input(image, self.loaded.channels)
         view = measure_view(self.loaded.processor, (picture.height, picture.width))
         config, settings = self.loaded.model.config, self.settings
-        shares = probabilities(config, self.method.scores(pixels))[0].cpu()
+        shares = probabilities(config, self.method.scores(pixels, **self.loaded.forward_kwargs))[
+            0
+        ].cpu()
         if target is None:
             target = shares.topk(min(top_k, len(shares))).indices.tolist()
         targets = [target] if isinstance(target, int) else list(target)
-        maps = self.method.attribute_targets(pixels, targets, contrast=contrast)
+        maps = self.method.attribute_targets(
+            pixels, targets, contrast=contrast, **self.loaded.forward_kwargs
+        )
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:
             settings = {**settings, "contrast": other}

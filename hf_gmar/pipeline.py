@@ -23,6 +23,7 @@ from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
+from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import find_class, label_of, probabilities
 from hf_gmar.models.pixel_values import (
     MODES,
@@ -59,6 +60,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         contrast: a class, as label or index, whose score is subtracted from the explained score.
         overlay: add a picture of the attribution map over the original image.
         timeout: seconds to wait for an image from the web.
+        size: height and width that the model gets, instead of the processor's: a number, a pair,
+            or text such as ``"224x448"``.
+        interpolate_pos_encoding: interpolate the model's positions, for other sizes than its own.
         **options: options of the method, for example ``norm="l2"``.
 
     Returns:
@@ -104,10 +108,16 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return f"{type(self).__name__}: {type(self.model).__name__}, {self.dtype}, {self.device}"
 
     def _sanitize_parameters(
-        self, timeout: float | None = None, overlay: bool | None = None, **for_method: Any
+        self,
+        timeout: float | None = None,
+        overlay: bool | None = None,
+        size: Size | None = None,
+        **for_method: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Distribute the keywords of a call over the three steps."""
-        for_loading = {} if timeout is None else {"timeout": timeout}
+        for_loading: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        if size is not None:
+            for_loading["size"] = parse_size(size)
         for_drawing = {} if overlay is None else {"overlay": overlay}
         if not for_method.keys().isdisjoint({"target", "top_k"}):
             # Either of them in a call replaces both values of the constructor.
@@ -115,7 +125,11 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return {**for_loading, **for_drawing}, for_method, for_drawing
 
     def preprocess(
-        self, image: Any, timeout: float | None = None, overlay: bool = False
+        self,
+        image: Any,
+        timeout: float | None = None,
+        overlay: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Make pixel values (1, channels, height, width), and measure the view of the image.
 
@@ -123,6 +137,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             image: a path, a URL, a PIL image, or an array or tensor with one image.
             timeout: seconds to wait for an image from the web.
             overlay: keep the image for the overlay.
+            size: height and width of the pixel values, instead of the processor's.
 
         Raises:
             InputError: an array has several images, or the processor's geometry can't be measured.
@@ -130,7 +145,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         channels = channels_of(self.model)
         if not isinstance(image, _Array):
             image = _loaded(image, timeout, channels)
-        pixels = self._pixels(image, channels)
+        processor = self.image_processor if size is None else with_size(self.image_processor, size)
+        pixels = _pixels(processor, image, channels)
         if len(pixels) != 1:
             raise InputError(
                 f"an array of the shape {tuple(image.shape)} holds {len(pixels)} images; give a "
@@ -138,23 +154,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": measure_view(self.image_processor, _size(image, channels)),
+            "view": measure_view(processor, _size(image, channels)),
             "image": picture_of_input(image, channels) if overlay else None,
         }
-
-    def _pixels(self, image: Image.Image | _Array, channels: int) -> Tensor:
-        if channels != 3:
-            return pixel_values(self.image_processor, image, channels)
-        try:  # as in image classification
-            pixels: Tensor = self.image_processor(images=image, return_tensors="pt").pixel_values
-        except ValueError as error:
-            if isinstance(image, Image.Image):
-                raise
-            raise InputError(
-                f"the image processor can't process an array of the shape {tuple(image.shape)}: "
-                f"{error}; the model takes (height, width, 3) or (3, height, width), from 0 to 255"
-            ) from error
-        return pixels
 
     def _forward(
         self,
@@ -163,14 +165,16 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         target: Any = None,
         top_k: int | None = None,
         contrast: Any = None,
+        interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
-        scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
+        keywords = interpolation(self.model, interpolate_pos_encoding)
+        scores = probabilities(self.model.config, explain.scores(pixels, **keywords)).cpu()
         classes = _most_probable(scores, self._classes(target, top_k))
         against = self._contrast(method, contrast)
-        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)
+        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against, **keywords)
         return {
             "classes": classes,
             "scores": scores.gather(1, classes),
@@ -184,12 +188,14 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         target: Any = None,
         top_k: Any = None,
         contrast: Any = None,
+        interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> None:
         """Check the options of the constructor."""
         self._method(method, options)
         self._classes(target, top_k)
         self._contrast(method, contrast)
+        interpolation(self.model, interpolate_pos_encoding)
 
     def _contrast(self, method: str, contrast: Any) -> int | None:
         METHODS[method].check_contrast(contrast)
@@ -200,7 +206,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         if unknown := sorted(options.keys() - known):
             raise OptionError(
                 f"the pipeline has no option {', '.join(unknown)}; it has method, target, top_k, "
-                f"contrast, overlay, timeout and, for the method {name!r}, {', '.join(known)}"
+                "contrast, overlay, timeout, size, interpolate_pos_encoding and, for the method "
+                f"{name!r}, {', '.join(known)}"
             )
         return METHODS.build(name, self.model, **options)
 
@@ -258,6 +265,21 @@ def _loaded(image: Any, timeout: float | None, channels: int) -> Image.Image:
         "the model takes 4 channels, and images of URLs and base64 text are loaded in RGB, without "
         "transparency; give a path, a PIL image or an array"
     )
+
+
+def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tensor:
+    if channels != 3:
+        return pixel_values(processor, image, channels)
+    try:  # as in image classification
+        pixels: Tensor = processor(images=image, return_tensors="pt").pixel_values
+    except ValueError as error:
+        if isinstance(image, Image.Image):
+            raise
+        raise InputError(
+            f"the image processor can't process an array of the shape {tuple(image.shape)}: "
+            f"{error}; the model takes (height, width, 3) or (3, height, width), from 0 to 255"
+        ) from error
+    return pixels
 
 
 def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:

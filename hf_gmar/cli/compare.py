@@ -83,7 +83,7 @@ def compare(
             f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, {sizes[1]}, "
             "...), and one figure needs one; give images of one size"
         )
-    logits = LogitsModel(inputs.loaded.model)
+    logits = LogitsModel(inputs.loaded.model, **inputs.loaded.forward_kwargs)
     specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("Comparing", total=len(specs) + 1)
@@ -100,6 +100,7 @@ def compare(
             progress=lambda label: bar.update(
                 task, description=f"Comparing: {escape(label)}", advance=1
             ),
+            **inputs.loaded.forward_kwargs,
         )
     settings: dict[str, Any] = {**result.settings, "model": inputs.loaded.name}
     if isinstance(inputs.loaded.model, ZeroShotModel):

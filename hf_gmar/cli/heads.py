@@ -60,7 +60,7 @@ def heads(
     check_option("criterion", criterion, HEAD_CRITERIA)
     inputs = Inputs.prepare(model, images, output, [target])
     network = inputs.loaded.model
-    options: dict[str, Any] = {"criterion": criterion, "norm": norm}
+    options: dict[str, Any] = {"criterion": criterion, "norm": norm, **inputs.loaded.forward_kwargs}
     results: dict[Path, HeadImportance] = {}
     files: list[list[Path]] = []
 
@@ -70,24 +70,17 @@ def heads(
         importance = head_importance(network, pixels, inputs.target, **options)
         written = [importance.save_numbers(output, f"{stem}.heads")]
         if maps:
-            from hf_gmar.heads.head_methods import head_maps
-            from hf_gmar.models.image_view import measure_view
-            from hf_gmar.visualization.head_figures import head_maps_figure
-            from hf_gmar.visualization.overlay import save_figure
-
-            picture = inputs.picture(image)
-            view = measure_view(inputs.loaded.processor, (picture.height, picture.width))
-            attention = head_maps(network, pixels)[0]
-            written.append(output / f"{stem}.maps.png")
-            save_figure(
-                head_maps_figure(picture, attention, caption=path.name, view=view), written[-1]
-            )
+            written.append(_draw_maps(inputs, image, output / f"{stem}.maps.png", path.name))
         results[path] = importance
         files.append(written)
 
     failed = inputs.for_each("Measuring", measure)
     if results:
-        settings = {"model": inputs.loaded.name, "images": list(map(str, results))}
+        settings = {
+            "model": inputs.loaded.name,
+            "images": list(map(str, results)),
+            **inputs.loaded.forward_kwargs,
+        }
         joined = HeadImportance.joined(list(results.values()))
         paths = replace(joined, settings=settings).save(output, "importance")
         print_table(_ranking(joined, len(results)))
@@ -104,13 +97,30 @@ def heads(
 
         bar = track(results, "Masking", console=err, disable=len(results) < 2)
         ablation = ablate_heads(
-            network, (inputs.loaded.pixels(inputs.open(path)) for path in bar), joined
+            network,
+            (inputs.loaded.pixels(inputs.open(path)) for path in bar),
+            joined,
+            **inputs.loaded.forward_kwargs,
         )
         ablation = replace(ablation, settings={**ablation.settings, **settings})
         paths = ablation.save(output)
         print_table(ablation.table())
         print_lines(paths)
     raise typer.Exit(1 if failed or inputs.failed else 0)
+
+
+def _draw_maps(inputs: Inputs, image: Any, path: Path, caption: str) -> Path:
+    """Draw where each head attends; return the path of the picture."""
+    from hf_gmar.heads.head_methods import head_maps
+    from hf_gmar.models.image_view import measure_view
+    from hf_gmar.visualization.head_figures import head_maps_figure
+    from hf_gmar.visualization.overlay import save_figure
+
+    loaded, picture = inputs.loaded, inputs.picture(image)
+    view = measure_view(loaded.processor, (picture.height, picture.width))
+    attention = head_maps(loaded.model, loaded.pixels(image), **loaded.forward_kwargs)[0]
+    save_figure(head_maps_figure(picture, attention, caption=caption, view=view), path)
+    return path
 
 
 def _ranking(importance: HeadImportance, images: int) -> Table:

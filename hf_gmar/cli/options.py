@@ -92,6 +92,20 @@ class ModelOptions:
             metavar="ID_OR_FOLDER",
         ),
     ] = None
+    size: Annotated[
+        str | None,
+        _option(
+            help="Pixels that the model gets, instead of its processor's: 224, or 224x448 for "
+            "height and width.",
+            metavar="N|HxW",
+        ),
+    ] = None
+    interpolate: Annotated[
+        bool,
+        _option(
+            "--interpolate", help="Interpolate the model's positions, for sizes other than its own."
+        ),
+    ] = False
     pickled: Annotated[
         bool, _option("--no-use-safetensors", help="Read pickled weights as well.")
     ] = False
@@ -120,7 +134,11 @@ class ModelOptions:
         from hf_gmar.models.hub import load_model
 
         options = {**asdict(self), "name": name, "device": device or self.device}
-        return load_model(use_safetensors=not options.pop("pickled"), **options)
+        return load_model(
+            use_safetensors=not options.pop("pickled"),
+            interpolate_pos_encoding=options.pop("interpolate"),
+            **options,
+        )
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from hf_gmar.models.hub_errors import (
     prompts_error,
     tokenizer_error,
 )
+from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.wrappers import ZeroShotModel
 
@@ -61,11 +62,13 @@ class LoadedModel:
         name: the user's name of the model.
         model: the model in evaluation mode; with prompts, a zero-shot classifier.
         processor: the model's image processor, on the Pillow backend.
+        forward_kwargs: keywords for every call of the model.
     """
 
     name: str
     model: PreTrainedModel | ZeroShotModel
     processor: BaseImageProcessor
+    forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
@@ -121,6 +124,8 @@ def load_model(  # noqa: PLR0913  # a keyword each
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
     processor: str | Path | None = None,
+    size: Size | None = None,
+    interpolate_pos_encoding: bool = False,
 ) -> LoadedModel:
     """Load a classifier and its image processor.
 
@@ -147,6 +152,10 @@ def load_model(  # noqa: PLR0913  # a keyword each
             only tensors and plain values are read from it.
         processor: a folder or a model on the Hub whose image processor is used, for a model that
             was saved without one; by default its own, else that of an adapter's base model.
+        size: height and width that the processor gives, instead of its own: a number, a pair, or
+            text such as ``"224x448"``.
+        interpolate_pos_encoding: put this keyword into ``forward_kwargs``, with which the commands,
+            ``evaluate`` and ``Explainer`` call the model.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
@@ -165,6 +174,8 @@ def load_model(  # noqa: PLR0913  # a keyword each
         torch.bfloat16
     """
     target_device = pick_device(device)
+    if size is not None:
+        parse_size(size)
     # Without a setting, the config would choose the attention: perhaps a kernel on the Hub, whose
     # code would be downloaded and run.
     attention = {**dict.fromkeys(loading("eager")), **loading(attn_implementation)}
@@ -176,7 +187,13 @@ def load_model(  # noqa: PLR0913  # a keyword each
     weights = _Weights(source, settings, attn_implementation, use_safetensors)
     backbone = weights.load(config).eval()
     model = backbone if prompts is None else _with_prompts(source, backbone, prompts)
-    return LoadedModel(source.name, model.to(target_device), _load_processor(source, processor))
+    own_processor = _load_processor(source, processor)
+    return LoadedModel(
+        source.name,
+        model.to(target_device),
+        own_processor if size is None else with_size(own_processor, size),
+        interpolation(model, interpolate_pos_encoding),
+    )
 
 
 def load_config(
