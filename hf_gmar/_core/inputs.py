@@ -20,6 +20,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 PixelInputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None
 """Pixel values (B, channels, height, width): a tensor, a tuple with that one tensor, or the output
 of an image processor; ``None`` if they come as the keyword ``pixel_values``."""
+_SIZE_OPTION = "size='{0}' of load_model and the pipeline, on the command line --size {0}"
 
 
 def checked_request(
@@ -133,15 +134,25 @@ def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
         model_size = (size, size) if isinstance(size, int) else tuple(size or ())
         # Some models add position embeddings without a check of the size.
         is_runtime = isinstance(error, RuntimeError)
-        pattern = "must match the size" if is_runtime else r"\bsizes?\b|height|width"
+        pattern = (
+            "must match the size|is invalid for input of size"
+            if is_runtime
+            else r"\bsizes?\b|height|width"
+        )
         height, width = pixels.shape[-2:]
         if model_size == (height, width) or not re.search(pattern, str(error), re.IGNORECASE):
             raise
+        own = "x".join(map(str, model_size if len(set(model_size)) > 1 else model_size[:1]))
         advice = (
-            "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
-            if "interpolate_pos_encoding" in _all_keywords(adapter)
-            else "resize the images to the model's own size"
+            f"resize the images to the model's own size ({_SIZE_OPTION.format(own)})"
+            if own
+            else "resize the images"
         )
+        if "interpolate_pos_encoding" in _all_keywords(adapter):
+            advice += (
+                ", or pass interpolate_pos_encoding=True (on the command line --interpolate) to "
+                "interpolate its positions"
+            )
         raise InputError(
             f"the model refused images of {height} x {width} pixels: {str(error).rstrip('. ')}; "
             f"{advice}"

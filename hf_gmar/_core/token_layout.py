@@ -115,10 +115,13 @@ class TokenLayout:
             for pixels, patch in zip((height, width), self.patch_size, strict=True)
         )
         if rest_down or rest_across or not rows or not columns:
+            whole = [max(rows, 1) * self.patch_size[0], max(columns, 1) * self.patch_size[1]]
+            size = "x".join(map(str, whole[:1] if whole[0] == whole[1] else whole))
             raise InputError(
                 f"the image is {height} x {width} pixels (height x width), but the model cuts it "
                 f"into patches of {self.patch_size[0]} x {self.patch_size[1]}; resize it to whole "
-                "patches, for example with the model's image processor"
+                f"patches, such as {whole[0]} x {whole[1]} (size= of load_model and the pipeline, "
+                f"on the command line --size {size})"
             )
         return rows, columns
 

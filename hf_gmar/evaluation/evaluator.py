@@ -154,7 +154,9 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     """
     loaded = _loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
-    method_set = MethodSet.build(loaded.model, methods, readout, seed)
+    keywords = loaded.forward_kwargs
+    network = functools.partial(loaded.model, **keywords) if keywords else loaded.model
+    method_set = MethodSet.build(network, methods, readout, seed)
     names = method_set.labels
     if baseline is None:
         baseline = "random" if "random" in names else names[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,22 @@ def find_class(config: PreTrainedConfig, text: str, count: int | None = None) ->
         f"no class is called {text!r}; {'similar' if similar else 'for example'}: {examples} "
         f"({len(labels)} classes)"
     )
+
+
+def find_classes(config: PreTrainedConfig, names: Sequence[str]) -> list[int]:
+    """Return the index of each class, see :func:`find_class`, in order.
+
+    Raises:
+        TargetError: a class does not exist, or two names are of the same class.
+    """
+    indices = [find_class(config, name) for name in names]
+    for place, index in enumerate(indices):
+        if (first := indices.index(index)) < place:
+            raise TargetError(
+                f"{names[first]!r} and {names[place]!r} are the same class, {index} "
+                f"({label_of(config, index)}); name it once"
+            )
+    return indices
 
 
 def classes_called(labels: Mapping[int, str], name: str) -> list[int]:

@@ -13,13 +13,14 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
-from hf_gmar.errors import OptionError
+from hf_gmar.errors import InputError, OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_kind import ScoreKind
 from hf_gmar.models.labels import probabilities
+from hf_gmar.models.pixel_values import pixel_values
 from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.memory import max_batch_size
 
@@ -96,10 +97,20 @@ class EvaluatedModel:
         return self.config.score == "probability" and not regression
 
     def pixels(self, image: Any) -> Tensor:
-        """Convert an image to pixel values (1, channels, height, width) on the model's device."""
-        pixels = self.processor(images=image, return_tensors="pt").pixel_values
-        model = self.adapter.vision_model
-        return torch.as_tensor(pixels).to(model.device, model.dtype)
+        """Convert an image to pixel values (1, channels, height, width) on the model's device.
+
+        Raises:
+            InputError: the image does not have the model's channels.
+        """
+        model: Any = self.adapter.vision_model
+        channels = int(getattr(model.config, "num_channels", 3))
+        if channels == 4 and getattr(image, "mode", "") == "RGB":
+            raise InputError(
+                "the model takes 4 channels, and data sets are read in RGB, without transparency; "
+                "evaluate an ImageDataset of your own, whose images have 4 channels"
+            )
+        pixels = pixel_values(self.processor, image, channels)
+        return pixels.to(model.device, model.dtype)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Convert logits (K, C) to the measured scores, float64 on the CPU."""

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
+from tests.support import folders
 from tests.support.state import unchanged
 
 NAMES = ["gmar", "grad-sam", "random"]
@@ -605,3 +607,53 @@ def test_examples_are_spread_over_the_data() -> None:
     assert sorted(evenly_spaced(100, 4)) == [0, 25, 50, 75]
     assert sorted(evenly_spaced(3, 4)) == [0, 1, 2]
     assert evenly_spaced(5, 0) == set()
+
+
+@pytest.mark.parametrize("way", ["./{}", "{}/", "{}/../{}", "link", "absolute", "copy"])
+def test_other_paths_to_the_same_weights_and_images_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders.copy(Path("model"))
+    Path("images").mkdir()
+    for number in range(2):
+        draw_scene(number).image.save(Path("images") / f"{number}.png")
+    paths = []
+    for name in ("model", "images"):
+        path = way.format(name, name)
+        if way in ("link", "copy"):
+            path = f"{way}/{name}"
+            Path(way).mkdir(exist_ok=True)
+            (os.symlink if way == "link" else shutil.copytree)(tmp_path / name, path)
+        elif way == "absolute":
+            path = str(tmp_path / name)
+        paths.append(path)
+    words = ["gmar"], ["deletion"]
+    first = evaluate(load_model("model"), "images", *words, output="out", steps=2)
+    measured = Path("out/rows.jsonl").read_bytes()
+    again = evaluate(load_model(paths[0]), paths[1], *words, output="./out", steps=2)
+    assert again.rows == first.rows
+    assert Path("out/rows.jsonl").read_bytes() == measured  # nothing was measured anew
+    assert json.loads(Path("out/settings.json").read_text())["model"]["name"] == paths[0]
+
+
+def test_other_weights_under_the_same_path_do_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words: Any = "scenes:1", ["gmar"], ["deletion"]
+    folders.variant(Path("model"), 0.5)
+    evaluate(load_model("model"), *words, output="out", steps=2)
+    shutil.rmtree("model")
+    folders.variant(Path("model"), 0.25)
+    with pytest.raises(EvaluationError, match=r"model\.weights: .* now"):
+        evaluate(load_model("model"), *words, output="out", steps=2)
+
+
+def test_a_split_is_its_subfolder(tmp_path: Path, bundled: LoadedModel) -> None:
+    place = tmp_path / "images" / "test"
+    place.mkdir(parents=True)
+    draw_scene(1).image.save(place / "1.png")
+    labels = labels_of(bundled.model.config)
+    as_split = open_data(tmp_path / "images", labels, split="test")
+    assert as_split.settings == open_data(place, labels).settings

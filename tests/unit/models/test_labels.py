@@ -11,7 +11,7 @@ from transformers import ViTConfig
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import TargetError
 from hf_gmar.models import find_class, label_of, probabilities
-from hf_gmar.models.labels import class_count, labels_of
+from hf_gmar.models.labels import class_count, find_classes, labels_of
 from tests.reference.cases import LABELS, MODELS, MORE_MODELS, ModelCase
 
 CONFIG = ViTConfig(
@@ -79,3 +79,13 @@ def test_softmax_unless_the_config_says_multi_label() -> None:
 
 def test_half_precision_scores_become_float32() -> None:
     assert probabilities(CONFIG, torch.zeros(1, 3).bfloat16()).dtype == torch.float32
+
+
+def test_several_are_found_in_their_order() -> None:
+    assert find_classes(CONFIG, ["crane", "0", "bird"]) == [2, 0, 3]
+    assert find_classes(CONFIG, []) == []
+
+
+def test_a_class_is_named_once() -> None:
+    with pytest.raises(TargetError, match=r"'tabby' and '0' are the same class, 0 \(tabby, tabby"):
+        find_classes(CONFIG, ["crane", "tabby", "0"])
