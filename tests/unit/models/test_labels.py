@@ -63,7 +63,7 @@ def test_the_number_of_scores_goes_before_the_names() -> None:
             find_class(CONFIG, text, count)
 
 
-@pytest.mark.parametrize("case", [*MODELS, *MORE_MODELS], ids=str)
+@pytest.mark.parametrize("case", [*MODELS, *MORE_MODELS], ids=lambda case: case.name)
 def test_the_number_of_scores_of_a_model(case: ModelCase) -> None:
     options: Any = dict(case.options)
     adapter = ModelAdapter.of(case.build(), options.get("readout"))
