@@ -39,7 +39,7 @@ from hf_gmar.evaluation import CHEAP
 from hf_gmar.evaluation.run.plan import evenly_spaced
 from hf_gmar.methods import METHODS, AttributionMethod
 from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
-from hf_gmar.models import LoadedModel
+from hf_gmar.models import LoadedModel, load_model
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
 from tests.reference.models import scene_model
