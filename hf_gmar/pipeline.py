@@ -26,7 +26,8 @@ from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
-from hf_gmar.models.labels import find_class, label_of, probabilities
+from hf_gmar.models.labels import find_class, label_of
+from hf_gmar.models.score_kind import ScoreKind
 
 TASK = "image-attribution"
 """The name of the task in ``transformers.pipeline``."""
@@ -59,7 +60,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
 
     Returns:
         For each image, a list with one dict for each explained class, most probable first:
-        ``label``; ``score``, a float, as in image classification; ``attribution``, a float32
+        ``label``; ``score``, a float: a probability as in image classification, or the
+        plain value of a regression or of a single output; ``attribution``, a float32
         tensor (height, width) on the original image's grid; and on request ``overlay``, a PIL
         image of the same size. A pixel has the relevance of its patch, in the method's range
         (GMAR: from 0 to 1), or NaN outside the processor's crop.
@@ -150,7 +152,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
-        scores = probabilities(self.model.config, explain.scores(pixels)).cpu()
+        logits = explain.scores(pixels)
+        scores = ScoreKind.of(self.model.config, logits).convert(logits).cpu()
         classes = _most_probable(scores, self._classes(target, top_k))
         against = self._contrast(method, contrast)
         maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,6 +22,9 @@ from hf_gmar.cli.options import (
 from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import sample_image
+
+if TYPE_CHECKING:
+    from hf_gmar.explanation import Explanation
 
 
 @command
@@ -68,19 +72,30 @@ def explain(
     index, other = inputs.classes
     if other is not None and index == other:
         raise TargetError("--target and --contrast are the same class; name two")
-    table = Table(title="Explanations")
-    for heading in ("image", "class", "probability"):
-        table.add_column(heading, overflow="fold")
+    rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
         name = "bundled scene" if path == sample_image() else str(path)
         for result in explainer.explain(open_image(path), path.name, index, top_k, other):
             files.extend(result.save(output, stem))
-            table.add_row(escape(name), escape(result.label), f"{result.probability:.1%}")
+            rows.append((name, result))
 
     failed = inputs.for_each("Explaining", explain_one)
-    if table.row_count:
-        out.print(table)
+    if rows:
+        out.print(_table(rows))
+        if note := rows[0][1].score_kind.note:
+            out.print(note, highlight=False)
     print_lines(files)
     raise typer.Exit(1 if failed or inputs.failed else 0)
+
+
+def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
+    """Tabulate the explained classes with their scores."""
+    kind = rows[0][1].score_kind
+    table = Table(title="Explanations")
+    for heading in ("image", "class", kind.measure):
+        table.add_column(heading, overflow="fold")
+    for name, result in rows:
+        table.add_row(escape(name), escape(result.label), kind.text(result.score))
+    return table

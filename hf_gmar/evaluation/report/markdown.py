@@ -97,6 +97,7 @@ _VALUES = {
     "label": "the image's label",
     "probability": "the probability of the explained class",
     "logit": "the logit of the explained class",
+    "value": "the model's value, as it gives no probabilities",
 }
 
 

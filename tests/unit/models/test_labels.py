@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from transformers import ViTConfig
 
 from hf_gmar.errors import TargetError
-from hf_gmar.models import find_class, label_of, probabilities
+from hf_gmar.models import find_class, label_of
 
 CONFIG = ViTConfig(
     id2label={0: "tabby, tabby cat", 1: "Egyptian cat", 2: "crane", 3: "crane, bird"}
@@ -46,14 +45,3 @@ def test_a_label_of_two_classes_asks_for_the_number() -> None:
 def test_label_of_a_class_without_a_name() -> None:
     assert label_of(CONFIG, 1) == "Egyptian cat"
     assert label_of(CONFIG, 99) == "class 99"
-
-
-def test_softmax_unless_the_config_says_multi_label() -> None:
-    scores = torch.tensor([[0.0, 0.0, 2.0]])
-    assert probabilities(CONFIG, scores).sum().item() == pytest.approx(1)
-    multi = ViTConfig(problem_type="multi_label_classification")
-    assert probabilities(multi, scores)[0].tolist() == pytest.approx([0.5, 0.5, 0.880797])
-
-
-def test_half_precision_scores_become_float32() -> None:
-    assert probabilities(CONFIG, torch.zeros(1, 3).bfloat16()).dtype == torch.float32
