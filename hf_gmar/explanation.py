@@ -94,6 +94,7 @@ class Explanation:
     def _figure(self) -> Figure:
         from hf_gmar.visualization.overlay import overlay_figure
 
+        method = self.settings.get("method", "gmar")
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()
@@ -102,7 +103,8 @@ class Explanation:
         contrast = f"  rather than {self.contrast}" if self.contrast else ""
         title = f"{self.label}  {self.score_kind.text(self.score)}{contrast}"
         caption = f"{self.source}   ({options})   {self.score_kind.note}".rstrip()
-        return overlay_figure(self.image, self.patches, title, caption, self.view)
+        unit = METHODS[method].unit
+        return overlay_figure(self.image, self.patches, title, caption, self.view, unit)
 
 
 @dataclass(frozen=True)
