@@ -88,10 +88,11 @@ class Explanation:
             settings=json.dumps(self.settings),
             version=__version__,
         )
-        save_figure(self._figure(), picture)
+        save_figure(self.figure(), picture)
         return picture, archive
 
-    def _figure(self) -> Figure:
+    def figure(self) -> Figure:
+        """Draw the image beside its map, without a window."""
         from hf_gmar.visualization.overlay import overlay_figure
 
         method = self.settings.get("method", "gmar")

@@ -85,7 +85,7 @@ class AOPC(CurveMetric):
     name = "aopc"
     higher_is_better = True
     summary = (
-        "Area over the perturbation curve: mean drop, with the most relevant patches removed first."
+        "Area over the perturbation curve: mean drop of the score, most relevant patches first."
     )
     formula = "mean over steps k of score(0) - score(k), most relevant first"
     source = "Samek et al., TNNLS 2017, arXiv 1509.06321"

@@ -143,7 +143,7 @@ def head_maps_figure(
     lines = [wrapped(line, width - 0.3, 8, 2) for line in (caption, note) if line]
     foot = "\n".join(lines)
     title = wrapped(title, room, 11, 2)
-    height = down + 1.0 + 0.15 * foot.count("\n") + 0.2 * title.count("\n")
+    height = down + 1.2 + 0.15 * foot.count("\n") + 0.2 * title.count("\n")
     figure = Figure(figsize=(width, height), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(shrink(image, 600)))

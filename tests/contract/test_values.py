@@ -79,7 +79,7 @@ def test_explain(model: LoadedModel, folder: Path, pixels: torch.Tensor, tmp_pat
 
 def test_the_picture(model: LoadedModel, scene: Image.Image, pixels: torch.Tensor) -> None:
     (result,) = Explainer.build(model).explain(scene, "scene")
-    title = result._figure().axes[1].get_title()
+    title = result.figure().axes[1].get_title()
     assert title.endswith(f" {value_of(model, pixels):.4g}")
 
 
@@ -154,7 +154,7 @@ def test_classes_that_are_independent_say_so(tmp_path: Path) -> None:
     done = run("explain", "--top-k", "2", "--output", tmp_path)
     assert "Classes are independent: their probabilities need not sum to 100%." in done.out
     (result,) = Explainer.build(load_model("bundled")).explain(Image.new("RGB", (96, 96)), "grey")
-    texts = [text.get_text() for text in result._figure().texts]
+    texts = [text.get_text() for text in result.figure().texts]
     assert any("Classes are independent" in text.replace("\n", " ") for text in texts)
 
 
@@ -162,5 +162,5 @@ def test_classes_that_share_one_probability_need_no_word(scene: Image.Image) -> 
     loaded = load_model("bundled")
     loaded.model.config.problem_type = None
     (result,) = Explainer.build(loaded).explain(scene, "scene")
-    texts = [text.get_text() for text in result._figure().texts]
+    texts = [text.get_text() for text in result.figure().texts]
     assert not any("independent" in text or "values" in text for text in texts)

@@ -128,7 +128,7 @@ def _metrics(results: Results) -> Iterator[str]:
     """Explain each metric that is shown; metrics of other packages need not be installed."""
     names = dict.fromkeys(measure.metric for measure in results.measures)
     lines = [
-        f"- **{plain(name)}**: {plain(METRICS[name].summary)}"
+        f"- `{name}`: {plain(METRICS[name].summary)}"
         for name in names
         if name in METRICS and METRICS[name].summary
     ]

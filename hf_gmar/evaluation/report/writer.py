@@ -58,7 +58,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(summary, [item for item in examples or () if item.maps])
+    pictures = pictures_of(summary, [item for item in examples or () if item.maps])
     markdown = page(summary, pictures)
     texts = {"summary.json": summary.to_json(), "report.md": markdown}
     with ExitStack() as stack:
@@ -101,7 +101,7 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
     return template.render(title=title, headings=headings, head=head, body=body)
 
 
-def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
+def pictures_of(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
     """List the figures in the order of the page."""
     pictures: list[Picture] = []
     files: set[str] = set()

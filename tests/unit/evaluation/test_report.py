@@ -678,7 +678,7 @@ def test_each_metric_that_is_shown_is_explained(name: str) -> None:
     rows = [{"index": 0, "key": "a", "method": "gmar", "values": {label: 0.5}}]
     text = page(summarize(rows, {}, {name: True}))
     explained = text.split("## What the metrics measure")[1].split("\n## ")[0]
-    assert explained.strip().splitlines() == [f"- **{name}**: {metric.summary}"]
+    assert explained.strip().splitlines() == [f"- `{name}`: {metric.summary}"]
     assert 20 < len(metric.summary) < 120
 
 

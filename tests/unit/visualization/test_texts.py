@@ -136,9 +136,9 @@ def test_colour_bars_of_all_methods(name: str) -> None:
 def test_heads(count: int, script: str) -> None:
     layers = 13 - count
     values = np.random.default_rng(0).random((layers, count)).astype(np.float32)
-    text, std = SCRIPTS[script], values / 3 if count % 2 else None
-    assert text_problems(importance_figure(values / count, std, text, text * 2)) == []
-    effects = (values - 0.5) * 10.0 ** (count - 6)
+    text, std = SCRIPTS[script], values if count % 2 else None
+    assert text_problems(importance_figure(values, std, text, text * 2)) == []
+    effects = (values - 0.5) * np.float32(10.0 ** (count - 6))
     assert text_problems(importance_figure(effects, std, text, text, shares=False)) == []
 
 
