@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.contest import CHECKPOINT, DENSE, FORWARD, STREAMING, Bench, Case, Run
 from benchmarks.memory import Peak
 from benchmarks.timing import by_round, round_robin
+from hf_gmar.visualization.text import wrapped
 
 GROWING = (FORWARD, STREAMING, CHECKPOINT, DENSE)
 
@@ -143,7 +144,7 @@ def _draw(axes: Axes, tokens: list[int], values: Values, name: str, power: float
     heights = [math.nan if v is None or v <= 0 else v for v in values]
     if not np.isnan(heights).all():
         fit = "" if power is None else f"  ~ tokens^{power:z.2f}"
-        axes.plot(tokens, heights, marker="o", label=name + fit)
+        axes.plot(tokens, heights, marker="o", label=wrapped(name + fit, 4.3, 9, 2))
 
 
 def _label(axes: Axes, growth: Growth, title: str) -> None:
@@ -155,7 +156,7 @@ def _label(axes: Axes, growth: Growth, title: str) -> None:
     axes.set_title(title)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below the axes
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)  # below the axes
 
 
 def _ticks(growth: Growth) -> list[tuple[int, str]]:

@@ -18,8 +18,9 @@ from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
-from hf_gmar.models.labels import label_of, probabilities
+from hf_gmar.models.labels import label_of
 from hf_gmar.models.pixel_values import ImageLike, picture_of_input
+from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
@@ -40,7 +41,8 @@ class Explanation:
         patches: relevance of each patch, (rows, columns).
         target: the explained class.
         label: the name of the class.
-        probability: its probability by softmax, or by sigmoid if the config says multi-label.
+        score: its probability, or the value of a model without probabilities.
+        score_kind: what the score is: softmax, sigmoid or value.
         settings: model, method and options.
         contrast: the name of the contrast class, if any.
     """
@@ -51,7 +53,8 @@ class Explanation:
     patches: Tensor
     target: int
     label: str
-    probability: float
+    score: float
+    score_kind: ScoreKind
     settings: dict[str, Any]
     contrast: str | None = None
 
@@ -62,8 +65,9 @@ class Explanation:
         ``STEM.6-heart-not-cross.grad-sam.png``.
 
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
-        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``probability``,
-        ``source``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it without pickle.
+        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
+        ``score_kind`` (softmax, sigmoid or value), ``source``, ``settings`` (JSON) and ``version``;
+        ``numpy.load`` reads it without pickle.
         """
         from hf_gmar.visualization.overlay import save_figure
 
@@ -79,26 +83,30 @@ class Explanation:
             box=self.view.box,
             target=self.target,
             label=self.label,
-            probability=self.probability,
+            score=self.score,
+            score_kind=self.score_kind.value,
             source=self.source,
             settings=json.dumps(self.settings),
             version=__version__,
         )
-        save_figure(self._figure(), picture)
+        save_figure(self.figure(), picture)
         return picture, archive
 
-    def _figure(self) -> Figure:
+    def figure(self) -> Figure:
+        """Draw the image beside its map, without a window."""
         from hf_gmar.visualization.overlay import overlay_figure
 
+        method = self.settings.get("method", "gmar")
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
         contrast = f"  rather than {self.contrast}" if self.contrast else ""
-        title = f"{self.label}  {self.probability:.1%}{contrast}"
-        caption = f"{self.source}   ({options})"
-        return overlay_figure(self.image, self.patches, title, caption, self.view)
+        title = f"{self.label}  {self.score_kind.text(self.score)}{contrast}"
+        caption = f"{self.source}   ({options})   {self.score_kind.note}".rstrip()
+        unit = METHODS[method].unit
+        return overlay_figure(self.image, self.patches, title, caption, self.view, unit)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Explainer:
         top_k: int = 1,
         contrast: int | None = None,
     ) -> Iterator[Explanation]:
-        """Explain classes of an image in their order, or its top classes, most probable first.
+        """Explain classes of an image in their order, or its top classes, highest score first.
 
         All classes share one forward of the model.
 
@@ -160,21 +168,22 @@ class Explainer:
         picture = picture_of_input(image, self.loaded.channels)
         view = measure_view(self.loaded.processor, (picture.height, picture.width))
         config, settings = self.loaded.model.config, self.settings
-        shares = probabilities(config, self.method.scores(pixels, **self.loaded.forward_kwargs))[
-            0
-        ].cpu()
+        keywords = self.loaded.forward_kwargs
+        logits = self.method.scores(pixels, **keywords)
+        kind = ScoreKind.of(config, logits)
+        scores = kind.convert(logits)[0].cpu()
         if target is None:
-            target = shares.topk(min(top_k, len(shares))).indices.tolist()
+            target = scores.topk(min(top_k, len(scores))).indices.tolist()
         targets = [target] if isinstance(target, int) else list(target)
-        maps = self.method.attribute_targets(
-            pixels, targets, contrast=contrast, **self.loaded.forward_kwargs
-        )
+        maps = self.method.attribute_targets(pixels, targets, contrast=contrast, **keywords)
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:
             settings = {**settings, "contrast": other}
         for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
-            label, share = label_of(config, index), float(shares[index])
-            yield Explanation(source, picture, view, patches, index, label, share, settings, other)
+            label, score = label_of(config, index), float(scores[index])
+            yield Explanation(
+                source, picture, view, patches, index, label, score, kind, settings, other
+            )
 
 
 def _slug(label: str) -> str:

@@ -24,7 +24,7 @@ from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
-from hf_gmar.models.labels import class_count, find_class, label_of, probabilities
+from hf_gmar.models.labels import class_count, find_class, label_of
 from hf_gmar.models.pixel_values import (
     MODES,
     channels_last,
@@ -32,6 +32,7 @@ from hf_gmar.models.pixel_values import (
     picture_of_input,
     pixel_values,
 )
+from hf_gmar.models.score_kind import ScoreKind
 
 TASK = "image-attribution"
 """The name of the task in ``transformers.pipeline``."""
@@ -67,7 +68,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
 
     Returns:
         For each image, a list with one dict for each explained class, most probable first:
-        ``label``; ``score``, a float, as in image classification; ``attribution``, a float32
+        ``label``; ``score``, a float: a probability as in image classification, or the
+        plain value of a regression or of a single output; ``attribution``, a float32
         tensor (height, width) on the original image's grid; and on request ``overlay``, a PIL
         image of the same size. A pixel has the relevance of its patch, in the method's range
         (GMAR: from 0 to 1), or NaN outside the processor's crop.
@@ -171,7 +173,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         keywords = interpolation(self.model, interpolate_pos_encoding)
-        scores = probabilities(self.model.config, explain.scores(pixels, **keywords)).cpu()
+        logits = explain.scores(pixels, **keywords)
+        scores = ScoreKind.of(self.model.config, logits).convert(logits).cpu()
         count = scores.shape[1]
         classes = _most_probable(scores, self._classes(target, top_k, count))
         against = self._contrast(method, contrast, count)

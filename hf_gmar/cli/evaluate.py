@@ -17,7 +17,7 @@ from rich.markup import escape
 from hf_gmar.cli.options import ModelOptions, command, err, note, out, print_lines, say
 from hf_gmar.errors import EvaluationError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
-from hf_gmar.metrics.score_kind import ScoreKind
+from hf_gmar.metrics.score_choice import ScoreChoice
 
 if TYPE_CHECKING:
     from hf_gmar.evaluation.evaluator import Evaluation
@@ -70,7 +70,13 @@ def evaluate(
         bool,
         typer.Option(help="Continue from the rows in the folder; --no-resume removes them first."),
     ] = True,
-    score: Annotated[ScoreKind, typer.Option(help="Score: probability or logit.")] = "probability",
+    score: Annotated[
+        ScoreChoice | None,
+        typer.Option(
+            help="Score: probability or logit; default: probability, or the value of a model "
+            "without probabilities."
+        ),
+    ] = None,
     explained_class: Annotated[
         ExplainedClass,
         typer.Option(help="Which class is explained: predicted, or the image's label."),
@@ -206,8 +212,12 @@ def _stopped(output: Path) -> Iterator[None]:
 
 
 def _print(result: Evaluation) -> None:
+    from hf_gmar.models.score_kind import ScoreKind
+
     summary = result.summary
     out.print(summary.table())
+    if result.settings["score"] == "value":
+        out.print(f"score: {ScoreKind.VALUE.note}", highlight=False)
     if summary.broken:
         note(f"{len(summary.broken)} images could not be measured; report.md says why")
     for label, failures in summary.failed.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -15,12 +16,16 @@ from hf_gmar.cli.options import (
     ModelOptions,
     command,
     method_options,
+    out,
     print_lines,
     print_table,
 )
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import sample_image
+
+if TYPE_CHECKING:
+    from hf_gmar.explanation import Explanation
 
 
 @command
@@ -68,9 +73,7 @@ def explain(
     from hf_gmar.explanation import Explainer
 
     explainer = Explainer.build(inputs.loaded, method, **options)
-    table = Table(title="Explanations")
-    for heading in ("image", "class", "probability"):
-        table.add_column(heading, overflow="fold")
+    rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
@@ -80,10 +83,23 @@ def explain(
         )
         for result in results:
             files.extend(result.save(output, stem))
-            table.add_row(escape(name), escape(result.label), f"{result.probability:.1%}")
+            rows.append((name, result))
 
     failed = inputs.for_each("Explaining", explain_one)
-    if table.row_count:
-        print_table(table)
+    if rows:
+        print_table(_table(rows))
+        if note := rows[0][1].score_kind.note:
+            out.print(note, highlight=False)
     print_lines(files)
     raise typer.Exit(1 if failed or inputs.failed else 0)
+
+
+def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
+    """Tabulate the explained classes with their scores."""
+    kind = rows[0][1].score_kind
+    table = Table(title="Explanations")
+    for heading in ("image", "class", kind.measure):
+        table.add_column(heading, overflow="fold")
+    for name, result in rows:
+        table.add_row(escape(name), escape(result.label), kind.text(result.score))
+    return table

@@ -22,6 +22,7 @@ from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
+from hf_gmar.models.score_kind import ScoreKind
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
@@ -46,7 +47,8 @@ class Comparison:
         names: names of the images.
         targets: the explained class of each image.
         labels: the names of these classes.
-        probabilities: the probabilities of these classes.
+        scores: their probabilities, or the values of a model without probabilities.
+        score_kind: what the scores are: softmax, sigmoid or value.
         contrasts: the names of the classes whose scores were subtracted, or ``None``.
         pictures: the images, cropped to the part that the model saw.
         settings: other settings that the result depends on.
@@ -60,7 +62,8 @@ class Comparison:
     names: tuple[str, ...]
     targets: tuple[int, ...]
     labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
+    scores: tuple[float, ...]
+    score_kind: ScoreKind
     contrasts: tuple[str, ...] | None
     pictures: tuple[Image.Image, ...]
     settings: dict[str, Any]
@@ -103,8 +106,8 @@ class Comparison:
             for label in self.order
         ]
         titles = [
-            f"{label}  {share:.1%}\n{name}"
-            for label, share, name in zip(self.labels, self.probabilities, self.names, strict=True)
+            f"{label}  {self.score_kind.text(score)}\n{name}"
+            for label, score, name in zip(self.labels, self.scores, self.names, strict=True)
         ]
         return grid_figure(self.pictures, titles, columns, self._caption())
 
@@ -207,8 +210,11 @@ class Comparison:
         return "\n".join(lines)
 
     def _page(self) -> str:
-        pairs = zip(self.names, self.labels, self.probabilities, strict=True)
-        images = [f"- {_plain(name)}: {_plain(label)}, {share:.1%}" for name, label, share in pairs]
+        text = self.score_kind.text
+        images = [
+            f"- {_plain(name)}: {_plain(label)}, {text(score)}"
+            for name, label, score in zip(self.names, self.labels, self.scores, strict=True)
+        ]
         settings = json.dumps(self.settings, default=str)
         return "\n".join(
             [
@@ -223,11 +229,12 @@ class Comparison:
         summary = {
             "methods": self.records(),
             "images": [
-                {"name": name, "target": target, "label": label, "probability": share}
-                for name, target, label, share in zip(
-                    self.names, self.targets, self.labels, self.probabilities, strict=True
+                {"name": name, "target": target, "label": label, "score": score}
+                for name, target, label, score in zip(
+                    self.names, self.targets, self.labels, self.scores, strict=True
                 )
             ],
+            "score_kind": self.score_kind.value,
             "contrasts": self.contrasts,
             "forward": forward and {"seconds": forward.seconds, "peak_bytes": forward.peak},
             "settings": self.settings,
@@ -271,6 +278,7 @@ class Comparison:
     def _caption(self) -> str:
         """Explain the numbers and colours in one paragraph."""
         sentences = [f"Model: {self.settings['model']}."] if self.settings.get("model") else []
+        sentences += [self.score_kind.note] * bool(self.score_kind.note)
         if self.contrasts is not None:
             contrast = " or ".join(dict.fromkeys(self.contrasts))
             sentences.append(f"The maps explain the class's score minus the score of {contrast}.")

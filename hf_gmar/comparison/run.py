@@ -27,7 +27,8 @@ from hf_gmar.comparison.method_specs import (
 )
 from hf_gmar.comparison.result import Comparison, picture_of
 from hf_gmar.errors import InputError, reason_of
-from hf_gmar.models.labels import label_of, probabilities
+from hf_gmar.models.labels import config_of, label_of
+from hf_gmar.models.score_kind import ScoreKind
 
 
 def compare(  # noqa: PLR0913  # a keyword each
@@ -130,9 +131,9 @@ def compare(  # noqa: PLR0913  # a keyword each
                     maps[spec.name] = call()
             except Exception as error:  # noqa: BLE001  # of any library; the other methods run
                 failures[spec.name] = reason_of(error)
-    outer = getattr(adapter.model, "config", None)  # names the prompts of a ZeroShotModel
-    config = outer if isinstance(outer, PreTrainedConfig) else adapter.backbone.config
-    shares = probabilities(config, scores).flatten(1).gather(1, resolved.target[:, None])
+    config = config_of(adapter)
+    kind = ScoreKind.of(config, scores)
+    explained = kind.convert(scores).flatten(1).gather(1, resolved.target[:, None])
     return Comparison(
         maps,
         failures,
@@ -142,7 +143,8 @@ def compare(  # noqa: PLR0913  # a keyword each
         names=tuple(names),
         targets=tuple(resolved.target.tolist()),
         labels=_labels(config, resolved.target),
-        probabilities=tuple(shares[:, 0].tolist()),
+        scores=tuple(explained[:, 0].tolist()),
+        score_kind=kind,
         contrasts=None if resolved.against is None else _labels(config, resolved.against),
         pictures=tuple(images),
         settings={

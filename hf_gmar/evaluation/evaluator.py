@@ -29,9 +29,9 @@ from hf_gmar.evaluation.run.runner import Progress, Runner
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
-from hf_gmar.metrics.score_kind import ScoreKind
+from hf_gmar.metrics.score_choice import ScoreChoice
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.labels import class_count, labels_of
+from hf_gmar.models.labels import class_count, config_of, labels_of
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
 from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
@@ -90,7 +90,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     *,
     processor: BaseImageProcessor | None = None,
     readout: ReadoutSpec = None,
-    score: ScoreKind = "probability",
+    score: ScoreChoice | None = None,
     explained_class: ExplainedClass = "predicted",
     steps: int = 10,
     baseline: str | None = None,
@@ -119,7 +119,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
             or the other forms of ``metrics``. Faithfulness metrics are measured for each.
         processor: the model's image processor.
         readout: which tokens a class head of your own reads.
-        score: the measured score, ``"probability"`` or ``"logit"``.
+        score: the measured score, ``"probability"`` or ``"logit"``. ``None`` is the probability, or
+            the value of a model without any (a regression, or a single output).
         explained_class: the ``"predicted"`` class or the image's ``"label"``.
         steps: number of equal steps in which patches are removed.
         baseline: the label of the method that all methods are compared with; ``None`` takes
@@ -164,15 +165,15 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         raise OptionError(
             f"the baseline {baseline!r} is none of the methods; there are {', '.join(names)}"
         )
-    evaluated = EvaluatedModel(method_set, loaded.processor, config)
-    metrics_by_label = _metrics(metrics, evaluated)
     folder = None if output is None else Path(output)
     # Results may be written into the folder of the images; they are not part of the data.
     skip = folder if isinstance(data, str | Path) else None
-    labels = labels_of(evaluated.hf_config, class_count(evaluated.adapter))
+    labels = labels_of(config_of(method_set.adapter), class_count(method_set.adapter))
     images = open_data(data, labels, skip=skip)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")
+    evaluated = EvaluatedModel.of(method_set, loaded.processor, config, images)
+    metrics_by_label = _metrics(metrics, evaluated)
     plan = Plan(evaluated, metrics_by_label, _perturbations(perturbations, evaluated, images))
     settings = _settings(loaded, plan, images)
     processes = Processes.launched(cpu=evaluated.adapter.vision_model.device.type == "cpu")
@@ -302,5 +303,6 @@ def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str
         "metrics": {label: {"class": kind_of(item), **item.options} for label, item in metrics},
         "perturbations": {label: described(item) for label, item in perturbations},
         **plan.model.config.described(),
+        "score": plan.model.score,
         "versions": {name: version(name) for name in _VERSIONS},
     }

@@ -39,6 +39,7 @@ class AttentionRollout(AttentionMethod):
 
     source = "Abnar and Zuidema, ACL 2020, arXiv 2005.00928"
     cost = "forward"
+    unit = "share of relevance"
     class_specific = False
     gradient = "none"
 

@@ -59,6 +59,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """Whether the map depends on the target."""
     signed: ClassVar[bool] = False
     """Whether values may be negative: evidence against the class."""
+    unit: ClassVar[str] = "relevance"
+    """The meaning of a patch's value, for the colour bar of a figure."""
 
     def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout)

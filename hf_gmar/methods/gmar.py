@@ -47,6 +47,7 @@ class GMAR(AttentionMethod):
 
     source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
     cost = "forward + backward"
+    unit = "share of relevance"
 
     def __init__(
         self,

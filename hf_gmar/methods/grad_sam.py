@@ -27,6 +27,7 @@ class GradSAM(AttentionMethod):
 
     source = "Barkan et al., CIKM 2021, arXiv 2204.11073"
     cost = "forward + backward"
+    unit = "attention x positive gradient"
 
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)

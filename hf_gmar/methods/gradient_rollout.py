@@ -30,6 +30,7 @@ class GradientRollout(AttentionMethod):
 
     source = "Chefer et al., ICCV 2021, arXiv 2103.15679"
     cost = "forward + backward"
+    unit = "attention x positive gradient,\nrolled out"
 
     def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)

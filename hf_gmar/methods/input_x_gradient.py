@@ -40,6 +40,7 @@ class InputXGradient(AttributionMethod):
 
     source = "Shrikumar et al., 2016, arXiv 1605.01713"
     cost = "forward + backward"
+    unit = "token x gradient"
     signed = True
 
     def __init__(

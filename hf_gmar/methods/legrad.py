@@ -49,6 +49,7 @@ class LeGrad(AttentionMethod):
 
     source = "Bousselham et al., ICCV 2025, arXiv 2404.03214"
     cost = "forward + backward + head re-evaluation"
+    unit = "mean positive gradient"
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class RandomAttribution(AttributionMethod):
 
     source = "none: the random baseline"
     cost = "forward"
+    unit = "random number"
     class_specific = False
 
     def __init__(

@@ -36,6 +36,7 @@ class RawAttention(AttentionMethod):
 
     source = "as in Caron et al., ICCV 2021, arXiv 2104.14294"
     cost = "forward"
+    unit = "share of attention"
     class_specific = False
     gradient = "none"
 

@@ -46,6 +46,7 @@ class TokenGradCAM(AttributionMethod):
 
     source = "Selvaraju et al., ICCV 2017, arXiv 1610.02391"
     cost = "forward + backward"
+    unit = "tokens x mean gradient"
 
     def __init__(
         self, model: Callable[..., Any], layer: int = -1, readout: ReadoutSpec = None

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.head_masking import scores_with_masked_heads
@@ -18,9 +17,10 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
 from hf_gmar.metrics.context import Explain, MetricContext
-from hf_gmar.metrics.score_kind import ScoreKind
+from hf_gmar.metrics.score_choice import ScoreChoice
 from hf_gmar.metrics.weight_randomization import Cascade
-from hf_gmar.models.labels import probabilities
+from hf_gmar.models.labels import config_of
+from hf_gmar.models.score_kind import ScoreKind
 
 
 class PatchAttributor(Protocol):
@@ -45,7 +45,7 @@ class ContextBuilder:
     Args:
         model: see :class:`~hf_gmar.methods.base.AttributionMethod`.
         score: the score that metrics measure: ``"probability"``, as in image classification, or
-            ``"logit"``.
+            ``"logit"``. ``None`` is the probability, or the value of a model without any.
         batch: images in one forward.
         readout: which tokens a class head of your own reads.
         forward_kwargs: further keyword arguments that the model's forward names.
@@ -64,14 +64,15 @@ class ContextBuilder:
     """
 
     model: Callable[..., Any]
-    score: ScoreKind = "probability"
+    score: ScoreChoice | None = None
     batch: int = 8
     readout: ReadoutSpec = None
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the options and find the Transformers model in the model."""
-        check_option("score", self.score, get_args(ScoreKind))
+        if self.score is not None:
+            check_option("score", self.score, get_args(ScoreChoice))
         check_option("batch", self.batch, range(1, 2**31))
         self._adapter = ModelAdapter.of(self.model, self.readout)
         self._attributors: dict[tuple[MakeAttributor, int], PatchAttributor] = {}
@@ -132,14 +133,8 @@ class ContextBuilder:
         return self._of_kind(torch.cat(parts))
 
     def _of_kind(self, logits: Tensor) -> Tensor:
-        if self.score == "logit":
-            return logits
-        config = getattr(
-            self._adapter.model, "config", None
-        )  # names the prompts of a ZeroShotModel
-        if not isinstance(config, PreTrainedConfig):
-            config = self._adapter.backbone.config
-        return probabilities(config, logits)
+        kind = ScoreKind.of(config_of(self._adapter), logits)
+        return kind.convert(logits) if kind.measured(self.score) == "probability" else logits
 
     def _masked_scores(self, pixels: Tensor, masks: Tensor) -> Tensor:
         parts = [

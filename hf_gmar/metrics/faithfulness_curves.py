@@ -84,7 +84,9 @@ class AOPC(CurveMetric):
 
     name = "aopc"
     higher_is_better = True
-    summary = "Mean drop of the score over the steps, with the most relevant patches removed first."
+    summary = (
+        "Area over the perturbation curve: mean drop of the score, most relevant patches first."
+    )
     formula = "mean over steps k of score(0) - score(k), most relevant first"
     source = "Samek et al., TNNLS 2017, arXiv 1509.06321"
     caveats = f"{_CAVEAT}; with equal steps it ranks explanations almost as deletion does"

@@ -126,7 +126,9 @@ class MeanIoU(LocalizationMetric):
 
     name = "miou"
     higher_is_better = True
-    summary = "Mean IoU of object and background, with the map cut at a threshold."
+    summary = (
+        "Mean intersection over union of object and background, with the map cut at a threshold."
+    )
     formula = "mean of IoU(object) and IoU(background), map cut at its mean or at `threshold`"
     source = "Chefer, Gur and Wolf, CVPR 2021, arXiv 2012.09838"
     caveats = f"{_CAVEAT}; depends on the threshold as much as on the ranking"

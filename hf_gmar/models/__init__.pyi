@@ -1,13 +1,15 @@
 from .defaults import bundled_folder, sample_image
 from .hub import LoadedModel, load_config, load_model
 from .image_view import ImageView, measure_view, seen_part
-from .labels import find_class, label_of, probabilities
+from .labels import find_class, label_of
+from .score_kind import ScoreKind
 from .wrappers import LogitsModel, ZeroShotModel
 
 __all__ = [
     "ImageView",
     "LoadedModel",
     "LogitsModel",
+    "ScoreKind",
     "ZeroShotModel",
     "bundled_folder",
     "find_class",
@@ -15,7 +17,6 @@ __all__ = [
     "load_config",
     "load_model",
     "measure_view",
-    "probabilities",
     "sample_image",
     "seen_part",
 ]

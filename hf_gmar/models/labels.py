@@ -1,4 +1,4 @@
-"""Classes by name or number, and probabilities of a model's scores."""
+"""Classes by name or number."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar.errors import TargetError
+
+
+def config_of(adapter: ModelAdapter) -> PreTrainedConfig:
+    """Return the outermost config of a model; a ZeroShotModel's config names its prompts."""
+    configs = (getattr(part, "config", None) for part in adapter.modules())
+    return next(config for config in configs if isinstance(config, PreTrainedConfig))
 
 
 def label_of(config: PreTrainedConfig, index: int) -> str:
@@ -93,20 +98,6 @@ def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
         for index, label in folded.items()
         if text in (part.strip() for part in label.split(","))
     ]
-
-
-def probabilities(config: PreTrainedConfig, scores: Tensor) -> Tensor:
-    """Convert scores (B, C) to probabilities, as in Transformers' image classification.
-
-    Softmax over the classes; sigmoid for a multi-label config or a single score; the scores
-    themselves for a regression.
-    """
-    scores = scores.float() if scores.dtype != torch.float64 else scores
-    if config.problem_type == "regression":
-        return scores
-    if config.problem_type == "multi_label_classification" or scores.shape[1] == 1:
-        return scores.sigmoid()
-    return scores.softmax(dim=-1)
 
 
 def labels_of(config: PreTrainedConfig, count: int | None = None) -> dict[int, str]:

@@ -22,8 +22,8 @@ from hf_gmar.visualization.overlay import (
     add_axes,
     draw_map,
     is_signed,
-    wrapped,
 )
+from hf_gmar.visualization.text import wrapped
 
 # Inches.
 _ACROSS = 7  # methods in one band; with more, the text would be too small to read
@@ -137,12 +137,12 @@ def _layout(
     cell = _WIDTH * min(max(ratio, 0.4), 2.5)
     width = (1 + across) * (_WIDTH + _GAP)
     names = max(_title(column).count("\n") for column in columns)
-    text = wrapped(caption, int(width * 15), 12)
+    text = wrapped(caption, width - _GAP, 8.5, 12)
     return _Layout(len(pictures), across, bands, cell, _HEAD + _NAME * names, text)
 
 
 def _title(column: GridColumn) -> str:
-    return wrapped(column.title, 20, 2)
+    return wrapped(column.title, _WIDTH, 10, 2)
 
 
 def _draw_images(
@@ -155,7 +155,7 @@ def _draw_images(
     for row, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = _cell(figure, layout, (band, row, 0))
         axes.imshow(picture, aspect="auto", extent=_UNIT)
-        lines = "\n".join(wrapped(line, 26, 1) for line in title.splitlines())
+        lines = "\n".join(wrapped(line, _WIDTH, 8, 1) for line in title.splitlines())
         axes.text(0, -0.05 / layout.cell, lines, fontsize=8, va="top", transform=axes.transAxes)
 
 
@@ -182,7 +182,9 @@ def _draw_head(axes: Axes, layout: _Layout, column: GridColumn) -> None:
     """Draw the method's name, in up to two lines, and its subtitle below."""
     middle, above = 0.5, 1 + 0.06 / layout.cell
     style: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": axes.transAxes}
-    axes.text(middle, above, wrapped(column.subtitle, 32, 1), fontsize=7.5, color="0.35", **style)
+    axes.text(
+        middle, above, wrapped(column.subtitle, _WIDTH, 7.5, 1), fontsize=7.5, color="0.35", **style
+    )
     above += 0.15 / layout.cell if column.subtitle else 0
     axes.text(middle, above, _title(column), fontsize=10, **style)
 
@@ -205,7 +207,7 @@ def _draw_reason(axes: Axes, layout: _Layout, reason: str) -> None:
     for edge in axes.spines.values():
         edge.set_color("0.8")
     lines = max(int((layout.cell - 0.1) / 0.125), 2)
-    text = wrapped(f"failed: {reason}", 29, lines)
+    text = wrapped(f"failed: {reason}", _WIDTH - 0.1, 7, lines)
     axes.text(0.5, 0.5, text, fontsize=7, color="0.25", ha="center", va="center")
 
 
@@ -218,7 +220,7 @@ def _draw_scale(figure: Figure, layout: _Layout, signed: bool) -> None:
     axes.tick_params(labelsize=8)
     meaning = "relevance; red: for the class, blue: against it" if signed else "relevance"
     text = f"{meaning}; 1 is the largest absolute value of each map"
-    text = wrapped(text, int((layout.width - 3.3) * 13))
+    text = wrapped(text, layout.width - 2.8 - 2 * _MARGIN, 8.5)
     axes.text(1.06, 0.5, text, fontsize=8.5, va="center", transform=axes.transAxes)
 
 

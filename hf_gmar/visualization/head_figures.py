@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -17,11 +16,10 @@ from hf_gmar.models.image_view import ImageView
 from hf_gmar.visualization.overlay import (
     COLOUR_MAP,
     SIGNED_COLOUR_MAP,
-    escape_dollars,
     overlay_image,
     shrink,
-    wrapped,
 )
+from hf_gmar.visualization.text import wrapped
 
 _TILE = 120  # length in pixels of the longer side of a head's map
 _GAP = 6  # pixels between maps
@@ -57,19 +55,23 @@ def importance_figure(
     """
     panels = [mean] if std is None else [mean, std]
     layers, heads = mean.shape
-    width, height = max(0.55 * heads, 2.4) + 1.5, max(0.36 * layers, 1.8) + 1.3
-    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
+    across, down = max(0.55 * heads, 2.4), max(0.36 * layers, 1.8)
+    kind = "head importance" if shares else "effect of each head"
+    title = wrapped(f"{kind}: {title}", across, 11)
+    caption = wrapped(caption, (across + 1.5) * len(panels) - 0.3, 9)
+    texts = 0.2 * title.count("\n") + 0.15 * caption.count("\n")
+    size = (across + 1.5) * len(panels), down + 1.3 + texts
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     if shares:
         _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
     else:
         _heatmap(figure, axes[0], mean, "estimated loss of score without the head", signed=True)
-    kind = "head importance" if shares else "effect of each head"
-    axes[0].set_title(f"{kind}: {escape_dollars(title)}", fontsize=11)
+    axes[0].set_title(title, fontsize=11)
     if std is not None:
         _heatmap(figure, axes[1], std, "standard deviation")
         axes[1].set_title("variation over images", fontsize=11)
-    figure.supxlabel(escape_dollars(caption), fontsize=9, color="0.35")
+    figure.supxlabel(caption, fontsize=9, color="0.35")
     return figure
 
 
@@ -87,20 +89,21 @@ def _heatmap(
         values, cmap=colours, vmin=-top * signed, vmax=top, origin="lower", aspect="auto"
     )
     axes.set(xlabel="head", ylabel="layer")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(12, integer=True))
+    for axis, count in ((axes.xaxis, values.shape[1]), (axes.yaxis, values.shape[0])):
+        axis.set_ticks(range(0, count, -(-count // 12)))
     if values.size <= _MOST_NUMBERS:
         for (layer, head), value in np.ndenumerate(values):
             # Large values are bright in the map from zero, and dark at both ends of the signed map.
             colour = "black" if (abs(value) > 0.65 * top) != signed else "white"
-            text = f"{value:.2f}".replace("0.", ".", 1)
+            text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 100 else f"{value:.2g}"
             axes.text(head, layer, text, ha="center", va="center", fontsize=7, color=colour)
     bar = figure.colorbar(mappable, ax=axes)
-    bar.set_label(label)
+    bar.set_label(wrapped(label, max(0.36 * len(values), 1.8), 10, 2))
     if even is not None:
         bar.ax.axhline(even, color="cyan", linewidth=2)
         text, beside = f"even\nshare\n1/{round(1 / even)}", bar.ax.get_yaxis_transform()
-        bar.ax.text(-0.2, even, text, ha="right", va="center", fontsize=8, transform=beside)
+        place = "top" if even > 0.8 * top else "center"  # below the title
+        bar.ax.text(-0.2, even, text, ha="right", va=place, fontsize=8, transform=beside)
 
 
 def head_maps_figure(
@@ -136,8 +139,12 @@ def head_maps_figure(
     note = "colours run from zero to the maximum of each map"
     if view is not None and view.unexplained:
         note += "; dark grey: not seen by the model"
-    text = wrapped(caption, int(14 * (room + 2.9)), 2) if caption else ""
-    figure = Figure(figsize=(room + 2.9, down + 1.1 + 0.15 * bool(text)), layout="constrained")
+    width = room + 2.9
+    lines = [wrapped(line, width - 0.3, 8, 2) for line in (caption, note) if line]
+    foot = "\n".join(lines)
+    title = wrapped(title, room, 11, 2)
+    height = down + 1.2 + 0.15 * foot.count("\n") + 0.2 * title.count("\n")
+    figure = Figure(figsize=(width, height), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(shrink(image, 600)))
     plain.set_axis_off()
@@ -145,8 +152,8 @@ def head_maps_figure(
     plain.set_title("the image", fontsize=11)
     axes.imshow(np.asarray(grid), interpolation="nearest")
     _name_tiles(axes, grid.width / heads, grid.height / layers, heads, layers)
-    axes.set_title(escape_dollars(title), fontsize=11)
-    figure.supxlabel(f"{text}\n{note}" if text else note, fontsize=8, color="0.35")
+    axes.set_title(title, fontsize=11)
+    figure.supxlabel(foot, fontsize=8, color="0.35")
     return figure
 
 
@@ -212,10 +219,10 @@ def ablation_figure(
     for (name, band), colour, mark in zip(bands.items(), _COLOURS, _MARKS, strict=False):
         axes.plot(fractions, band.mean, color=colour, marker=mark, markersize=4, label=name)
         axes.fill_between(fractions, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-    axes.set(xlabel="share of heads masked", ylabel="score of the target (logit)", xlim=(0, 1))
+    axes.set(xlabel="share of heads masked", ylabel="raw score of the target", xlim=(0, 1))
     axes.set_title(f"masking heads, {images} image{'s' if images > 1 else ''}", fontsize=11)
     note = "means over images with 95 % bootstrap bands" if images > 1 else ""
-    caption = "\n".join(wrapped(part, 95) for part in (caption, note) if part)
+    caption = "\n".join(wrapped(part, 6.1, 9) for part in (caption, note) if part)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.supxlabel(caption, fontsize=9, color="0.35")

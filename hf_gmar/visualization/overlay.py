@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +20,7 @@ from torch import Tensor
 from hf_gmar._utils.files import whole_file
 from hf_gmar.errors import InputError
 from hf_gmar.models.image_view import ImageView
+from hf_gmar.visualization.text import wrapped
 
 COLOUR_MAP = "inferno"
 """Colour map of maps without negative values."""
@@ -43,6 +43,7 @@ def overlay_figure(
     title: str,
     caption: str = "",
     view: ImageView | None = None,
+    unit: str = "relevance",
 ) -> Figure:
     """Draw the image beside a copy of it under its heatmap.
 
@@ -54,6 +55,7 @@ def overlay_figure(
         caption: one line below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
             hatched as not seen by the model. ``None`` is the whole image.
+        unit: the meaning of a patch's value: the ``unit`` of the method.
 
     Returns:
         A matplotlib figure without a window; ``save_figure`` writes it.
@@ -69,15 +71,16 @@ def overlay_figure(
     """
     view = view or ImageView.whole(image)
     _check_size("view", view.size, image)
+    values = patches.detach().float().cpu().numpy()
     figure, (plain, overlay, bar) = _layout(image, title, caption, view.unexplained)
     _show(plain, image)
     _show(overlay, image)
-    values = patches.detach().float().cpu().numpy()
     mappable = draw_map(overlay, values, *_scale(values), extent=_extent(*view.box))
     overlay.set(xlim=plain.get_xlim(), ylim=plain.get_ylim())  # padding is not part of the image
-    meaning = "relevance, per patch\n(below 0: against the class)"
-    meaning = meaning if is_signed(values) else "share of relevance, per patch"
-    figure.colorbar(mappable, cax=bar).set_label(meaning)
+    meaning = [f"{unit}, per patch", *["(below 0: against the class)"] * is_signed(values)]
+    length = bar.get_position().height * figure.get_figheight()
+    lines = [wrapped(line, length, 9, 2) for line in meaning]
+    figure.colorbar(mappable, cax=bar).set_label("\n".join(lines), fontsize=9)
     if view.unexplained:
         _hatch_unseen(overlay, view)
     return figure
@@ -132,19 +135,6 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
         )
 
 
-def wrapped(text: str, width: int, lines: int = 3) -> str:
-    """Wrap a label to at most ``lines`` lines, and escape its dollar signs."""
-    room = lines * width - 2  # a longer word would be replaced by the ellipsis as a whole
-    words = [word if len(word) <= room else f"{word[: room - 1]}…" for word in text.split()]
-    filled = textwrap.fill(" ".join(words), width, max_lines=lines, placeholder=" …")
-    return escape_dollars(filled)
-
-
-def escape_dollars(text: str) -> str:
-    """Escape "$" in a label, so that matplotlib does not read a formula."""
-    return text.replace("$", r"\$")
-
-
 def _layout(
     image: Image.Image, title: str, caption: str, legend: bool
 ) -> tuple[Figure, list[Axes]]:
@@ -153,10 +143,10 @@ def _layout(
     width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every aspect ratio
     height = width / ratio
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
-    title, caption = wrapped(title, int(9.5 * column)), wrapped(caption, int(30 * column))
+    title, caption = wrapped(title, column, 13), wrapped(caption, 2 * column + 1.5, 9)
     above = 0.2 + 0.22 * len(title.splitlines())
     below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * legend
-    figure = Figure(figsize=(2 * column + 1.9, below + row + above))
+    figure = Figure(figsize=(2 * column + 2, below + row + above))
     centre, left = below + row / 2, 0.15 + (column - width) / 2
     bottom, length = centre - height / 2, max(0.9 * height, 2)
     plain = add_axes(figure, left, bottom, width, height)

@@ -117,7 +117,7 @@ def test_the_archive_holds_what_python_gives(
         assert stored["target"] == 3
         assert str(stored["label"]) == label_of(bundled.model.config, 3)
         score = bundled.model(pixels).logits[0, 3].detach()
-        assert float(stored["probability"]) == pytest.approx(score.sigmoid().item(), abs=1e-6)
+        assert float(stored["score"]) == pytest.approx(score.sigmoid().item(), abs=1e-6)
         assert str(stored["version"]) == __version__
     assert settings == {
         "model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5, "start_layer": 0,
@@ -189,9 +189,9 @@ def test_the_dtype_is_what_the_model_is_loaded_in(run: Run, tmp_path: Path) -> N
         with np.load(next(done.folder.glob("*.npz"))) as stored, Image.open(sample_image()) as file:
             image = file.convert("RGB")
             (wanted,) = Explainer.build(load_model(dtype=dtype)).explain(image, "", target=3)
-            assert float(stored["probability"]) == wanted.probability
+            assert float(stored["score"]) == wanted.score
             assert np.array_equal(stored["patches"], wanted.patches)
-        shares.append(wanted.probability)
+        shares.append(wanted.score)
     assert shares[0] != shares[1]
 
 
@@ -317,7 +317,7 @@ def test_top_k_gives_the_most_probable_first(run: Run) -> None:
     assert done.code == 0
     assert len(list(done.folder.glob("*.png"))) == 3
     shares = [
-        float(np.load(path)["probability"])
+        float(np.load(path)["score"])
         for path in sorted(done.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
     ]
     assert shares == sorted(shares, reverse=True)

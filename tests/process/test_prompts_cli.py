@@ -262,7 +262,7 @@ def test_siglips_own_tokenizer(siglip: Path, photo: Path, tmp_path: Path) -> Non
     )
     for archive in (tmp_path / "out").glob("*.npz"):
         with np.load(archive) as stored:
-            found, prompt = float(stored["probability"]), prompts.index(str(stored["label"]))
+            found, prompt = float(stored["score"]), prompts.index(str(stored["label"]))
             assert found == pytest.approx(right[prompt].item(), abs=1e-6)
             assert found != pytest.approx(wrong[prompt].item(), abs=1e-4)
             assert stored["patches"].min() >= 0
@@ -301,7 +301,7 @@ def test_prompts_are_all_values_up_to_the_next_option(
     assert set(stored) == {CAT, HEART, "a photo"}
     wanted = of_the_library(clip, photo, [CAT, HEART, "a photo"], padding=True).softmax(0)
     for prompt, share in zip((CAT, HEART, "a photo"), wanted, strict=True):
-        assert float(stored[prompt]["probability"]) == pytest.approx(share.item(), abs=1e-6)
+        assert float(stored[prompt]["score"]) == pytest.approx(share.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("place", ["last", "again", "after a dash", "joined"])

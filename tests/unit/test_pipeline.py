@@ -128,7 +128,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "multi-label": {"problem_type": "multi_label_classification"},
     "single-label": {"problem_type": "single_label_classification"},
     "unsaid": {},
-    "one label": {"num_labels": 1},
+    "one label": {"num_labels": 1, "problem_type": "multi_label_classification"},
     "regression": {"num_labels": 3, "problem_type": "regression"},
 }
 

@@ -14,11 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
 from hf_gmar.visualization.grid import GridColumn, grid_figure
-from hf_gmar.visualization.overlay import wrapped
+from hf_gmar.visualization.text import legend_columns, wrapped
 
 _PANELS = 5  # curves side by side
 _FORESTS = 4  # measures side by side
-_NAME = 28  # letters of a method's name in one line
+_NAME = 2.0  # inches of a method's name in one line
+_LEGEND = 8.5  # points
 _RED, _BLUE, _GREY = "#c1272d", "#0072b2", "0.45"
 
 _ORDERS = {
@@ -44,18 +45,32 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     methods = [name for name in results.methods if name in known]
     across = min(len(methods), _PANELS)
     down = math.ceil(len(methods) / across)
-    figure = Figure(figsize=(2.1 * max(across, 3) + 0.7, 1.95 * down + 1.2), layout="constrained")
+    width, height = 2.1 * max(across, 3) + 0.7, 1.95 * down + 1.4
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, method in zip(panels, methods, strict=False):
         _draw_curves(panel, curves, method, results.baseline)
-        panel.set_title(wrapped(method, _NAME, 2), fontsize=9)
+        panel.set_title(wrapped(method, (width - 1.0) / across - 0.25, 9, 2), fontsize=9)
     for panel in panels[max(len(methods) - across, 0) : len(methods)]:
         panel.tick_params(labelbottom=True)  # even if the row below has no panel in this column
     score = str(results.settings.get("score", "score"))
-    figure.supxlabel("share of patches removed", fontsize=9)
-    figure.supylabel(wrapped(f"{score} of the explained class, mean and 95 %", 60, 1), fontsize=9)
+    figure.supxlabel(
+        wrapped(f"share of patches removed{_kept(curves)}", width - 0.3, 9), fontsize=9
+    )
+    score = wrapped(f"{score} of the explained class, mean and 95 %", height - 1.0, 9, 2)
+    figure.supylabel(score, fontsize=9)
     _legend(figure, list(panels), len(methods))
     return figure
+
+
+def _kept(curves: Sequence[Curve]) -> str:
+    """Say that a patch is left at the end, where the two orders then end apart."""
+    ends: dict[str, set[float]] = {}
+    for curve in curves:
+        ends.setdefault(curve.method, set()).add(curve.mean[-1])
+    if all(len(scores) < 2 for scores in ends.values()):
+        return ""
+    return "; at 1 the last patch stays, as the model needs one: a different patch in each order"
 
 
 def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: str | None) -> None:
@@ -64,7 +79,7 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: st
         if curve.method == baseline != method:
             dashed = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "alpha": 0.8}
             panel.plot(curve.fractions, curve.mean, **dashed)  # type: ignore[arg-type]
-            label = wrapped(f"{baseline}, the baseline", 60, 1)
+            label = f"{baseline}, the baseline"
             panel.plot([], [], label=label, **dashed | {"color": _GREY})  # type: ignore[arg-type]
         if curve.method != method:
             continue
@@ -88,18 +103,20 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     methods = [name for name in results.methods if name != results.baseline]
     across = min(len(measures), _FORESTS)
     down = math.ceil(len(measures) / across)
-    lines = max(wrapped(name, _NAME, 2).count("\n") for name in methods) + 1
-    height = (0.19 + 0.08 * (lines - 1)) * len(methods) + 0.75
-    figure = Figure(figsize=(2.3 * max(across, 2) + 1.8, height * down + 0.7), layout="constrained")
+    names = [wrapped(name, _NAME, 9, 2) for name in methods]
+    lines = max(name.count("\n") for name in names) + 1
+    height = (0.07 + 0.14 * lines) * len(methods) + 0.9
+    width = 2.3 * max(across, 2) + 1.8
+    figure = Figure(figsize=(width, height * down + 0.9), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
         _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])
-        title = f"{wrapped(measure.title, _NAME, 2)}\n{direction(measure)}"
+        title = f"{wrapped(measure.title, (width - 2.4) / across, 9, 2)}\n{direction(measure)}"
         panel.set_title(title.strip(), fontsize=9)
-    panels[0].set_yticks(range(len(methods)), [wrapped(name, _NAME, 2) for name in methods])
+    panels[0].set_yticks(range(len(methods)), names)
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
-    baseline = wrapped(str(results.baseline), 60, 1)
-    figure.supxlabel(f"difference to {baseline}, mean and 95 %", fontsize=9)
+    baseline = wrapped(f"difference to {results.baseline}, mean and 95 %", width - 0.3, 9, 2)
+    figure.supxlabel(baseline, fontsize=9)
     _legend(figure, list(panels), len(measures))
     return figure
 
@@ -118,7 +135,8 @@ def _draw_forest(panel: Axes, differences: Sequence[Difference | None]) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(4))
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     panel.xaxis.get_offset_text().set_fontsize(7.5)
-    panel.tick_params(labelsize=8)
+    panel.tick_params("x", labelsize=8)
+    panel.tick_params("y", labelsize=9)
     panel.grid(axis="x", alpha=0.25)
 
 
@@ -151,11 +169,12 @@ def _legend(figure: Figure, panels: Sequence[Axes], used: int) -> None:
     for panel in panels[:used]:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             marks.setdefault(label, handle)
+    width = figure.get_figwidth() - 0.2
     figure.legend(
         list(marks.values()),
-        list(marks),
+        [wrapped(label, width - 0.6, _LEGEND, 2) for label in marks],
         loc="outside upper center",
-        ncols=2 if len(marks) > 3 else len(marks),
+        ncols=legend_columns(list(marks), width, _LEGEND),
         frameon=False,
-        fontsize=8.5,
+        fontsize=_LEGEND,
     )

@@ -12,6 +12,7 @@ from hf_gmar._utils.version import __version__
 from hf_gmar.evaluation.report.results import ALPHA, Measure, Results
 from hf_gmar.evaluation.report.statistics import FLIPS
 from hf_gmar.evaluation.report.tables import Text, differences, legend, markdown_table, means, plain
+from hf_gmar.metrics.registry import METRICS
 
 _LISTED = 20  # broken images that the page names; the summary names all
 _FEW = 20  # with fewer images, the page warns about the intervals
@@ -67,6 +68,7 @@ def page(results: Results, pictures: Sequence[Picture] = ()) -> str:
         "# Evaluation of explanations",
         *_facts(results),
         *_how_to_read(results),
+        *_metrics(results),
         *_groups(results, pictures),
         *_failures(results),
         "## Limits",
@@ -97,6 +99,7 @@ _VALUES = {
     "label": "the image's label",
     "probability": "the probability of the explained class",
     "logit": "the logit of the explained class",
+    "value": "the model's value, as it gives no probabilities",
 }
 
 
@@ -119,6 +122,19 @@ def _how_to_read(results: Results) -> Iterator[str]:
     )
     if results.baseline not in results.methods:
         yield f"There are no differences, as the baseline {plain(results.baseline)} has no rows."
+
+
+def _metrics(results: Results) -> Iterator[str]:
+    """Explain each metric that is shown; metrics of other packages need not be installed."""
+    names = dict.fromkeys(measure.metric for measure in results.measures)
+    lines = [
+        f"- `{name}`: {plain(METRICS[name].summary)}"
+        for name in names
+        if name in METRICS and METRICS[name].summary
+    ]
+    if lines:
+        yield "## What the metrics measure"
+        yield "\n".join(lines)
 
 
 def _groups(results: Results, pictures: Sequence[Picture]) -> Iterator[str]:

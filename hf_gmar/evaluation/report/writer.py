@@ -58,7 +58,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(summary, [item for item in examples or () if item.maps])
+    pictures = pictures_of(summary, [item for item in examples or () if item.maps])
     markdown = page(summary, pictures)
     texts = {"summary.json": summary.to_json(), "report.md": markdown}
     with ExitStack() as stack:
@@ -88,14 +88,20 @@ def html(markdown: str, pictures: Mapping[str, bytes]) -> str:
     tokens = parser.parse(markdown)
     headings = list(_name_headings(tokens))  # adds the ids that are rendered below
     _embed(tokens, pictures)
-    body = parser.renderer.render(tokens, parser.options, {})
+    # The contents stand between the first section's heading and what is above it.
+    sections = (place for place, token in enumerate(tokens) if token.tag == "h2")
+    start = next(sections, len(tokens))
+    head, body = (
+        parser.renderer.render(part, parser.options, {})
+        for part in (tokens[:start], tokens[start:])
+    )
     source = (files("hf_gmar") / "assets" / "report.html.j2").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(source)
     title = _words(tokens[1])
-    return template.render(title=title, headings=headings, body=body)
+    return template.render(title=title, headings=headings, head=head, body=body)
 
 
-def _pictures(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
+def pictures_of(results: Results, examples: Sequence[ExampleMaps]) -> list[Picture]:
     """List the figures in the order of the page."""
     pictures: list[Picture] = []
     files: set[str] = set()

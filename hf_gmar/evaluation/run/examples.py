@@ -33,10 +33,15 @@ def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
         np.savez(
             file,
             picture=np.asarray(_picture(plan, sample)),
-            title=f"{label} {sample.before:.2f}\n{sample.example.key}",
+            title=f"{label} {_score_text(plan, sample.before)}\n{sample.example.key}",
             labels=list(sample.maps),
             maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
         )
+
+
+def _score_text(plan: Plan, score: float) -> str:
+    model = plan.model
+    return model.kind.text(score) if model.score == "value" else f"{score:.2f}"
 
 
 def _file(folder: Path, index: int) -> Path:

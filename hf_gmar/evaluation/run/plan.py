@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -11,34 +12,41 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig
 
+from hf_gmar._core.execution import predict
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar._utils.validation import check_option
+from hf_gmar.data.base import ImageDataset
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
-from hf_gmar.metrics.score_kind import ScoreKind
-from hf_gmar.models.labels import probabilities
+from hf_gmar.metrics.score_choice import ScoreChoice
+from hf_gmar.models.labels import config_of, labels_of
 from hf_gmar.models.pixel_values import pixel_values
+from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.memory import max_batch_size
 
 _ALLOWED = {
-    "score": get_args(ScoreKind),
     "explained_class": get_args(ExplainedClass),
     "steps": range(1, 10_001),
     "memory": range(1, 2**60),
     "seed": range(2**32),
     "examples": range(1001),
 }
+_ALLOWED_OR_NONE = {"score": get_args(ScoreChoice), "autocast": get_args(Autocast)}
+
+
+_TRIED = 16  # images, to find what the model's scores are
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The settings of a run; see the options of :func:`~hf_gmar.evaluation.evaluate`."""
 
-    score: ScoreKind = "probability"
+    score: ScoreChoice | None = None
     explained_class: ExplainedClass = "predicted"
     steps: int = 10
     memory: int = 2**28
@@ -50,8 +58,9 @@ class EvaluationConfig:
         """Check the values."""
         for name, allowed in _ALLOWED.items():
             check_option(name, getattr(self, name), allowed)
-        if self.autocast is not None:
-            check_option("autocast", self.autocast, get_args(Autocast))
+        for name, allowed in _ALLOWED_OR_NONE.items():
+            if getattr(self, name) is not None:
+                check_option(name, getattr(self, name), allowed)
 
     @property
     def fractions(self) -> Tensor:
@@ -72,11 +81,47 @@ class EvaluatedModel:
         method_set: the methods.
         processor: converts images to pixel values.
         config: the settings of the run.
+        kind: what the model's scores are.
+
+    Raises:
+        OptionError: probabilities are asked of a model without any.
     """
 
     method_set: MethodSet
     processor: BaseImageProcessor
     config: EvaluationConfig
+    kind: ScoreKind
+
+    @classmethod
+    def of(
+        cls,
+        method_set: MethodSet,
+        processor: BaseImageProcessor,
+        config: EvaluationConfig,
+        images: ImageDataset,
+    ) -> EvaluatedModel:
+        """Find what the model's scores are by a forward of the first image that can be read.
+
+        Raises:
+            OptionError: probabilities are asked of a model without any.
+        """
+        adapter = method_set.adapter
+        scores = torch.empty(1, len(labels_of(config_of(adapter))))
+        for index in range(min(len(images), _TRIED)):
+            with suppress(Exception):  # the evaluation of this image reports the error
+                pixels = _pixels(adapter, processor, images[index].image)
+                scores = predict(adapter, ForwardRequest(pixels))
+                break
+        return cls(method_set, processor, config, ScoreKind.of(config_of(adapter), scores))
+
+    def __post_init__(self) -> None:
+        """Check that the model has the score."""
+        self.kind.measured(self.config.score)
+
+    @property
+    def score(self) -> str:
+        """The measured score: ``"probability"``, ``"logit"`` or ``"value"``."""
+        return self.kind.measured(self.config.score)
 
     @property
     def adapter(self) -> ModelAdapter:
@@ -84,17 +129,14 @@ class EvaluatedModel:
         return self.method_set.adapter
 
     @property
-    def hf_config(self) -> Any:
+    def hf_config(self) -> PreTrainedConfig:
         """The model's config, which names the classes."""
-        # The outermost config; a ZeroShotModel's config names its prompts.
-        configs = (getattr(part, "config", None) for part in self.adapter.modules())
-        return next(config for config in configs if isinstance(config, PreTrainedConfig))
+        return config_of(self.adapter)
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the scores are probabilities, which a regression model does not give."""
-        regression = getattr(self.hf_config, "problem_type", None) == "regression"
-        return self.config.score == "probability" and not regression
+        """Whether the measured scores are probabilities."""
+        return self.score == "probability"
 
     def pixels(self, image: Any) -> Tensor:
         """Convert an image to pixel values (1, channels, height, width) on the model's device.
@@ -102,21 +144,12 @@ class EvaluatedModel:
         Raises:
             InputError: the image does not have the model's channels.
         """
-        model: Any = self.adapter.vision_model
-        channels = int(getattr(model.config, "num_channels", 3))
-        if channels == 4 and getattr(image, "mode", "") == "RGB":
-            raise InputError(
-                "the model takes 4 channels, and data sets are read in RGB, without transparency; "
-                "evaluate an ImageDataset of your own, whose images have 4 channels"
-            )
-        pixels = pixel_values(self.processor, image, channels)
-        return pixels.to(model.device, model.dtype)
+        return _pixels(self.adapter, self.processor, image)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Convert logits (K, C) to the measured scores, float64 on the CPU."""
         logits = logits.detach().double().cpu()
-        is_logit = self.config.score == "logit"
-        return logits if is_logit else probabilities(self.hf_config, logits)
+        return self.kind.convert(logits) if self.has_probabilities else logits
 
     def bind(self, perturbation: Perturbation, pixels: Tensor) -> BoundPerturbation:
         """A perturbation on an image, with as many copies at a time as fit into the memory."""
@@ -126,6 +159,17 @@ class EvaluatedModel:
             self.adapter, pixels, memory, perturbation=perturbation, autocast=half
         )
         return perturbation.bind(self.adapter, pixels, batch=batch, autocast=half)
+
+
+def _pixels(adapter: ModelAdapter, processor: BaseImageProcessor, image: Any) -> Tensor:
+    model: Any = adapter.vision_model
+    channels = int(getattr(model.config, "num_channels", 3))
+    if channels == 4 and getattr(image, "mode", "") == "RGB":
+        raise InputError(
+            "the model takes 4 channels, and data sets are read in RGB, without transparency; "
+            "evaluate an ImageDataset of your own, whose images have 4 channels"
+        )
+    return pixel_values(processor, image, channels).to(model.device, model.dtype)
 
 
 @dataclass(frozen=True)

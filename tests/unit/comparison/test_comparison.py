@@ -793,7 +793,7 @@ def test_probabilities_and_labels() -> None:
     found = quick(model, VIT.images(), ["gmar"], [5, 0, 3])
     shares = model(VIT.images()).logits.softmax(1)
     expected = [shares[image, target].item() for image, target in enumerate([5, 0, 3])]
-    assert found.probabilities == pytest.approx(expected, abs=1e-6)
+    assert found.scores == pytest.approx(expected, abs=1e-6)
     assert found.labels == ("LABEL_5", "LABEL_0", "LABEL_3")
 
 

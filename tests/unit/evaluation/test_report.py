@@ -27,6 +27,7 @@ from hf_gmar.evaluation import ExampleMaps, Summary, summarize, write_report
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import LIMITS, page
 from hf_gmar.evaluation.report.writer import html
+from hf_gmar.metrics import METRICS
 from tests.reference.tolerances import PATIENCE
 
 METHODS = (
@@ -691,3 +692,42 @@ def test_a_browser_shows_the_report(report: Path, in_browser: dict[str, Any], wi
     assert found["tallest"] < 70  # value, interval, number of images
     assert found["names"] is True
     assert found["colour"] == "rgb(0, 114, 178)"
+
+
+def test_a_curve_that_keeps_a_patch_says_so(summary: Summary) -> None:
+    """Where a model needs a patch, the two orders end at different ones."""
+    assert "the last patch stays" in axis_label(curves_figure(summary, "token-dropping"))
+    rows = list(rows_of())
+    for row in rows:
+        for curves in row.get("curves", {}).values():
+            curves["lerf"][-1] = curves["morf"][-1]
+    ends_at_nothing = summarize(rows, SETTINGS, BETTER, "gmar")
+    label = axis_label(curves_figure(ends_at_nothing, "token-dropping"))
+    assert label == "share of patches removed"
+
+
+def axis_label(figure: Figure) -> str:
+    label: Any = figure._supxlabel  # type: ignore[attr-defined]
+    return " ".join(label.get_text().split())
+
+
+def test_the_page_begins_with_its_title(report: Path) -> None:
+    text = (report / "report.html").read_text(encoding="utf-8")
+    places = [text.index(part) for part in ("<h1>", "<nav ", "<h2 ")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", METRICS.built_in)
+def test_each_metric_that_is_shown_is_explained(name: str) -> None:
+    metric = METRICS[name]
+    label = f"{name}:blur" if metric.perturbed else name
+    rows = [{"index": 0, "key": "a", "method": "gmar", "values": {label: 0.5}}]
+    text = page(summarize(rows, {}, {name: True}))
+    explained = text.split("## What the metrics measure")[1].split("\n## ")[0]
+    assert explained.strip().splitlines() == [f"- `{name}`: {metric.summary}"]
+    assert 20 < len(metric.summary) < 120
+
+
+def test_a_metric_that_is_not_known_needs_no_words() -> None:
+    rows = [{"index": 0, "key": "a", "method": "gmar", "values": {"of-my-own": 0.5}}]
+    assert "What the metrics measure" not in page(summarize(rows, {}, {}))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import NoiseTunnel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
@@ -25,8 +26,10 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
+from hf_gmar.explanation import Explainer
 from hf_gmar.methods import METHODS
 from hf_gmar.methods.layer_rules import RolloutRule
+from hf_gmar.models import load_model
 from tests.reference import oracles
 from tests.reference.cases import (
     BATCH,
@@ -475,3 +478,26 @@ def test_legrad_runs_the_head_for_explained_layers_alone() -> None:
         model.classifier.register_forward_hook(lambda *_, runs=runs: runs.append(None))
         LeGrad(model, start_layer=start).attribute(VIT.images(), 3)
         assert len(runs) == LAYERS - start
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
+def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.Image) -> None:
+    """What the colour bar says of a map's values holds, also where the scores are larger."""
+    loaded = load_model("bundled")
+    pixels = loaded.processor(images=scene, return_tensors="pt").pixel_values
+    method = METHODS.build(name, loaded.model)
+    before = method.attribute_patches(pixels, 6)
+    with torch.no_grad():
+        loaded.model.get_parameter("classifier.weight").mul_(100)
+    after = method.attribute_patches(pixels, 6)
+    is_share = METHODS[name].unit.startswith("share of")
+    assert is_share == bool(after.abs().sum() < 1.0001)
+    assert is_share == torch.allclose(before, after, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS.built_in)
+def test_the_colour_bar_has_the_unit_of_the_method(name: str, scene: Image.Image) -> None:
+    (result,) = Explainer.build(load_model("bundled"), name).explain(scene, "scene", target=6)
+    label = " ".join(result.figure().axes[2].get_ylabel().split())
+    signed = " (below 0: against the class)" if METHODS[name].signed else ""
+    assert label == f"{' '.join(METHODS[name].unit.split())}, per patch{signed}"

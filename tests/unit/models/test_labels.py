@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from transformers import ViTConfig
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import TargetError
-from hf_gmar.models import find_class, label_of, probabilities
+from hf_gmar.models import find_class, label_of
 from hf_gmar.models.labels import class_count, find_classes, labels_of
 from tests.reference.cases import LABELS, MODELS, MORE_MODELS, ModelCase
 
@@ -68,17 +67,6 @@ def test_the_number_of_scores_of_a_model(case: ModelCase) -> None:
     options: Any = dict(case.options)
     adapter = ModelAdapter.of(case.build(), options.get("readout"))
     assert class_count(adapter) == LABELS
-
-
-def test_softmax_unless_the_config_says_multi_label() -> None:
-    scores = torch.tensor([[0.0, 0.0, 2.0]])
-    assert probabilities(CONFIG, scores).sum().item() == pytest.approx(1)
-    multi = ViTConfig(problem_type="multi_label_classification")
-    assert probabilities(multi, scores)[0].tolist() == pytest.approx([0.5, 0.5, 0.880797])
-
-
-def test_half_precision_scores_become_float32() -> None:
-    assert probabilities(CONFIG, torch.zeros(1, 3).bfloat16()).dtype == torch.float32
 
 
 def test_several_are_found_in_their_order() -> None:

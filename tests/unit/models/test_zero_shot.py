@@ -28,7 +28,7 @@ from transformers import (
 
 from hf_gmar import GMAR, ZeroShotModel
 from hf_gmar.errors import OptionError, UnsupportedModelError
-from hf_gmar.models import find_class, label_of, probabilities
+from hf_gmar.models import ScoreKind, find_class, label_of
 from tests.reference.cases import ENGINE_NAMES, ENGINE_OPTIONS, TARGETS, VIT
 from tests.reference.models import LABELS, PROMPTS, prompted, tokenizer
 from tests.reference.parity import same
@@ -121,8 +121,8 @@ def test_a_prompt_is_a_class() -> None:
 def test_probabilities_are_shares_for_clip_and_each_its_own_for_siglip() -> None:
     scores = torch.tensor([[2.0, -1.0, 0.0]])
     clip, siglip = prompted(CLIPModel, CLIPConfig), prompted(SiglipModel, SiglipConfig)
-    assert torch.equal(probabilities(clip.config, scores), scores.softmax(1))
-    assert torch.equal(probabilities(siglip.config, scores), scores.sigmoid())
+    assert torch.equal(ScoreKind.of(clip.config, scores).convert(scores), scores.softmax(1))
+    assert torch.equal(ScoreKind.of(siglip.config, scores).convert(scores), scores.sigmoid())
 
 
 def test_a_single_prompt_needs_no_list() -> None:
