@@ -47,6 +47,10 @@ class HubUnreachableError(ModelLoadError):
     """The Hub did not answer and the model is not in the local cache."""
 
 
+class ReadoutWarning(UserWarning):
+    """The explained score depends on other output tokens than the readout names."""
+
+
 class EvaluationError(HfGmarError, ValueError):
     """An evaluation can't start or continue because of its folder, data or processes."""
 

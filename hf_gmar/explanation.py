@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import label_of
+from hf_gmar.models.pixel_values import ImageLike, picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
@@ -132,52 +133,56 @@ class Explainer:
         """
         values = {**METHODS.options(method), **options}
         known = {name: value for name, value in values.items() if value is not None}
-        settings = {"model": loaded.name, "method": method, **known}
+        settings = {"model": loaded.name, "method": method, **known, **loaded.forward_kwargs}
         if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all prompts
             settings["prompts"] = loaded.model.prompts
         return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
 
     def explain(
         self,
-        image: Image.Image,
+        image: ImageLike,
         source: str,
-        target: int | None = None,
+        target: int | Sequence[int] | None = None,
         top_k: int = 1,
         contrast: int | None = None,
     ) -> Iterator[Explanation]:
-        """Explain one class of an image, or its top classes, highest score first.
+        """Explain classes of an image in their order, or its top classes, highest score first.
 
         All classes share one forward of the model.
 
         Args:
-            image: an RGB image of any size; the model's processor resizes it.
+            image: an image of any size, or an array with the model's channels; the model's
+                processor resizes it.
             source: the image's name in the results.
-            target: the class; ``None`` takes the ``top_k`` most probable classes.
+            target: the class, or several; ``None`` takes the ``top_k`` most probable classes.
             top_k: number of classes.
             contrast: a class whose score is subtracted from each explained score.
 
         Raises:
-            InputError: the processor's pixels do not fit the model.
+            InputError: the image or the processor's pixels do not fit the model.
             TargetError: a class is its own contrast.
             OptionError: the method's map is the same for all classes, so it takes no contrast.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
         pixels = self.loaded.pixels(image)
-        view = measure_view(self.loaded.processor, (image.height, image.width))
+        picture = picture_of_input(image, self.loaded.channels)
+        view = measure_view(self.loaded.processor, (picture.height, picture.width))
         config, settings = self.loaded.model.config, self.settings
-        logits = self.method.scores(pixels)
+        keywords = self.loaded.forward_kwargs
+        logits = self.method.scores(pixels, **keywords)
         kind = ScoreKind.of(config, logits)
         scores = kind.convert(logits)[0].cpu()
-        best = scores.topk(min(top_k, len(scores))).indices.tolist()
-        targets = best if target is None else [target]
-        maps = self.method.attribute_targets(pixels, targets, contrast=contrast)
+        if target is None:
+            target = scores.topk(min(top_k, len(scores))).indices.tolist()
+        targets = [target] if isinstance(target, int) else list(target)
+        maps = self.method.attribute_targets(pixels, targets, contrast=contrast, **keywords)
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:
             settings = {**settings, "contrast": other}
         for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
             label, score = label_of(config, index), float(scores[index])
             yield Explanation(
-                source, image, view, patches, index, label, score, kind, settings, other
+                source, picture, view, patches, index, label, score, kind, settings, other
             )
 
 

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import numbers
 import os
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import (
-    ChannelDimension,
-    infer_channel_dimension_format,
-    load_image,
-)
+from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar.errors import InputError, ModelLoadError, OptionError
+from hf_gmar.data.image_files import open_image
+from hf_gmar.errors import InputError, ModelLoadError, OptionError, TargetError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
 from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
-from hf_gmar.models.labels import find_class, label_of
+from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
+from hf_gmar.models.labels import class_count, find_class, label_of
+from hf_gmar.models.pixel_values import (
+    MODES,
+    channels_last,
+    channels_of,
+    picture_of_input,
+    pixel_values,
+)
 from hf_gmar.models.score_kind import ScoreKind
 
 TASK = "image-attribution"
@@ -56,6 +61,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         contrast: a class, as label or index, whose score is subtracted from the explained score.
         overlay: add a picture of the attribution map over the original image.
         timeout: seconds to wait for an image from the web.
+        size: height and width that the model gets, instead of the processor's: a number, a pair,
+            or text such as ``"224x448"``.
+        interpolate_pos_encoding: interpolate the model's positions, for other sizes than its own.
         **options: options of the method, for example ``norm="l2"``.
 
     Returns:
@@ -102,10 +110,16 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return f"{type(self).__name__}: {type(self.model).__name__}, {self.dtype}, {self.device}"
 
     def _sanitize_parameters(
-        self, timeout: float | None = None, overlay: bool | None = None, **for_method: Any
+        self,
+        timeout: float | None = None,
+        overlay: bool | None = None,
+        size: Size | None = None,
+        **for_method: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Distribute the keywords of a call over the three steps."""
-        for_loading = {} if timeout is None else {"timeout": timeout}
+        for_loading: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        if size is not None:
+            for_loading["size"] = parse_size(size)
         for_drawing = {} if overlay is None else {"overlay": overlay}
         if not for_method.keys().isdisjoint({"target", "top_k"}):
             # Either of them in a call replaces both values of the constructor.
@@ -113,7 +127,11 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         return {**for_loading, **for_drawing}, for_method, for_drawing
 
     def preprocess(
-        self, image: Any, timeout: float | None = None, overlay: bool = False
+        self,
+        image: Any,
+        timeout: float | None = None,
+        overlay: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Make pixel values (1, channels, height, width), and measure the view of the image.
 
@@ -121,15 +139,16 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             image: a path, a URL, a PIL image, or an array or tensor with one image.
             timeout: seconds to wait for an image from the web.
             overlay: keep the image for the overlay.
+            size: height and width of the pixel values, instead of the processor's.
 
         Raises:
             InputError: an array has several images, or the processor's geometry can't be measured.
         """
-        # An array goes to the processor unchanged, as in image classification.
+        channels = channels_of(self.model)
         if not isinstance(image, _Array):
-            place = os.fspath(image) if isinstance(image, os.PathLike) else image
-            image = load_image(place, timeout)
-        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values
+            image = _loaded(image, timeout, channels)
+        processor = self.image_processor if size is None else with_size(self.image_processor, size)
+        pixels = _pixels(processor, image, channels)
         if len(pixels) != 1:
             raise InputError(
                 f"an array of the shape {tuple(image.shape)} holds {len(pixels)} images; give a "
@@ -137,8 +156,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": measure_view(self.image_processor, _size(image)),
-            "image": _picture(image) if overlay else None,
+            "view": measure_view(processor, _size(image, channels)),
+            "image": picture_of_input(image, channels) if overlay else None,
         }
 
     def _forward(
@@ -148,15 +167,18 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         target: Any = None,
         top_k: int | None = None,
         contrast: Any = None,
+        interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
-        logits = explain.scores(pixels)
+        keywords = interpolation(self.model, interpolate_pos_encoding)
+        logits = explain.scores(pixels, **keywords)
         scores = ScoreKind.of(self.model.config, logits).convert(logits).cpu()
-        classes = _most_probable(scores, self._classes(target, top_k))
-        against = self._contrast(method, contrast)
-        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against)
+        count = scores.shape[1]
+        classes = _most_probable(scores, self._classes(target, top_k, count))
+        against = self._contrast(method, contrast, count)
+        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against, **keywords)
         return {
             "classes": classes,
             "scores": scores.gather(1, classes),
@@ -170,27 +192,35 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         target: Any = None,
         top_k: Any = None,
         contrast: Any = None,
+        interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> None:
         """Check the options of the constructor."""
         self._method(method, options)
-        self._classes(target, top_k)
-        self._contrast(method, contrast)
+        try:
+            self._classes(target, top_k)
+            self._contrast(method, contrast)
+        except TargetError:  # unless the model gives more scores than its config names
+            count = class_count(self.model)
+            self._classes(target, top_k, count)
+            self._contrast(method, contrast, count)
+        interpolation(self.model, interpolate_pos_encoding)
 
-    def _contrast(self, method: str, contrast: Any) -> int | None:
+    def _contrast(self, method: str, contrast: Any, count: int | None = None) -> int | None:
         METHODS[method].check_contrast(contrast)
-        return None if contrast is None else find_class(self.model.config, str(contrast))
+        return None if contrast is None else find_class(self.model.config, str(contrast), count)
 
     def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
         known = METHODS.options(name)
         if unknown := sorted(options.keys() - known):
             raise OptionError(
                 f"the pipeline has no option {', '.join(unknown)}; it has method, target, top_k, "
-                f"contrast, overlay, timeout and, for the method {name!r}, {', '.join(known)}"
+                "contrast, overlay, timeout, size, interpolate_pos_encoding and, for the method "
+                f"{name!r}, {', '.join(known)}"
             )
         return METHODS.build(name, self.model, **options)
 
-    def _classes(self, target: Any, top_k: Any) -> list[int] | int:
+    def _classes(self, target: Any, top_k: Any, count: int | None = None) -> list[int] | int:
         """Return the classes to explain, or the number of most probable classes."""
         if target is None:
             return 1 if top_k is None else _checked_count(top_k)
@@ -199,7 +229,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         names = target if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, str(name)) for name in names]
+        return [find_class(self.model.config, str(name), count) for name in names]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """Make one dict for each explained class of an image, most probable first."""
@@ -231,28 +261,42 @@ def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
     return order[torch.isin(order, torch.tensor(classes))].view(len(scores), -1)
 
 
-def _size(image: Image.Image | _Array) -> tuple[int, int]:
+def _loaded(image: Any, timeout: float | None, channels: int) -> Image.Image:
+    """Load an image of a path, a URL, base64 text or PIL, in the mode of the model's channels."""
+    place = os.fspath(image) if isinstance(image, os.PathLike) else image
+    if channels != 4:  # pixel_values makes grey of it where the model wants that
+        return load_image(place, timeout)
+    if isinstance(place, Image.Image):
+        return ImageOps.exif_transpose(place).convert(MODES[channels])
+    if isinstance(place, str) and Path(place).is_file():
+        return open_image(Path(place), MODES[channels])
+    raise InputError(
+        "the model takes 4 channels, and images of URLs and base64 text are loaded in RGB, without "
+        "transparency; give a path, a PIL image or an array"
+    )
+
+
+def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tensor:
+    if channels != 3:
+        return pixel_values(processor, image, channels)
+    try:  # as in image classification
+        pixels: Tensor = processor(images=image, return_tensors="pt").pixel_values
+    except ValueError as error:
+        if isinstance(image, Image.Image):
+            raise
+        raise InputError(
+            f"the image processor can't process an array of the shape {tuple(image.shape)}: "
+            f"{error}; the model takes (height, width, 3) or (3, height, width), from 0 to 255"
+        ) from error
+    return pixels
+
+
+def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:
     """Return the height and width."""
     if isinstance(image, Image.Image):
         return image.height, image.width
-    first = _layout(image) == ChannelDimension.FIRST
-    height, width = image.shape[-2:] if first else image.shape[-3:-1]
+    height, width = channels_last(image, channels).shape[:2]
     return height, width
-
-
-def _layout(array: _Array) -> ChannelDimension:
-    """Infer the channel dimension as Transformers' processors do."""
-    any_array: Any = array  # the function also takes tensors
-    return infer_channel_dimension_format(any_array, num_channels=(1, 3, 4))
-
-
-def _picture(image: Image.Image | _Array) -> Image.Image:
-    """Convert the input to the image of the overlay."""
-    if isinstance(image, Image.Image):
-        return image
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    single = array[0] if array.ndim == 4 else array
-    return to_pil_image(single, input_data_format=_layout(array)).convert("RGB")
 
 
 class _MissingWeightsRecorder(AutoModelForImageClassification):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,18 @@ def bundled() -> Iterator[LoadedModel]:
         assert torch.equal(left, right), name
 
 
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[LoadedModel]:
+    """A tiny model of the bundled scenes; it must come back unchanged from every test."""
+    from tests.reference import models  # most tests of processes need none of it
+
+    shared = models.scene_model()
+    before = models.state_of(shared.model)
+    yield shared
+    after = models.state_of(shared.model)
+    assert {key for key in before | after if before.get(key) != after.get(key)} == set()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_models() -> Iterator[None]:
     """Models that many tests read must come back unchanged from all."""
@@ -67,6 +80,13 @@ def photos(tmp_path: Path, scene: Image.Image) -> Path:
 
 
 @pytest.fixture
+def few_dots() -> Iterator[None]:
+    """Figures are written with few dots per inch, for tests that do not look at the dots."""
+    with patch("hf_gmar.visualization.overlay._DOTS", 30):
+        yield
+
+
+@pytest.fixture
 def layouts() -> Iterator[None]:
     """Layouts that a test registers are gone afterwards."""
     with patch.dict(tokens._LAYOUTS):
@@ -87,6 +107,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place, item in enumerate(group):
             if place not in chosen:
                 item.add_marker(pytest.mark.extended)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every garbage collection: reading all of it takes longer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -12,7 +13,7 @@ from hf_gmar._core.attention import configs_of, masked_heads_here
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.threads import lock_models, nested, uncompiled_here
-from hf_gmar.errors import ModelOutputError
+from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 
 @contextmanager
@@ -71,9 +72,29 @@ def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) ->
         raise ModelOutputError(
             f"{type(adapter.vision_model).__name__} has {tokens} tokens, but its layout says "
             f"{layout.num_prefix_tokens} before a grid of {grid[0]} x {grid[1]} patches; correct "
-            "it with hf_gmar.register_layout"
+            "it with hf_gmar.register_layout, unless the others are after the patches, which no "
+            "layout can say"
         )
     return grid
+
+
+def check_differentiable(adapter: ModelAdapter) -> None:
+    """Raise an UnsupportedModelError for quantised modules of PyTorch, which give no gradient."""
+    names = [
+        name
+        for name, module in adapter.named_modules()
+        if _QUANTISED.match(type(module).__module__) and not name.endswith("_packed_params")
+    ]
+    if names:
+        raise UnsupportedModelError(
+            f"{len(names)} layers of {type(adapter.backbone).__name__} have quantised weights, "
+            f"through which PyTorch takes no gradients: {', '.join(names[:3])}"
+            f"{' ...' if names[3:] else ''}; explain the model as it was before it was quantised, "
+            "or by a method without gradients, such as AttentionRollout"
+        )
+
+
+_QUANTISED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
 
 
 def check_finite(scores: Tensor, parts: Iterable[Tensor | None], what: str) -> None:

@@ -219,6 +219,7 @@ _NO_ATTENTION = "it has no attention at all"
 _WINDOWED = "it attends within windows and merges patches, so each stage has other tokens"
 _REDUCED = "its keys are pooled, so queries and keys are different tokens"
 _CELLS = "it attends within cells of feature maps"
+_VIDEOS = "it takes videos, and only images are explained"
 _SHRINKS = "it shrinks the token grid, so each stage has other tokens"
 UNSUPPORTED: dict[str, str] = {
     "align": _NO_ATTENTION,
@@ -255,14 +256,39 @@ UNSUPPORTED: dict[str, str] = {
     "swin": _WINDOWED,
     "swinv2": _WINDOWED,
     "textnet": _NO_ATTENTION,
-    "videoprism": "it takes videos",
-    "vit_mae": "it hides a random share of the patches and shuffles the others",
+    "timesformer": _VIDEOS,
+    "videomae": _VIDEOS,
+    "videoprism": _VIDEOS,
+    "vit_mae": "it hides a random share of the patches and shuffles the others; trained further as "
+    "ViTForImageClassification, its weights are supported",
     "vitdet": "it attends within windows in most layers",
+    "vivit": _VIDEOS,
+    "xclip": _VIDEOS,
+    "yolos": "it has tokens for objects after the patches, and scores for each of them",
 }
 """Unsupported families by ``model_type``, with the reason."""
 
 UNTESTED = ("blip", "blip-2", "tipsv2")
 """Image-text families that may work but are not tested."""
+
+
+def model_type(model: Any) -> str:
+    """Return the model type of a model's or config's class.
+
+    A config's own ``model_type`` is that of the checkpoint from which the model was loaded, perhaps
+    with another class.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> config = ViTConfig()
+        >>> config.model_type = "vit_mae"  # as after from_pretrained of such a checkpoint
+        >>> model_type(config)
+        'vit'
+    """
+    config = getattr(model, "config", model)
+    kind = getattr(type(model), "config_class", None) or type(config)
+    kind = type(config) if isinstance(config, kind) else kind
+    return str(getattr(kind, "model_type", None) or getattr(config, "model_type", None))
 
 
 def unlisted() -> list[str]:

@@ -9,10 +9,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
 from hf_gmar._core.execution import gradients_of
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.families import READOUTS
+from hf_gmar._core.model_adapter import ModelAdapter, scores_of
 from hf_gmar._core.threads import thread_hook
 from hf_gmar.errors import ModelOutputError
 
@@ -49,6 +51,12 @@ class CallRecorder(Generic[T]):
         return list(self.calls)
 
 
+_SEVERAL_RUNS = (
+    ". Explain one run: compute what the other runs give beforehand, such as the features of the "
+    "other image of a pair, and pass a module that takes one image and runs the model once"
+)
+
+
 @dataclass
 class VisionRuns(CallRecorder[torch.Size]):
     """The shape of the pixel values in each forward of the vision tower in this thread.
@@ -69,6 +77,8 @@ class VisionRuns(CallRecorder[torch.Size]):
     def enter(self, _module: Any, args: Any, kwargs: Any) -> None:
         """Record the start of a forward."""
         self.depth += 1
+        if self.inside and self.calls:
+            self.advice = _SEVERAL_RUNS
         if self.inside:
             self.calls.append((args[0] if args else kwargs["pixel_values"]).shape)
 
@@ -140,6 +150,52 @@ def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tenso
 
     with thread_hook(head, record):
         yield attention
+
+
+@contextmanager
+def class_head_output(adapter: ModelAdapter) -> Iterator[Callable[[Tensor, Tensor], None]]:
+    """Record this thread's class scores of the backbone inside a module around it.
+
+    Yields a function of the module's scores and a tensor of the top layer. It raises a
+    ModelOutputError if the scores depend on that tensor past the class head, whose readout is
+    assumed. If the user gave a readout, it does nothing.
+    """
+    if not adapter.own_readout or adapter.model is adapter.backbone:
+        yield lambda *_: None
+        return
+    outputs: list[Tensor] = []
+
+    def check(scores: Tensor, top: Tensor) -> None:
+        ends = {get_gradient_edge(output).node for output in outputs if output.requires_grad}
+        if scores.requires_grad and _depends(scores, top, ends):
+            raise ModelOutputError(
+                f"the scores of {type(adapter.model).__name__} do not come from the class head of "
+                f"{type(adapter.backbone).__name__} alone, so it is not known which tokens they "
+                f"read; say it: readout= one of {', '.join(map(repr, READOUTS))}, or a share for "
+                "each prefix token"
+            )
+
+    def record(_module: Any, _inputs: Any, output: Any) -> None:
+        outputs.append(scores_of(output))
+
+    with thread_hook(adapter.backbone, record, first=True):
+        yield check
+
+
+def _depends(result: Tensor, source: Tensor, ends: set[Any]) -> bool:
+    """Whether a result depends on a source by a path that passes none of the graph's ends."""
+    if not source.requires_grad:
+        return False
+    goal, seen = get_gradient_edge(source).node, {*ends}
+    nodes = [get_gradient_edge(result).node]
+    while nodes:
+        node = nodes.pop()
+        if node is goal:
+            return True
+        if node not in seen:
+            seen.add(node)
+            nodes += [below for below, _ in node.next_functions if below is not None]
+    return False
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
+
+PixelInputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None
+"""Pixel values (B, channels, height, width): a tensor, a tuple with that one tensor, or the output
+of an image processor; ``None`` if they come as the keyword ``pixel_values``."""
+_SIZE_OPTION = "size='{0}' of load_model and the pipeline, on the command line --size {0}"
 
 
 def checked_request(
@@ -27,7 +32,7 @@ def checked_request(
         InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
         OptionError: a keyword that the model's forward does not name.
     """
-    pixels = single_tensor(inputs)
+    pixels, kwargs = pixels_of(inputs, kwargs)
     check_inputs(pixels, adapter)
     check_keywords(adapter, kwargs)
     adapter.layout.grid(*pixels.shape[-2:])
@@ -35,8 +40,30 @@ def checked_request(
     return ForwardRequest(pixels, extra, kwargs)
 
 
-def single_tensor(inputs: Any) -> Any:
-    """Return the tensor of Captum's tensor-or-tuple form; an InputError for other counts."""
+def pixels_of(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the pixel values, and the keywords without them.
+
+    Pixel values come as a tensor, as Captum's tuple of one tensor, as the output of an image
+    processor, or as the keyword ``pixel_values``.
+    """
+    if "pixel_values" in kwargs:
+        if inputs is not None:
+            raise InputError("pixel values are given twice: leave out inputs or pixel_values=")
+        inputs = kwargs["pixel_values"]
+        kwargs = {name: value for name, value in kwargs.items() if name != "pixel_values"}
+    return _single_tensor(inputs), kwargs
+
+
+def _single_tensor(inputs: Any) -> Any:
+    """Return the one tensor; an InputError for other counts."""
+    if isinstance(inputs, Mapping):
+        if [*inputs] == ["pixel_values"]:
+            return inputs["pixel_values"]
+        raise InputError(
+            f"pixel values alone are needed, got {type(inputs).__name__} with "
+            f"{', '.join(map(str, inputs)) or 'nothing'}; pass its 'pixel_values', such as "
+            "inputs['pixel_values']"
+        )
     if not isinstance(inputs, tuple):
         return inputs
     if len(inputs) != 1:
@@ -107,19 +134,36 @@ def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
         model_size = (size, size) if isinstance(size, int) else tuple(size or ())
         # Some models add position embeddings without a check of the size.
         is_runtime = isinstance(error, RuntimeError)
-        pattern = "must match the size" if is_runtime else r"\bsizes?\b|height|width"
+        pattern = (
+            "must match the size|is invalid for input of size"
+            if is_runtime
+            else r"\bsizes?\b|height|width"
+        )
         height, width = pixels.shape[-2:]
         if model_size == (height, width) or not re.search(pattern, str(error), re.IGNORECASE):
             raise
+        own = "x".join(map(str, model_size if len(set(model_size)) > 1 else model_size[:1]))
         advice = (
-            "pass interpolate_pos_encoding=True to interpolate its positions, or resize the images"
-            if "interpolate_pos_encoding" in _all_keywords(adapter)
-            else "resize the images to the model's own size"
+            f"resize the images to the model's own size ({_SIZE_OPTION.format(own)})"
+            if own
+            else "resize the images"
         )
+        if "interpolate_pos_encoding" in _all_keywords(adapter):
+            advice += (
+                ", or pass interpolate_pos_encoding=True (on the command line --interpolate) to "
+                "interpolate its positions"
+            )
         raise InputError(
             f"the model refused images of {height} x {width} pixels: {str(error).rstrip('. ')}; "
             f"{advice}"
         ) from error
+
+
+_DIMENSIONS = {
+    3: "; add the batch dimension with inputs.unsqueeze(0)",
+    5: "; videos are not explained, only images",
+}
+"""Advice for inputs with this number of dimensions."""
 
 
 def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
@@ -131,10 +175,11 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """
     needed = "pixel values of shape (images, channels, height, width) are needed"
     if not isinstance(inputs, Tensor):
-        raise InputError(f"{needed}, got {type(inputs).__name__}")
+        hint = "; an image processor gives them with return_tensors='pt'"
+        raise InputError(f"{needed}, got {type(inputs).__name__}{hint}")
     shape = tuple(inputs.shape)
     if inputs.dim() != 4:
-        hint = "; add the batch dimension with inputs.unsqueeze(0)" if inputs.dim() == 3 else ""
+        hint = _DIMENSIONS.get(inputs.dim(), "")
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
         raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")

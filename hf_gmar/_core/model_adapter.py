@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
+from hf_gmar._core.families import UNSUPPORTED, model_type
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
     TokenLayout,
     layers_of,
     layout_for,
     prompted_readout,
+    registered_layout,
 )
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
@@ -33,12 +35,15 @@ class ModelAdapter:
         backbone: the Transformers model in ``model`` (often the same object).
         vision_model: the vision tower in ``backbone`` (often the same object).
         layout: tokens of the vision tower, and the readout.
+        own_readout: whether the readout is for the backbone's own class head, not one that the user
+            gave for another head.
     """
 
     model: Callable[..., Any]
     backbone: PreTrainedModel
     vision_model: PreTrainedModel
     layout: TokenLayout
+    own_readout: bool = True
 
     @classmethod
     def of(cls, model: Callable[..., Any], readout: ReadoutSpec = None) -> ModelAdapter:
@@ -53,11 +58,14 @@ class ModelAdapter:
         model = unwrapped(model)
         backbone = find_backbone(model)
         vision_model = _tower(backbone)
+        _check_takes_images(backbone)
         _check_has_prompts(model, backbone)
         _check_weights(backbone)
         readout = _declared_readout(model) if readout is None else readout
         layout = layout_for(backbone, vision_model, readout)
-        return cls(_with_hooks(model), backbone, vision_model, layout)
+        given = readout is not None and model is not backbone
+        own = not given and registered_layout(backbone, vision_model) is None
+        return cls(_with_hooks(model), backbone, vision_model, layout, own)
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute class scores (B, C)."""
@@ -65,8 +73,12 @@ class ModelAdapter:
 
     def modules(self) -> list[nn.Module]:
         """List all submodules of the model, itself included."""
+        return [module for _, module in self.named_modules()]
+
+    def named_modules(self) -> list[tuple[str, nn.Module]]:
+        """List all submodules of the model with their names, itself included."""
         module = _module_of(self.model)
-        return list((self.backbone if module is None else module).modules())
+        return list((self.backbone if module is None else module).named_modules())
 
     @property
     def layers(self) -> int:
@@ -114,6 +126,26 @@ def _declared_readout(model: Any) -> ReadoutSpec:
     return next((spec for spec in readouts if isinstance(spec, str | tuple)), None)
 
 
+_OTHER_INPUTS = (
+    "input_ids",
+    "input_values",
+    "input_features",
+    "pixel_values_videos",
+    "past_values",
+)
+"""Inputs of models of text, sound, videos and time series."""
+
+
+def _check_takes_images(backbone: PreTrainedModel) -> None:
+    other = [name for name in signature(type(backbone).forward).parameters if name in _OTHER_INPUTS]
+    has_reason = model_type(backbone) in UNSUPPORTED  # which layout_for gives
+    if other and not has_reason and not any(map(_takes_pixels, backbone.modules())):
+        raise UnsupportedModelError(
+            f"only models of images are explained, and {type(backbone).__name__} takes "
+            f"{other[0]}, not pixel_values; 'hf-gmar models' lists what is supported"
+        )
+
+
 def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
     if _module_of(model) is backbone and prompted_readout(backbone):
         raise UnsupportedModelError(
@@ -137,12 +169,19 @@ def unwrapped(model: Any) -> Any:
     to share between processes.
     """
     while True:
+        model = model_in(model)
         if isinstance(model, _PARALLEL):
             model = model.module
         elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
             model = model._orig_mod
         else:
             return model
+
+
+def model_in(holder: Any) -> Any:
+    """Return the model in a LoadedModel, or in a Trainer; any other object is returned as it is."""
+    inner = getattr(holder, "model", None)
+    return inner if isinstance(inner, nn.Module) and not callable(holder) else holder
 
 
 def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
@@ -160,9 +199,26 @@ def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
         return models[0]
     count = f"{len(models)} of them" if models else "none"
     raise UnsupportedModelError(
-        f"exactly one Transformers model is needed, but {type(model).__name__} holds {count}; pass "
-        "the model itself, or an nn.Module that has it as a submodule"
+        f"exactly one Transformers model is needed, but {type(model).__name__} holds {count}; "
+        f"{_what_to_pass(model)}"
     )
+
+
+def _what_to_pass(model: Any) -> str:
+    """Say what to pass instead of a model without, or with several, Transformers models."""
+    module = _module_of(model)
+    for part in module.modules() if module is not None else ():
+        if type(part).__module__.startswith("timm."):
+            name = (getattr(part, "pretrained_cfg", None) or {}).get("architecture", "NAME")
+            return (
+                f"{type(part).__name__} is a model of timm, which is explained in Transformers' "
+                f"wrapper: TimmWrapperForImageClassification(TimmWrapperConfig(architecture="
+                f"{name!r}, num_labels=...)), whose timm_model takes your weights by "
+                "load_state_dict, or TimmWrapperForImageClassification.from_pretrained('timm/...')"
+            )
+    if isinstance(getattr(model, "model", None), nn.Module) and module is None:
+        return "pass its model, .model"
+    return "pass a model of Transformers, or an nn.Module that has it as a submodule"
 
 
 def _module_of(model: Any) -> nn.Module | None:

@@ -21,6 +21,7 @@ from hf_gmar._core.families import (
     Family,
     Readout,
     Rest,
+    model_type,
 )
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
@@ -114,10 +115,13 @@ class TokenLayout:
             for pixels, patch in zip((height, width), self.patch_size, strict=True)
         )
         if rest_down or rest_across or not rows or not columns:
+            whole = [max(rows, 1) * self.patch_size[0], max(columns, 1) * self.patch_size[1]]
+            size = "x".join(map(str, whole[:1] if whole[0] == whole[1] else whole))
             raise InputError(
                 f"the image is {height} x {width} pixels (height x width), but the model cuts it "
                 f"into patches of {self.patch_size[0]} x {self.patch_size[1]}; resize it to whole "
-                "patches, for example with the model's image processor"
+                f"patches, such as {whole[0]} x {whole[1]} (size= of load_model and the pipeline, "
+                f"on the command line --size {size})"
             )
         return rows, columns
 
@@ -170,12 +174,12 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
         UnsupportedModelError: an unknown or unsupported family, or no class head and no readout.
         OptionError: there is no such readout, or it does not fit the tokens.
     """
-    registered, family = _registered(model, vision_model), family_of(vision_model)
+    registered, family = registered_layout(model, vision_model), family_of(vision_model)
     if readout is not None:
         layout = _custom_layout(readout, registered, family, model, vision_model)
     elif registered is not None:
         layout = registered
-    elif family is None or _model_type(model) in (*UNSUPPORTED, *UNTESTED):
+    elif family is None or model_type(model) in (*UNSUPPORTED, *UNTESTED):
         raise UnsupportedModelError(refusal(model, vision_model))
     else:
         name = own_readout(family, model, vision_model)
@@ -203,7 +207,7 @@ def _custom_layout(
 
 def family_of(vision_model: Any) -> Family | None:
     """Return the family of a vision tower, or ``None``."""
-    return FAMILIES.get(_model_type(vision_model))
+    return FAMILIES.get(model_type(vision_model))
 
 
 def layers_of(vision_model: Any) -> int:
@@ -289,13 +293,10 @@ def _entries_for(model: Any, table: Mapping[str, Any], package: str = "") -> Ite
     return (table[name] for name in names if name in table)
 
 
-def _registered(model: Any, vision_model: Any) -> TokenLayout | None:
+def registered_layout(model: Any, vision_model: Any) -> TokenLayout | None:
+    """Return the layout that a user registered for a model, or ``None``."""
     by_class = next(_entries_for(model, _LAYOUTS), None)
-    return by_class or _LAYOUTS.get(_model_type(model)) or _LAYOUTS.get(_model_type(vision_model))
-
-
-def _model_type(model: Any) -> str:
-    return str(getattr(getattr(model, "config", None), "model_type", None))
+    return by_class or _LAYOUTS.get(model_type(model)) or _LAYOUTS.get(model_type(vision_model))
 
 
 def _patch_size(vision_model: Any) -> tuple[int, int]:
@@ -323,8 +324,8 @@ def _no_head(model: Any, family: Family) -> str:
 
 def refusal(model: Any, vision_model: Any) -> str:
     """Say why a Transformers model is not explained, and what to do."""
-    kind, name = _model_type(model), type(model).__name__
-    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(_model_type(vision_model))
+    kind, name = model_type(model), type(model).__name__
+    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(model_type(vision_model))
     if reason:
         return (
             f"attention rollout does not apply to {name}: {reason}; 'hf-gmar models' lists what "

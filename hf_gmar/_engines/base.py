@@ -21,13 +21,13 @@ class EngineRun:
 
     Attributes:
         scores: the model's scores, connected to the graph.
-        tokens: number of tokens of each layer.
+        top: a part of the top layer's attention on the graph, (B, H, N, ...), a row for each token.
         explain: propagates relevance through the layers for one score (a scalar), or for one score
             of each layer, lowest first; the last argument keeps the graph for further calls.
     """
 
     scores: Tensor
-    tokens: int
+    top: Tensor
     explain: Callable[[Sequence[Tensor], RelevancePropagation, bool], None]
 
 
@@ -39,5 +39,6 @@ def check_reached(reached: int, layers: int) -> None:
     if reached != layers:
         raise ModelOutputError(
             f"the gradient of the scores reaches {reached} of {layers} attention layers; "
-            "the scores must depend on every layer, without no_grad() or detach() in between"
+            "the scores must depend on every layer, without no_grad(), detach() or quantised "
+            "weights in between"
         )

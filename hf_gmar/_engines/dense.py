@@ -44,7 +44,7 @@ def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[Eng
         for attention, gradient in reversed(list(zip(maps, gradients, strict=True))):
             propagation.layer(_whole_layer(attention.detach(), gradient), attention.device)
 
-    yield EngineRun(scores, maps[-1].shape[-1], explain)
+    yield EngineRun(scores, recorded[0][-1], explain)
 
 
 def _gradients(score: Tensor, maps: Sequence[Tensor], retain: bool) -> list[Tensor]:

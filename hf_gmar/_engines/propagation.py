@@ -63,7 +63,8 @@ class LayerRule(Protocol):
 
     Images are independent: the first dimension of every sum and result is the block's images. A row
     without relevance and gradient must add nothing, as engines may skip it. The tensors of a block
-    belong to the engine: a rule neither changes nor stores them.
+    belong to the engine: a rule neither changes nor stores them. A rule that does not use the
+    relevance has the attribute ``starts_at_readout = False``; others get a check of the readout.
     """
 
     def accumulate(self, block: Block) -> Sums:

@@ -5,6 +5,7 @@ A method knows only its rule; the result does not depend on the engine.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from hf_gmar._core.execution import (
     accumulation_dtype,
+    check_differentiable,
     check_finite,
     check_tokens,
     exclusive_eval,
+    gradients_of,
     graph_enabled,
 )
-from hf_gmar._core.hooks import pooled_attention
+from hf_gmar._core.hooks import class_head_output, pooled_attention
 from hf_gmar._core.layers import recorded_layers, scores_of_layers
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
@@ -28,6 +31,7 @@ from hf_gmar._engines.base import Engine, EngineRun
 from hf_gmar._engines.dense import dense_engine
 from hf_gmar._engines.propagation import RelevancePropagation, RuleSpan
 from hf_gmar._engines.streaming import streaming_engine
+from hf_gmar.errors import ReadoutWarning
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,25 @@ def run_rules(
     mode; its state is restored. Sums are in float32, or in float64 for a float64 model.
 
     Raises:
+        UnsupportedModelError: a gradient is needed and weights are quantised.
         TargetError: a target does not fit the scores.
-        ModelOutputError: no scores, no attention, no gradient, or values that are not finite.
+        ModelOutputError: no scores, no attention, no gradient, values that are not finite, or
+            scores that do not come from the class head whose readout is taken.
     """
+    if request.gradient != "none":
+        check_differentiable(adapter)
     layers, layer_scores = request.layers(adapter), request.gradient == "layers"
     with (
         exclusive_eval(adapter),
         graph_enabled(),
         pooled_attention(adapter) as pooling,
         recorded_layers(adapter) if layer_scores else nullcontext() as outputs,
+        class_head_output(adapter) as from_class_head,
         ENGINES[engine](adapter, request) as run,
     ):
+        starts_at_readout = any(getattr(rule, "starts_at_readout", True) for rule, _ in spans)
+        if starts_at_readout:
+            from_class_head(run.scores, run.top)
         targets = [target_spec.resolve(run.scores) for target_spec in target_specs]
         readout = _readout(adapter, request, run, pooling(run.scores))
         scores = [run.scores]
@@ -82,6 +94,8 @@ def run_rules(
         # A caller's autocast is for the forward alone, as PyTorch recommends.
         with torch.autocast(run.scores.device.type, enabled=False):
             for number, (target, propagation) in enumerate(zip(targets, propagations, strict=True)):
+                if starts_at_readout:
+                    _check_readout(adapter, run, target.of(run.scores), readout)
                 retain = number < len(targets) - 1
                 run.explain([target.of(score) for score in scores], propagation, retain)
     return [_results(adapter, request, run, propagation) for propagation in propagations]
@@ -91,9 +105,35 @@ def _readout(
     adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, pooled: Tensor | None
 ) -> Tensor:
     """Return the relevance above the top layer, (B, N)."""
-    rows, columns = check_tokens(adapter, request, run.tokens)
+    rows, columns = check_tokens(adapter, request, run.top.shape[2])
     row = adapter.layout.readout_row(rows * columns, accumulation_dtype(run.scores), pooled)
     return row.to(run.scores.device).expand(len(run.scores), -1)
+
+
+def _check_readout(adapter: ModelAdapter, run: EngineRun, score: Tensor, readout: Tensor) -> None:
+    """Warn unless the score depends on the output tokens of the readout, and on no others.
+
+    The readout of Transformers' own class heads needs no check.
+    """
+    if adapter.own_readout and run.scores.dim() == 2:
+        return
+    (gradient,) = gradients_of(score, [run.top], retain_graph=True)
+    if gradient is None:  # the score can't be differentiated
+        return
+    read, named = (gradient != 0).any(-1).any(1), readout > 0
+    wrong = (read.any(1) & (read != named).any(1)).nonzero().flatten().tolist()
+    if wrong:
+        image, others = wrong[0], int((read & ~named)[wrong[0]].sum())
+        warnings.warn(
+            f"the explained score of image {image} depends on {int((read & named)[image].sum())} "
+            f"of the {int(named[image].sum())} output tokens at which the readout starts the map, "
+            f"and on {others} others: the map is not that of this score. For the score of one "
+            "place, as in segmentation, take a method that starts at the score itself: AttnLRP, "
+            "InputXGradient, TokenGradCAM, GradSAM or LeGrad. For a class head of your own, "
+            "correct readout=",
+            ReadoutWarning,
+            stacklevel=2,
+        )
 
 
 def _results(

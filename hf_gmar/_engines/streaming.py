@@ -57,7 +57,7 @@ def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator
             scores = request.call(adapter)
         runs.check(request.inputs, scores)
         mode.check_calls()
-        yield EngineRun(scores, state.tokens, state.explain)
+        yield EngineRun(scores, state.top[0], state.explain)
 
 
 @dataclass
@@ -74,6 +74,7 @@ class _StreamedPass:
         tokens: number of tokens of the layers.
         leaves: layers whose attention output is a leaf of the graph, lowest first: all layers
             without gradient, and the lowest graded layer, or each one for scores of each layer.
+        top: the attention output of the top layer, once it has run.
         propagation: the propagation of the current backward.
     """
 
@@ -85,6 +86,7 @@ class _StreamedPass:
     walker: BlockWalker
     tokens: int = 0
     leaves: list[tuple[AttentionLayer, Tensor]] = field(default_factory=list)
+    top: list[Tensor] = field(default_factory=list)
     propagation: RelevancePropagation | None = None
 
     def explain(
@@ -132,7 +134,10 @@ class _StreamingMode(FrozenWeightsMode):
         if self.state.request.checkpoint and func is functional.dropout:
             _check_not_random(*args, **kwargs)
         if func is functional.scaled_dot_product_attention and self._inside:
-            return self._attention(*args, **kwargs)
+            output = self._attention(*args, **kwargs)
+            if self.calls == self.state.layers:
+                self.state.top = [output]
+            return output
         if func is functional.linear and self.calls == self.state.layers:
             return _linear(*args, **kwargs)
         return func(*args, **kwargs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hf_gmar._core.attention import attention_here
 from hf_gmar._core.execution import (
     accumulation_dtype,
+    check_differentiable,
     check_finite,
     check_tokens,
     exclusive_eval,
@@ -55,10 +56,12 @@ def token_attributions(
     ``lrp`` the gradient is relevance / token.
 
     Raises:
-        UnsupportedModelError: the layers can't be found, or a function has no rule.
+        UnsupportedModelError: the layers can't be found, weights are quantised, or a function has
+            no rule.
         TargetError: a target does not fit the scores.
         ModelOutputError: no scores, no gradient, or values that are not finite.
     """
+    check_differentiable(adapter)
     with exclusive_eval(adapter), graph_enabled(), ExitStack() as stack:
         if lrp is not None:  # the rules are for SDPA
             stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
@@ -107,6 +110,7 @@ def _gradient(score: Tensor, tokens: Tensor, layer: int, retain: bool) -> Tensor
     if gradient is None:
         raise ModelOutputError(
             f"the gradient of the scores does not reach the tokens that enter layer {layer}; the "
-            "scores must depend on every layer, without no_grad() or detach() in between"
+            "scores must depend on every layer, without no_grad(), detach() or quantised weights "
+            "in between"
         )
     return gradient

@@ -17,7 +17,15 @@ from transformers import (
 )
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.families import FAMILIES, READOUTS, UNSUPPORTED, UNTESTED, ByModel, unlisted
+from hf_gmar._core.families import (
+    FAMILIES,
+    READOUTS,
+    UNSUPPORTED,
+    UNTESTED,
+    ByModel,
+    model_type,
+    unlisted,
+)
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import (
     counted,
@@ -129,7 +137,7 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
     architecture = next(iter(config.architectures or ()), None)
-    facts = {"class": architecture or "not named", "model type": str(config.model_type)}
+    facts = {"class": architecture or "not named", "model type": model_type(config)}
     try:
         model = _without_weights(config, architecture, trusted)
         prompted = prompted_readout(model)
@@ -148,6 +156,8 @@ def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool)
     """Build the class that the config names, else an image classifier, on the meta device."""
     kind: Any = getattr(transformers, named or "", None)
     known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    # Weights of another class may have been loaded into this config's class since.
+    known = known and isinstance(config, kind.config_class or PreTrainedConfig)
     own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
     # Overrides the config, which may name a kernel on the Hub, whose code would be fetched and run.
     attention = loading("eager")

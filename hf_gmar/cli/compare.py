@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from hf_gmar.cli.options import (
     err,
     out,
     print_lines,
+    print_table,
     say,
 )
 from hf_gmar.errors import HfGmarError, InputError, OptionError
@@ -66,7 +67,7 @@ def compare(
 ) -> None:
     """Run ``hf-gmar compare``."""
     _check_methods(methods or [], captum or [])
-    inputs = Inputs.prepare(model, images, output, target, contrast, most=_MOST)
+    inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     import torch
     from rich.progress import Progress
 
@@ -74,15 +75,15 @@ def compare(
     from hf_gmar.comparison.run import compare as side_by_side
     from hf_gmar.models.wrappers import LogitsModel, ZeroShotModel
 
-    pictures = _read(inputs.paths)
-    pixels = [inputs.pixels(picture) for picture in pictures.values()]
+    images_by_name = _read(inputs)
+    pixels = [inputs.loaded.pixels(image) for image in images_by_name.values()]
     sizes = sorted({tuple(values.shape[-2:]) for values in pixels})
     if len(sizes) > 1:
         raise InputError(
             f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, {sizes[1]}, "
             "...), and one figure needs one; give images of one size"
         )
-    logits = LogitsModel(inputs.loaded.model)
+    logits = LogitsModel(inputs.loaded.model, **inputs.loaded.forward_kwargs)
     specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("Comparing", total=len(specs) + 1)
@@ -90,14 +91,16 @@ def compare(
             inputs.loaded.model,
             torch.cat(pixels),
             specs,
-            *inputs.classes,
-            images=_as_seen(inputs, list(pictures.values())),
-            names=list(pictures),
+            inputs.target,
+            inputs.contrast,
+            images=_as_seen(inputs, map(inputs.picture, images_by_name.values())),
+            names=list(images_by_name),
             measure=measure,
             seed=seed,
             progress=lambda label: bar.update(
                 task, description=f"Comparing: {escape(label)}", advance=1
             ),
+            **inputs.loaded.forward_kwargs,
         )
     settings: dict[str, Any] = {**result.settings, "model": inputs.loaded.name}
     if isinstance(inputs.loaded.model, ZeroShotModel):
@@ -106,7 +109,7 @@ def compare(
     _print_table(*result.cells())
     print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
     print_lines(files)
-    failed = inputs.failed or len(pictures) < len(inputs.paths)
+    failed = inputs.failed or len(images_by_name) < len(inputs.paths)
     raise typer.Exit(1 if failed or not result.maps else 0)
 
 
@@ -126,23 +129,21 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
         check_captum_names(captum)
 
 
-def _read(paths: Sequence[Path]) -> dict[str, Image]:
+def _read(inputs: Inputs) -> dict[str, Any]:
     """Open the images that can be read, by unique names."""
-    from hf_gmar.data.image_files import open_image
-
-    pictures = {}
-    count = Counter(path.name for path in paths)
-    for path in paths:
+    images = {}
+    count = Counter(path.name for path in inputs.paths)
+    for path in inputs.paths:
         try:
-            pictures[path.name if count[path.name] == 1 else str(path)] = open_image(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
         except HfGmarError as error:
             say(error, path)
-    if not pictures:
+    if not images:
         raise typer.Exit(1)
-    return pictures
+    return images
 
 
-def _as_seen(inputs: Inputs, pictures: Sequence[Image]) -> list[Image] | None:
+def _as_seen(inputs: Inputs, pictures: Iterable[Image]) -> list[Image] | None:
     """Crop each image to the part that the model sees; ``None`` if the part is unknown."""
     from hf_gmar.models.image_view import seen_part
 
@@ -156,14 +157,15 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     """Print as many columns as the terminal has room for."""
     from hf_gmar.comparison.result import R_EXPLAINED
 
-    for count in (len(headings), 5):
+    first_r = next((n for n, text in enumerate(headings) if text.startswith("r with")), 1)
+    for count in (len(headings), first_r + 1):
         table = Table(title="Comparison")
         for number, heading in enumerate(headings[:count]):
-            table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+            table.add_column(heading, justify="left" if number < 2 else "right")
         for row in rows:
             table.add_row(*map(escape, row[:count]))
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
-    out.print(table)
-    text = f"{R_EXPLAINED}; time: as a multiple of a plain forward of the same images."
-    out.print(text, highlight=False)
+    print_table(table)
+    time = "; time: as a multiple of a plain forward of the same images" if first_r > 2 else ""
+    out.print(f"{R_EXPLAINED}{time}.", highlight=False)

@@ -140,7 +140,7 @@ def evaluate(
                     "accelerate launched one process; on a machine without GPUs it launches "
                     "several only with --multi_gpu"
                 )
-        logits = LogitsModel(loaded.model)
+        logits = LogitsModel(loaded.model, **loaded.forward_kwargs)
         specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
         with _progress(processes.is_main) as progress:
             result = measured(

@@ -18,8 +18,9 @@ from hf_gmar.cli.options import (
     method_options,
     out,
     print_lines,
+    print_table,
 )
-from hf_gmar.errors import OptionError, TargetError
+from hf_gmar.errors import OptionError
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import sample_image
 
@@ -32,7 +33,11 @@ def explain(
     model: ModelOptions,
     images: Images = None,
     target: Annotated[
-        str | None, typer.Option(help="The class to explain, as label (or prompt) or index.")
+        list[str] | None,
+        typer.Option(
+            help="The class to explain, as label (or prompt) or index; may be repeated.",
+            metavar="LABEL",
+        ),
     ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Explain this many of the most probable classes.")
@@ -59,31 +64,30 @@ def explain(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
     """Run ``hf-gmar explain``."""
-    if target is not None and top_k > 1:
-        raise OptionError("give either --target (one class) or --top-k (several), not both")
+    if target and top_k > 1:
+        raise OptionError("give either --target (those classes) or --top-k (the best), not both")
     options = method_options(option, norm=norm, alpha=alpha, engine=engine)
     METHODS.check(method, options)
     METHODS[method].check_contrast(contrast)
-    inputs = Inputs.prepare(model, images, output, target, contrast)
-    from hf_gmar.data.image_files import open_image
+    inputs = Inputs.prepare(model, images, output, target or (), contrast)
     from hf_gmar.explanation import Explainer
 
     explainer = Explainer.build(inputs.loaded, method, **options)
-    index, other = inputs.classes
-    if other is not None and index == other:
-        raise TargetError("--target and --contrast are the same class; name two")
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
         name = "bundled scene" if path == sample_image() else str(path)
-        for result in explainer.explain(open_image(path), path.name, index, top_k, other):
+        results = explainer.explain(
+            inputs.open(path), path.name, inputs.targets or None, top_k, inputs.contrast
+        )
+        for result in results:
             files.extend(result.save(output, stem))
             rows.append((name, result))
 
     failed = inputs.for_each("Explaining", explain_one)
     if rows:
-        out.print(_table(rows))
+        print_table(_table(rows))
         if note := rows[0][1].score_kind.note:
             out.print(note, highlight=False)
     print_lines(files)

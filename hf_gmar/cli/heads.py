@@ -11,7 +11,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_gmar.cli.options import Images, Inputs, ModelOptions, command, err, out, print_lines
+from hf_gmar.cli.options import (
+    Images,
+    Inputs,
+    ModelOptions,
+    command,
+    err,
+    out,
+    print_lines,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from hf_gmar.heads.importance import HeadImportance
@@ -44,44 +53,37 @@ def heads(
 ) -> None:
     """Run ``hf-gmar heads``."""
     from hf_gmar._utils.validation import check_option
-    from hf_gmar.data.image_files import open_image
     from hf_gmar.heads.importance import HEAD_CRITERIA, HeadImportance, head_importance
     from hf_gmar.methods.layer_rules import NORMS
 
     check_option("norm", norm, NORMS)
     check_option("criterion", criterion, HEAD_CRITERIA)
-    inputs = Inputs.prepare(model, images, output, target)
+    inputs = Inputs.prepare(model, images, output, [target])
     network = inputs.loaded.model
-    options: dict[str, Any] = {"criterion": criterion, "norm": norm}
+    options: dict[str, Any] = {"criterion": criterion, "norm": norm, **inputs.loaded.forward_kwargs}
     results: dict[Path, HeadImportance] = {}
     files: list[list[Path]] = []
 
     def measure(path: Path, stem: str) -> None:
-        image = open_image(path)
-        pixels = inputs.pixels(image)
-        importance = head_importance(network, pixels, inputs.classes[0], **options)
+        image = inputs.open(path)
+        pixels = inputs.loaded.pixels(image)
+        importance = head_importance(network, pixels, inputs.target, **options)
         written = [importance.save_numbers(output, f"{stem}.heads")]
         if maps:
-            from hf_gmar.heads.head_methods import head_maps
-            from hf_gmar.models.image_view import measure_view
-            from hf_gmar.visualization.head_figures import head_maps_figure
-            from hf_gmar.visualization.overlay import save_figure
-
-            view = measure_view(inputs.loaded.processor, (image.height, image.width))
-            attention = head_maps(network, pixels)[0]
-            written.append(output / f"{stem}.maps.png")
-            save_figure(
-                head_maps_figure(image, attention, caption=path.name, view=view), written[-1]
-            )
+            written.append(_draw_maps(inputs, image, output / f"{stem}.maps.png", path.name))
         results[path] = importance
         files.append(written)
 
     failed = inputs.for_each("Measuring", measure)
     if results:
-        settings = {"model": inputs.loaded.name, "images": list(map(str, results))}
+        settings = {
+            "model": inputs.loaded.name,
+            "images": list(map(str, results)),
+            **inputs.loaded.forward_kwargs,
+        }
         joined = HeadImportance.joined(list(results.values()))
         paths = replace(joined, settings=settings).save(output, "importance")
-        out.print(_ranking(joined, len(results)))
+        print_table(_ranking(joined, len(results)))
         if joined.criterion == "gmar":
             out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
         few = len(files) <= _SHOWN
@@ -94,12 +96,31 @@ def heads(
         from hf_gmar.heads.ablation import ablate_heads
 
         bar = track(results, "Masking", console=err, disable=len(results) < 2)
-        ablation = ablate_heads(network, (inputs.pixels(open_image(path)) for path in bar), joined)
+        ablation = ablate_heads(
+            network,
+            (inputs.loaded.pixels(inputs.open(path)) for path in bar),
+            joined,
+            **inputs.loaded.forward_kwargs,
+        )
         ablation = replace(ablation, settings={**ablation.settings, **settings})
         paths = ablation.save(output)
-        out.print(ablation.table())
+        print_table(ablation.table())
         print_lines(paths)
     raise typer.Exit(1 if failed or inputs.failed else 0)
+
+
+def _draw_maps(inputs: Inputs, image: Any, path: Path, caption: str) -> Path:
+    """Draw where each head attends; return the path of the picture."""
+    from hf_gmar.heads.head_methods import head_maps
+    from hf_gmar.models.image_view import measure_view
+    from hf_gmar.visualization.head_figures import head_maps_figure
+    from hf_gmar.visualization.overlay import save_figure
+
+    loaded, picture = inputs.loaded, inputs.picture(image)
+    view = measure_view(loaded.processor, (picture.height, picture.width))
+    attention = head_maps(loaded.model, loaded.pixels(image), **loaded.forward_kwargs)[0]
+    save_figure(head_maps_figure(picture, attention, caption=caption, view=view), path)
+    return path
 
 
 def _ranking(importance: HeadImportance, images: int) -> Table:

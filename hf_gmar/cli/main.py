@@ -12,7 +12,7 @@ from hf_gmar.cli.explain import explain
 from hf_gmar.cli.heads import heads
 from hf_gmar.cli.methods import methods
 from hf_gmar.cli.models import models
-from hf_gmar.cli.options import ManyValues
+from hf_gmar.cli.options import StrictCommand
 
 app = typer.Typer(
     help="Explain Vision Transformers: which patches led to a class.",
@@ -32,7 +32,7 @@ _HELP = {  # no docstrings: they are gone under python -OO
     models: "List the supported families, or say whether and how one model can be explained.",
 }
 for _command, _help in _HELP.items():
-    app.command(cls=ManyValues, help=_help)(_command)
+    app.command(cls=StrictCommand, help=_help)(_command)
 
 
 def _show_version(is_given: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from hf_gmar.cli.options import command, out
+from hf_gmar.cli.options import command, out, print_table
 
 
 @command
@@ -15,12 +15,11 @@ def methods() -> None:
 
     table = Table(title="Methods")
     name, _, *others = METHOD_COLUMNS  # the class name is for Python
-    table.add_column(name, no_wrap=True)  # made to be copied
-    for heading in others:
-        table.add_column(heading, overflow="fold")
+    for heading in (name, *others):
+        table.add_column(heading)
     for method, _, *facts in methods_of_registry():
         table.add_row(*map(escape, (method, *facts)))
-    out.print(table)
+    print_table(table)
     out.print(
         "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "
         "each map; head re-evaluation: the class head runs once more for each layer.",

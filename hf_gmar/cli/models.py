@@ -11,7 +11,16 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from hf_gmar.cli.options import CacheDir, Revision, Token, TrustRemoteCode, command, out, quiet
+from hf_gmar.cli.options import (
+    CacheDir,
+    Revision,
+    Token,
+    TrustRemoteCode,
+    command,
+    out,
+    print_table,
+    quiet,
+)
 
 
 @command
@@ -46,7 +55,7 @@ def models(
     for fact in description.facts.items():
         table.add_row(*map(escape, fact))
     table.add_row("can be explained", "yes" if description.explained else "no")
-    out.print(table)
+    print_table(table)
     # The command is made to be copied, so it has no frame and no line breaks.
     out.print(escape(description.how), soft_wrap=description.explained, highlight=False)
     raise typer.Exit(0 if description.explained else 1)
@@ -70,7 +79,7 @@ def _print_families() -> None:
         table.add_column(heading, overflow="fold")
     for refusal in refusals():
         table.add_row(*map(escape, refusal))
-    out.print(table)
+    print_table(table)
     _print_item("'hf-gmar models MODEL' says whether and how one model can be explained.")
 
 

@@ -9,14 +9,18 @@ import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
 from typer.core import TyperCommand
 
 from hf_gmar._utils.option_strings import parse_value
@@ -24,10 +28,15 @@ from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hf_gmar.models.hub import LoadedModel
 
 out = Console()
 err = Console(stderr=True)
+
+_WIDE = 10_000  # columns of a terminal in which no table is broken
+_INDENT = 2
 
 _option = functools.partial(typer.Option, rich_help_panel="Model")
 
@@ -75,6 +84,28 @@ class ModelOptions:
     token: Token = None
     cache_dir: CacheDir = None
     trust_remote_code: TrustRemoteCode = False
+    processor: Annotated[
+        str | None,
+        _option(
+            help="A model on the Hub or a folder with the image processor, for models saved "
+            "without one.",
+            metavar="ID_OR_FOLDER",
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        _option(
+            help="Pixels that the model gets, instead of its processor's: 224, or 224x448 for "
+            "height and width.",
+            metavar="N|HxW",
+        ),
+    ] = None
+    interpolate: Annotated[
+        bool,
+        _option(
+            "--interpolate", help="Interpolate the model's positions, for sizes other than its own."
+        ),
+    ] = False
     pickled: Annotated[
         bool, _option("--no-use-safetensors", help="Read pickled weights as well.")
     ] = False
@@ -103,7 +134,11 @@ class ModelOptions:
         from hf_gmar.models.hub import load_model
 
         options = {**asdict(self), "name": name, "device": device or self.device}
-        return load_model(use_safetensors=not options.pop("pickled"), **options)
+        return load_model(
+            use_safetensors=not options.pop("pickled"),
+            interpolate_pos_encoding=options.pop("interpolate"),
+            **options,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,13 +149,15 @@ class Inputs:
         loaded: the model.
         paths: the image files.
         failed: number of files and folders that can't be read.
-        classes: the index of each class, ``None`` for a class that is not named.
+        targets: the indices of the named classes, in order.
+        contrast: the index of the contrast class, if any.
     """
 
     loaded: LoadedModel
     paths: list[Path]
     failed: int
-    classes: list[int | None]
+    targets: list[int]
+    contrast: int | None
 
     @classmethod
     def prepare(
@@ -128,14 +165,15 @@ class Inputs:
         model: ModelOptions,
         images: list[Path] | None,
         output: Path,
-        *classes: str | None,
+        targets: Sequence[str | None] = (),
+        contrast: str | None = None,
         most: int | None = None,
     ) -> Inputs:
         """Find the images, then load the model, so that a typing error costs no download.
 
         Raises:
             OptionError: prompts are wrong, the folder is not writable, or images are too many.
-            TargetError: the model has no such class.
+            TargetError: the model has no such class, or a class is named twice.
         """
         model.check_prompts(bool(images))
         _make_folder(output)
@@ -148,16 +186,34 @@ class Inputs:
                 "call hf_gmar.compare with batches of your own"
             )
         loaded = model.load(bool(images))
-        from hf_gmar.models.labels import find_class
+        from hf_gmar.models.labels import find_class, find_classes
 
         config = loaded.model.config
-        indices = [None if label is None else find_class(config, label) for label in classes]
-        return cls(loaded, paths, failed, indices)
+        indices = find_classes(config, [label for label in targets if label is not None])
+        other = None if contrast is None else find_class(config, contrast)
+        if other in indices:
+            raise TargetError("--target and --contrast are the same class; name two")
+        return cls(loaded, paths, failed, indices, other)
 
-    def pixels(self, image: Any) -> Any:
-        """Return pixel values (1, channels, height, width) on the model's device."""
-        pixels = self.loaded.processor(images=image, return_tensors="pt").pixel_values
-        return pixels.to(self.loaded.model.device, self.loaded.model.dtype)
+    @property
+    def target(self) -> int | None:
+        """The class of a command that takes one; ``None`` if it is not named."""
+        return self.targets[0] if self.targets else None
+
+    def open(self, path: Path) -> Any:
+        """Open an image file with the model's channels; a ``.npy`` file gives an array."""
+        from hf_gmar.data.image_files import open_array, open_image
+        from hf_gmar.models.pixel_values import MODES
+
+        if path.suffix.lower() == ".npy":
+            return open_array(path)
+        return open_image(path, MODES.get(self.loaded.channels, "RGB"))
+
+    def picture(self, image: Any) -> Image:
+        """Return the picture of an image from :meth:`open`, in RGB."""
+        from hf_gmar.models.pixel_values import picture_of_input
+
+        return picture_of_input(image, self.loaded.channels)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
         """Call ``work`` with each image file and its result stem; return the number of failures."""
@@ -176,10 +232,11 @@ class Inputs:
         return failed
 
 
-class ManyValues(TyperCommand):
-    """Let options take several values, such as ``--prompts "a dog" "a cat"``; click takes one.
+class StrictCommand(TyperCommand):
+    """A command whose options may take several values, such as ``--prompts "a dog" "a cat"``.
 
-    The metavar of such an option ends in an ellipsis.
+    The metavar of such an option ends in an ellipsis. An option of one value is given once: click
+    would take the last value and drop the others.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -187,8 +244,21 @@ class ManyValues(TyperCommand):
         for option in self.params:
             if (option.metavar or "").endswith("..."):
                 args = list(_repeated(option.opts[0], args))
+        if not ctx.resilient_parsing:
+            self._check_single(ctx, args)
         rest: list[str] = super().parse_args(ctx, args)
         return rest
+
+    def _check_single(self, ctx: Any, args: list[str]) -> None:
+        """Raise an error for a repeated option of one value, ``--on --off`` included."""
+        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+        counts = Counter(item for item in order if item.param_type_name == "option")
+        for option, count in counts.items():
+            if count > 1 and not (option.multiple or option.is_eager):
+                name = " / ".join([*option.opts, *option.secondary_opts])
+                raise typer.BadParameter(
+                    f"it is given {count} times; give it once", param_hint=name
+                )
 
 
 def _repeated(option: str, words: list[str]) -> Iterator[str]:
@@ -301,6 +371,37 @@ def say(error: Exception, path: Path | None = None) -> None:
 def note(text: str) -> None:
     """Print a notice to the user as one line."""
     err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table, or a list of its rows if the terminal would break words in its columns."""
+    size = _size(table)
+    if size.minimum <= out.width:
+        if size.maximum > out.width:  # rich would break words of some columns, with room in others
+            for column in table.columns:
+                cells = [_size(cell) for cell in (column.header, *column.cells)]
+                low, high = (max(side) for side in zip(*cells, strict=True))
+                room = (out.width - size.minimum) / (size.maximum - size.minimum)
+                column.width = low + int((high - low) * room)
+        out.print(table)
+        return
+    if table.title:
+        out.print(f"[bold]{table.title}[/bold]", highlight=False)
+    headings = [str(column.header) for column in table.columns]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        out.print()
+        for heading, cell in zip(headings, row, strict=True):
+            text = f"{heading}: {cell}" if heading else str(cell)
+            # A word that is wider than the terminal stays whole, to be copied.
+            is_narrow = max(map(len, text.split()), default=0) <= out.width - _INDENT
+            padded = Padding(text, (0, 0, 0, _INDENT), expand=False)
+            out.print(padded if is_narrow else text, soft_wrap=not is_narrow, highlight=False)
+    out.print()
+
+
+def _size(item: RenderableType) -> Measurement:
+    """Measure the columns that an item needs with and without line breaks between words."""
+    return Measurement.get(out, out.options.update(width=_WIDE), item)
 
 
 def print_lines(lines: Iterable[object]) -> None:

@@ -127,13 +127,16 @@ class Comparison:
         return writers[format]()
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the rows of the table with unformatted numbers, ``None`` for a missing number."""
+        """Return the rows of the table with unformatted numbers, ``None`` for a missing number.
+
+        Without measurement, the rows have no costs.
+        """
         return [self._record(label) for label in self.order]
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return headings and rows of the table as strings, with numbered methods."""
         numbers = {label: str(number) for number, label in enumerate(self.order, 1)}
-        headings = ["", "method", "time / forward", "peak memory, MB"]
+        headings = ["", "method", *(heading for heading, *_ in self._cost_columns)]
         headings += [f"r with {numbers[label]}" for label in self.maps]
         return headings, [[numbers[row["method"]], *self._row(row)] for row in self.records()]
 
@@ -162,14 +165,25 @@ class Comparison:
                 write(stack.enter_context(whole_file(folder / name)))
         return [folder / name for name in writers]
 
+    @property
+    def _cost_columns(self) -> list[tuple[str, str, str, float]]:
+        """Heading, field, format and unit of each measured cost."""
+        columns = [("time / forward", "time_to_forward", ".2f", 1.0)]
+        if any(peak is not None for peak in self.peaks.values()):
+            columns.append(("peak memory, MB", "peak_bytes", ".1f", 1e6))
+        return columns if self.forward is not None else []
+
     def _record(self, label: str) -> dict[str, Any]:
         cost, labels = self.costs.get(label), list(self.maps)
         row = self.correlations[labels.index(label)].tolist() if label in self.maps else []
-        return {
-            "method": label,
+        costs = {
             "seconds": cost and cost.seconds,
             "time_to_forward": cost and cost.ratio,
             "peak_bytes": cost and cost.peak,
+        }
+        return {
+            "method": label,
+            **(costs if self.forward is not None else {}),
             "rank_correlation": {
                 other: None if math.isnan(value) else value
                 for other, value in zip(labels, row, strict=False)
@@ -179,12 +193,11 @@ class Comparison:
 
     def _row(self, row: Mapping[str, Any]) -> list[str]:
         if row["failure"] is not None:
-            return [row["method"], *["-"] * (2 + len(self.maps))]
+            return [row["method"], *["-"] * (len(self._cost_columns) + len(self.maps))]
         correlations = row["rank_correlation"]
         return [
             row["method"],
-            _cell(row["time_to_forward"], ".2f"),
-            _cell(row["peak_bytes"], ".1f", 1e6),
+            *(_cell(row[name], form, unit) for _, name, form, unit in self._cost_columns),
             *(_cell(correlations[other], ".2f") for other in self.maps),
         ]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hf_gmar._core.execution import predict
-from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors
+from hf_gmar._core.model_adapter import ModelAdapter, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -33,7 +33,7 @@ from hf_gmar.models.score_kind import ScoreKind
 
 def compare(  # noqa: PLR0913  # a keyword each
     model: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: PixelInputs = None,
     methods: MethodLikes | None = None,
     target: Target = None,
     contrast: Target = None,
@@ -98,6 +98,8 @@ def compare(  # noqa: PLR0913  # a keyword each
         (True, True)
     """
     specs = as_method_specs(methods)
+    model = model_in(model)
+    inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
     adapter = ModelAdapter.of(model, readout)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)

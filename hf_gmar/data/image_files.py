@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_gmar._utils.names import make_unique
@@ -22,11 +24,12 @@ SUFFIXES = frozenset(
 """Suffixes of image files in a folder; a file that the user names may have any suffix."""
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read a whole image file as RGB, upright as its EXIF data says.
+def open_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """Read a whole image file, upright as its EXIF data says.
 
     Args:
         path: a file in any format that Pillow reads; an animation gives its first frame.
+        mode: the mode of the result: ``"RGB"``, ``"L"`` or ``"RGBA"``.
 
     Returns:
         The image, in memory; the file is closed.
@@ -35,7 +38,27 @@ def open_image(path: Path) -> Image.Image:
         ImageFileError: the file is missing, broken or no image, or has more pixels than Pillow's
             limit against decompression bombs.
     """
-    return read_image(path, path, to_rgb)
+    return read_image(path, path, functools.partial(to_rgb, mode=mode))
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """Read an image of any number of channels from a ``.npy`` file.
+
+    Raises:
+        ImageFileError: the file is missing or broken, or holds no numbers of two or three axes.
+    """
+    if not path.is_file():
+        raise ImageFileError(f"there is no file {path}")
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageFileError(f"{path} is broken or holds no plain array: {error}") from error
+    if array.ndim not in (2, 3) or array.dtype.kind not in "uif" or 0 in array.shape:
+        raise ImageFileError(
+            f"{path} holds an array of {array.dtype} of the shape {array.shape}; needed are "
+            "numbers, (height, width, channels) or (channels, height, width)"
+        )
+    return array
 
 
 def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], Result]) -> Result:
@@ -70,21 +93,21 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
         raise ImageFileError(f"{name} is broken or can't be read: {error}") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB; 16-bit values are scaled to 8 bits.
+def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Convert an image to 8-bit RGB, or another 8-bit mode; 16-bit values are scaled to 8 bits.
 
     Raises:
         ImageFileError: the range of the pixels is not known.
     """
     # Pillow's own conversion clips all values above 255 to white.
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise ImageFileError(
             f"the image has pixels of mode {image.mode!r} (32 bits), whose range is not known; "
             "save it with 8 or 16 bits"
         )
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:

@@ -110,9 +110,7 @@ def folder_of_images(
         ImageFile(path.as_posix(), root / path, path.parts[0] if nested else None) for path in paths
     ]
     kind = "folder by class" if nested else "folder"
-    return ImageFolder(
-        name, files, classes, {"kind": kind, "name": root.resolve().name, "split": split}
-    )
+    return ImageFolder(name, files, classes, {"kind": kind, "name": root.resolve().name})
 
 
 def _bytes(path: Path | None) -> int | None:

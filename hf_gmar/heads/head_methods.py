@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from hf_gmar._core.inputs import PixelInputs
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
@@ -71,7 +72,7 @@ class HeadMaps(AttentionMethod):
 
     def maps(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs = None,
         additional_forward_args: Any = None,
         **forward_kwargs: Any,
     ) -> Tensor:
@@ -117,7 +118,7 @@ class HeadTaylorImportance(AttentionMethod):
 
     def head_importance(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs = None,
         target: Target = None,
         additional_forward_args: Any = None,
         contrast: Target = None,
@@ -133,7 +134,7 @@ class HeadTaylorImportance(AttentionMethod):
 
 def head_maps(
     model: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: PixelInputs = None,
     additional_forward_args: Any = None,
     *,
     readout: ReadoutSpec = None,
@@ -174,6 +175,8 @@ def head_maps(
 
 class HeadTaylorRule:
     """The sum of A * G over each head's attention matrix, without rollout."""
+
+    starts_at_readout = False
 
     def accumulate(self, block: Block) -> Sums:
         """Return the sum of each head over these queries, (B, H)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hf_gmar._core.model_adapter import model_in
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import save_arrays, save_json
@@ -30,8 +31,9 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
 HeadCriterion: TypeAlias = Literal["gmar", "taylor"]
 HEAD_CRITERIA: tuple[HeadCriterion, ...] = ("gmar", "taylor")
 
-Batches: TypeAlias = Tensor | Iterable[Tensor | Sequence[Any]]
-"""A batch (B, channels, height, width), or an iterable of batches or of (batch, targets) pairs."""
+Batches: TypeAlias = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Sequence[Any]]
+"""A batch (B, channels, height, width) or the output of an image processor, or an iterable of
+batches or of (batch, targets) pairs; a dict of ``pixel_values`` and ``labels`` is such a pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +260,10 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
         raise InputError(
             f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}"
         )
-    for item in [inputs] if isinstance(inputs, Tensor) else inputs:
+    items: Iterable[Any] = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
+    for item in items:
+        if isinstance(item, Mapping) and {*item} == {"pixel_values", "labels"}:
+            item = item["pixel_values"], item["labels"]  # noqa: PLW2901  # as Trainer's batches
         # A DataLoader yields its pairs as lists.
         is_pair = isinstance(item, tuple | list) and len(item) == 2
         if is_pair and target is not None:
@@ -277,7 +282,7 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
 
 
 def _names(model: Any, targets: Tensor) -> dict[int, str]:
-    config = getattr(model, "config", None)
+    config = getattr(model_in(model), "config", None)
     if not isinstance(config, PreTrainedConfig):  # a backbone's labels do not fit another head
         return {}
     return {index: label_of(config, index) for index in sorted(set(targets.tolist()))}

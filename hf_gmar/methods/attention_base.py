@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from hf_gmar._core.inputs import size_errors
+from hf_gmar._core.inputs import PixelInputs, size_errors
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest, GradientOf
 from hf_gmar._core.targets import TargetSpec
@@ -93,7 +93,7 @@ class AttentionMethod(AttributionMethod):
         return [result.patches for result in self._rule_results(request, target_specs)]
 
     def _of_heads(
-        self, inputs: Tensor | tuple[Tensor, ...], target_spec: TargetSpec, args: Any, kwargs: Any
+        self, inputs: PixelInputs, target_spec: TargetSpec, args: Any, kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the rule's values of each head, (B, layers, H, ...), and the patch map."""
         request = self._request(inputs, args, kwargs)
@@ -110,9 +110,7 @@ class AttentionMethod(AttributionMethod):
         results = run_rules(self.adapter, request, target_specs, spans, self.engine)
         return [result for (result,) in results]
 
-    def _request(
-        self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
-    ) -> ForwardRequest:
+    def _request(self, inputs: PixelInputs, args: Any, kwargs: dict[str, Any]) -> ForwardRequest:
         return replace(
             super()._request(inputs, args, kwargs),
             start_layer=self.start_layer,

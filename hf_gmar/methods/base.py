@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
@@ -12,8 +12,8 @@ from captum.log import log_usage
 from torch import Tensor
 
 from hf_gmar._core.execution import predict
-from hf_gmar._core.inputs import checked_request, single_tensor, size_errors, target_list
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors, target_list
+from hf_gmar._core.model_adapter import ModelAdapter, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -65,12 +65,12 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout)
         super().__init__(self.adapter)  # Captum's forward_func
-        self.model = model
+        self.model = model_in(model)
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(
         self,
-        inputs: Inputs,
+        inputs: Inputs | Mapping[str, Tensor] | None = None,
         target: Target = None,
         additional_forward_args: Any = None,
         contrast: Target = None,
@@ -79,7 +79,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         """Return the relevance of each pixel: the value of its patch.
 
         Args:
-            inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
+            inputs: pixel values (B, channels, height, width), a tuple with that one tensor, or the
+                output of an image processor, also unpacked: ``attribute(**processed)``.
             target: the explained class. An int (all images), a list or 1-D tensor of B class
                 indices, a tuple (or a list of B tuples) if scores have several dimensions for each
                 image, or ``None`` for the top class of each image.
@@ -103,19 +104,20 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             OptionError: a keyword that the model's forward does not name, or a contrast for a
                 method whose map is the same for all classes.
         """
-        pixels = single_tensor(inputs)
+        pixels, forward_kwargs = pixels_of(inputs, forward_kwargs)
         patches = self.attribute_patches(
             pixels, target, additional_forward_args, contrast, **forward_kwargs
         )
         rows, columns = patches.shape[1:]
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
         spread = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
-        attribution = spread.unsqueeze(1).expand_as(pixels).to(pixels.dtype).contiguous()
-        return (attribution,) if isinstance(inputs, tuple) else attribution
+        attribution: Any = spread.unsqueeze(1).expand_as(pixels).to(pixels.dtype).contiguous()
+        result: Inputs = (attribution,) if isinstance(inputs, tuple) else attribution
+        return result
 
     def attribute_patches(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs = None,
         target: Target = None,
         additional_forward_args: Any = None,
         contrast: Target = None,
@@ -132,8 +134,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Iterable[Target],
+        inputs: PixelInputs = None,
+        targets: Iterable[Target] = (),
         additional_forward_args: Any = None,
         contrast: Target = None,
         **forward_kwargs: Any,
@@ -143,7 +145,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         Errors are those of :meth:`attribute`.
 
         Args:
-            inputs: pixel values (B, channels, height, width), or a tuple with that one tensor.
+            inputs: see :meth:`attribute`.
             targets: T targets, each in any form of :meth:`attribute`: ``[281, 207]`` explains
                 two classes of every image. The first dimension of a tensor is T.
             additional_forward_args: see :meth:`attribute`.
@@ -160,7 +162,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def scores(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs = None,
         additional_forward_args: Any = None,
         **forward_kwargs: Any,
     ) -> Tensor:
@@ -178,7 +180,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def _maps(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs,
         target_specs: Sequence[TargetSpec],
         args: Any,
         kwargs: dict[str, Any],
@@ -200,7 +202,5 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         self.check_contrast(contrast)
         return TargetSpec(target, contrast)
 
-    def _request(
-        self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
-    ) -> ForwardRequest:
+    def _request(self, inputs: PixelInputs, args: Any, kwargs: dict[str, Any]) -> ForwardRequest:
         return checked_request(self.adapter, inputs, args, kwargs)

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
+from hf_gmar._core.inputs import PixelInputs
 from hf_gmar._core.targets import Target
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
@@ -61,7 +62,7 @@ class GMAR(AttentionMethod):
 
     def head_importance(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: PixelInputs = None,
         target: Target = None,
         additional_forward_args: Any = None,
         contrast: Target = None,

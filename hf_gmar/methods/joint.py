@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from hf_gmar._core.inputs import size_errors
+from hf_gmar._core.inputs import PixelInputs, pixels_of, size_errors
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._engines.run import run_rules
@@ -23,7 +23,7 @@ _Member: TypeAlias = tuple[int, AttentionMethod, ForwardRequest]
 
 def attribute_jointly(
     methods: Sequence[AttributionMethod],
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: PixelInputs = None,
     target: Target = None,
     additional_forward_args: Any = None,
     contrast: Target = None,
@@ -65,6 +65,7 @@ def attribute_jointly(
         >>> [tuple(patches.shape) for patches in maps]
         [(2, 8, 8), (2, 8, 8), (2, 8, 8), (2, 8, 8)]
     """
+    inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
     results: dict[int, Tensor | HfGmarError] = {}
 
     @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -161,6 +161,8 @@ class PositiveGradientRule:
         >>> rule.finish(rule.accumulate(block), block.relevance).addition
         tensor([[1.0000, 0.7500]])
     """
+
+    starts_at_readout: ClassVar[bool] = False
 
     layers: int
     weighted: bool

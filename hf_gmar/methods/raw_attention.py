@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
+from hf_gmar._core.inputs import PixelInputs
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_layer
@@ -54,8 +53,6 @@ class RawAttention(AttentionMethod):
         self.layer = check_layer("layer", layer, self.adapter.layers)
         self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without residual
 
-    def _request(
-        self, inputs: Tensor | tuple[Tensor, ...], args: Any, kwargs: dict[str, Any]
-    ) -> ForwardRequest:
+    def _request(self, inputs: PixelInputs, args: Any, kwargs: dict[str, Any]) -> ForwardRequest:
         request = super()._request(inputs, args, kwargs)
         return replace(request, start_layer=self.layer, stop_layer=self.layer + 1)

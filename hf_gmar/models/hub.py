@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants, resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -26,17 +24,18 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.import_utils import is_peft_available
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
+from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
 from hf_gmar.models.hub_errors import (
     CLASSIFIER,
     IMAGE_TEXT_MODEL,
     MODEL,
+    PROCESSORS,
+    VOCABULARIES,
     Source,
     check_complete,
     check_prompts,
@@ -47,6 +46,8 @@ from hf_gmar.models.hub_errors import (
     prompts_error,
     tokenizer_error,
 )
+from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
+from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.wrappers import ZeroShotModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -61,15 +62,26 @@ class LoadedModel:
         name: the user's name of the model.
         model: the model in evaluation mode; with prompts, a zero-shot classifier.
         processor: the model's image processor, on the Pillow backend.
+        forward_kwargs: keywords for every call of the model.
     """
 
     name: str
     model: PreTrainedModel | ZeroShotModel
     processor: BaseImageProcessor
+    forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Return an image's pixel values (1, channels, height, width), ready for the model."""
-        pixels: Tensor = self.processor(images=image, return_tensors="pt").pixel_values
+    @property
+    def channels(self) -> int:
+        """The number of channels that the model takes."""
+        return channels_of(self.model)
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """Return an image's pixel values (1, channels, height, width), ready for the model.
+
+        Raises:
+            InputError: the image or the processor does not fit the model's channels.
+        """
+        pixels = pixel_values(self.processor, image, self.channels)
         return pixels.to(self.model.device, self.model.dtype)
 
 
@@ -99,7 +111,7 @@ def _pick_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return name if name == "auto" else getattr(torch, name)
 
 
-def load_model(
+def load_model(  # noqa: PLR0913  # a keyword each
     name: str | Path = BUNDLED,
     device: str = "cpu",
     *,
@@ -111,6 +123,9 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
+    processor: str | Path | None = None,
+    size: Size | None = None,
+    interpolate_pos_encoding: bool = False,
 ) -> LoadedModel:
     """Load a classifier and its image processor.
 
@@ -119,7 +134,8 @@ def load_model(
 
     Args:
         name: ``"bundled"``, a local folder, or a model on the Hub such as
-            ``"google/vit-base-patch16-224"``.
+            ``"google/vit-base-patch16-224"``. A PEFT adapter is loaded with its base model and its
+            own class head.
         device: a torch device, or ``"auto"``.
         prompts: for CLIP, MetaCLIP 2 and SigLIP, the full text for each class, such as
             ``"a photo of a dog"``; they give a :class:`~hf_gmar.models.wrappers.ZeroShotModel`.
@@ -134,6 +150,12 @@ def load_model(
         trust_remote_code: run the repository's Python code, if it defines the model.
         use_safetensors: ``False`` allows ``pytorch_model.bin`` if there are no safetensors weights;
             only tensors and plain values are read from it.
+        processor: a folder or a model on the Hub whose image processor is used, for a model that
+            was saved without one; by default its own, else that of an adapter's base model.
+        size: height and width that the processor gives, instead of its own: a number, a pair, or
+            text such as ``"224x448"``.
+        interpolate_pos_encoding: put this keyword into ``forward_kwargs``, with which the commands,
+            ``evaluate`` and ``Explainer`` call the model.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
@@ -152,6 +174,8 @@ def load_model(
         torch.bfloat16
     """
     target_device = pick_device(device)
+    if size is not None:
+        parse_size(size)
     # Without a setting, the config would choose the attention: perhaps a kernel on the Hub, whose
     # code would be downloaded and run.
     attention = {**dict.fromkeys(loading("eager")), **loading(attn_implementation)}
@@ -160,9 +184,16 @@ def load_model(
     source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
     config = _read_config(source)
     check_prompts(source, config)
-    backbone = _load_weights(source, config, settings, attn_implementation, use_safetensors).eval()
+    weights = _Weights(source, settings, attn_implementation, use_safetensors)
+    backbone = weights.load(config).eval()
     model = backbone if prompts is None else _with_prompts(source, backbone, prompts)
-    return LoadedModel(source.name, model.to(target_device), _load_processor(source))
+    own_processor = _load_processor(source, processor)
+    return LoadedModel(
+        source.name,
+        model.to(target_device),
+        own_processor if size is None else with_size(own_processor, size),
+        interpolation(model, interpolate_pos_encoding),
+    )
 
 
 def load_config(
@@ -224,7 +255,7 @@ def _source(
             "the token is empty or has characters that no token has, such as a line break; "
             f"give one of {constants.ENDPOINT}/settings/tokens, or leave it out"
         )
-    return _pinned(Source(name, place, kind, revision, token, cache_dir, trusted))
+    return _with_base(_pinned(Source(name, place, kind, revision, token, cache_dir, trusted)))
 
 
 def _pinned(source: Source) -> Source:
@@ -245,53 +276,100 @@ def _pinned(source: Source) -> Source:
 
 # A model's files may be code and raise any Exception.
 def _read_config(source: Source) -> PreTrainedConfig:
+    place = source if source.base is None or source.has("config.json") else source.base
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            _config_place(source), trust_remote_code=source.trusted, **source.access
+            place.place, trust_remote_code=place.trusted, **place.access
         )
     except Exception as error:
         raise config_error(source, error) from error
     return config
 
 
-def _config_place(source: Source) -> str:
-    """Return the place of the config: for a PEFT adapter, its base model."""
-    if not is_peft_available() or (Path(source.place) / "config.json").is_file():
-        return source.place
-    file = find_adapter_config_file(source.place, **source.access)
-    if file is None:
-        return source.place
-    return str(json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
-def _load_weights(
-    source: Source,
-    config: PreTrainedConfig,
-    settings: dict[str, Any],
-    attn_implementation: str | None,
-    use_safetensors: bool,
-) -> PreTrainedModel:
-    classifier = source.kind == CLASSIFIER
-    loader: Any = (
-        AutoModelForImageClassification if classifier else AutoModelForZeroShotImageClassification
-    )
+def _with_base(source: Source) -> Source:
+    """Add the base model of a PEFT adapter."""
     try:
-        with _no_conversion():
-            model: PreTrainedModel
-            model, info = loader.from_pretrained(
-                source.place,
-                config=config,
-                use_safetensors=True if use_safetensors else None,
-                weights_only=True,
-                trust_remote_code=source.trusted,
-                output_loading_info=True,
-                **source.access,
-                **settings,
-            )
+        config = adapter_config(source)
+    except HfGmarError:
+        raise
     except Exception as error:
-        raise model_load_error(source, error, attn_implementation, use_safetensors) from error
-    check_complete(source, config, info.get("missing_keys", ()))
-    return model
+        raise config_error(source, error) from error
+    if config is None:
+        return source
+    name, beside = str(config["base_model_name_or_path"]), Path(source.place)
+    if not (Path(name) / "config.json").is_file() and (beside / name).is_dir():
+        name = str(beside / name)
+    revision = None if Path(name).is_dir() else config.get("revision")
+    try:
+        base = _source(name, source.kind, revision, source.token, source.cache_dir, source.trusted)
+    except HfGmarError as error:
+        raise type(error)(
+            f"{source.name!r} is an adapter, and its adapter_config.json names a base model that "
+            f"can't be used: {error}"
+        ) from error
+    return replace(source, base=base)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a model, or of an adapter and its base model."""
+
+    source: Source
+    settings: dict[str, Any]
+    attn_implementation: str | None
+    use_safetensors: bool
+
+    def load(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """Load a model, with its adapter if there is one; check that no weights are missing."""
+        source = self.source
+        place = source.base or source
+        model, missing, misfits = self._of(place, config)
+        if source.base is not None:
+            with self._reworded(source):
+                weights = adapter_weights(source, self.use_safetensors)
+                if classes := classes_of(weights, model):
+                    config.num_labels = classes
+                    model, missing, misfits = self._of(place, config)
+                model, replaced = attach(source, model, weights)
+            missing -= replaced
+            misfits = {name: shapes for name, shapes in misfits.items() if name not in replaced}
+        check_complete(source, config, missing, misfits)
+        return model
+
+    def _of(
+        self, place: Source, config: PreTrainedConfig
+    ) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
+        """Load a model without adapter; return names of missing weights, and other shapes."""
+        loader: Any = (
+            AutoModelForImageClassification
+            if place.kind == CLASSIFIER
+            else AutoModelForZeroShotImageClassification
+        )
+        with self._reworded(place), _no_conversion():
+            model, info = loader.from_pretrained(
+                place.place,
+                config=config,
+                use_safetensors=True if self.use_safetensors else None,
+                weights_only=True,
+                trust_remote_code=place.trusted,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_complete says which ones
+                **place.access,
+                **self.settings,
+            )
+        misfits = {name: shapes for name, *shapes in info.get("mismatched_keys", ())}
+        return model, set(info.get("missing_keys", ())), misfits
+
+    @contextmanager
+    def _reworded(self, source: Source) -> Iterator[None]:
+        try:
+            yield
+        except HfGmarError:
+            raise
+        except Exception as error:
+            raise model_load_error(
+                source, error, self.attn_implementation, self.use_safetensors
+            ) from error
 
 
 @contextmanager
@@ -325,6 +403,8 @@ def _with_prompts(
 
 
 def _load_tokenizer(source: Source) -> Any:
+    if source.base is not None and not source.has(*VOCABULARIES):
+        source = source.base
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             source.place, trust_remote_code=source.trusted, **source.access
@@ -337,7 +417,12 @@ def _load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def _load_processor(source: Source) -> BaseImageProcessor:
+def _load_processor(source: Source, place: str | Path | None) -> BaseImageProcessor:
+    if place is not None:
+        name = str(place)
+        source = _source(name, source.kind, None, source.token, source.cache_dir, source.trusted)
+    elif source.base is not None and not source.has(*PROCESSORS):
+        source = source.base
     try:
         # The Pillow backend gives the same pixels with and without torchvision.
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(

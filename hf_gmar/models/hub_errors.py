@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.hub import has_file
 
-from hf_gmar._core.families import ZERO_SHOT_CLASSES
+from hf_gmar._core.families import ZERO_SHOT_CLASSES, model_type
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # Kinds of models that can be loaded.
@@ -50,6 +50,7 @@ class Source:
         cache_dir: folder of downloads.
         trusted: whether Python code in the repository may run.
         commit: the commit of the revision, if known.
+        base: the base model of a PEFT adapter.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Source:
     cache_dir: str | Path | None = None
     trusted: bool = False
     commit: str | None = None
+    base: Source | None = None
 
     @property
     def is_local(self) -> bool:
@@ -85,9 +87,16 @@ def config_error(source: Source, error: Exception) -> HfGmarError:
     if known := _known_error(source, error):
         return known
     if not source.has("config.json"):
+        inner = _models_inside(source)
+        way = (
+            f"it holds {', '.join(inner[-3:])}: name one, such as {source.name.rstrip('/')}/"
+            f"{inner[-1]}"
+            if inner
+            else "name a folder made by save_pretrained, or another model on the Hub"
+        )
         return ModelLoadError(
-            f"{source.name!r} has no config.json, so it is no model of Transformers; name a folder "
-            f"made by save_pretrained, or another model on the Hub{_or_retry(source)}"
+            f"{source.name!r} has no config.json, so it is no model of Transformers; {way}"
+            f"{_or_retry(source)}"
         )
     if "Should have a `model_type` key" in str(error):
         return ModelLoadError(
@@ -95,6 +104,17 @@ def config_error(source: Source, error: Exception) -> HfGmarError:
             "of model it is; save the model with save_pretrained"
         )
     return _other_error(source, error)
+
+
+def _models_inside(source: Source) -> list[str]:
+    """Return the subfolders of a folder that hold models, checkpoints in the order of training."""
+    if not source.is_local:
+        return []
+    configs = ("config.json", "adapter_config.json")
+    folders = {
+        file.parent.name for name in configs for file in Path(source.place).glob(f"*/{name}")
+    }
+    return sorted(folders, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [0])
 
 
 def model_load_error(
@@ -115,20 +135,28 @@ def processor_error(source: Source, error: Exception) -> HfGmarError:
     """Explain why the image processor could not be loaded."""
     if known := _known_error(source, error):
         return known
-    if source.has("preprocessor_config.json", "processor_config.json"):
+    if source.has(*PROCESSORS):
         return _other_error(source, error)
     return ModelLoadError(
         f"{source.name!r} has no image processor (preprocessor_config.json), which makes pixel "
-        "values of an image; save the one that it was trained with beside it, with save_pretrained"
+        "values of an image; name a folder or a model on the Hub with the one that it was trained "
+        f"with: processor=..., on the command line --processor {_processor_near(source)}"
         f"{_or_retry(source)}"
     )
+
+
+def _processor_near(source: Source) -> str:
+    """Return the folder of the run that a checkpoint belongs to, if it has a processor."""
+    parent = Path(source.place).resolve().parent
+    has_one = source.is_local and any((parent / name).is_file() for name in PROCESSORS)
+    return f"{parent}" if has_one else "ID_OR_FOLDER"
 
 
 def tokenizer_error(source: Source, error: Exception) -> HfGmarError:
     """Explain why the tokenizer could not be loaded."""
     if known := _known_error(source, error):
         return known
-    if not source.has(*_VOCABULARIES):
+    if not source.has(*VOCABULARIES):
         return no_tokenizer(source)
     return ModelLoadError(f"the tokenizer of {source.name!r} can't be loaded: {_reason(error)}")
 
@@ -169,13 +197,25 @@ def check_prompts(source: Source, config: PreTrainedConfig) -> None:
         raise _no_prompts(source)
 
 
-def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[str]) -> None:
-    """Check that no weights are missing: Transformers would initialise them randomly.
+def check_complete(
+    source: Source,
+    config: PreTrainedConfig,
+    missing: Iterable[str],
+    misfits: Mapping[str, Sequence[Sequence[int]]],
+) -> None:
+    """Check that all weights are there: Transformers would initialise others randomly.
 
     Raises:
-        ModelLoadError: weights are missing.
+        ModelLoadError: weights are missing, or have other shapes than the config says.
         OptionError: weights are missing because the model needs prompts.
     """
+    if misfits:
+        name, (saved, needed) = min(misfits.items())
+        raise ModelLoadError(
+            f"the weights of {source.name!r} do not fit its config: {name} has the shape "
+            f"{tuple(saved)}, and the config makes it {tuple(needed)}; give the folder the "
+            "config.json that the model was trained with (number of classes, sizes)"
+        )
     if names := sorted(missing):
         if source.kind == CLASSIFIER and takes_prompts(config):
             raise _no_prompts(source)
@@ -185,7 +225,7 @@ def check_complete(source: Source, config: PreTrainedConfig, missing: Iterable[s
 def takes_prompts(config: PreTrainedConfig) -> bool:
     """Whether models of this type score images by text prompts."""
     names = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    return names.get(config.model_type) in ZERO_SHOT_CLASSES
+    return names.get(model_type(config)) in ZERO_SHOT_CLASSES
 
 
 def incomplete_error(name: str, missing: Sequence[str], kind: str = CLASSIFIER) -> ModelLoadError:
@@ -301,15 +341,23 @@ def _weights_error(
             f"the pickled weights of {source.name!r} can't be read: damaged, or more than tensors "
             "and plain values, which could be code; have the model saved anew with save_pretrained"
         )
+    return pickled_weights_error(source, "pytorch_model.bin")
+
+
+def pickled_weights_error(source: Source, file: str) -> ModelLoadError:
+    """Say how weights that are not safetensors can be read."""
     return ModelLoadError(
-        f"{source.name!r} has only pickled weights (pytorch_model.bin), no safetensors; to read "
+        f"{source.name!r} has only pickled weights ({file}), no safetensors; to read "
         "them all the same, without running code in them, give use_safetensors=False (on the "
         "command line --no-use-safetensors)"
     )
 
 
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of image processors."""
+
 # Vocabulary files of the tokenizers of image-text models.
-_VOCABULARIES = (
+VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
     "spiece.model",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
+from hf_gmar._core.execution import predict
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.request import ForwardRequest
 from hf_gmar.errors import TargetError
 
 
@@ -23,8 +27,13 @@ def label_of(config: PreTrainedConfig, index: int) -> str:
     return labels_of(config).get(index, f"class {index}")
 
 
-def find_class(config: PreTrainedConfig, text: str) -> int:
+def find_class(config: PreTrainedConfig, text: str, count: int | None = None) -> int:
     """Return the index of a class from its number, its label or a comma-separated part of it.
+
+    Args:
+        config: the model's config, which names the classes.
+        text: the number or label.
+        count: number of the model's scores for an image; ``None`` if it is the number of names.
 
     Raises:
         TargetError: no class or several classes have this name or number.
@@ -35,7 +44,7 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
         >>> find_class(config, "egyptian cat"), find_class(config, "tabby"), find_class(config, "1")
         (1, 0, 1)
     """
-    labels = labels_of(config)
+    labels = labels_of(config, count)
     if re.fullmatch(r"\s*[-+]?\d+\s*", text):
         number = text.strip()
         index = int(number) if len(number) < 10 else -1  # Python can't read very long numbers
@@ -59,6 +68,22 @@ def find_class(config: PreTrainedConfig, text: str) -> int:
     )
 
 
+def find_classes(config: PreTrainedConfig, names: Sequence[str]) -> list[int]:
+    """Return the index of each class, see :func:`find_class`, in order.
+
+    Raises:
+        TargetError: a class does not exist, or two names are of the same class.
+    """
+    indices = [find_class(config, name) for name in names]
+    for place, index in enumerate(indices):
+        if (first := indices.index(index)) < place:
+            raise TargetError(
+                f"{names[first]!r} and {names[place]!r} are the same class, {index} "
+                f"({label_of(config, index)}); name it once"
+            )
+    return indices
+
+
 def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
     """Find all classes with this label or, without any, this comma-separated part of a label.
 
@@ -75,6 +100,34 @@ def classes_called(labels: Mapping[int, str], name: str) -> list[int]:
     ]
 
 
-def labels_of(config: PreTrainedConfig) -> dict[int, str]:
-    """Return the config's class names by index."""
-    return {int(index): str(label) for index, label in (config.id2label or {}).items()}
+def labels_of(config: PreTrainedConfig, count: int | None = None) -> dict[int, str]:
+    """Return the config's class names by index.
+
+    With the number of scores, ``count``, each score has a name: the config's, or ``class 7``.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> labels_of(ViTConfig(id2label={0: "cat", 1: "dog"}), 3)
+        {0: 'cat', 1: 'dog', 2: 'class 2'}
+    """
+    labels = {int(index): str(label) for index, label in (config.id2label or {}).items()}
+    if count is None:
+        return labels
+    return {index: labels.get(index, f"class {index}") for index in range(count)}
+
+
+def class_count(model: Any) -> int:
+    """Return the number of a model's scores, by one forward of a blank image.
+
+    A class head that was replaced may give more or fewer scores than the config names.
+    """
+    adapter = ModelAdapter.of(model)
+    tower = adapter.vision_model
+    size = getattr(tower.config, "image_size", None) or _USUAL_SIZE
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    channels = getattr(tower.config, "num_channels", 3)
+    blank = torch.zeros(1, channels, *sides, device=tower.device, dtype=tower.dtype)
+    return predict(adapter, ForwardRequest(blank)).shape[1]
+
+
+_USUAL_SIZE = 224

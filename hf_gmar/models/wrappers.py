@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
-from hf_gmar._core.model_adapter import scores_of, unwrapped
+from hf_gmar._core.model_adapter import model_in, scores_of, unwrapped
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
@@ -37,9 +37,9 @@ class LogitsModel(nn.Module):
 
     def __init__(self, model: Callable[..., Any], **forward_kwargs: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model = model_in(model)
         self.forward_kwargs = forward_kwargs
-        self.training = bool(getattr(model, "training", False))
+        self.training = bool(getattr(self.model, "training", False))
 
     def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute logits (B, C) of pixel values (B, channels, height, width).
@@ -72,7 +72,7 @@ class ZeroShotModel(nn.Module):
 
     Raises:
         UnsupportedModelError: the model is no image-text model, or its family is not known.
-        OptionError: no prompt, a prompt that is no text, or a prompt that is too long.
+        OptionError: no prompt, or a prompt that is no text, too long or given twice.
     """
 
     text: Tensor
@@ -139,6 +139,7 @@ class ZeroShotModel(nn.Module):
                 f"{type(tokenizer).__name__}"
             )
         tokens = tokenizer(self.prompts, **{"padding": True, **padding})
+        _check_different(self.prompts, tokens["input_ids"])
         length = max(map(len, tokens["input_ids"]))
         if length > limit:
             raise OptionError(
@@ -168,6 +169,16 @@ def _image_text_model(model: Any) -> PreTrainedModel:
 def _normalised(features: Tensor) -> Tensor:
     length: Tensor = features.norm(p=2, dim=-1, keepdim=True)
     return features / length
+
+
+def _check_different(prompts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+    """Raise an OptionError for prompts that the model reads as the same text."""
+    for place, ids in enumerate(tokens):
+        if (first := tokens.index(ids)) < place:
+            raise OptionError(
+                f"the prompts {prompts[first]!r} and {prompts[place]!r} are the same text for the "
+                "model, and each prompt is one class; give it once"
+            )
 
 
 def _checked_prompts(prompts: Any) -> list[str]:

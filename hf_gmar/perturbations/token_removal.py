@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gmar._core.attention import masked_keys_here
+from hf_gmar._core.families import model_type
 from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.threads import hook_here, replaced_here
@@ -72,8 +73,8 @@ class DropSites:
             if isinstance(getattr(part, _TABLE, None), Tensor)
         ]
         rotary = any(name in _arguments(type(layers[0]).forward) for name in _ROTARY)
-        kind = getattr(adapter.vision_model.config, "model_type", None)
-        return cls(layers, biases, rotary and kind not in _ROTARY_BY_IMAGE)
+        by_image = model_type(adapter.vision_model) in _ROTARY_BY_IMAGE
+        return cls(layers, biases, rotary and not by_image)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,26 @@ from benchmarks.threads import busy_threads
 from hf_gmar import GMAR, AttentionRollout, LeGrad, TokenGradCAM, compare
 from hf_gmar._core.model_adapter import scores_of
 from hf_gmar._core.request import ForwardRequest
-from tests.reference.cases import BATCH, ENGINE_OPTIONS, TARGETS, VIT, Around, every_engine
+from tests.reference.cases import (
+    BATCH,
+    ENGINE_OPTIONS,
+    TARGETS,
+    VIT,
+    Around,
+    every_engine,
+    shared,
+)
 from tests.reference.parity import same
 from tests.reference.tolerances import PATIENCE
 from tests.support.threads import Halfway
+
+
+@functools.cache
+def undisturbed(engine: str, one_class: bool = False) -> Tensor:
+    """What GMAR gives where no other thread uses the model."""
+    gmar = GMAR(shared(VIT), **ENGINE_OPTIONS[engine])
+    found: Tensor = gmar.attribute(VIT.images(), 3 if one_class else TARGETS)
+    return found
 
 
 @every_engine
@@ -27,7 +44,7 @@ from tests.support.threads import Halfway
 def test_two_threads_explain_one_model(training: bool, engine: str) -> None:
     model = VIT.build(hidden_dropout_prob=0.5).train(training)
     halfway, gmar = Halfway(), GMAR(model, **ENGINE_OPTIONS[engine])
-    wanted = gmar.attribute(VIT.images(), TARGETS)
+    wanted = undisturbed(engine)
     model.vit.layers[1].register_forward_hook(halfway)
     with ThreadPoolExecutor(2) as pool:
         one = halfway.during(lambda: gmar.attribute(VIT.images(), TARGETS), pool)
@@ -41,6 +58,7 @@ def test_two_threads_explain_one_model(training: bool, engine: str) -> None:
     assert all(module.training == training for module in model.modules())
 
 
+@pytest.mark.pairwise
 @every_engine
 @pytest.mark.parametrize("method", [GMAR, LeGrad, AttentionRollout])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -138,9 +156,7 @@ def test_an_explanation_inside_an_explanation(engine: str, inner: str) -> None:
     model = VIT.build()
     gmar = GMAR(model, **ENGINE_OPTIONS[engine])
     found: list[Any] = []
-    wanted = gmar.attribute(VIT.images(), TARGETS)
     other = GMAR(model, **ENGINE_OPTIONS[inner])
-    wanted_inside = other.attribute(VIT.images(), 3)
 
     def explain(*_: Any) -> None:
         if not found:
@@ -148,8 +164,8 @@ def test_an_explanation_inside_an_explanation(engine: str, inner: str) -> None:
             found.append(other.attribute(VIT.images(), 3))
 
     model.vit.layers[2].register_forward_pre_hook(explain)
-    assert same(gmar.attribute(VIT.images(), TARGETS), wanted)
-    assert same(found[1], wanted_inside)
+    assert same(gmar.attribute(VIT.images(), TARGETS), undisturbed(engine))
+    assert same(found[1], undisturbed(inner, one_class=True))
 
 
 @every_engine
@@ -188,21 +204,26 @@ class Counting:
         return run
 
 
+def two_layers() -> Any:
+    """As few as have one above another: compiling takes long for each."""
+    return VIT.build(num_hidden_layers=2)
+
+
 def in_place(backend: Counting) -> Any:
-    model = VIT.build()
+    model = two_layers()
     model.compile(backend=backend)
     return model
 
 
 def layers_in_place(backend: Counting) -> Any:
-    model = VIT.build()
+    model = two_layers()
     for layer in model.vit.layers:
         layer.compile(backend=backend)
     return model
 
 
 def inside(backend: Counting) -> Any:
-    return Around(torch.compile(VIT.build(), backend=backend), lambda vit, pixels: vit(pixels))
+    return Around(torch.compile(two_layers(), backend=backend), lambda vit, pixels: vit(pixels))
 
 
 @pytest.fixture
@@ -217,22 +238,23 @@ FORMS = pytest.mark.parametrize("compiled", [in_place, layers_in_place, inside])
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@every_engine
 @FORMS
-def test_compiled_models(compiled: Callable[[Counting], Any], engine: str) -> None:
-    """Explained as they were written, and compiled again afterwards."""
-    backend = Counting()
+def test_compiled_models(compiled: Callable[[Counting], Any]) -> None:
+    """Explained by each engine as they were written, and compiled again after each."""
+    backend, plain = Counting(), two_layers()
     model = compiled(backend)
-    wanted = GMAR(VIT.build(), **ENGINE_OPTIONS[engine]).attribute(VIT.images(), TARGETS)
     with torch.no_grad():
         model(VIT.images())
-        before = backend.runs
-        assert before
-        got = GMAR(model, **ENGINE_OPTIONS[engine]).attribute(VIT.images(), TARGETS)
-        assert same(got, wanted)
-        assert backend.runs == before
-        model(VIT.images())
-    assert backend.runs == 2 * before
+        once = backend.runs
+        assert once
+        for engine, options in ENGINE_OPTIONS.items():
+            wanted = GMAR(plain, **options).attribute(VIT.images(), TARGETS)
+            before = backend.runs
+            got = GMAR(model, **options).attribute(VIT.images(), TARGETS)
+            assert same(got, wanted), engine
+            assert backend.runs == before, engine
+            model(VIT.images())
+            assert backend.runs == before + once, engine
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -273,16 +295,17 @@ def test_compiled_models_run_in_other_threads(
 
 def test_four_threads_explain_and_one_predicts() -> None:
     """The same for a minute, on a larger model: benchmarks/threads.py."""
-    assert busy_threads(VIT.build(), VIT.images(), seconds=2.0).wrong == 0
+    assert busy_threads(VIT.build(), VIT.images(), seconds=1.0).wrong == 0
 
 
-@every_engine
-@pytest.mark.parametrize("method", [GMAR, LeGrad, TokenGradCAM])
-def test_a_comparison_takes_its_turn(method: Any, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "engine"),
+    [*itertools.product([GMAR, LeGrad], ENGINE_OPTIONS), (TokenGradCAM, None)],
+)
+def test_a_comparison_takes_its_turn(method: Any, engine: str | None) -> None:
     """What another thread's explanation has on the model meanwhile is not the model's own."""
     model = VIT.build().train()
-    options = {} if method is TokenGradCAM else ENGINE_OPTIONS[engine]
-    halfway, explain = Halfway(), method(model, **options)
+    halfway, explain = Halfway(), method(model, **(ENGINE_OPTIONS[engine] if engine else {}))
     wanted = explain.attribute(VIT.images(), TARGETS)
     model.classifier.register_forward_hook(halfway)
     before = {name: len(part._forward_hooks) for name, part in model.named_modules()}

@@ -84,7 +84,23 @@ def test_a_contrast(output: Path, bundled: LoadedModel, scene: Image.Image) -> N
         alone = GMAR(bundled.model).attribute_patches(pixels, heart, contrast=cross)
         assert np.allclose(stored["maps"][0], alone, atol=1e-6)
     assert "Saliency failed: Captum's methods explain one score" in done.out
-    assert json.loads((output / "comparison.json").read_text())["forward"] is None
+
+
+def test_without_measurement_there_are_no_costs(output: Path) -> None:
+    for words, has_costs in ((["--no-measure"], False), ([], True)):
+        done = compared(output, "--methods", "gmar", "raw-attention", *words)
+        assert done.code == 0, done.err
+        stored = json.loads((output / "comparison.json").read_text())
+        assert (stored["forward"] is not None) == has_costs
+        for name in ("seconds", "time_to_forward", "peak_bytes"):
+            assert all((name in row) == has_costs for row in stored["methods"])
+        page = (output / "comparison.md").read_text()
+        for text in (done.out, page):
+            assert ("time" in text) == ("memory" in text) == has_costs
+            assert "r with 2" in text
+        (row,) = (line for line in page.splitlines() if line.startswith("| 1 |"))
+        assert row.count("|") == (7 if has_costs else 5)
+        assert " - " not in row
 
 
 def test_prompts_are_classes(output: Path, tmp_path: Path) -> None:
@@ -224,8 +240,8 @@ def test_images_that_do_not_fit_together(tmp_path: Path, output: Path) -> None:
 
 
 def test_a_narrow_terminal_and_a_wide_one(tmp_path: Path) -> None:
-    words = ["compare", "--methods", "gmar", "gmar", "gmar", "gmar", "gmar", "--no-measure"]
-    for width, last in (("80", "r with 1"), ("160", "r with 5")):
+    words = ["compare", "--methods", *["gmar"] * 7, "--no-measure"]
+    for width, last in (("80", "r with 1"), ("160", "r with 7")):
         (done,) = run_elsewhere([words], tmp_path, HF_HUB_OFFLINE="1", COLUMNS=width)
         assert done.code == 0
         assert last in done.out

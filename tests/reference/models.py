@@ -12,9 +12,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from hf_gmar import ZeroShotModel
+from hf_gmar.data import CLASSES
+from hf_gmar.models import LoadedModel
 
 LABELS = 7
 LAYERS = 3
@@ -114,6 +122,20 @@ def prompted(
     if attention != "sdpa":
         model.vision_model.set_attn_implementation(attention)
     return prompted
+
+
+def scene_model() -> LoadedModel:
+    """An untrained model with the classes, the image size and the patches of the bundled one."""
+    model = build(
+        ViTForImageClassification,
+        ViTConfig,
+        image_size=96,
+        patch_size=12,
+        num_labels=len(CLASSES),
+        id2label=dict(enumerate(CLASSES)),
+        problem_type="multi_label_classification",
+    )
+    return LoadedModel("tiny", model, ViTImageProcessorPil(size={"height": 96, "width": 96}))
 
 
 class Around(nn.Module):

@@ -21,6 +21,17 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def run_digest(settings: Mapping[str, Any]) -> str:
+    """Hash the settings of a run, without the model's name."""
+    return digest(without_name(settings))
+
+
+def without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the model's name, since other paths may lead to the same weights, which are hashed."""
+    model = settings.get("model", {})
+    return {**settings, "model": {key: model[key] for key in model if key != "name"}}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Describe each difference of two settings in one line."""
     lines: list[str] = []

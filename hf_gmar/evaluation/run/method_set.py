@@ -83,7 +83,9 @@ class MethodSet:
             if isinstance(spec.method, AttributionMethod):
                 moved: Any = copy.copy(spec.method)
                 moved.model = model
-                moved.adapter = replace(adapter, layout=moved.adapter.layout)  # keeps its readout
+                moved.adapter = replace(
+                    adapter, layout=moved.adapter.layout, own_readout=moved.adapter.own_readout
+                )
                 specs[label] = replace(spec, method=moved)
         return MethodSet(adapter, specs, self.readout, self.seed)
 

@@ -14,7 +14,7 @@ from hf_gmar.data.base import ImageDataset
 from hf_gmar.errors import EvaluationError
 from hf_gmar.evaluation.run.distributed import Processes
 from hf_gmar.evaluation.run.examples import save_example
-from hf_gmar.evaluation.run.fingerprint import digest
+from hf_gmar.evaluation.run.fingerprint import run_digest
 from hf_gmar.evaluation.run.per_image import ImageEvaluator
 from hf_gmar.evaluation.run.plan import Plan, evenly_spaced
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
@@ -45,7 +45,7 @@ class Runner:
         if self.folder is None:
             rows = self._measure(list(range(len(self.data))), None)
             return last_of_each(self.processes.gathered(rows), self._labels)
-        store = Store(self.folder, self.processes.number, digest(self.settings))
+        store = Store(self.folder, self.processes.number, run_digest(self.settings))
         with ExitStack() as stack:
             self.processes.agreed(lambda: self._open(store, stack))
             if not store.is_of(self.settings):  # the processes do not share the folder

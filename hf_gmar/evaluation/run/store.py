@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from hf_gmar._utils.files import whole_file
 from hf_gmar.errors import EvaluationError
-from hf_gmar.evaluation.run.fingerprint import differences, digest
+from hf_gmar.evaluation.run.fingerprint import differences, run_digest, without_name
 
 Row: TypeAlias = dict[str, Any]
 """The measurements of one image by one method; without a method, the error of the image."""
@@ -89,13 +89,13 @@ class Store:
         elif old is not None and self._files():
             self._check(old, settings)
         with whole_file(self.folder / SETTINGS) as part:
-            text = json.dumps({"digest": digest(settings), **settings}, indent=1)
+            text = json.dumps({"digest": run_digest(settings), **settings}, indent=1)
             part.write_text(text + "\n", encoding="utf-8")
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the folder on this machine is of a run with these settings."""
         old = self._settings()
-        return old is not None and old.get("digest") == digest(settings)
+        return old is not None and old.get("digest") == run_digest(settings)
 
     def _settings(self) -> dict[str, Any] | None:
         """Read the settings on disk; raise an error if the file is not of a run."""
@@ -113,10 +113,10 @@ class Store:
         )
 
     def _check(self, old: dict[str, Any], settings: Mapping[str, Any]) -> None:
-        if old.pop("digest") == digest(settings):
+        if old.pop("digest") == run_digest(settings):
             return
         # JSON turns tuples into lists, so both sides are compared as JSON data.
-        lines = differences(old, json.loads(json.dumps(settings)))
+        lines = differences(without_name(old), without_name(json.loads(json.dumps(settings))))
         raise EvaluationError(
             f"{self.folder} holds a run with other settings ({'; '.join(lines[:6])}"
             f"{'; ...' if len(lines) > 6 else ''}); name another folder, or start again with "

@@ -171,7 +171,7 @@ NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, str]] = {
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "with a head of your own"),
     "a body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),
     "a tower": (CLIPVisionConfig(), "CLIPVisionModel", "CLIPForImageClassification"),
-    "text": (BertConfig(), "BertForMaskedLM", "is not a known family"),
+    "text": (BertConfig(), "BertForMaskedLM", "takes input_ids, not pixel_values"),
     "text, no class": (BertConfig(), None, "has no image classifier for its BertConfig; 'hf-gmar"),
     "a config that can't be": (
         ViTConfig(hidden_act="zorro"), "ViTForImageClassification", "KeyError: 'zorro'",

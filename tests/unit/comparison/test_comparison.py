@@ -29,6 +29,7 @@ from captum.attr import (
     Saliency,
     ShapleyValueSampling,
 )
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
@@ -41,7 +42,7 @@ from hf_gmar.comparison.isolation import preserve_state, seeded
 from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.methods import METHODS, AttributionMethod
-from tests.reference.cases import MODELS, VIT, ModelCase
+from tests.reference.cases import MODELS, VIT, ModelCase, shared
 from tests.reference.parity import same
 from tests.support.state import unchanged, used
 
@@ -80,7 +81,14 @@ class Calling(Attribution):  # type: ignore[misc]  # Captum's base is untyped
 
 
 def vit() -> Any:
-    return VIT.build()
+    """The model of all tests that only read it."""
+    return shared(VIT)
+
+
+@pytest.fixture
+def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured calls run twice, not up to six times, for tests that do not look at seconds."""
+    monkeypatch.setattr("hf_gmar.comparison.cost._REPEATS", 1)
 
 
 def noting(what: Callable[[Any], Any], into: list[Any]) -> Calling:
@@ -110,21 +118,28 @@ def quick(model: Any, *arguments: Any, **more: Any) -> Comparison:
 def test_captums_maps_are_captums(target: Any) -> None:
     model, images = vit(), VIT.images()
     logits = LogitsModel(model)
+    whole = isinstance(target, list)  # by every method, and with Captum's own number of steps
     window = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
     mask = torch.arange(16).view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     alone: list[tuple[Any, dict[str, Any]]] = [
-        (IntegratedGradients(logits), {}),
+        (IntegratedGradients(logits), {} if whole else {"n_steps": 4}),
         (Saliency(logits), {}),
         (InputXGradient(logits), {}),
-        (Occlusion(logits), window),
-        (FeatureAblation(logits), {"feature_mask": mask}),
         (GradientShap(logits), {"baselines": torch.zeros(1, 3, 32, 32)}),
         (NoiseTunnel(Saliency(logits)), {}),
-        (NoiseTunnel(Occlusion(logits)), {**window, "nt_samples": 2}),
     ]
+    if whole:
+        alone += [
+            (Occlusion(logits), window),
+            (FeatureAblation(logits), {"feature_mask": mask}),
+            (NoiseTunnel(Occlusion(logits)), {**window, "nt_samples": 2}),
+        ]
     classes = model(images).logits.argmax(1) if target is None else target
-    columns = [MethodSpec(method, options={"nt_samples": 2} if "nt_samples" in given else {})
-               for method, given in alone]  # fmt: skip
+    said = {"n_steps", "nt_samples"}
+    columns = [
+        MethodSpec(method, options={key: given[key] for key in said & given.keys()})
+        for method, given in alone
+    ]
     found = quick(model, images, columns, target)
     assert not found.failures
     for (method, options), patches in zip(alone, found.maps.values(), strict=True):
@@ -135,7 +150,7 @@ def test_captums_maps_are_captums(target: Any) -> None:
 
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 def test_every_family_and_grid(case: ModelCase) -> None:
-    model, images = case.build(), case.images()
+    model, images = shared(case), case.images()
     logits = LogitsModel(model, **case.forward_kwargs)
     found = quick(
         model, images, ["gmar", Saliency(logits), Occlusion(logits)], **case.forward_kwargs
@@ -203,7 +218,7 @@ def test_keywords_of_the_user_go_first() -> None:
 
 def test_options_contrast_and_keywords_reach_our_methods() -> None:
     case = next(one for one in MODELS if one.name == "vit-interpolated")
-    model, images = case.build(), case.images()
+    model, images = shared(case), case.images()
     gmar = GMAR(model)
     found = quick(model, images, [("gmar", {"alpha": 0.0}), gmar, NoiseTunnel(gmar)], 1, 2,
                   **case.forward_kwargs)  # fmt: skip
@@ -343,6 +358,7 @@ def raising(error: BaseException) -> Calling:
     return Calling(call)
 
 
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize("measure", [True, False])
 def test_a_method_that_fails_says_why_and_the_others_go_on(measure: bool) -> None:
     model, images = vit(), VIT.images()
@@ -374,11 +390,12 @@ def test_a_method_that_fails_says_why_and_the_others_go_on(measure: bool) -> Non
 
 @pytest.mark.parametrize("measure", [True, False])
 def test_stopping_stops(measure: bool) -> None:
-    model = vit()
+    model = VIT.build()
     with unchanged(model), pytest.raises(KeyboardInterrupt):
         compare(model, VIT.images(), [raising(KeyboardInterrupt())], measure=measure)
 
 
+@pytest.mark.usefixtures("few_dots")
 def test_all_methods_may_fail(tmp_path: Path) -> None:
     found = compare(vit(), VIT.images(), {"a": raising(ValueError()), "b": raising(TypeError())})
     assert found.correlations.shape == (0, 0)
@@ -414,6 +431,7 @@ class Careless(Attribution):  # type: ignore[misc]  # Captum's base is untyped
         raise ValueError("on the way")
 
 
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize("measure", [True, False])
 @pytest.mark.parametrize("grads", [True, False])
 def test_everything_comes_back_as_it_was(measure: bool, grads: bool) -> None:
@@ -424,7 +442,8 @@ def test_everything_comes_back_as_it_was(measure: bool, grads: bool) -> None:
     kept = images.detach().clone()
     methods: list[Any] = [
         Careless(logits), "gmar", DeepLift(logits), LRP(logits), GradientShap(logits),
-        NoiseTunnel(Saliency(logits)), IntegratedGradients(logits), Careless(logits.forward),
+        NoiseTunnel(Saliency(logits)),
+        MethodSpec(IntegratedGradients(logits), options={"n_steps": 4}), Careless(logits.forward),
     ]  # fmt: skip
     with unchanged(model, logits), torch.set_grad_enabled(grads):
         found = compare(model, images, methods, 1, measure=measure)
@@ -439,7 +458,7 @@ def test_everything_comes_back_as_it_was(measure: bool, grads: bool) -> None:
 
 def test_a_deep_lift_that_fails_leaves_no_hooks() -> None:
     """Its hooks are set when its backward fails."""
-    model = vit()
+    model = VIT.build()
     logits = LogitsModel(model)
     with unchanged(model, logits):
         found = quick(
@@ -472,6 +491,7 @@ def test_dropout_is_off_for_captum_too() -> None:
     assert model.training
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_random_methods_repeat() -> None:
     model, images = vit(), VIT.images()
     logits = LogitsModel(model)
@@ -511,10 +531,11 @@ class _InBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        torch.ones(10_000_000)
+        torch.ones(4_000_000)
         return gradient
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_memory_of_known_allocations() -> None:
     model, images = vit(), VIT.images()
 
@@ -524,12 +545,12 @@ def test_memory_of_known_allocations() -> None:
         (gradient,) = torch.autograd.grad(through.apply(inputs).sum(), inputs)
         return gradient
 
-    kept = torch.ones(20_000_000)  # what is there before does not count
-    methods = {"ten": allocating(10_000_000), "one": allocating(1_000_000)}
+    kept = torch.ones(8_000_000)  # what is there before does not count
+    methods = {"four": allocating(4_000_000), "one": allocating(1_000_000)}
     found = compare(model, images, {**methods, "backward": Calling(backward)}, 1)
-    assert found.peaks["ten"] == pytest.approx(4e7, rel=0.01)
+    assert found.peaks["four"] == pytest.approx(1.6e7, rel=0.01)
     assert found.peaks["one"] == pytest.approx(4e6, rel=0.02)
-    assert found.peaks["backward"] == pytest.approx(4e7, rel=0.01)
+    assert found.peaks["backward"] == pytest.approx(1.6e7, rel=0.01)
     del kept
 
 
@@ -545,6 +566,7 @@ def test_what_a_call_frees_makes_room_for_nothing() -> None:
     assert spent.peak == 2_000_000
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_memory_of_the_streaming_engine_is_seen() -> None:
     """One layer's activations at least; the dense engine keeps all attention maps besides."""
     case = VIT
@@ -558,6 +580,7 @@ def test_memory_of_the_streaming_engine_is_seen() -> None:
     assert found.peaks["d"] > attention
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_costs_are_there() -> None:
     model = vit()
     found = compare(model, VIT.images(), ["gmar", Saliency(LogitsModel(model))], 1)
@@ -619,6 +642,7 @@ def test_the_reference_is_the_plain_forward() -> None:
     assert not any(calls)
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_within_a_profiler_of_the_callers_memory_is_not_known() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
         found = compare(vit(), VIT.images(), ["gmar"])
@@ -628,6 +652,7 @@ def test_within_a_profiler_of_the_callers_memory_is_not_known() -> None:
     assert "MB" not in found.figure().axes[1].texts[0].get_text()
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_measuring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     compare(vit(), VIT.images(), ["gmar"])
     assert capfd.readouterr() == ("", "")
@@ -690,7 +715,7 @@ def test_correlations_are_those_of_the_maps() -> None:
 # Table, figure, files.
 
 
-def example(measure: bool = False) -> Comparison:
+def example_of(measure: bool) -> Comparison:
     model = vit()
     torch.manual_seed(5)
     methods: dict[str, Any] = {
@@ -701,8 +726,20 @@ def example(measure: bool = False) -> Comparison:
                    measure=measure)  # fmt: skip
 
 
-def test_the_table_as_markdown() -> None:
-    found = example(measure=True)
+@pytest.fixture(scope="module")
+def example() -> Comparison:
+    """Without costs."""
+    return example_of(measure=False)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Comparison:
+    """With the costs of each."""
+    return example_of(measure=True)
+
+
+def test_the_table_as_markdown(measured: Comparison) -> None:
+    found = measured
     lines = found.table().splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[0].endswith("| r with 1 | r with 3 | r with 4 |")
@@ -715,8 +752,8 @@ def test_the_table_as_markdown() -> None:
     assert lines[-1] == r"bad \| one failed: ValueError: no $ here"
 
 
-def test_the_table_as_json() -> None:
-    found = example(measure=True)
+def test_the_table_as_json(measured: Comparison) -> None:
+    found = measured
     stored = json.loads(found.table("json"))
     rows = stored["methods"]
     assert [row["method"] for row in rows] == ["up", "bad | one", "flat", "gmar"]
@@ -731,24 +768,24 @@ def test_the_table_as_json() -> None:
     assert stored["settings"]["seed"] == 0
 
 
-def test_the_table_as_a_data_frame() -> None:
+def test_the_table_as_a_data_frame(measured: Comparison) -> None:
     pandas = pytest.importorskip("pandas")
-    frame = example(measure=True).table("pandas")
+    frame = measured.table("pandas")
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.index) == ["up", "bad | one", "flat", "gmar"]
     assert frame.loc["up", "r with up"] == 1
     assert frame.loc["gmar", "seconds"] > 0
 
 
-def test_without_pandas_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pandas_it_is_said(example: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(OptionError, match="pip install pandas"):
-        example().table("pandas")
+        example.table("pandas")
 
 
-def test_another_format_is_refused() -> None:
+def test_another_format_is_refused(example: Comparison) -> None:
     with pytest.raises(OptionError, match="markdown, json, pandas, got 'html'"):
-        example().table("html")  # type: ignore[arg-type]
+        example.table("html")  # type: ignore[arg-type]
 
 
 def test_probabilities_and_labels() -> None:
@@ -760,8 +797,8 @@ def test_probabilities_and_labels() -> None:
     assert found.labels == ("LABEL_5", "LABEL_0", "LABEL_3")
 
 
-def test_saved_files_can_be_read_back(tmp_path: Path) -> None:
-    found = example(measure=True)
+def test_saved_files_can_be_read_back(measured: Comparison, tmp_path: Path) -> None:
+    found = measured
     paths = found.save(tmp_path / "new" / "folder")
     assert [path.name for path in paths] == [
         "comparison.png", "comparison.md", "comparison.json", "maps.npz",
@@ -780,25 +817,32 @@ def test_saved_files_can_be_read_back(tmp_path: Path) -> None:
         assert picture.width > 1000
 
 
-def test_files_are_there_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = example()
+@pytest.mark.usefixtures("few_dots")
+def test_files_are_there_all_or_none(
+    example: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "comparison.md").write_text("old")
     monkeypatch.setattr(np, "savez", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        found.save(tmp_path)
+        example.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["comparison.md"]
     assert (tmp_path / "comparison.md").read_text() == "old"
 
 
-def heats(found: Comparison) -> list[Any]:
+def heats(figure: Figure) -> list[Any]:
     """The heatmaps of a figure, by row and then by method."""
-    return [axes.images[1] for axes in found.figure().axes if len(axes.images) == 2]
+    return [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
 
 
-def test_the_figure_shows_each_map_on_one_scale() -> None:
-    found = example()
-    drawn = heats(found)
-    shown = [[found.maps[label][image] for image in range(3)] for label in found.maps]
+@pytest.fixture(scope="module")
+def figure(example: Comparison) -> Figure:
+    """Of the example without costs."""
+    return example.figure()
+
+
+def test_the_figure_shows_each_map_on_one_scale(example: Comparison, figure: Figure) -> None:
+    drawn = heats(figure)
+    shown = [[example.maps[label][image] for image in range(3)] for label in example.maps]
     assert len(drawn) == 9
     for artist, patches in zip(drawn, itertools.chain(*shown), strict=True):
         top = patches.abs().max().item() or 1
@@ -808,22 +852,25 @@ def test_the_figure_shows_each_map_on_one_scale() -> None:
 
 
 def test_a_figure_without_negative_values_starts_at_zero() -> None:
-    for artist in heats(quick(vit(), VIT.images(), ["gmar", ("gmar", {"norm": "l2"})])):
+    found = quick(vit(), VIT.images(batch=1), ["gmar", ("gmar", {"norm": "l2"})])
+    drawn = heats(found.figure())
+    assert len(drawn) == 2
+    for artist in drawn:
         assert artist.get_clim() == (0, 1)
         assert artist.get_cmap().name == "inferno"
 
 
-def test_the_figure_says_what_it_shows() -> None:
-    figure = example(measure=True).figure()
-    words = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+def test_the_figure_says_what_it_shows(measured: Comparison, figure: Figure) -> None:
+    with_costs = measured.figure()
+    words = " ".join(text.get_text() for axes in with_costs.axes for text in axes.texts)
     words = " ".join(words.split())
     for part in ("LABEL_5", "a.png", "bad | one", r"failed: ValueError: no \$ here", "forwards",
                  "red: for the class, blue: against it"):  # fmt: skip
         assert part in words, part
-    caption = " ".join(figure.texts[-1].get_text().split())
+    caption = " ".join(with_costs.texts[-1].get_text().split())
     for part in ("divided by its largest", "a plain forward", "memory in use before"):
         assert part in caption, part
-    assert "Captum" in " ".join(example().figure().texts[-1].get_text().split())
+    assert "Captum" in " ".join(figure.texts[-1].get_text().split())
 
 
 def test_pixels_are_drawn_from_darkest_to_brightest() -> None:
@@ -834,13 +881,24 @@ def test_pixels_are_drawn_from_darkest_to_brightest() -> None:
         assert (drawn - expected).abs().max() <= 0.51
 
 
-@pytest.mark.parametrize(("images", "methods"), [(1, 1), (1, 12), (3, 14), (2, 7), (1, 8)])
-@pytest.mark.parametrize("label", ["short", "a label that is much too long for its column"])
+LONG = "a label that is much too long for its column"
+SHAPES = [
+    (2, 7, "short"), (1, 1, "short"), (1, 8, LONG), (2, 14, LONG), (1, 1, LONG),
+]  # fmt: skip
+MORE_SHAPES = [(1, 8, "short"), (1, 12, "short"), (1, 12, LONG), (2, 7, LONG), (3, 14, "short"),
+               (3, 14, LONG)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("images", "methods", "label"),
+    [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.extended) for shape in MORE_SHAPES)],
+)
 def test_nothing_in_the_figure_overlaps_or_is_cut_off(
     images: int, methods: int, label: str
 ) -> None:
     model = vit()
-    given: dict[str, Any] = {f"{label} {number}": "gmar" for number in range(methods - 1)}
+    ours = Fixed(model, torch.ones(4, 4))
+    given: dict[str, Any] = {f"{label} {number}": ours for number in range(methods - 1)}
     given["bad"] = raising(ValueError("a reason that is long and goes on, " * 20))
     names = [f"{'photo_of_something_' * 4}{number}.png" for number in range(images)]
     found = quick(model, VIT.images(batch=images), given, names=names)

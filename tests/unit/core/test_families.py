@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,24 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersForImageClassification,
+    IJepaConfig,
+    IJepaModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
     ViTModel,
+    ViTMSNConfig,
+    ViTMSNModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -37,9 +53,22 @@ from hf_gmar._core.families import (
 )
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import layers_of
+from hf_gmar.cli.catalogue import describe
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
+from hf_gmar.models import load_config
+from hf_gmar.models.hub_errors import takes_prompts
 from tests.reference import oracles
-from tests.reference.cases import MODELS, MORE_MODELS, TARGETS, VIT, Around, ModelCase, build
+from tests.reference.cases import (
+    LABELS,
+    MODELS,
+    MORE_MODELS,
+    TARGETS,
+    VIT,
+    Around,
+    ModelCase,
+    build,
+)
+from tests.reference.models import SIZES
 from tests.reference.parity import near, relative_error, same
 from tests.reference.tolerances import PARITY
 
@@ -167,7 +196,8 @@ def test_a_users_word_goes_before_the_class_head() -> None:
     got = GMAR(model, readout="patches").attribute_patches(images, TARGETS)
     wanted = oracles.gmar(oracles.trace(model, images, TARGETS, reads="patches"))
     assert near(got, wanted.patches, PARITY)
-    assert not same(got, GMAR(model).attribute_patches(images, TARGETS))
+    with pytest.raises(ModelOutputError, match=r"class head of ViTForImage.*readout="):
+        GMAR(model).attribute_patches(images, TARGETS)
 
 
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
@@ -270,14 +300,95 @@ def test_an_error_of_the_users_own_stays() -> None:
         GMAR(Around(VIT.build(), how)).attribute(torch.randn(1, 3, 40, 16), 3)
 
 
+def _sizes(**more: Any) -> dict[str, Any]:
+    sizes = {name: value for name, value in SIZES.items() if name != "num_labels"}
+    return {**sizes, **more}
+
+
+LOADED_INTO: dict[str, tuple[Callable[[], Any], type[Any]]] = {
+    "vit-mae": (
+        lambda: ViTMAEForPreTraining(
+            ViTMAEConfig(
+                **_sizes(
+                    decoder_hidden_size=16,
+                    decoder_num_hidden_layers=1,
+                    decoder_num_attention_heads=2,
+                    decoder_intermediate_size=16,
+                )
+            )
+        ),
+        ViTForImageClassification,
+    ),
+    "deit": (lambda: DeiTModel(DeiTConfig(**_sizes())), ViTForImageClassification),
+    "vit-msn": (lambda: ViTMSNModel(ViTMSNConfig(**_sizes())), ViTForImageClassification),
+    "ijepa": (lambda: IJepaModel(IJepaConfig(**_sizes())), ViTForImageClassification),
+    "vit": (lambda: ViTModel(ViTConfig(**_sizes())), DeiTForImageClassification),
+    "vit-teacher": (
+        lambda: ViTModel(ViTConfig(**_sizes())),
+        DeiTForImageClassificationWithTeacher,
+    ),
+    "dinov2": (
+        lambda: Dinov2Model(Dinov2Config(**_sizes())),
+        Dinov2WithRegistersForImageClassification,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", LOADED_INTO)
+def test_the_class_is_the_family_whatever_the_checkpoint(name: str, tmp_path: Path) -> None:
+    """Weights of one class in another: the config keeps the name of the checkpoint."""
+    make, head = LOADED_INTO[name]
+    make().save_pretrained(tmp_path / "body")
+    loaded = head.from_pretrained(
+        tmp_path / "body", num_labels=LABELS, ignore_mismatched_sizes=True
+    ).eval()
+    assert loaded.config.model_type != head.config_class.model_type
+    plain = head(head.config_class(**SIZES)).eval()
+    plain.load_state_dict(loaded.state_dict())
+    images = VIT.images()
+    wanted = GMAR(plain).attribute_patches(images, 1)
+    assert same(GMAR(loaded).attribute_patches(images, 1), wanted)
+    assert GMAR(loaded).adapter.layout == GMAR(plain).adapter.layout
+    described = describe(loaded.config, "name")
+    assert described.explained, described.how
+    assert described.facts["model type"] == head.config_class.model_type
+    loaded.save_pretrained(tmp_path / "again")
+    again = head.from_pretrained(tmp_path / "again").eval()
+    assert same(GMAR(again).attribute_patches(images, 1), wanted)
+    assert describe(load_config(tmp_path / "again"), "name").explained
+
+
+def test_a_config_is_what_its_class_is() -> None:
+    """Its own name is that of the checkpoint, from which weights may have come."""
+    config: Any = ViTConfig()
+    config.model_type = "clip"
+    assert families.model_type(config) == "vit"
+    assert not takes_prompts(config)
+    other = SimpleNamespace(model_type="of no class")
+    assert families.model_type(SimpleNamespace(config=other)) == "of no class"
+
+
+def test_a_config_of_another_class_than_the_model() -> None:
+    sizes: dict[str, Any] = SIZES
+    model = ViTForImageClassification(ViTMAEConfig(**sizes)).eval()  # type: ignore[arg-type]
+    assert families.model_type(model) == "vit"
+    assert GMAR(model).attribute(VIT.images(), 1).any()
+
+
+class UnheardConfig(ViTConfig):
+    """Of a family that the tables do not have."""
+
+    model_type = "unheard"
+
+
 @pytest.mark.usefixtures("layouts")
 def test_a_registered_family_with_a_readout_that_is_said() -> None:
     register_layout("vit", TokenLayout(readout=(0.0,), patch_size=(8, 8)))
     assert GMAR(VIT.build()).adapter.layout.readout == (0.0,)
     assert GMAR(VIT.build(), readout="cls").adapter.layout.readout == (1.0,)
     register_layout("unheard", TokenLayout(readout=(0.0, 0.0), rest="attention"))
-    model = VIT.build()
-    model.vit.config.model_type = "unheard"
+    model = build(ViTModel, UnheardConfig)
     said = GMAR(model, readout=(0.5, 0.0)).adapter.layout
     assert (said.readout, said.rest, said.patch_size) == ((0.5, 0.0), "patches", (8, 8))
     with pytest.raises(OptionError, match="share for each of 2 prefix tokens, got 'cls'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +11,48 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PatchTSTConfig,
+    PatchTSTForClassification,
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
     SwinForImageClassification,
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
+    VivitConfig,
+    VivitForVideoClassification,
+    YolosConfig,
+    YolosForObjectDetection,
 )
 
-from hf_gmar import GMAR
-from hf_gmar.errors import HfGmarError, ModelOutputError, UnsupportedModelError
-from tests.reference.cases import ENGINE_NAMES, ENGINE_OPTIONS, VIT, build
+from hf_gmar import (
+    GMAR,
+    AttentionRollout,
+    AttnLRP,
+    GradSAM,
+    InputXGradient,
+    LeGrad,
+    RawAttention,
+    TokenGradCAM,
+    TokenLayout,
+    register_layout,
+)
+from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
+from tests.reference import oracles
+from tests.reference.cases import ENGINE_NAMES, ENGINE_OPTIONS, VIT, Around, build
+from tests.reference.parity import near
 from tests.reference.refused import Action, Refused, around, run
+from tests.reference.tolerances import PARITY
 
 
 def model(make: Callable[[], Any]) -> Action:
@@ -56,6 +85,28 @@ class PatchMean(ViTForImageClassification):
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         """Scores from the mean of the patches."""
         return self.classifier(self.vit(pixel_values, **kwargs).last_hidden_state[:, 1:].mean(1))
+
+
+class Pair(nn.Module):
+    """The similarity of two images: one body runs twice."""
+
+    def __init__(self) -> None:
+        """Keep the body."""
+        super().__init__()
+        self.body = VIT.build()
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """One score for each pair."""
+        similarity: Tensor = (self.body(one).logits * self.body(other).logits).sum(1)
+        return similarity
+
+
+def _of_timm() -> nn.Module:
+    """A module whose class is in timm, which need not be installed."""
+    kind = type("VisionTransformer", (nn.Linear,), {"__module__": "timm.models.vision_transformer"})
+    made: nn.Module = kind(3, 3)
+    made.pretrained_cfg = {"architecture": "vit_tiny_patch16_224"}  # type: ignore[assignment]
+    return made
 
 
 class NewConfig(ViTConfig):
@@ -138,6 +189,74 @@ MODELS_REFUSED = (
         UnsupportedModelError,
         ("exactly one", "none", "nn.Module"),
     ),
+    Refused(
+        "sound",
+        model(lambda: build(ASTForAudioClassification, ASTConfig, max_length=32, num_mel_bins=16)),
+        UnsupportedModelError,
+        ("only models of images", "ASTForAudioClassification takes input_values"),
+    ),
+    Refused(
+        "text",
+        model(lambda: build(BertForSequenceClassification, BertConfig)),
+        UnsupportedModelError,
+        ("only models of images", "BertForSequenceClassification takes input_ids"),
+    ),
+    Refused(
+        "time series",
+        model(
+            lambda: PatchTSTForClassification(
+                PatchTSTConfig(d_model=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8)
+            )
+        ),
+        UnsupportedModelError,
+        ("only models of images", "past_values"),
+    ),
+    *(
+        Refused(
+            f"videos of {kind.__name__}",
+            model(functools.partial(build, kind, config, num_frames=4, **more)),
+            UnsupportedModelError,
+            (kind.__name__, "takes videos", "only images"),
+        )
+        for kind, config, more in (
+            (VideoMAEForVideoClassification, VideoMAEConfig, {}),
+            (TimesformerForVideoClassification, TimesformerConfig, {"attention": "eager"}),
+            (VivitForVideoClassification, VivitConfig, {"tubelet_size": [2, 8, 8]}),
+        )
+    ),
+    Refused(
+        "tokens for objects",
+        model(
+            lambda: build(
+                YolosForObjectDetection, YolosConfig, image_size=[32, 32], num_detection_tokens=5
+            )
+        ),
+        UnsupportedModelError,
+        ("YolosForObjectDetection", "objects after the patches"),
+    ),
+    Refused(
+        "timm",
+        model(_of_timm),
+        UnsupportedModelError,
+        (
+            "VisionTransformer is a model of timm",
+            "TimmWrapperForImageClassification",
+            "architecture='vit_tiny_patch16_224'",
+            "load_state_dict",
+        ),
+    ),
+    Refused(
+        "timm inside a module",
+        model(lambda: nn.Sequential(nn.Identity(), _of_timm())),
+        UnsupportedModelError,
+        ("Sequential holds none", "VisionTransformer is a model of timm"),
+    ),
+    Refused(
+        "another library",
+        model(lambda: nn.TransformerEncoderLayer(8, 2)),
+        UnsupportedModelError,
+        ("TransformerEncoderLayer holds none; pass a model of Transformers",),
+    ),
     Refused("None", model(lambda: None), UnsupportedModelError, ("exactly one", "NoneType")),
     Refused("name", model(lambda: "vit"), UnsupportedModelError, ("exactly one", "str")),
 )
@@ -165,7 +284,15 @@ OUTPUTS_REFUSED = (
         "two runs",
         run(lambda: around(lambda vit, pixels: vit(pixels).logits + vit(-pixels).logits)),
         ModelOutputError,
-        ("must run once", "ran 2 times"),
+        ("must run once", "ran 2 times", "features of the other image", "pass a module"),
+    ),
+    Refused(
+        "two images",
+        lambda engine: GMAR(Pair(), **ENGINE_OPTIONS[engine]).attribute(
+            VIT.images(), 0, VIT.images().flip(3)
+        ),
+        ModelOutputError,
+        ("must run once", "ran 2 times", "features of the other image of a pair", "one image"),
     ),
     Refused(
         "another size inside",
@@ -242,3 +369,60 @@ def test_an_error_of_the_model_itself_is_not_dressed_up() -> None:
     with pytest.raises(ValueError, match=r"^of my own$") as raised:
         GMAR(around(raising)).attribute(VIT.images(), 3)
     assert not isinstance(raised.value, HfGmarError)
+
+
+def test_the_other_image_embedded_first() -> None:
+    """What the message about pairs says can be done: the map is that of the first image's score."""
+    pair, images = Pair(), VIT.images()
+    with torch.no_grad():
+        other = pair.body(images[:1].flip(3)).logits
+    one_image = Around(pair.body, lambda vit, pixels: (vit(pixels).logits * other).sum(1, True))
+    got = GMAR(one_image).attribute_patches(images, 0)
+    traced = oracles.trace(one_image, images, [0, 0, 0], reads="cls")
+    assert near(got, oracles.gmar(traced).patches, PARITY)
+
+
+def _quantised(*names: str) -> Any:
+    kinds: Any = set(names) or {nn.Linear}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        return torch.ao.quantization.quantize_dynamic(VIT.build(), kinds, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("names", [(), ("vit.layers.1.mlp.fc1",), ("classifier",)])
+@pytest.mark.parametrize("method", [GMAR, GradSAM, LeGrad, AttnLRP, InputXGradient, TokenGradCAM])
+def test_quantised_weights_are_named(method: Any, names: tuple[str, ...]) -> None:
+    """Even one layer, beside which the residual connection would pass on half of the gradient."""
+    explain = method(_quantised(*names))
+    first = names[0] if names else "vit.layers.0.attention.q_proj"
+    with pytest.raises(UnsupportedModelError, match="quantised weights") as raised:
+        explain.attribute(VIT.images(), 3)
+    message = str(raised.value)
+    assert first in message
+    assert f"{1 if names else 19} layers of ViTForImageClassification" in message
+    assert "AttentionRollout" in message
+    assert "no_grad" not in message
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, RawAttention])
+def test_quantised_weights_need_no_gradient(method: Any) -> None:
+    got = method(_quantised()).attribute_patches(VIT.images())
+    wanted = method(VIT.build()).attribute_patches(VIT.images())
+    assert torch.allclose(got, wanted, rtol=0.2, atol=0.01)
+
+
+@pytest.mark.usefixtures("layouts")
+def test_layouts_that_can_not_be() -> None:
+    """Registered all the same: sound, videos, and tokens after the patches."""
+    for name in ("audio-spectrogram-transformer", "videomae", "yolos"):
+        register_layout(name, TokenLayout(readout=(1.0,), patch_size=(8, 8)))
+    with pytest.raises(UnsupportedModelError, match="only models of images"):
+        GMAR(build(ASTForAudioClassification, ASTConfig, max_length=32, num_mel_bins=16))
+    videos = build(VideoMAEForVideoClassification, VideoMAEConfig, num_frames=4)
+    with pytest.raises(InputError, match=r"5 dimensions: .*only images"):
+        GMAR(videos).attribute(torch.zeros(1, 4, 3, 32, 32), 0)
+    objects = build(
+        YolosForObjectDetection, YolosConfig, image_size=[32, 32], num_detection_tokens=5
+    )
+    with pytest.raises(ModelOutputError, match=r"22 tokens, .*after the patches"):
+        GMAR(objects).attribute(VIT.images(), (0, 0))

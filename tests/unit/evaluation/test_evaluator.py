@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +21,7 @@ from captum.attr import Saliency
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate, load_model
+from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar.comparison import MethodSpec
@@ -37,12 +39,16 @@ from hf_gmar.evaluation import CHEAP
 from hf_gmar.evaluation.run.plan import evenly_spaced
 from hf_gmar.methods import METHODS, AttributionMethod
 from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
-from hf_gmar.models import LoadedModel
+from hf_gmar.models import LoadedModel, load_model
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
+from tests.reference.models import scene_model
+from tests.support import folders
 from tests.support.state import unchanged
 
 NAMES = ["gmar", "grad-sam", "random"]
+
+pytestmark = pytest.mark.usefixtures("few_dots")
 
 
 def by_method(found: Evaluation, index: int) -> dict[str, dict[str, Any]]:
@@ -83,15 +89,24 @@ def area(curve: Sequence[float]) -> float:
     return sum((left + right) / 2 for left, right in steps) / (len(curve) - 1)
 
 
-@pytest.mark.parametrize("method", NAMES)
-def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> None:
-    steps = 5
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def measured(bundled: LoadedModel) -> Evaluation:
+    """Faithfulness of three methods on two images."""
     metrics = ["deletion", "insertion", "srg", "average-drop:keep=0.25"]
-    found = evaluate(bundled, "scenes:3", NAMES, metrics, ["mean"], steps=steps)
-    data = open_data("scenes:3", labels_of(bundled.model.config))
-    chosen = METHODS.build(method, bundled.model)
-    for index in range(3):
-        row = by_method(found, index)[method]
+    return evaluate(bundled, "scenes:2", NAMES, metrics, ["mean"], steps=STEPS)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_rows_hold_what_plain_loops_find(
+    bundled: LoadedModel, measured: Evaluation, method: str
+) -> None:
+    data = open_data("scenes:2", labels_of(bundled.model.config))
+    chosen, steps = METHODS.build(method, bundled.model), STEPS
+    for index in range(2):
+        row = by_method(measured, index)[method]
         pixels = pixels_of(bundled, data[index].image)
         target = int(bundled.model(pixels).logits.argmax())
         patches = chosen.attribute_patches(pixels, target)[0].flatten().tolist()
@@ -118,8 +133,8 @@ def test_rows_hold_what_plain_loops_find(bundled: LoadedModel, method: str) -> N
 
 
 def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) -> None:
-    found = evaluate(bundled, "scenes:12", ["gmar"], ["relevance-mass", "pointing-game"])
-    data = open_data("scenes:12", labels_of(bundled.model.config))
+    found = evaluate(bundled, "scenes:8", ["gmar"], ["relevance-mass", "pointing-game"])
+    data = open_data("scenes:8", labels_of(bundled.model.config))
     gmar, measured = GMAR(bundled.model), 0
     for index, row in enumerate(found.rows):
         mask = data[index].masks.get(row["target"])
@@ -134,7 +149,7 @@ def test_places_are_measured_where_the_class_has_a_mask(bundled: LoadedModel) ->
         hit = float(inside[int(patches.argmax())]) if inside.any() else None
         assert row["values"]["pointing-game"] == hit
         measured += 1
-    assert measured > 6
+    assert measured > 4
 
 
 def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel) -> None:
@@ -142,7 +157,7 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
                "parameter-randomization:images=1,stages=2", "infidelity:images=1,samples=3",
                "grid-pointing:images=2", "head-ablation:images=1,steps=2"]  # fmt: skip
     methods = ["gmar", "random", Saliency(LogitsModel(bundled.model))]
-    found = evaluate(bundled, "scenes:20", methods, metrics, seed=3)
+    found = evaluate(bundled, "scenes:10", methods, metrics, seed=3)
     seen: dict[str, list[int]] = {name.partition(":")[0]: [] for name in metrics}
     for row in found.rows:
         for name, images in seen.items():
@@ -187,17 +202,19 @@ def test_copies_and_maps_are_made_once(bundled: LoadedModel) -> None:
     assert alone <= sum(images) <= alone + 2 * 3
 
 
-def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Path) -> None:
-    whole = evaluate(bundled, "scenes:4", NAMES, output=tmp_path / "whole", steps=3)
+def test_what_is_there_is_not_measured_again(tiny: LoadedModel, tmp_path: Path) -> None:
+    asked = ("scenes:4", ["gmar", "random"], ["deletion", "average-drop", "relevance-mass"])
+    more: dict[str, Any] = {"steps": 3, "examples": 1}
+    whole = evaluate(tiny, *asked, output=tmp_path / "whole", **more)
     part = tmp_path / "part"
     shutil.copytree(tmp_path / "whole", part)
     (part / "summary.json").unlink()
     lines = (part / "rows.jsonl").read_bytes().splitlines(keepends=True)
     # Killed in the middle of a line of the third image.
-    (part / "rows.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:50])
+    (part / "rows.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:50])
     done: list[tuple[int, int]] = []
     again = evaluate(
-        bundled, "scenes:4", NAMES, output=part, steps=3,
+        tiny, *asked, output=part, **more,
         progress=lambda count, total, _rows: done.append((count, total)),
     )  # fmt: skip
     assert done == [(0, 2), (1, 2), (2, 2)]
@@ -206,9 +223,22 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
     for name in ("summary.json", "report.md"):
         assert (part / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     nothing: list[int] = []
-    evaluate(bundled, "scenes:4", NAMES, output=part, steps=3, baseline="gmar",
+    evaluate(tiny, *asked, output=part, **more, baseline="gmar",
              progress=lambda _count, total, _rows: nothing.append(total))  # fmt: skip
     assert nothing == [0]
+
+
+FEW: dict[str, Any] = {
+    "data": "scenes:2", "methods": NAMES, "metrics": ["average-gain"], "steps": 3, "examples": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation, to be copied."""
+    out = tmp_path_factory.mktemp("finished")
+    evaluate(tiny, **FEW, output=out)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -232,15 +262,14 @@ def test_what_is_there_is_not_measured_again(bundled: LoadedModel, tmp_path: Pat
     ids=lambda change: "-".join(map(str, next(iter(change.items())))).split("[")[0][:30],
 )
 def test_other_settings_never_mix(
-    bundled: LoadedModel, tmp_path: Path, change: dict[str, Any]
+    tiny: LoadedModel, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    asked: dict[str, Any] = {"data": "scenes:2", "methods": NAMES, "steps": 3, "output": tmp_path}
-    asked |= {"metrics": ["aopc"], "examples": 0}
-    evaluate(bundled, **asked)
-    before = (tmp_path / "rows.jsonl").read_bytes()
-    model = bundled
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = (out / "rows.jsonl").read_bytes()
+    model = tiny
     if what := change.get("model"):
-        model = load_model("bundled")
+        model = scene_model()
         change = {}
         if what == "other weights":
             with torch.no_grad():
@@ -251,13 +280,24 @@ def test_other_settings_never_mix(
             called = functools.partial(model.model, interpolate_pos_encoding=True)
             model = replace(model, model=called)  # type: ignore[arg-type]
     with pytest.raises(EvaluationError, match="other settings"):
-        evaluate(model, **{**asked, **change})
-    assert (tmp_path / "rows.jsonl").read_bytes() == before
+        evaluate(model, **{**FEW, **change}, output=out)
+    assert (out / "rows.jsonl").read_bytes() == before
 
 
-def test_starting_again_removes_the_rows(bundled: LoadedModel, tmp_path: Path) -> None:
-    evaluate(bundled, "scenes:2", ["gmar"], ["deletion"], output=tmp_path)
-    found = evaluate(bundled, "scenes:1", ["random"], ["aopc"], output=tmp_path, resume=False)
+def test_the_same_settings_go_on(finished: Path, tmp_path: Path) -> None:
+    """In another model object of the same weights: what is refused above is another setting."""
+    shutil.copytree(finished, tmp_path / "out")
+    totals: list[int] = []
+    found = evaluate(scene_model(), **FEW, output=tmp_path / "out",
+                     progress=lambda _count, total, _rows: totals.append(total))  # fmt: skip
+    assert totals == [0]
+    assert len(found.rows) == 2 * len(NAMES)
+
+
+def test_starting_again_removes_the_rows(tiny: LoadedModel, tmp_path: Path) -> None:
+    evaluate(tiny, "scenes:2", ["gmar"], ["average-drop"], output=tmp_path, examples=0)
+    found = evaluate(tiny, "scenes:1", ["random"], ["average-gain"], output=tmp_path,
+                     resume=False, examples=0)  # fmt: skip
     assert [row["method"] for row in found.rows] == ["random"]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
 
@@ -275,10 +315,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_broken_images_are_counted_and_skipped(
-    bundled: LoadedModel, folder: Path, tmp_path: Path
+    tiny: LoadedModel, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    found = evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
+    asked = (tiny, folder, NAMES, ["average-drop"])
+    found = evaluate(*asked, output=out, examples=0)
     broken = [row for row in found.rows if row["method"] is None]
     assert [(row["index"], row["key"]) for row in broken] == [(1, "1.png"), (3, "3.png")]
     assert "broken" in broken[0]["error"]
@@ -289,7 +330,7 @@ def test_broken_images_are_counted_and_skipped(
     # Other files are another data set.
     draw_scene(1).image.save(folder / "1.png")
     with pytest.raises(EvaluationError, match="data"):
-        evaluate(bundled, folder, NAMES, ["deletion"], output=out, steps=2)
+        evaluate(*asked, output=out, examples=0)
 
 
 class Unreliable(ImageDataset):
@@ -315,18 +356,17 @@ class Unreliable(ImageDataset):
         return Example(self.key(index), draw_scene(index).image)
 
 
-def test_images_that_could_not_be_read_are_tried_again(
-    bundled: LoadedModel, tmp_path: Path
-) -> None:
+def test_images_that_could_not_be_read_are_tried_again(tiny: LoadedModel, tmp_path: Path) -> None:
     data, done = Unreliable(), list[int]()
-    first = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2)
+    asked = (tiny, data, ["gmar", "random"], ["average-drop"])
+    first = evaluate(*asked, output=tmp_path, examples=0)
     assert [row["error"] for row in first.rows if "error" in row] == ["it can't be reached"]
     data.away.clear()
-    again = evaluate(bundled, data, NAMES, ["deletion"], output=tmp_path, steps=2,
+    again = evaluate(*asked, output=tmp_path, examples=0,
                      progress=lambda _c, total, _r: done.append(total))  # fmt: skip
     assert set(done) == {1}
     assert again.summary.images == 3
-    assert again.rows == evaluate(bundled, data, NAMES, ["deletion"], steps=2).rows
+    assert again.rows == evaluate(*asked).rows
 
 
 class Failing(AttributionMethod):
@@ -343,12 +383,12 @@ class Failing(AttributionMethod):
     limit: ClassVar[float] = 0.0
 
 
-def test_a_method_fails_alone(bundled: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = open_data("scenes:4", labels_of(bundled.model.config))
-    means = [float(pixels_of(bundled, one.image).mean()) for one in data]
+def test_a_method_fails_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data("scenes:4", labels_of(tiny.model.config))
+    means = [float(pixels_of(tiny, one.image).mean()) for one in data]
     monkeypatch.setattr(Failing, "limit", float(np.median(means)))
-    methods = ["gmar", MethodSpec(Failing(bundled.model), "dim")]
-    found = evaluate(bundled, "scenes:4", methods, ["deletion", "class-sensitivity"], steps=2)
+    methods = ["gmar", MethodSpec(Failing(tiny.model), "dim")]
+    found = evaluate(tiny, "scenes:4", methods, ["deletion", "class-sensitivity"], steps=2)
     failed = [row for row in found.rows if "error" in row]
     assert [row["index"] for row in failed] == [
         index for index, mean in enumerate(means) if mean > np.median(means)
@@ -358,7 +398,7 @@ def test_a_method_fails_alone(bundled: LoadedModel, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
-    loaded = load_model("bundled")
+    loaded = scene_model()
     loaded.model.train()
     state = torch.get_rng_state()
     methods = [*NAMES, Saliency(LogitsModel(loaded.model))]
@@ -366,61 +406,59 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
                "max-sensitivity:samples=1,images=1"]  # fmt: skip
     perturbations = ["blur", "token-dropping", "attention-masking", "noise"]
     with unchanged(loaded.model):
-        evaluate(loaded, "scenes:4", methods, metrics, perturbations, steps=2, output=tmp_path)
+        evaluate(loaded, "scenes:2", methods, metrics, perturbations, steps=2)
+        evaluate(loaded, "scenes:1", ["gmar"], ["average-drop"], output=tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_logits_and_labels_can_be_measured(bundled: LoadedModel) -> None:
+def test_logits_and_labels_can_be_measured(tiny: LoadedModel) -> None:
     found = evaluate(
-        bundled, "scenes:3", ["gmar"], ["deletion"], score="logit", explained_class="label"
+        tiny, "scenes:3", ["gmar"], ["deletion"], score="logit", explained_class="label"
     )
-    data = open_data("scenes:3", labels_of(bundled.model.config))
+    data = open_data("scenes:3", labels_of(tiny.model.config))
     for example, row in zip(data, found.rows, strict=True):
-        logits = bundled.model(pixels_of(bundled, example.image)).logits[0].detach()
+        logits = tiny.model(pixels_of(tiny, example.image)).logits[0].detach()
         assert row["target"] == example.label
         assert row["before"] == pytest.approx(float(logits[example.label]), abs=1e-4)
 
 
-def test_an_image_without_a_label_has_no_label_to_explain(
-    bundled: LoadedModel, folder: Path
-) -> None:
-    found = evaluate(bundled, folder, ["gmar"], ["deletion"], explained_class="label")
+def test_an_image_without_a_label_has_no_label_to_explain(tiny: LoadedModel, folder: Path) -> None:
+    found = evaluate(tiny, folder, ["gmar"], ["deletion"], explained_class="label")
     assert all(row["method"] is None for row in found.rows)
     assert "explained_class='predicted'" in found.rows[0]["error"]
 
 
-def test_metrics_and_perturbations_of_ones_own(bundled: LoadedModel) -> None:
+def test_metrics_and_perturbations_of_ones_own(tiny: LoadedModel) -> None:
     class Half(Deletion):
         name = "half"
 
-    found = evaluate(bundled, "scenes:1", ["gmar"], [Half(), Insertion()], [Blur(5), "noise"])
+    found = evaluate(tiny, "scenes:1", ["gmar"], [Half(), Insertion()], [Blur(5), "noise"])
     assert set(found.rows[0]["values"]) == {
         "half:blur (radius=5)", "half:noise", "insertion:blur (radius=5)", "insertion:noise",
     }  # fmt: skip
 
 
-def test_the_mean_colour_of_the_data_is_found(bundled: LoadedModel, folder: Path) -> None:
-    found = evaluate(bundled, folder, ["gmar"], ["deletion"], ["dataset-mean"], steps=2)
-    good = [pixels_of(bundled, draw_scene(number).image) for number in (0, 2, 4)]
+def test_the_mean_colour_of_the_data_is_found(tiny: LoadedModel, folder: Path) -> None:
+    found = evaluate(tiny, folder, ["gmar"], ["deletion"], ["dataset-mean"], steps=2)
+    good = [pixels_of(tiny, draw_scene(number).image) for number in (0, 2, 4)]
     colour = torch.cat(good).mean((0, 2, 3)).tolist()
     said: Mapping[str, Any] = found.settings["perturbations"]["dataset-mean"]
     assert said["colour"] == pytest.approx(colour, abs=1e-5)
 
 
 def test_nothing_is_written_without_a_folder(
-    bundled: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = evaluate(bundled, "scenes:1", ["gmar"], ["deletion"])
+    found = evaluate(tiny, "scenes:1", ["gmar"], ["deletion"])
     assert list(tmp_path.iterdir()) == found.files == []
     assert found.records()[0]["method"] == "gmar"
     assert "deletion" in found.markdown()
 
 
-def test_half_precision_of_copies_moves_little(bundled: LoadedModel) -> None:
-    exact = evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], ["blur", "token-dropping"])
-    half = evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], ["blur", "token-dropping"],
-                    autocast="bfloat16")  # fmt: skip
+def test_half_precision_of_copies_moves_little(tiny: LoadedModel) -> None:
+    asked = (tiny, "scenes:2", ["gmar"], ["deletion"], ["blur", "token-dropping"])
+    exact, half = (evaluate(*asked, steps=4, autocast=kind) for kind in (None, "bfloat16"))
     for left, right in zip(exact.rows, half.rows, strict=True):
         assert left["values"] != right["values"]
         for key, value in left["values"].items():
@@ -428,19 +466,19 @@ def test_half_precision_of_copies_moves_little(bundled: LoadedModel) -> None:
 
 
 def test_a_measure_that_fails_is_named(bundled: LoadedModel, tmp_path: Path) -> None:
-    metrics = ["deletion", "grid-pointing"]
-    found = evaluate(bundled, "scenes:4", ["gmar"], metrics, steps=2, output=tmp_path)
+    metrics = ["average-drop", "grid-pointing"]
+    found = evaluate(bundled, "scenes:4", ["gmar"], metrics, output=tmp_path, examples=0)
     failed = [row["undefined"]["mosaic"] for row in found.rows if "undefined" in row]
     assert failed
     assert "no mosaic for scene-" in failed[0]
-    assert len([row for row in found.rows if "deletion:blur" in row["values"]]) == 4
+    assert len([row for row in found.rows if "average-drop:blur" in row["values"]]) == 4
     assert "gmar, mosaic" in (tmp_path / "report.md").read_text()
 
 
-def test_a_model_needs_its_processor(bundled: LoadedModel) -> None:
+def test_a_model_needs_its_processor(tiny: LoadedModel) -> None:
     with pytest.raises(OptionError, match="processor"):
-        evaluate(bundled.model, "scenes:1", ["gmar"])
-    found = evaluate(bundled.model, "scenes:1", ["gmar"], ["deletion"], processor=bundled.processor)
+        evaluate(tiny.model, "scenes:1", ["gmar"])
+    found = evaluate(tiny.model, "scenes:1", ["gmar"], ["deletion"], processor=tiny.processor)
     assert len(found.rows) == 1
 
 
@@ -474,27 +512,27 @@ WRONG: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG, ids=[name.replace(" ", "-") for name in WRONG])
 def test_what_is_wrong_is_said_before_anything_is_written(
-    bundled: LoadedModel, tmp_path: Path, wrong: str
+    tiny: LoadedModel, tmp_path: Path, wrong: str
 ) -> None:
     change, kind, word = WRONG[wrong]
     asked = {"data": "scenes:2", "methods": ["gmar"], "output": tmp_path / "out", **change}
     with pytest.raises(kind, match=word):
-        evaluate(bundled, **asked)
+        evaluate(tiny, **asked)
     rows = tmp_path / "out" / "rows.jsonl"
     assert not rows.exists()
 
 
-def test_a_folder_that_is_a_file_is_refused(bundled: LoadedModel, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
     with pytest.raises(EvaluationError, match="another folder"):
-        evaluate(bundled, "scenes:1", ["gmar"], output=path)
+        evaluate(tiny, "scenes:1", ["gmar"], output=path)
     assert path.read_text() == "mine"
 
 
 def test_a_model_of_no_family_is_refused() -> None:
     with pytest.raises(UnsupportedModelError):
-        evaluate(torch.nn.Linear(2, 2), "scenes:1", processor=load_model("bundled").processor)
+        evaluate(torch.nn.Linear(2, 2), "scenes:1", processor=scene_model().processor)
 
 
 def test_cheap_metrics_are_the_default() -> None:
@@ -503,84 +541,96 @@ def test_cheap_metrics_are_the_default() -> None:
     assert not {"infidelity", "parameter-randomization", "grid-pointing"} & set(CHEAP)
 
 
-def test_settings_are_written_as_they_were_asked(bundled: LoadedModel, tmp_path: Path) -> None:
-    evaluate(bundled, "scenes:1", ["gmar:alpha=0.5", GMAR(bundled.model, norm="l2")],
-             ["deletion"], output=tmp_path, steps=2)  # fmt: skip
+def test_settings_are_written_as_they_were_asked(tiny: LoadedModel, tmp_path: Path) -> None:
+    evaluate(tiny, "scenes:1", ["gmar:alpha=0.5", GMAR(tiny.model, norm="l2")],
+             ["average-drop"], output=tmp_path, steps=2, examples=0)  # fmt: skip
     settings = json.loads((tmp_path / "settings.json").read_text())
     first, second = settings["methods"].values()
     assert first["rule"]["alpha"] == 0.5
     assert second["rule"]["norm"] == "l2"
     assert settings["steps"] == 2
-    assert settings["model"]["name"] == "bundled"
+    assert settings["model"]["name"] == "tiny"
 
 
-def test_methods_with_readouts_of_their_own_keep_them(bundled: LoadedModel) -> None:
-    own = evaluate(
-        bundled, "scenes:1", ["gmar:readout=patches"], ["parameter-randomization:stages=2"]
-    )
+def test_methods_with_readouts_of_their_own_keep_them(tiny: LoadedModel) -> None:
+    own = evaluate(tiny, "scenes:1", ["gmar:readout=patches"], ["parameter-randomization:stages=2"])
     run = evaluate(
-        bundled, "scenes:1", ["gmar"], ["parameter-randomization:stages=2"], readout="patches"
+        tiny, "scenes:1", ["gmar"], ["parameter-randomization:stages=2"], readout="patches"
     )
     assert list(own.rows[0]["values"].values()) == list(run.rows[0]["values"].values())
 
 
-def test_logits_have_defaults_of_their_own(bundled: LoadedModel) -> None:
-    found = evaluate(bundled, "scenes:1", ["gmar"], score="logit", steps=2)
+def test_more_scores_than_names(bundled: LoadedModel, tmp_path: Path) -> None:
+    """Data may name a class by its number, also one that the config does not name."""
+    model: Any = copy.deepcopy(bundled.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.classifier = torch.nn.Linear(model.config.hidden_size, 11)
+    draw_scene(1).image.save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("path,label\na.png,10\n")
+    found = evaluate(
+        replace(bundled, model=model), tmp_path / "labels.csv", ["gmar"], ["deletion"],
+        explained_class="label", steps=1,
+    )  # fmt: skip
+    assert [row["target"] for row in found.rows] == [10]
+
+
+def test_logits_have_defaults_of_their_own(tiny: LoadedModel) -> None:
+    found = evaluate(tiny, "scenes:1", ["gmar"], score="logit", steps=2)
     names = {name.partition(":")[0] for name in found.rows[0]["values"]}
     assert "deletion" in names
     assert not names & {"average-drop", "average-gain"}
 
 
-def test_the_seed_reaches_what_is_random(bundled: LoadedModel) -> None:
+def test_the_seed_reaches_what_is_random(tiny: LoadedModel) -> None:
     asked = ("scenes:1", ["random"], ["deletion"], ["noise"])
-    first, same, other = (evaluate(bundled, *asked, seed=seed, steps=3) for seed in (0, 0, 5))
+    first, same, other = (evaluate(tiny, *asked, seed=seed, steps=3) for seed in (0, 0, 5))
     assert first.rows == same.rows != other.rows
-    own = evaluate(bundled, "scenes:1", ["random:seed=0"], ["deletion"], ["noise:seed=0"], seed=5,
+    own = evaluate(tiny, "scenes:1", ["random:seed=0"], ["deletion"], ["noise:seed=0"], seed=5,
                    steps=3)  # fmt: skip
     (mine,), drawn = own.rows[0]["curves"].values(), first.rows[0]["curves"]["noise"]
     assert mine == drawn
 
 
-def test_a_label_that_is_no_class_is_named(bundled: LoadedModel) -> None:
+def test_a_label_that_is_no_class_is_named(tiny: LoadedModel) -> None:
     class Wrong(Unreliable):
         def __getitem__(self, index: int) -> Example:
             return Example(self.key(index), draw_scene(index).image, 99)
 
-    found = evaluate(bundled, Wrong(), ["gmar"], ["deletion"], explained_class="label")
+    found = evaluate(tiny, Wrong(), ["gmar"], ["deletion"], explained_class="label")
     assert "99" in found.rows[0]["error"]
 
 
-def test_results_in_the_folder_of_the_images_are_no_images(
-    bundled: LoadedModel, folder: Path
-) -> None:
+def test_results_in_the_folder_of_the_images_are_no_images(tiny: LoadedModel, folder: Path) -> None:
     first, again = (
-        evaluate(bundled, folder, ["gmar"], ["deletion"], steps=2, output=folder / "out")
-        for _ in range(2)
+        evaluate(tiny, folder, ["gmar"], ["average-drop"], output=folder / "out") for _ in range(2)
     )
+    assert (folder / "out" / "examples.png").exists()
     assert first.rows == again.rows
     assert first.settings == again.settings
 
 
-def test_an_empty_data_set_is_refused(bundled: LoadedModel) -> None:
+def test_an_empty_data_set_is_refused(tiny: LoadedModel) -> None:
     class Empty(Unreliable):
         def __len__(self) -> int:
             return 0
 
     with pytest.raises(EvaluationError, match="no images"):
-        evaluate(bundled, Empty(), ["gmar"])
+        evaluate(tiny, Empty(), ["gmar"])
 
 
-def test_old_examples_are_not_drawn(bundled: LoadedModel, tmp_path: Path) -> None:
-    evaluate(bundled, "scenes:3", ["gmar"], ["deletion"], steps=2, output=tmp_path)
-    found = evaluate(bundled, "scenes:3", ["random"], ["deletion"], steps=2, output=tmp_path,
+def test_old_examples_are_not_drawn(tiny: LoadedModel, tmp_path: Path) -> None:
+    evaluate(tiny, "scenes:3", ["gmar"], ["average-drop"], output=tmp_path)
+    assert (tmp_path / "examples.png").exists()
+    found = evaluate(tiny, "scenes:3", ["random"], ["average-drop"], output=tmp_path,
                      resume=False, examples=0)  # fmt: skip
     assert "examples.png" not in {path.name for path in found.files}
     assert not (tmp_path / "examples.png").exists()
     assert not list(tmp_path.glob("examples/*"))
 
 
-def test_records_are_flat(bundled: LoadedModel) -> None:
-    found = evaluate(bundled, "scenes:2", ["gmar", "random"], ["deletion"], steps=2)
+def test_records_are_flat(tiny: LoadedModel) -> None:
+    found = evaluate(tiny, "scenes:2", ["gmar", "random"], ["deletion"], steps=2)
     assert not any(isinstance(value, dict) for one in found.records() for value in one.values())
     assert "difference_p" in found.records()[0]
 
@@ -589,3 +639,53 @@ def test_examples_are_spread_over_the_data() -> None:
     assert sorted(evenly_spaced(100, 4)) == [0, 25, 50, 75]
     assert sorted(evenly_spaced(3, 4)) == [0, 1, 2]
     assert evenly_spaced(5, 0) == set()
+
+
+@pytest.mark.parametrize("way", ["./{}", "{}/", "{}/../{}", "link", "absolute", "copy"])
+def test_other_paths_to_the_same_weights_and_images_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders.copy(Path("model"))
+    Path("images").mkdir()
+    for number in range(2):
+        draw_scene(number).image.save(Path("images") / f"{number}.png")
+    paths = []
+    for name in ("model", "images"):
+        path = way.format(name, name)
+        if way in ("link", "copy"):
+            path = f"{way}/{name}"
+            Path(way).mkdir(exist_ok=True)
+            (os.symlink if way == "link" else shutil.copytree)(tmp_path / name, path)
+        elif way == "absolute":
+            path = str(tmp_path / name)
+        paths.append(path)
+    words = ["gmar"], ["deletion"]
+    first = evaluate(load_model("model"), "images", *words, output="out", steps=2)
+    measured = Path("out/rows.jsonl").read_bytes()
+    again = evaluate(load_model(paths[0]), paths[1], *words, output="./out", steps=2)
+    assert again.rows == first.rows
+    assert Path("out/rows.jsonl").read_bytes() == measured  # nothing was measured anew
+    assert json.loads(Path("out/settings.json").read_text())["model"]["name"] == paths[0]
+
+
+def test_other_weights_under_the_same_path_do_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words: Any = "scenes:1", ["gmar"], ["deletion"]
+    folders.variant(Path("model"), 0.5)
+    evaluate(load_model("model"), *words, output="out", steps=2)
+    shutil.rmtree("model")
+    folders.variant(Path("model"), 0.25)
+    with pytest.raises(EvaluationError, match=r"model\.weights: .* now"):
+        evaluate(load_model("model"), *words, output="out", steps=2)
+
+
+def test_a_split_is_its_subfolder(tmp_path: Path, bundled: LoadedModel) -> None:
+    place = tmp_path / "images" / "test"
+    place.mkdir(parents=True)
+    draw_scene(1).image.save(place / "1.png")
+    labels = labels_of(bundled.model.config)
+    as_split = open_data(tmp_path / "images", labels, split="test")
+    assert as_split.settings == open_data(place, labels).settings

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -35,6 +36,9 @@ METHODS = (
     *("attention-rollout", "raw-attention", "gradient-rollout", "legrad", "grad-sam"),
     *("token-grad-cam", "input-x-gradient", "attn-lrp", "random"),
 )
+FEW = ("gmar", "gmar (norm=l2, alpha=0.25)", "attention-rollout", "raw-attention", "random")
+"""Enough for what a report does with any number of methods."""
+
 BETTER = {
     "deletion": False,
     "insertion": True,
@@ -55,7 +59,11 @@ SETTINGS = {
 FRACTIONS = np.linspace(0, 1, 6)
 
 
-def rows_of(methods: tuple[str, ...] = METHODS, images: int = 24) -> Iterator[dict[str, Any]]:
+def rows_of(
+    methods: tuple[str, ...] = METHODS,
+    images: int = 24,
+    perturbations: tuple[str, ...] = ("blur", "token-dropping"),
+) -> Iterator[dict[str, Any]]:
     """Rows in which later methods are worse; one broken image, one method that fails once."""
     generator = np.random.default_rng(0)
     yield {"index": images, "key": "broken_1.png", "method": None, "error": "no image"}
@@ -68,7 +76,7 @@ def rows_of(methods: tuple[str, ...] = METHODS, images: int = 24) -> Iterator[di
                 continue
             values: dict[str, float | None] = {}
             curves: dict[str, Any] = {}
-            for perturbation in ("blur", "token-dropping"):
+            for perturbation in perturbations:
                 shift = hard + 0.02 * place + generator.normal(0, 0.02)
                 curves[perturbation] = {
                     "morf": (0.9 - FRACTIONS * (0.8 - shift)).tolist(),
@@ -97,18 +105,24 @@ def summary() -> Summary:
 
 
 @pytest.fixture(scope="module")
-def report(summary: Summary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short() -> Summary:
+    """Of a few methods, with the same baseline."""
+    return summarize(rows_of(FEW), SETTINGS, BETTER, "attention-rollout")
+
+
+@pytest.fixture(scope="module")
+def report(short: Summary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a whole report."""
     folder = tmp_path_factory.mktemp("report") / "new"
-    write_report(folder, summary, examples())
+    write_report(folder, short, examples(FEW))
     return folder
 
 
-def examples() -> list[ExampleMaps]:
+def examples(methods: tuple[str, ...] = METHODS) -> list[ExampleMaps]:
     picture = Image.new("RGB", (48, 48), "teal")
     return [
         ExampleMaps(
-            picture, f"class {n}\n{n}.png", {name: torch.rand(4, 4) for name in METHODS[n:]}
+            picture, f"class {n}\n{n}.png", {name: torch.rand(4, 4) for name in methods[n:]}
         )
         for n in range(2)
     ]
@@ -358,7 +372,7 @@ def test_names_are_not_read_as_markup(text: str) -> None:
     assert all(target.startswith("#section-") for _, target in found.points)
 
 
-def test_the_report_is_all_files(summary: Summary, report: Path) -> None:
+def test_the_report_is_all_files(short: Summary, report: Path) -> None:
     names = {path.name for path in report.iterdir()}
     assert names == {
         *("summary.json", "report.md", "report.html", "examples.png"),
@@ -367,8 +381,8 @@ def test_the_report_is_all_files(summary: Summary, report: Path) -> None:
         *("differences-localisation.png", "differences-robustness-and-sanity-checks.png"),
         "differences-other-measures.png",
     }
-    assert (report / "summary.json").read_text(encoding="utf-8") == summary.to_json()
-    assert json.loads(summary.to_json())["methods"] == list(METHODS)
+    assert (report / "summary.json").read_text(encoding="utf-8") == short.to_json()
+    assert json.loads(short.to_json())["methods"] == list(FEW)
     for path in report.glob("*.png"):
         with Image.open(path) as picture:
             picture.verify()
@@ -393,15 +407,15 @@ def test_the_html_needs_no_other_file(report: Path) -> None:
     assert {one.removeprefix("#") for one in links} <= found.names
     assert "<title>Evaluation of explanations</title>" in text
     assert not re.search(r"https?://|url\(|<link|<script", text)
-    assert text.count('<span class="interval">') > 17 * 9
+    assert text.count('<span class="interval">') > len(FEW) * 9
     assert '<span class="better">▲**</span>' in text
     assert '<span class="worse">▼**</span>' in text
 
 
-def test_the_html_has_the_tables_of_the_page(summary: Summary, report: Path) -> None:
+def test_the_html_has_the_tables_of_the_page(short: Summary, report: Path) -> None:
     rows = Read((report / "report.html").read_text(encoding="utf-8")).rows
     lines = [
-        line for line in page(summary).splitlines() if line.startswith("|") and ":--" not in line
+        line for line in page(short).splitlines() if line.startswith("|") and ":--" not in line
     ]
     plain = [re.sub(r"\\(.)|\*\*", r"\1", line)[2:-2].split(" | ") for line in lines]
     assert rows == plain
@@ -423,13 +437,14 @@ def test_heavy_pictures_are_made_light() -> None:
 
 def test_a_report_that_fails_leaves_the_old_one(report: Path) -> None:
     before = {path: path.read_bytes() for path in report.iterdir()}
-    other = summarize(rows_of(METHODS[:2]), SETTINGS, BETTER, "gmar")
-    broken = ExampleMaps(None, "no picture", {"gmar": torch.zeros(4, 4)})  # type: ignore[arg-type]
+    other = small(a=[0.5] * 3, b=[0.25] * 3)  # one figure, before that of the examples fails
+    broken = ExampleMaps(None, "no picture", {"a": torch.zeros(4, 4)})  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         write_report(report, other, [broken])
     assert {path: path.read_bytes() for path in report.iterdir()} == before
 
 
+@pytest.mark.usefixtures("few_dots")
 def test_pictures_of_like_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
     keys = ("deletion:noise (std=0.1)", "deletion:noise (std=0 1)", "deletion:§")
     rows = [
@@ -446,10 +461,11 @@ def test_pictures_of_like_names_do_not_overwrite_each_other(tmp_path: Path) -> N
     assert all(path.exists() for path in written)
 
 
+@pytest.mark.usefixtures("few_dots")
 @pytest.mark.parametrize("methods", [METHODS[:1], METHODS[:2]], ids=["one method", "two"])
 @pytest.mark.parametrize("images", [0, 1], ids=["no image", "one image"])
 def test_little_gives_a_report_too(methods: tuple[str, ...], images: int, tmp_path: Path) -> None:
-    found = summarize(rows_of(methods, images), SETTINGS, BETTER, "gmar")
+    found = summarize(rows_of(methods, images, ("blur",)), SETTINGS, BETTER, "gmar")
     write_report(str(tmp_path / "a" / "b"), found, [ExampleMaps(Image.new("RGB", (8, 8)), "x", {})])
     names = {path.name for path in (tmp_path / "a" / "b").glob("*.png")}
     assert ("curves-blur.png" in names) == (images > 0)
@@ -488,13 +504,19 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
     return found
 
 
-def test_curves_have_a_panel_for_each_method(summary: Summary) -> None:
-    figure = curves_figure(summary, "blur")
+@pytest.mark.parametrize(
+    "methods",
+    [METHODS[5:13], pytest.param(METHODS, marks=pytest.mark.extended)],
+    ids=["two rows", "four rows"],
+)
+def test_curves_have_a_panel_for_each_method(methods: tuple[str, ...]) -> None:
+    results = summarize(rows_of(methods), SETTINGS, BETTER, "attention-rollout")
+    figure = curves_figure(results, "blur")
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [" ".join(axes.get_title().split()) for axes in panels] == list(METHODS)
+    assert [" ".join(axes.get_title().split()) for axes in panels] == list(methods)
     assert overlapping(figure) == []
-    found = {(one.method, one.order): one for one in summary.curves if one.perturbation == "blur"}
-    for axes, method in zip(panels, METHODS, strict=True):
+    found = {(one.method, one.order): one for one in results.curves if one.perturbation == "blur"}
+    for axes, method in zip(panels, methods, strict=True):
         lines = [np.asarray(line.get_ydata()) for line in axes.lines if len(line.get_xdata())]  # type: ignore[arg-type]
         shown = {method, "attention-rollout"}
         wanted = [one.mean for (name, _), one in found.items() if name in shown]
@@ -563,7 +585,9 @@ def test_examples_show_what_there_is(summary: Summary) -> None:
     shown = [text.get_text() for axes in examples_figure(summary, only).axes for text in axes.texts]
     assert "gmar" not in shown
     assert "legrad" in shown
-    drawn(examples_figure(summary, some))  # a map of NaN, where gmar failed, is no warning
+    # Where gmar failed, its map of NaN is no warning.
+    failed = [replace(only[0], maps=dict.fromkeys(("gmar", "legrad"), torch.ones(4, 4))), only[1]]
+    drawn(examples_figure(summary, failed))
 
 
 @pytest.mark.parametrize("width", [70, 110, 400])
@@ -609,37 +633,59 @@ CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 
-MEASURE = """<script>
-window.onload = () => {
-  const all = name => [...document.querySelectorAll(name)];
-  document.body.innerHTML = JSON.stringify({
-    pictures: all("img").map(one => one.complete && one.naturalWidth > 300),
-    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    broken: all(".interval").filter(one => one.getClientRects().length > 1).length,
-    tallest: Math.max(...all("table")[0].querySelectorAll("td").values().map(one =>
-      one.getBoundingClientRect().height)),
-    names: all("nav a").every(one => document.getElementById(one.hash.slice(1))),
-    colour: getComputedStyle(document.querySelector(".better")).color,
-  });
-};
+WIDTHS = (1400, 600)
+
+MEASURE = """<!DOCTYPE html><body><script>
+const found = {}, page = PAGE;
+for (const width of WIDTHS) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
+  frame.onload = () => {
+    const inner = frame.contentDocument;
+    const all = name => [...inner.querySelectorAll(name)];
+    found[width] = {
+      width: frame.contentWindow.innerWidth,
+      pictures: all("img").map(one => one.complete && one.naturalWidth > 300),
+      overflow: inner.documentElement.scrollWidth - inner.documentElement.clientWidth,
+      broken: all(".interval").filter(one => one.getClientRects().length > 1).length,
+      tallest: Math.max(...[...all("table")[0].querySelectorAll("td")].map(one =>
+        one.getBoundingClientRect().height)),
+      names: all("nav a").every(one => inner.getElementById(one.hash.slice(1))),
+      colour: frame.contentWindow.getComputedStyle(inner.querySelector(".better")).color,
+    };
+    if (Object.keys(found).length === WIDTHS.length)
+      document.body.innerHTML = "<h1>" + JSON.stringify(found) + "</h1>";
+  };
+  frame.srcdoc = page;
+  document.body.append(frame);
+}
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [1400, 600])
-def test_a_browser_shows_the_report(report: Path, tmp_path: Path, width: int) -> None:
-    text = (report / "report.html").read_text(encoding="utf-8")
-    copy = tmp_path / "report.html"
-    copy.write_text(text.replace("</body>", MEASURE), encoding="utf-8")
+@pytest.fixture(scope="module")
+def in_browser(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a browser measures of the report, by the width of the frame that it is in."""
+    folder = tmp_path_factory.mktemp("browser")
+    text = json.dumps((report / "report.html").read_text(encoding="utf-8")).replace("</", "<\\/")
+    outer = folder / "outer.html"
+    outer.write_text(
+        MEASURE.replace("PAGE", text).replace("WIDTHS", json.dumps(WIDTHS)), encoding="utf-8"
+    )
     command = [
         *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
-        *(f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"),
-        copy.as_uri(),
+        *("--window-size=1600,900", f"--user-data-dir={folder / 'profile'}"),
+        outer.as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    found = json.loads(
-        Read(done.stdout.replace("<body>", "<h1>").replace("</body>", "</h1>")).headings[0]
-    )
+    found: dict[str, Any] = json.loads(Read(done.stdout).headings[0])
+    return found
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_shows_the_report(report: Path, in_browser: dict[str, Any], width: int) -> None:
+    found = in_browser[str(width)]
+    assert found["width"] == width
     assert found["pictures"] == [True] * len(list(report.glob("*.png")))
     assert found["overflow"] == 0  # wide tables scroll within themselves
     assert found["broken"] == 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_the_order_of_heads_and_of_ties() -> None:
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_it_is_gmars_head_importance(norm: Any) -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     found = head_importance(model, images, TARGETS, norm=norm)
     wanted = oracles.gmar(oracles.trace(model, images, TARGETS), norm=norm).heads
     assert wanted is not None
@@ -78,7 +79,7 @@ def test_it_is_gmars_head_importance(norm: Any) -> None:
 
 
 def test_many_batches_are_one_after_another() -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     whole = head_importance(model, images, TARGETS)
     data = TensorDataset(images, torch.tensor(TARGETS))
     for inputs in (
@@ -92,7 +93,7 @@ def test_many_batches_are_one_after_another() -> None:
 
 
 def test_batches_without_targets() -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     top = model(images).logits.argmax(1)
     found = head_importance(model, [images[:2], images[2:]])
     assert torch.equal(found.targets, top)
@@ -118,7 +119,7 @@ def test_one_batch_is_held_at_a_time() -> None:
 
 
 def test_options_reach_the_method() -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     against = head_importance(model, images, TARGETS, contrast=1)
     wanted = GMAR(model).head_importance(images, TARGETS, contrast=1)
     assert torch.equal(against.values, wanted)
@@ -128,8 +129,8 @@ def test_options_reach_the_method() -> None:
         assert torch.equal(found.values, GMAR(model, **options).head_importance(images, TARGETS))
     tall = next(case for case in MODELS if case.name == "vit-interpolated")
     with pytest.raises(InputError, match="interpolate_pos_encoding"):
-        head_importance(tall.build(), tall.images())
-    assert len(head_importance(tall.build(), tall.images(), **tall.forward_kwargs).values) == 3
+        head_importance(shared(tall), tall.images())
+    assert len(head_importance(shared(tall), tall.images(), **tall.forward_kwargs).values) == 3
 
 
 def test_names_of_classes(bundled: LoadedModel) -> None:
@@ -164,24 +165,35 @@ WRONG: dict[str, tuple[Any, Any, type[HfGmarError], str]] = {
 def test_what_is_wrong_is_said(name: str) -> None:
     inputs, target, kind, words = WRONG[name]
     with pytest.raises(kind, match=words):
-        head_importance(VIT.build(), inputs, target)
+        head_importance(shared(VIT), inputs, target)
 
 
 def test_an_unknown_norm() -> None:
     with pytest.raises(OptionError, match="norm must be"):
-        head_importance(VIT.build(), VIT.images(), norm="l3")  # type: ignore[arg-type]
+        head_importance(shared(VIT), VIT.images(), norm="l3")  # type: ignore[arg-type]
 
 
 def test_an_unknown_criterion() -> None:
     with pytest.raises(
         OptionError, match="criterion must be one of 'gmar', 'taylor', got 'impact'"
     ):
-        head_importance(VIT.build(), VIT.images(), criterion="impact")  # type: ignore[arg-type]
+        head_importance(shared(VIT), VIT.images(), criterion="impact")  # type: ignore[arg-type]
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
+@functools.cache
+def traced(case: ModelCase, dtype: torch.dtype) -> oracles.Trace:
+    """The dense trace of a model, from a loading of which all attention can be read."""
+    loaded = next(name for name, engines in case.loadings.items() if "dense" in engines)
+    reads = case.options.get("readout")
+    with oracles.unrounded_softmax():
+        model, images = shared(case, loaded, dtype), case.images(dtype)
+        return oracles.trace(model, images, TARGETS, case.forward_kwargs, reads)
+
+
+@pytest.mark.pairwise
 @DTYPES
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
@@ -191,13 +203,12 @@ def test_effects_equal_the_dense_trace(case: ModelCase, engine: str, dtype: torc
         found = head_importance(
             model, images, TARGETS, criterion="taylor", engine=engine, **case.forward_kwargs
         )
-        trace = oracles.trace(model, images, TARGETS, case.forward_kwargs)
-    assert near(found.values, oracles.head_effects(trace), PARITY)
+    assert near(found.values, oracles.head_effects(traced(case, dtype)), PARITY)
     assert (found.criterion, found.caption) == ("taylor", "3 images, first-order effect")
 
 
 def test_effects_of_several_batches_and_a_contrast() -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     pairs = [(images[:2], TARGETS[:2]), (images[2:], TARGETS[2:])]
     found = head_importance(model, pairs, criterion="taylor")
     each = [
@@ -251,6 +262,7 @@ def test_many_classes_are_counted() -> None:
     assert HeadImportance(values, torch.tensor([1, 1, 1, 1])).title == "class 1"
 
 
+@pytest.mark.usefixtures("few_dots")
 def test_a_folder_by_its_name_is_made(tmp_path: Path) -> None:
     files = replace(TOY, settings={"model": "toy"}).save(str(tmp_path / "new"))
     summary = json.loads(files[1].read_text())
@@ -276,27 +288,39 @@ def test_files(tmp_path: Path) -> None:
         assert min(picture.size) > 200
 
 
+class Way(NamedTuple):
+    """A model, as it is loaded, and an engine; each is a factor."""
+
+    case: ModelCase
+    loaded: str
+    engine: str
+
+
+WAYS = [
+    Way(case, loaded, engine)
+    for case in (*MODELS, *MORE_MODELS)
+    for loaded, engines in case.loadings.items()
+    for engine in ("streaming", "dense")
+    if engine in engines
+]
+
+
+@pytest.mark.pairwise
 @DTYPES
-@pytest.mark.parametrize("case", [*MODELS, *MORE_MODELS], ids=lambda case: case.name)
-def test_maps_of_heads_equal_the_dense_trace(case: ModelCase, dtype: torch.dtype) -> None:
-    images = case.images(dtype)
-    for loaded, engines in case.loadings.items():
-        with oracles.unrounded_softmax():
-            model, eager = (shared(case, one, dtype) for one in (loaded, "eager"))
-            reads = case.options.get("readout")
-            found = oracles.trace(eager, images, TARGETS, case.forward_kwargs, reads)
-            wanted = oracles.head_maps(found)
-            assert wanted.shape[1:3] == (LAYERS, HEADS)
-            for engine in {"streaming", "dense"} & set(engines):
-                maps = HeadMaps(model, engine=engine, **case.options)
-                got = maps.maps(images, **case.forward_kwargs)
-                assert near(got, wanted, PARITY), (loaded, engine)
-                mean = maps.attribute_patches(images, **case.forward_kwargs)
-                assert near(mean, wanted.mean((1, 2)), PARITY)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.case.name}-{way.loaded}-{way.engine}")
+def test_maps_of_heads_equal_the_dense_trace(way: Way, dtype: torch.dtype) -> None:
+    case, loaded, engine = way
+    images, wanted = case.images(dtype), oracles.head_maps(traced(case, dtype))
+    assert wanted.shape[1:3] == (LAYERS, HEADS)
+    with oracles.unrounded_softmax():
+        maps = HeadMaps(shared(case, loaded, dtype), engine=engine, **case.options)
+        assert near(maps.maps(images, **case.forward_kwargs), wanted, PARITY)
+        mean = maps.attribute_patches(images, **case.forward_kwargs)
+        assert near(mean, wanted.mean((1, 2)), PARITY)
 
 
 def test_maps_from_some_layers() -> None:
-    model, images = VIT.build(), VIT.images()
+    model, images = shared(VIT), VIT.images()
     every, some = HeadMaps(model), HeadMaps(model, start_layer=1, chunk_size=5)
     assert same(some.maps(images), every.maps(images)[:, 1:])
     assert same(some.attribute_patches(images), every.maps(images)[:, 1:].mean((1, 2)))
@@ -313,7 +337,7 @@ def test_maps_cost_one_forward() -> None:
 
 def test_maps_have_no_contrast() -> None:
     with pytest.raises(OptionError, match="same map for every class"):
-        HeadMaps(VIT.build()).attribute(VIT.images(), 1, contrast=2)
+        HeadMaps(shared(VIT)).attribute(VIT.images(), 1, contrast=2)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -54,6 +54,7 @@ from tests.reference.cases import (
     MethodCase,
     ModelCase,
     every_engine,
+    shared,
 )
 from tests.support.state import unchanged, used
 
@@ -85,42 +86,96 @@ def forwards(model: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
+def _methods(case: ModelCase, engine: str) -> list[MethodCase]:
+    """Those that read attention; as the engine "any", those that have none."""
+    chosen = ALL if case is VIT else METHODS
+    return [method for method in chosen if (method in READERS) == (engine != "any")]
+
+
+class Way(NamedTuple):
+    """A method on a model, by one engine; each is a factor."""
+
+    case: ModelCase
+    attention: str
+    engine: str
+    method: MethodCase
+
+
 def _ways() -> Iterator[Any]:
-    """Each model by each engine; one of them from each loading, too."""
+    """Each model by each engine; one of them from each loading and by more methods, too."""
     for case in MODELS:
         for attention, engines in case.loadings.items():
-            for engine in engines if case is VIT or attention == "sdpa" else ():
-                yield pytest.param(case, attention, engine, id=f"{case.name}-{attention}-{engine}")
+            for engine in (*engines, "any") if case is VIT or attention == "sdpa" else ():
+                for method in _methods(case, engine):
+                    name = f"{case.name}-{attention}-{engine}-{method.name}"
+                    yield pytest.param(Way(case, attention, engine, method), id=name)
 
 
-@pytest.mark.parametrize(("case", "attention", "engine"), list(_ways()))
-def test_each_is_as_alone(case: ModelCase, attention: str, engine: str) -> None:
-    model = case.build(attention=attention)
-    chosen = ALL if case is VIT else METHODS
+@functools.cache
+def together(case: ModelCase, attention: str, engine: str) -> dict[str, Any]:
+    """The map of each method in one pass of all, by the method's name."""
+    model, chosen = shared(case, attention), _methods(case, engine)
     methods = [method.made(model, engine, **case.options) for method in chosen]
     found = attribute_jointly(methods, case.images(), TARGETS, **case.forward_kwargs)
-    for method, got in zip(methods, found, strict=True):
-        assert equal(got, method.attribute_patches(case.images(), TARGETS, **case.forward_kwargs))
+    return {method.name: got for method, got in zip(chosen, found, strict=True)}
+
+
+@functools.cache
+def by_itself(way: Way) -> Tensor:
+    """The map of one method alone."""
+    case, attention, engine, method = way
+    one = method.made(shared(case, attention), engine, **case.options)
+    wanted: Tensor = one.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
+    return wanted
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("way", list(_ways()))
+def test_each_is_as_alone(way: Way) -> None:
+    case, attention, engine, method = way
+    assert equal(together(case, attention, engine)[method.name], by_itself(way))
 
 
 @functools.cache
 def alone(engine: str) -> tuple[Any, list[Any], list[Tensor]]:
     """A model, the methods that read attention, and the map of each by itself."""
-    model = VIT.build()
+    model = shared(VIT)
     methods = [method.made(model, engine) for method in READERS]
-    return model, methods, [one.attribute_patches(VIT.images(), TARGETS) for one in methods]
+    return model, methods, [by_itself(Way(VIT, "sdpa", engine, method)) for method in READERS]
 
 
-@pytest.mark.parametrize("method", READERS, ids=lambda method: method.name)
-def test_every_pair_in_both_orders(method: MethodCase) -> None:
+def _pairs() -> Iterator[Any]:
+    """Each method before each; those of MORE_METHODS follow each other below in any case."""
+    for pair in itertools.product(READERS, repeat=2):
+        marks = [pytest.mark.extended] if {*pair} & {*MORE_METHODS} else []
+        yield pytest.param(*pair, marks=marks, id="-then-".join(method.name for method in pair))
+
+
+@pytest.mark.parametrize(("one", "other"), list(_pairs()))
+def test_every_pair_in_both_orders(one: MethodCase, other: MethodCase) -> None:
     """The first is in a group with whoever comes; which of the two it is must not matter."""
     _, methods, maps = alone("streaming")
-    one = READERS.index(method)
-    for other in range(len(READERS)):
-        pair = (one, other)
-        found = attribute_jointly([methods[number] for number in pair], VIT.images(), TARGETS)
-        for number, got in zip(pair, found, strict=True):
-            assert equal(got, maps[number]), READERS[other].name
+    pair = READERS.index(one), READERS.index(other)
+    found = attribute_jointly([methods[number] for number in pair], VIT.images(), TARGETS)
+    for number, got in zip(pair, found, strict=True):
+        assert equal(got, maps[number])
+
+
+@pytest.mark.parametrize("start", range(len(READERS)))
+def test_each_right_after_each(start: int) -> None:
+    """All in one list; from one list to the next all numbers grow by one, so that each pair comes.
+
+    That is so if two neighbours are as far apart as no other two: by 1, -2, 3, -4 and so on.
+    """
+    count = len(READERS)
+    steps = [-(step // 2) if step % 2 == 0 else step // 2 + 1 for step in range(count)]
+    apart = {(later - sooner) % count for sooner, later in itertools.pairwise(steps)}
+    assert apart == set(range(1, count))
+    order = [(start + step) % count for step in steps]
+    _, methods, maps = alone("streaming")
+    found = attribute_jointly([methods[number] for number in order], VIT.images(), TARGETS)
+    for number, got in zip(order, found, strict=True):
+        assert equal(got, maps[number]), READERS[number].name
 
 
 @settings(max_examples=40, deadline=None)
@@ -161,7 +216,7 @@ def readers(model: Any, **options: Any) -> list[Any]:
 
 @every_engine
 def test_they_share_one_forward(engine: str) -> None:
-    model = VIT.build()
+    model = shared(VIT)
     with forwards(model) as noted:
         attribute_jointly(readers(model, **ENGINE_OPTIONS[engine]), VIT.images(), TARGETS)
     assert noted == [len(VIT.images())]
@@ -182,7 +237,7 @@ def walks(work: Callable[[], object]) -> list[tuple[bool, bool]]:
 
 
 def test_they_share_one_backward_and_each_layer() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     with patch.object(streaming, "gradients_of", wraps=gradients_of) as gradients:
         noted = walks(lambda: attribute_jointly(readers(model), VIT.images(), TARGETS))
     assert noted == [(True, True)] * (LAYERS - 1) + [(True, False)]
@@ -190,7 +245,7 @@ def test_they_share_one_backward_and_each_layer() -> None:
 
 
 def test_no_gradient_goes_below_those_who_need_it() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = [GradSAM(model, start_layer=1), GMAR(model, start_layer=2), AttentionRollout(model)]
     noted = walks(lambda: attribute_jointly(methods, VIT.images(), TARGETS))
     assert noted == [(True, True)] * (LAYERS - 2) + [(True, False), (False, False)]
@@ -206,7 +261,7 @@ def test_no_graph_is_built_below_those_who_need_it() -> None:
 
 @every_engine
 def test_layers_that_nobody_reads_are_not_recomputed(engine: str) -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = [RawAttention(model, layer=layer, **ENGINE_OPTIONS[engine]) for layer in (0, 2)]
     with patch.object(blocks, "_live_rows", wraps=blocks._live_rows) as live:
         found = attribute_jointly(methods, VIT.images(), TARGETS)
@@ -250,7 +305,7 @@ def test_a_gradient_passes_layers_that_nobody_reads(engine: str) -> None:
 
 def _one_model(build: Callable[[Any], Sequence[Any]]) -> Callable[[], tuple[Any, Sequence[Any]]]:
     def made() -> tuple[Any, Sequence[Any]]:
-        model = VIT.build()
+        model = shared(VIT)
         return model, build(model)
 
     return made
@@ -305,7 +360,7 @@ def test_several_models() -> None:
 
 def test_a_partial_of_a_model_is_one_model() -> None:
     """A method looks inside a partial, and each makes one of its own."""
-    model = VIT.build()
+    model = shared(VIT)
     part = functools.partial(model.forward, interpolate_pos_encoding=True)
     with forwards(model) as noted:
         found = attribute_jointly([GMAR(part), GradSAM(part)], VIT.images(), 3)
@@ -313,10 +368,19 @@ def test_a_partial_of_a_model_is_one_model() -> None:
     assert equal(found[0], GMAR(part).attribute_patches(VIT.images(), 3))
 
 
-@pytest.mark.parametrize("target", [None, 4, TARGETS, torch.tensor(TARGETS)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def _targets_and_precisions() -> Iterator[Any]:
+    """Each target in single precision and each precision with one target; the rest is extended."""
+    targets = [None, 4, TARGETS, torch.tensor(TARGETS)]
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+    for target, dtype in itertools.product(targets, dtypes):
+        usual = target is TARGETS or dtype == torch.float32
+        marks = [] if usual else [pytest.mark.extended]
+        yield pytest.param(target, dtype, marks=marks, id=f"{target}-{dtype}")
+
+
+@pytest.mark.parametrize(("target", "dtype"), list(_targets_and_precisions()))
 def test_targets_and_precisions(target: Any, dtype: torch.dtype) -> None:
-    model, images = VIT.build().to(dtype), VIT.images(dtype)
+    model, images = shared(VIT, dtype=dtype), VIT.images(dtype)
     methods = readers(model)
     found = attribute_jointly(methods, (images,), target, contrast=None)
     for method, got in zip(methods, found, strict=True):
@@ -324,7 +388,7 @@ def test_targets_and_precisions(target: Any, dtype: torch.dtype) -> None:
 
 
 def test_further_arguments_reach_the_model() -> None:
-    model, images = VIT.build(), torch.randn(2, 3, 40, 16)
+    model, images = shared(VIT), torch.randn(2, 3, 40, 16)
     for call in ({"additional_forward_args": (None, True)}, {"interpolate_pos_encoding": True}):
         methods = [*readers(model), TokenGradCAM(model)]
         found = attribute_jointly(methods, images, 3, **call)
@@ -333,7 +397,7 @@ def test_further_arguments_reach_the_model() -> None:
 
 
 def test_a_contrast_is_for_those_who_know_classes() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = [*readers(model), RandomAttribution(model), TokenGradCAM(model)]
     with forwards(model) as noted:
         found = attribute_jointly(methods, VIT.images(), TARGETS, contrast=1, return_errors=True)
@@ -360,7 +424,7 @@ class Broken:
 
 
 def test_one_that_fails_fails_alone() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = readers(model)
     methods[2].rule = Broken()
     methods.append(TokenGradCAM(model))
@@ -377,7 +441,7 @@ def test_one_that_fails_fails_alone() -> None:
 
 @every_engine
 def test_scores_without_gradient_fail_those_who_need_one(engine: str) -> None:
-    model = Around(VIT.build(), lambda vit, pixels: vit(pixels).logits.detach())
+    model = Around(shared(VIT), lambda vit, pixels: vit(pixels).logits.detach())
     methods = readers(model, **ENGINE_OPTIONS[engine])
     found = attribute_jointly(methods, VIT.images(), TARGETS, return_errors=True)
     for method, got in zip(methods, found, strict=True):
@@ -399,7 +463,7 @@ def test_scores_without_gradient_fail_those_who_need_one(engine: str) -> None:
     ],
 )
 def test_errors_are_those_of_each_alone(call: dict[str, Any], kind: type[HfGmarError]) -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = [GMAR(model), GradSAM(model), TokenGradCAM(model)]
     given = {"inputs": VIT.images(), "target": 3, **call}
     with pytest.raises(kind):
@@ -455,7 +519,7 @@ class Logged(Doubled):
 
 
 def test_a_method_may_say_that_its_map_is_the_rules() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     gmar, logged = attribute_jointly([GMAR(model), Logged(model)], VIT.images(), TARGETS)
     assert torch.equal(gmar, logged)
 
@@ -469,7 +533,7 @@ class Shifted(GMAR):
 
 @pytest.mark.parametrize("kind", [Doubled, Shifted, Mixed, replaced])
 def test_subclasses_keep_their_own_ways(kind: Callable[[Any], Any]) -> None:
-    model = VIT.build()
+    model = shared(VIT)
     methods = [GMAR(model), kind(model), GradSAM(model)]
     found = attribute_jointly(methods, VIT.images(), TARGETS)
     for method, got in zip(methods, found, strict=True):
@@ -481,7 +545,8 @@ def test_subclasses_keep_their_own_ways(kind: Callable[[Any], Any]) -> None:
 @every_engine
 def test_the_model_comes_back_as_it_was(engine: str, attention: str) -> None:
     model = used(VIT, attention)
-    methods = [method.made(model, engine) for method in READERS]
+    methods = readers(model, **ENGINE_OPTIONS[engine])
+    methods += [LeGrad(model, **ENGINE_OPTIONS[engine]), TokenGradCAM(model)]
     with unchanged(model):
         attribute_jointly(methods, VIT.images(), TARGETS)
         attribute_jointly(methods, VIT.images(), 99, return_errors=True)
@@ -504,7 +569,7 @@ def test_threads_take_turns() -> None:
 
 
 def test_inside_inference_mode_and_without_gradients() -> None:
-    model = VIT.build()
+    model = shared(VIT)
     wanted = attribute_jointly(readers(model), VIT.images(), TARGETS)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -519,7 +584,7 @@ def test_several_questions_of_several_rules(engine: str) -> None:
     """Every question starts from the readout again, for every rule."""
     options = {**ENGINE_OPTIONS[engine]}
     name = options.pop("engine")
-    adapter, request = ModelAdapter.of(VIT.build()), ForwardRequest(VIT.images(), **options)
+    adapter, request = ModelAdapter.of(shared(VIT)), ForwardRequest(VIT.images(), **options)
     rules: list[LayerRule] = [GmarRule("l1", 1.0), RolloutRule("mean", 0, 1.0), GmarRule("l2", 0.5)]
     target_specs = [TargetSpec(3), TargetSpec(TARGETS), TargetSpec(5, contrast=1)]
     spans = [(rule, range(LAYERS)) for rule in rules]

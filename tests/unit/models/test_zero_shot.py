@@ -251,6 +251,15 @@ def test_what_is_no_prompt(prompts: Any) -> None:
 
 
 @every_pair
+@pytest.mark.parametrize("again", ["dog", " dog ", "dog  "])
+def test_the_same_prompt_twice(model_class: Any, config_class: Any, again: str) -> None:
+    """Whatever the model reads as the same text would be two classes with one score."""
+    model = prompted(model_class, config_class).model
+    with pytest.raises(OptionError, match=rf"'dog' and '{again}' are the same text.*give it once"):
+        ZeroShotModel(model, tokenizer(), ["cat", "dog", again])
+
+
+@every_pair
 def test_a_prompt_that_is_too_long(model_class: Any, config_class: Any) -> None:
     model = prompted(model_class, config_class).model
     with pytest.raises(OptionError, match="32 tokens, and the model reads 9"):

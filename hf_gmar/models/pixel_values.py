@@ -1,0 +1,148 @@
+"""Pixel values of images with any number of channels, and the pictures of such images."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+from hf_gmar.errors import InputError
+from hf_gmar.models.wrappers import ZeroShotModel
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Modes of Pillow's images by the number of channels."""
+
+ImageLike: TypeAlias = Image.Image | NDArray[Any] | Tensor
+"""An image, or an array (height, width), (height, width, channels) or (channels, height, width)."""
+
+
+def channels_of(model: Any) -> int:
+    """Return the number of channels that a model takes.
+
+    Example:
+        >>> from hf_gmar.models import load_model
+        >>> channels_of(load_model("bundled").model)
+        3
+    """
+    config = (model.model if isinstance(model, ZeroShotModel) else model).config
+    return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
+
+
+def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int) -> Tensor:
+    """Process one image for a model of this number of channels, (1, channels, height, width).
+
+    An image is converted to grey, RGB or RGBA. Of an array with other numbers of channels, each is
+    processed by itself, as Pillow resizes no such image.
+
+    Raises:
+        InputError: the image, the processor and the model have different numbers of channels, or
+            the processor can't process such values.
+    """
+    own: dict[str, Any] = {"return_tensors": "pt"}
+    if channels != 3 and getattr(processor, "do_convert_rgb", False):
+        own["do_convert_rgb"] = False
+    means = _per_channel(processor, "image_mean", channels)
+    stds = _per_channel(processor, "image_std", channels)
+    if isinstance(image, Image.Image):
+        if channels not in MODES:
+            raise InputError(
+                f"the model takes {_counted(channels)}, and an image of the mode {image.mode} has "
+                f"{len(image.getbands())}; give an array (height, width, {channels}), on the "
+                "command line as a .npy file"
+            )
+        pixels: Tensor = processor(images=image.convert(MODES[channels]), **own).pixel_values
+        return pixels
+    own["input_data_format"] = ChannelDimension.LAST
+    planes = channels_last(image, channels)
+    _check_values(processor, planes)
+    parts = []
+    step = channels if channels in MODES else 1
+    for index in range(0, channels, step):
+        part = slice(index, index + step)
+        if means is not None and stds is not None:
+            own |= {"image_mean": means[part], "image_std": stds[part]}
+        try:
+            parts.append(processor(images=planes[..., part], **own).pixel_values)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the image processor {type(processor).__name__} can't process channel {index} of "
+                f"an array of {planes.dtype}: {error}; give whole numbers from 0 to 255"
+            ) from error
+    return torch.cat(parts, dim=1)
+
+
+def picture_of_input(image: ImageLike, channels: int) -> Image.Image:
+    """Return the picture of an image in RGB: of an array, the first three channels, or the first.
+
+    Values to 1 or to 255 are taken as such; others are scaled from the least to the greatest.
+
+    Raises:
+        InputError: no axis of the array has this number of channels.
+
+    Example:
+        >>> picture_of_input(np.array([[0.0, 1.0]]), 1).getpixel((1, 0))
+        (255, 255, 255)
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    values = channels_last(image, channels)[..., : 3 if channels >= 3 else 1].astype(np.float64)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        values = (values - low) / (high - low)
+        high = 1
+    colours = (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    return Image.fromarray(np.broadcast_to(colours, (*colours.shape[:2], 3)).copy())
+
+
+def _counted(channels: int) -> str:
+    return f"{channels} channel{'s' if channels > 1 else ''}"
+
+
+def _check_values(processor: BaseImageProcessor, values: NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(f"the array of the shape {values.shape} holds NaN or infinity")
+    rescales = getattr(processor, "do_rescale", False)
+    if rescales and values.dtype.kind == "f" and values.size and values.max() <= 1:
+        raise InputError(
+            f"the values of the array are at most {values.max():.3g}, and the image processor "
+            f"{type(processor).__name__} divides by 255; give values from 0 to 255"
+        )
+
+
+def _per_channel(processor: BaseImageProcessor, name: str, channels: int) -> list[float] | None:
+    """Return the mean or the standard deviation of each channel; ``None`` if there is none."""
+    values = getattr(processor, name, None)
+    if not getattr(processor, "do_normalize", False) or values is None:
+        return None
+    if isinstance(values, int | float):
+        return [float(values)] * channels
+    if len(values) != channels:
+        raise InputError(
+            f"the model takes {_counted(channels)}, and the {name} of its image processor "
+            f"{type(processor).__name__} has {len(values)} values; set one for each channel, or "
+            "use the processor that the model was trained with (processor=..., on the command "
+            "line --processor)"
+        )
+    return list(values)
+
+
+def channels_last(image: NDArray[Any] | Tensor, channels: int) -> NDArray[Any]:
+    """Return an array as (height, width, channels)."""
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    single = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if single.ndim == 2 and channels == 1:
+        return single[..., None]
+    try:
+        layout = infer_channel_dimension_format(single, num_channels=channels)
+    except ValueError as error:
+        raise InputError(
+            f"an array of the shape {array.shape} has no axis of the model's {_counted(channels)}; "
+            f"give (height, width, {channels}) or ({channels}, height, width)"
+        ) from error
+    return np.moveaxis(single, 0, -1) if layout == ChannelDimension.FIRST else single
