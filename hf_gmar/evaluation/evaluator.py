@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
@@ -32,6 +33,7 @@ from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_choice import ScoreChoice
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import class_count, config_of, labels_of
+from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
 from hf_gmar.perturbations.pixels import DatasetMean, dataset_mean
@@ -168,12 +170,13 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     folder = None if output is None else Path(output)
     # Results may be written into the folder of the images; they are not part of the data.
     skip = folder if isinstance(data, str | Path) else None
-    labels = labels_of(config_of(method_set.adapter), class_count(method_set.adapter))
-    images = open_data(data, labels, skip=skip)
+    model_config, count = config_of(method_set.adapter), class_count(method_set.adapter)
+    kind = ScoreKind.of(model_config, torch.empty(1, count))
+    evaluated = EvaluatedModel(method_set, loaded.processor, config, kind)
+    metrics_by_label = _metrics(metrics, evaluated)
+    images = open_data(data, labels_of(model_config, count), skip=skip)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")
-    evaluated = EvaluatedModel.of(method_set, loaded.processor, config, images)
-    metrics_by_label = _metrics(metrics, evaluated)
     plan = Plan(evaluated, metrics_by_label, _perturbations(perturbations, evaluated, images))
     settings = _settings(loaded, plan, images)
     processes = Processes.launched(cpu=evaluated.adapter.vision_model.device.type == "cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -12,18 +11,15 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from hf_gmar._core.execution import predict
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.request import ForwardRequest
 from hf_gmar._utils.validation import check_option
-from hf_gmar.data.base import ImageDataset
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_choice import ScoreChoice
-from hf_gmar.models.labels import config_of, labels_of
+from hf_gmar.models.labels import config_of
 from hf_gmar.models.pixel_values import pixel_values
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
@@ -37,9 +33,6 @@ _ALLOWED = {
     "examples": range(1001),
 }
 _ALLOWED_OR_NONE = {"score": get_args(ScoreChoice), "autocast": get_args(Autocast)}
-
-
-_TRIED = 16  # images, to find what the model's scores are
 
 
 @dataclass(frozen=True)
@@ -92,28 +85,6 @@ class EvaluatedModel:
     config: EvaluationConfig
     kind: ScoreKind
 
-    @classmethod
-    def of(
-        cls,
-        method_set: MethodSet,
-        processor: BaseImageProcessor,
-        config: EvaluationConfig,
-        images: ImageDataset,
-    ) -> EvaluatedModel:
-        """Find what the model's scores are by a forward of the first image that can be read.
-
-        Raises:
-            OptionError: probabilities are asked of a model without any.
-        """
-        adapter = method_set.adapter
-        scores = torch.empty(1, len(labels_of(config_of(adapter))))
-        for index in range(min(len(images), _TRIED)):
-            with suppress(Exception):  # the evaluation of this image reports the error
-                pixels = _pixels(adapter, processor, images[index].image)
-                scores = predict(adapter, ForwardRequest(pixels))
-                break
-        return cls(method_set, processor, config, ScoreKind.of(config_of(adapter), scores))
-
     def __post_init__(self) -> None:
         """Check that the model has the score."""
         self.kind.measured(self.config.score)
@@ -144,7 +115,15 @@ class EvaluatedModel:
         Raises:
             InputError: the image does not have the model's channels.
         """
-        return _pixels(self.adapter, self.processor, image)
+        model: Any = self.adapter.vision_model
+        channels = int(getattr(model.config, "num_channels", 3))
+        if channels == 4 and getattr(image, "mode", "") == "RGB":
+            raise InputError(
+                "the model takes 4 channels, and data sets are read in RGB, without transparency; "
+                "evaluate an ImageDataset of your own, whose images have 4 channels"
+            )
+        pixels = pixel_values(self.processor, image, channels)
+        return pixels.to(model.device, model.dtype)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Convert logits (K, C) to the measured scores, float64 on the CPU."""
@@ -159,17 +138,6 @@ class EvaluatedModel:
             self.adapter, pixels, memory, perturbation=perturbation, autocast=half
         )
         return perturbation.bind(self.adapter, pixels, batch=batch, autocast=half)
-
-
-def _pixels(adapter: ModelAdapter, processor: BaseImageProcessor, image: Any) -> Tensor:
-    model: Any = adapter.vision_model
-    channels = int(getattr(model.config, "num_channels", 3))
-    if channels == 4 and getattr(image, "mode", "") == "RGB":
-        raise InputError(
-            "the model takes 4 channels, and data sets are read in RGB, without transparency; "
-            "evaluate an ImageDataset of your own, whose images have 4 channels"
-        )
-    return pixel_values(processor, image, channels).to(model.device, model.dtype)
 
 
 @dataclass(frozen=True)
