@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from transformers import (
     CLIPConfig,
     Dinov2WithRegistersConfig,
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED
-from hf_gmar.cli import models as models_command
+from hf_gmar.cli import options as shared
 from hf_gmar.models import bundled_folder, sample_image
 from tests.support import folders
 from tests.support.command import Done, run, run_elsewhere
@@ -32,7 +31,7 @@ from tests.support.hub_server import serve_hub
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Columns of the terminal."""
     columns: int = request.param
-    monkeypatch.setattr(models_command, "out", Console(width=columns))
+    monkeypatch.setattr(shared.out, "_width", columns)
     return columns
 
 

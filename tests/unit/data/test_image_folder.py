@@ -116,7 +116,7 @@ def test_a_folder_of_splits(by_class: Path) -> None:
         open_data(root, LABELS)
     for data in (open_data(root, LABELS, split="train"), open_data(f"{root}:train", LABELS)):
         assert [data.key(index) for index in range(2)] == ["ape/d.png", "cat/deep/b.png"]
-        assert data.settings["split"] == "train"
+        assert data.settings["name"] == "train"
     with pytest.raises(DataError, match="no subfolder 'val'"):
         open_data(root, LABELS, split="val")
 

@@ -198,6 +198,34 @@ def test_what_is_no_size(vit: Path, photo: Path, size: Any) -> None:
         assert run("explain", photo, "--model", vit, f"--size={size}").code == 2
 
 
+def test_the_map_lies_where_the_model_looked(tmp_path: Path, vit: Path, photo: Path) -> None:
+    """A strip of another shape than the processor's own crop."""
+    DeiTImageProcessorPil().save_pretrained(vit)
+    loaded = load_model(vit, size=(32, 64), interpolate_pos_encoding=True)
+    explain = pipeline("image-attribution", model=str(vit))
+    (result,) = explain(str(photo), target=1, size="32x64", interpolate_pos_encoding=True)
+    with Image.open(photo) as image:
+        pixels = loaded.pixels(image)
+    patches = GMAR(loaded.model).attribute_patches(pixels, 1, **loaded.forward_kwargs)[0]
+    expected = measure_view(loaded.processor, (80, 120)).project(patches)
+    assert torch.allclose(result["attribution"], expected, atol=1e-6, equal_nan=True)
+    own = measure_view(DeiTImageProcessorPil(), (80, 120)).project(patches)
+    assert not torch.equal(expected.isnan(), own.isnan())
+
+
+class Fixed(ViTImageProcessorPil):
+    """Gives 48 x 48 pixels, whatever is said."""
+
+    def preprocess(self, images: Any, **options: Any) -> Any:
+        """Resize to a size of its own."""
+        return super().preprocess(images, **{**options, "size": {"height": 48, "width": 48}})
+
+
+def test_a_processor_of_one_size() -> None:
+    with pytest.raises(OptionError, match="size 32 x 64: it then gives 48 x 48; leave the size"):
+        with_size(Fixed(), (32, 64))
+
+
 def test_a_processor_that_goes_its_own_way() -> None:
     own = ConvNextImageProcessorPil(size={"shortest_edge": 96})
     with pytest.raises(OptionError, match="ConvNextImageProcessorPil can't be set to the size"):
