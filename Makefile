@@ -26,8 +26,9 @@ lint: $(VENV)/.installed-dev ## check style
 types: $(VENV)/.installed-dev ## check types
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev ## run the code on the pages
+docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their pictures are stale
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
+	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py
 
 examples: $(VENV)/.installed-dev ## run every example
 	$(BIN)/python -m pytest -n auto -m example tests/process

@@ -21,6 +21,7 @@ def test_every_picture_has_what_draws_it() -> None:
     assert names == set(figures.FIGURES) == set(figures.stored_contents())
 
 
+@pytest.mark.extended  # 'make docs' runs it, too
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_the_picture_is_what_is_drawn(name: str) -> None:
     stored = figures.stored_contents()[name]
@@ -28,6 +29,7 @@ def test_the_picture_is_what_is_drawn(name: str) -> None:
     assert figures.differences(stored, figures.contents(figures.FIGURES[name]())) == []
 
 
+@pytest.mark.extended  # 'make docs' runs it, too
 @pytest.mark.parametrize("name", figures.RESULTS)
 def test_the_report_is_what_is_written(name: str) -> None:
     path = ROOT / "docs" / "results" / name / "report.md"

@@ -76,12 +76,21 @@ ROWS = [(count, list(SCRIPTS)[5 * count % len(SCRIPTS)]) for count in range(1, 1
 """Each number of names, with the scripts in turn."""
 
 
-@pytest.mark.parametrize(("count", "script"), ROWS)
+def rows_from(first: int) -> list[Any]:
+    """The rows from a number of names on; a few numbers stand for all in the default run."""
+    return [
+        pytest.param(*row, marks=[] if row[0] in (1, 2, 5, 12) else [pytest.mark.extended])
+        for row in ROWS
+        if row[0] >= first
+    ]
+
+
+@pytest.mark.parametrize(("count", "script"), rows_from(1))
 def test_curves(count: int, script: str) -> None:
     assert text_problems(curves_figure(found(script, count), "token-dropping")) == []
 
 
-@pytest.mark.parametrize(("count", "script"), [row for row in ROWS if row[0] > 1])
+@pytest.mark.parametrize(("count", "script"), rows_from(2))
 def test_differences(count: int, script: str) -> None:
     summary = found(script, count, scale=10.0 ** (count - 6), measures=1 + count % 6)
     measures = summary.compared(summary.measures)
@@ -99,7 +108,7 @@ def test_examples(count: int, script: str) -> None:
     assert text_problems(examples_figure(found(script, count), pictures)) == []
 
 
-@pytest.mark.parametrize(("count", "script"), ROWS)
+@pytest.mark.parametrize(("count", "script"), rows_from(1))
 def test_comparisons(count: int, script: str) -> None:
     columns = [
         GridColumn(name, "102.5 forwards, 1.5 GB", torch.randn(2, 3, 3)) if number % 4 != 3
@@ -132,7 +141,7 @@ def test_colour_bars_of_all_methods(name: str) -> None:
         assert text_problems(figure) == []
 
 
-@pytest.mark.parametrize(("count", "script"), ROWS)
+@pytest.mark.parametrize(("count", "script"), rows_from(1))
 def test_heads(count: int, script: str) -> None:
     layers = 13 - count
     values = np.random.default_rng(0).random((layers, count)).astype(np.float32)
