@@ -198,7 +198,7 @@ def test_what_is_no_size(vit: Path, photo: Path, size: Any) -> None:
         assert run("explain", photo, "--model", vit, f"--size={size}").code == 2
 
 
-def test_the_map_lies_where_the_model_looked(tmp_path: Path, vit: Path, photo: Path) -> None:
+def test_the_map_lies_where_the_model_looked(vit: Path, photo: Path) -> None:
     """A strip of another shape than the processor's own crop."""
     DeiTImageProcessorPil().save_pretrained(vit)
     loaded = load_model(vit, size=(32, 64), interpolate_pos_encoding=True)
