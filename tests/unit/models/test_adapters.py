@@ -175,12 +175,12 @@ def test_weights_of_other_shapes_than_the_config_says(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_a_training_run(tmp_path: Path) -> None:
-    for step in (60, 120):
+    for step in (9, 60, 120):
         folders.copy(tmp_path / f"checkpoint-{step}")
     shutil.move(tmp_path / "checkpoint-120" / "preprocessor_config.json", tmp_path)
     done = run("explain", "--model", tmp_path, "--output", tmp_path / "out")
     assert done.code == 1
-    assert "it holds checkpoint-60, checkpoint-120: name one, such as" in done.error
+    assert "it holds checkpoint-9, checkpoint-60, checkpoint-120: name one, such as" in done.error
     assert done.error.endswith("/checkpoint-120")
     done = run("explain", "--model", tmp_path / "checkpoint-120", "--output", tmp_path / "out")
     assert done.code == 1
