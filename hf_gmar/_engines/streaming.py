@@ -57,7 +57,8 @@ def streaming_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator
             scores = request.call(adapter)
         runs.check(request.inputs, scores)
         mode.check_calls()
-        yield EngineRun(scores, state.top[0], state.explain)
+        # Popped: the graph of that tensor leads back to the state, and would keep both alive.
+        yield EngineRun(scores, state.top.pop(), state.explain)
 
 
 @dataclass

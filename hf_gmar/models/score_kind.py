@@ -51,7 +51,7 @@ class ScoreKind(StrEnum):
         """Format a converted score: a percentage, or a value with four digits or its integer.
 
         Example:
-            >>> [ScoreKind.VALUE.text(value) for value in (0.012345, -58.25, 12345.6, 3e12)]
+            >>> [ScoreKind.VALUE.text(value) for value in (0.012344, -58.25, 12345.6, 3e12)]
             ['0.01234', '-58.25', '12346', '3e+12']
         """
         if self is not ScoreKind.VALUE:

@@ -354,7 +354,8 @@ WRONG: dict[str, tuple[int, list[object], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_prompts_that_are_wrong(clip: Path, photo: Path, tmp_path: Path, name: str) -> None:
     code, arguments, words = WRONG[name]
-    done, stored = explain(tmp_path / "out", photo, "--model", clip, *arguments)
+    model = [] if "--model" in arguments else ["--model", clip]
+    done, stored = explain(tmp_path / "out", photo, *model, *arguments)
     assert done.code == code
     assert words in done.error
     assert not stored

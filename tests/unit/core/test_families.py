@@ -288,7 +288,7 @@ def test_a_module_may_say_its_readout_itself() -> None:
 
 def test_a_size_that_no_keyword_helps() -> None:
     plain = Around(VIT.build(), lambda vit, pixels: vit(pixels))
-    with pytest.raises(InputError, match=r"\(32\*32\); resize the images to the model's own size$"):
+    with pytest.raises(InputError, match=r"\(32\*32\); resize the images to the model's own size"):
         GMAR(plain).attribute(torch.randn(1, 3, 40, 16), 3)
 
 
