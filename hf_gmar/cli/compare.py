@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.paths import path_is
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -115,7 +116,7 @@ def compare(
 
 def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
     for option, names in (("--methods", methods), ("--captum", captum)):
-        files = [name for name in names if Path(name).is_file()]
+        files = [name for name in names if path_is(Path.is_file, name)]
         if files:
             raise OptionError(
                 f"{option} got the file {files[0]!r}; put images before {option}, as it takes all "

@@ -24,6 +24,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from hf_gmar._utils.option_strings import parse_value
+from hf_gmar._utils.paths import path_is
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
@@ -112,7 +113,7 @@ class ModelOptions:
 
     def check_prompts(self, has_images: bool) -> None:
         """Raise an OptionError for prompts that include an image path or have no model."""
-        files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
+        files = [prompt for prompt in self.prompts or () if path_is(Path.exists, prompt)]
         if files and not has_images:
             raise OptionError(
                 f"the prompt {files[0]!r} is a file, and no image is given; put images before "
@@ -186,11 +187,11 @@ class Inputs:
                 "call hf_gmar.compare with batches of your own"
             )
         loaded = model.load(bool(images))
-        from hf_gmar.models.labels import find_class, find_classes
+        from hf_gmar.models.labels import classes_of_model
 
-        config = loaded.model.config
-        indices = find_classes(config, [label for label in targets if label is not None])
-        other = None if contrast is None else find_class(config, contrast)
+        names = [label for label in targets if label is not None]
+        indices = classes_of_model(loaded.model, names) if names else []
+        other = None if contrast is None else classes_of_model(loaded.model, [contrast])[0]
         if other in indices:
             raise TargetError("--target and --contrast are the same class; name two")
         return cls(loaded, paths, failed, indices, other)

@@ -11,9 +11,10 @@ from typing import Any
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.csv_table import LABEL_COLUMNS, MASK_COLUMNS, column
-from hf_gmar.data.image_files import Result, read_image, to_rgb
+from hf_gmar.data.image_files import Result, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, ImageFileError, OptionError, reason_of
+from hf_gmar.models.pixel_values import to_rgb
 
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 """Names of the image column if several columns hold images."""

@@ -10,9 +10,10 @@ from typing import Any
 from hf_gmar._utils.names import make_unique
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
-from hf_gmar.data.image_files import find_images, read_image, to_rgb
+from hf_gmar.data.image_files import find_images, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError
+from hf_gmar.models.pixel_values import to_rgb
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

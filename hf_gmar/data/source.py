@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_gmar._utils.paths import path_is
 from hf_gmar.data.base import ImageDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
@@ -105,7 +106,7 @@ def _split_from_name(
     source: str | Path, options: dict[str, str]
 ) -> tuple[Path | str, dict[str, str]]:
     """Split ``NAME:SPLIT`` into a path, if it exists, or a name, and the options."""
-    if isinstance(source, Path) or Path(source).exists():
+    if isinstance(source, Path) or path_is(Path.exists, source):
         return Path(source), options
     name, _, split = source.partition(":")
     if split:
@@ -114,7 +115,7 @@ def _split_from_name(
                 f"{source!r} names the split {split!r} and split is {options['split']!r}; give one"
             )
         options = {**options, "split": split}
-    return (Path(name) if Path(name).exists() else name), options
+    return (Path(name) if path_is(Path.exists, name) else name), options
 
 
 def _by_name(
@@ -126,18 +127,19 @@ def _by_name(
         rows = from_hub(source, options.get("config"), options.get("split"))
         settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
         return _hf_dataset(rows, name, classes, settings, options)
-    if source.is_dir() and is_saved(source):
+    is_folder = path_is(Path.is_dir, source)
+    if is_folder and is_saved(source):
         _reject_unknown(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = from_disk(source, options.get("split"))
         settings = {"kind": "datasets on disk", "name": source.resolve().name}
         return _hf_dataset(rows, name, classes, settings, options)
-    if source.is_dir():
+    if is_folder:
         _reject_unknown(options, "a folder of images", ("split",))
         return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
-    if source.suffix.casefold() == ".csv" and source.is_file():
+    if source.suffix.casefold() == ".csv" and path_is(Path.is_file, source):
         _reject_unknown(options, "a CSV file", _COLUMNS)
         return table_of_images(source, classes, name=name, **options)
-    if source.exists():
+    if path_is(Path.exists, source):
         raise DataError(
             f"{source} is no folder and no .csv file; needed is a folder of images, a CSV file of "
             "their paths, or a data set"
