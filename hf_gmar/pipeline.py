@@ -18,6 +18,7 @@ from hf_gmar.errors import InputError, ModelLoadError, OptionError, TargetError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
+from hf_gmar.models.hub import is_adapter, load_model
 from hf_gmar.models.hub_errors import incomplete_error, misfit_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
@@ -293,6 +294,17 @@ class _MissingWeightsRecorder(AutoModelForImageClassification):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load the model by ``AutoModelForImageClassification``."""
+        access: dict[str, Any] = {
+            key: kwargs.get(key) for key in ("revision", "token", "cache_dir")
+        }
+        if is_adapter(args[0], **access):  # Transformers does not load its class head
+            return load_model(
+                args[0],
+                dtype=kwargs.get("dtype") or "auto",
+                attn_implementation=kwargs.get("attn_implementation"),
+                trust_remote_code=bool(kwargs.get("trust_remote_code")),
+                **access,
+            ).model
         kwargs["ignore_mismatched_sizes"] = True  # Transformers' error does not say which ones
         model, info = AutoModelForImageClassification.from_pretrained(
             *args, output_loading_info=True, **kwargs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class HFDataset(LabelledDataset):
         """Decode the image of a row, and its mask if it has one."""
         key = self.keys[index]
         row, name = self.rows[int(key)], f"row {key}"
-        image = _decoded(row[self.image_column], f"the image of {name}", to_rgb)
+        convert = partial(to_rgb, mode=self.mode)
+        image = _decoded(row[self.image_column], f"the image of {name}", convert)
         cell = None if self.mask_column is None else row[self.mask_column]
         mask = None if cell is None else _decoded(cell, f"the mask of {name}", to_mask)
         return self._example(index, name, image, mask)

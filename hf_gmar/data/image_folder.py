@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class ImageFolder(LabelledDataset):
     def __getitem__(self, index: int) -> Example:
         """Read an image and its mask, if any."""
         key, file = self.keys[index], self.files[index]
-        image = read_image(file.path, f"{key} ({file.path})", to_rgb)
+        image = read_image(file.path, f"{key} ({file.path})", partial(to_rgb, mode=self.mode))
         if file.mask is None:
             return self._example(index, key, image, None)
         mask = read_image(file.mask, f"the mask of {key} ({file.mask})", to_mask)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gmar._utils.paths import path_is
-from hf_gmar.data.base import ImageDataset, take_evenly
+from hf_gmar.data.base import ImageDataset, LabelledDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
 from hf_gmar.data.hf_datasets import HFDataset, from_disk, from_hub, is_dataset, is_saved, split_of
@@ -35,6 +35,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
     skip: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    mode: str = "RGB",
 ) -> ImageDataset:
     """Open a data set by its name, folder or file; images are read later.
 
@@ -60,6 +61,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
         skip: a folder whose image files are left out, for example the folder of the results.
         limit: the largest number of images, see :func:`~hf_gmar.data.base.take_evenly`.
         seed: seed of the choice of images.
+        mode: the mode in which images of files and of ``datasets`` are read: ``"RGB"``, ``"L"`` or
+            ``"RGBA"``.
 
     Returns:
         The data set. Images whose class the model lacks have no label, and a notice says so.
@@ -99,6 +102,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
             "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.ImageDataset"
         )
+    if isinstance(data, LabelledDataset):
+        data.mode = mode
     return take_evenly(data, limit, seed)
 
 

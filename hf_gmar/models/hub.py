@@ -231,6 +231,27 @@ def load_config(
     return _read_config(_source(name, MODEL, revision, token, cache_dir, trust_remote_code))
 
 
+def is_adapter(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> bool:
+    """Return whether a folder or a model on the Hub is a PEFT adapter.
+
+    Args:
+        name: see :func:`load_model`, also for the other arguments.
+        revision: a branch, tag or commit.
+        token: access token for private and gated models.
+        cache_dir: folder of downloads.
+
+    Raises:
+        HfGmarError: see :func:`load_config`.
+    """
+    return _source(name, MODEL, revision, token, cache_dir, False).base is not None
+
+
 def _source(
     model: str | Path,
     kind: str,

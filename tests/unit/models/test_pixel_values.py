@@ -252,7 +252,27 @@ def test_evaluate_in_grey_and_not_without_transparency(tmp_path: Path) -> None:
     grey = evaluate(load_model(model_of(tmp_path / "1", 1)), *words, steps=2)
     assert all(row["method"] == "gmar" for row in grey.rows)
     found = evaluate(load_model(model_of(tmp_path / "4", 4)), *words, steps=2)
-    assert "data sets are read in RGB, without transparency" in found.rows[0]["error"]
+    assert (
+        "the image is in RGB, without transparency; give images in RGBA" in found.rows[0]["error"]
+    )
+
+
+def test_evaluate_files_with_transparency(tmp_path: Path) -> None:
+    loaded = load_model(model_of(tmp_path / "4", 4))
+    (tmp_path / "images").mkdir()
+    paths = [save(array(4), tmp_path / "images" / f"{number}.png") for number in range(2)]
+    words: Any = ["gmar"], ["deletion"]
+    found = evaluate(loaded, tmp_path / "images", *words, steps=2, output=tmp_path / "out")
+    (curve,) = found.rows[0]["curves"].values()
+    expected = loaded.model(open_pixels(loaded, paths[0])).logits.softmax(-1).max().item()
+    assert curve["morf"][0] == pytest.approx(expected, abs=1e-6)
+    assert (tmp_path / "out" / "examples.png").is_file()
+
+
+def open_pixels(loaded: Any, path: Path) -> torch.Tensor:
+    """The pixel values of a file with transparency."""
+    with Image.open(path) as image:
+        return loaded.pixels(np.asarray(image.convert("RGBA")))  # type: ignore[no-any-return]
 
 
 def test_pictures_of_arrays() -> None:
