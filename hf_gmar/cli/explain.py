@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.names import encodable
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -77,20 +78,22 @@ def explain(
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
-        name = "bundled scene" if path == sample_image() else str(path)
+        name = "bundled scene" if path == sample_image() else encodable(str(path))
         results = explainer.explain(
-            inputs.open(path), path.name, inputs.targets or None, top_k, inputs.contrast
+            inputs.open(path), encodable(path.name), inputs.targets or None, top_k, inputs.contrast
         )
         for result in results:
             files.extend(result.save(output, stem))
             rows.append((name, result))
 
-    failed = inputs.for_each("Explaining", explain_one)
-    if rows:
-        print_table(_table(rows))
-        if note := rows[0][1].score_kind.note:
-            out.print(note, highlight=False)
-    print_lines(files)
+    try:
+        failed = inputs.for_each("Explaining", explain_one)
+    finally:  # what was finished is listed after a stop as well
+        if rows:
+            print_table(_table(rows))
+            if note := rows[0][1].score_kind.note:
+                out.print(note, highlight=False)
+        print_lines(files)
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_gmar._utils.files import absence, kind_of, reason_of_system
 from hf_gmar._utils.names import make_unique
-from hf_gmar.errors import ImageFileError
+from hf_gmar.errors import ImageFileError, OptionError
 
 Result = TypeVar("Result")
 
@@ -22,6 +27,8 @@ SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
 """Suffixes of image files in a folder; a file that the user names may have any suffix."""
+
+_LONGEST_STEM = 120  # bytes; file systems take 255 with the class and the method
 
 
 def open_image(path: Path, mode: str = "RGB") -> Image.Image:
@@ -47,8 +54,8 @@ def open_array(path: Path) -> NDArray[Any]:
     Raises:
         ImageFileError: the file is missing or broken, or holds no numbers of two or three axes.
     """
-    if not path.is_file():
-        raise ImageFileError(f"there is no file {path}")
+    if kind_of(path) != "file":
+        raise ImageFileError(absence(path, "file"))
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -75,8 +82,8 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
     Raises:
         ImageFileError: see :func:`open_image`.
     """
-    if isinstance(file, Path) and not file.is_file():
-        raise ImageFileError(f"there is no image file {name}")
+    if isinstance(file, Path) and kind_of(file) != "file":
+        raise ImageFileError(absence(file, "image file", name))
     try:
         with warnings.catch_warnings():
             # Pillow warns above half its limit, but large photos are expected here.
@@ -113,18 +120,32 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:
     """Return the file itself, or the sorted image files below a folder, without hidden files.
 
+    Links to folders are followed, except to a folder around the link. A folder that can be reached
+    in several ways is read once, and under its own path if that is below ``path``. A subfolder that
+    can't be read is left out, with a warning.
+
     Args:
         path: a file or a folder.
         skip: a folder whose files are left out, for example the folder of the results.
 
     Raises:
-        ImageFileError: the file is missing, or the folder has no images.
+        ImageFileError: the file is missing, or the folder can't be read or has no images.
+        OptionError: ``skip`` is the folder itself.
     """
-    if not path.is_dir():
-        if not path.is_file():
-            raise ImageFileError(f"there is no image file {path}")
+    kind = kind_of(path)
+    if kind == "file":
         return [path]
-    files = sorted(file for file in path.rglob("*") if _is_image(file, path, skip))
+    if kind != "folder":
+        raise ImageFileError(absence(path, "image file"))
+    real, skipped = _real(path), None if skip is None else _real(skip)
+    if real == skipped:
+        raise OptionError(
+            f"the folder of the images, {path}, is the folder of the results as well, whose "
+            f"pictures would be taken for images; name another one for the results, such as "
+            f"{path / 'results'}"
+        )
+    # Results are not written into the subfolders of their folder.
+    files = sorted(_image_files(path, None if skipped in real.parents else skipped))
     if not files:
         raise ImageFileError(
             f"the folder {path} holds no image files ({', '.join(sorted(SUFFIXES))})"
@@ -132,17 +153,62 @@ def find_images(path: Path, skip: Path | None = None) -> list[Path]:
     return files
 
 
-def _is_image(file: Path, folder: Path, skip: Path | None) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    skipped = skip is not None and file.resolve().is_relative_to(skip.resolve())
-    return file.suffix.lower() in SUFFIXES and not hidden and not skipped and file.is_file()
+def _real(path: Path) -> Path:
+    """Return the path without links; ``Path.resolve`` raises an error for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def _image_files(top: Path, skipped: Path | None) -> Iterator[Path]:
+    """Yield the image files below a folder, and links to missing files, which can't be read."""
+    seen = {skipped}
+    folders, links = deque([top]), deque[Path]()
+    while folders or links:  # links last, so that folders below the top have their own paths
+        folder = folders.popleft() if folders else links.popleft()
+        if (real := _real(folder)) in seen:
+            continue
+        seen.add(real)
+        for name, is_folder in _entries(folder, top):
+            path = folder / name
+            if is_folder:
+                folders.append(path)
+            elif (kind := kind_of(path)) == "folder":
+                if _real(path) not in real.parents:  # else it leads to all folders around it
+                    links.append(path)
+            elif path.suffix.lower() in SUFFIXES and kind in ("file", "missing"):
+                yield path
+
+
+def _entries(folder: Path, top: Path) -> list[tuple[str, bool]]:
+    """Return the sorted names in a folder that are not hidden, and whether each is a folder."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    except OSError as error:
+        reason = reason_of_system(error)
+        if folder == top:
+            raise ImageFileError(f"the folder {top} can't be read: {reason}") from error
+        warnings.warn(f"the folder {folder} is left out: {reason}", stacklevel=3)
+        return []
+    return sorted(entry for entry in entries if not entry[0].startswith("."))
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
     """Name the results of each file; files of the same name in different folders get a number.
 
+    Names that differ only in case or in the form of their accents count as the same, as many file
+    systems do not distinguish them. Long names are cut, since the results have longer ones.
+
     Example:
-        >>> unique_stems([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")])
-        ['cat', 'cat-2', 'dog']
+        >>> unique_stems([Path("a/cat.jpg"), Path("b/Cat.png"), Path("dog.jpg")])
+        ['cat', 'Cat-2', 'dog']
     """
-    return make_unique((path.stem for path in paths), "{}-{}")
+    return make_unique(map(_result_stem, paths), "{}-{}", _without_case)
+
+
+def _result_stem(path: Path) -> str:
+    stem = re.sub("[\ud800-\udfff]", "_", path.stem)  # bytes that are not UTF-8
+    return stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

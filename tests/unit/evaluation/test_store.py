@@ -22,7 +22,8 @@ SETTINGS = {"steps": 10, "data": {"name": "scenes", "limit": None}}
 
 def rows_of(index: int, **more: object) -> list[Row]:
     """The rows of one image."""
-    return [{"index": index, "key": f"image {index}", "method": one, **more} for one in METHODS]
+    row: Row = {"index": index, "key": f"image {index}", "values": {}, **more}
+    return [{**row, "method": one} for one in METHODS]
 
 
 def test_rows_come_back_in_any_number_of_files(tmp_path: Path) -> None:
@@ -149,6 +150,107 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     store.file.write_text(store.file.read_text() + "no row\n")
     with pytest.raises(EvaluationError, match="line 3 of"):
         store.rows()
+
+
+GOOD: Row = {
+    "run": "", "index": 1, "key": "image 1", "method": "gmar", "values": {"m:p": 0.5},
+    "curves": {"p": {"morf": [1, 0.5], "lerf": [1, 1]}}, "fractions": [0.0, 1.0],
+}  # fmt: skip
+
+
+def line_with(**changes: object) -> str:
+    """A row with other values; ``...`` leaves one out."""
+    return json.dumps({key: value for key, value in {**GOOD, **changes}.items() if value != ...})
+
+
+NO_ROWS = {
+    "list": "[]", "number": "3", "text": '"gmar"', "null": "null", "true": "true", "empty": "{}",
+    "not JSON": "{'index': 1}", "cut": line_with()[:-1], "two": line_with() * 2,
+    "not UTF-8": b"\xff", "deep": "[" * 100_000,
+    "long number": line_with().replace("0.5", "1" * 5000),
+    "no run": line_with(run=...), "run is a number": line_with(run=1),
+    "no index": line_with(index=...), "index is a text": line_with(index="1"),
+    "index is true": line_with(index=True), "index is a fraction": line_with(index=1.0),
+    "index is negative": line_with(index=-1), "index of no image": line_with(index=3),
+    "no key": line_with(key=...), "key is a number": line_with(key=1),
+    "no method": line_with(method=...), "method is a list": line_with(method=["gmar"]),
+    "method of another run": line_with(method="magic"),
+    "no values": line_with(values=..., curves=...), "values are missing": line_with(values={}),
+    "values are a list": line_with(values=[1]), "values are null": line_with(values=None),
+    "value is a text": line_with(values={"m:p": "0.5"}),
+    "value is true": line_with(values={"m:p": True}),
+    "value is NaN": line_with(values={"m:p": float("nan")}),
+    "value is infinite": line_with().replace("0.5}", "1e999}"),
+    "value is too large": line_with(values={"m:p": 10**400}),
+    "error is a list": line_with(error=[1]), "undefined is a text": line_with(undefined="m"),
+    "curves are a list": line_with(curves=[1]), "curve is a list": line_with(curves={"p": [1]}),
+    "scores are a text": line_with(curves={"p": {"morf": "ab"}}),
+    "score is a text": line_with(curves={"p": {"morf": ["a", 1]}}),
+    "scores without fractions": line_with(fractions=...),
+    "fewer fractions": line_with(fractions=[0.0]),
+    "fraction is null": line_with(fractions=[0, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.7.jsonl"])
+def test_what_is_no_row_is_refused_with_its_line(
+    tmp_path: Path, line: str | bytes, name: str
+) -> None:
+    store = Store(tmp_path, images=3, methods=METHODS, measures=["m:p"])
+    store.open(SETTINGS, resume=True)
+    store.append([{key: value for key, value in GOOD.items() if key != "run"}])
+    with (tmp_path / name).open("ab") as file:
+        file.write(line if isinstance(line, bytes) else line.encode())
+        file.write(b"\n" + line_with().encode())  # and a line that was cut off
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    number = 2 if name == "rows.jsonl" else 1
+    with pytest.raises(EvaluationError, match=rf"^line {number} of \S+{name} is no row \("):
+        store.rows()
+    with pytest.raises(EvaluationError, match=rf"^line {number} of \S+{name} is no row \("):
+        store.open({**SETTINGS, "model": {"name": "elsewhere"}}, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_rows_of_all_forms_that_a_run_writes_are_read(tmp_path: Path) -> None:
+    forms: list[Row] = [
+        {}, {"undefined": {"removal": "no reason"}, "values": {}}, {"values": {"m:p": None}},
+        {"error": "broken", "values": ..., "curves": ..., "fractions": ...},
+        {"method": None, "error": "broken", "values": ..., "curves": ...}, {"curves": {"p": {}}},
+        {"values": {"m:p": 1}, "index": 0}, {"run": "of another run", "index": 99},
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(line_with(**form) + "\n" for form in forms))
+    store = Store(tmp_path, images=3, methods=METHODS, measures=["m:p"])
+    assert len(store.rows()) == len(forms) - 1
+
+
+def test_settings_that_cannot_be_read_are_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    for content, reason in {b"\xff": "UnicodeDecodeError", b"{": "JSONDecodeError",
+                            b"[" * 100_000: "RecursionError"}.items():  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(EvaluationError, match=rf"settings.json can't be read.*{reason}"):
+            Store(tmp_path).open(SETTINGS, resume=True)
+        assert path.read_bytes() == content
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EvaluationError, match=r"settings.json can't be read.*directory"):
+        Store(tmp_path).open(SETTINGS, resume=True)
+
+
+def test_a_changed_digest_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    path = tmp_path / "settings.json"
+    whole = path.read_text()
+    digest_there = json.loads(whole)["digest"]
+    path.write_text(whole.replace(digest_there, "0" * 16))
+    with pytest.raises(EvaluationError) as caught:
+        store.open(SETTINGS, resume=True)
+    assert f"has the digest {'0' * 16}, and its settings have {digest_there}" in str(caught.value)
+    path.write_text(whole)
+    store.open(SETTINGS, resume=True)
 
 
 def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
