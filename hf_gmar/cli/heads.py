@@ -87,7 +87,8 @@ def heads(
                 **inputs.loaded.forward_kwargs,
             }
             joined = HeadImportance.joined(list(results.values()))
-            joined_files.extend(replace(joined, settings=settings).save(output, "importance"))
+            joined_files.append(joined.save_numbers(output, "importance"))
+            joined_files[:] = replace(joined, settings=settings).save(output, "importance")
             print_table(_ranking(joined, len(results)))
             if joined.criterion == "gmar":
                 out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")

@@ -162,7 +162,7 @@ def compare(  # noqa: PLR0913  # a keyword each
                 failures[spec.name] = reason_of(error)
         if finished is not None:
             finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
-    return replace(result)  # without what was computed from the first maps
+    return result
 
 
 def _seeded_call(call: Callable[[], Tensor], seed: int, device: torch.device) -> Tensor:

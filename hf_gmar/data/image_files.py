@@ -57,9 +57,12 @@ def open_array(path: Path) -> NDArray[Any]:
     if kind_of(path) != "file":
         raise ImageFileError(absence(path, "file"))
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.load(file, allow_pickle=False)
+    except Exception as error:  # of NumPy or zipfile, whatever a broken file provokes
         raise ImageFileError(f"{path} is broken or holds no plain array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImageFileError(f"{path} is an archive of arrays; needed is one array, in a .npy file")
     if array.ndim not in (2, 3) or array.dtype.kind not in "uif" or 0 in array.shape:
         raise ImageFileError(
             f"{path} holds an array of {array.dtype} of the shape {array.shape}; needed are "

@@ -70,7 +70,8 @@ def damaged_examples(folder: Path, indices: Iterable[int]) -> list[int]:
 
 def _load(path: Path) -> ExampleMaps | None:
     try:
-        with np.load(path) as archive:
+        # ``np.load`` leaves a damaged file open that it opened itself.
+        with path.open("rb") as file, np.load(file) as archive:
             labels, arrays = archive["labels"].tolist(), archive["maps"]
             if arrays.ndim != 3 or not np.isfinite(arrays).all():
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hf_gmar.data import find_images, open_image
-from hf_gmar.data.image_files import unique_stems
+from hf_gmar.data.image_files import open_array, unique_stems
 from hf_gmar.errors import ImageFileError, OptionError
 
 
@@ -208,3 +209,18 @@ def test_paths_that_the_system_refuses_are_errors(photos: Path, name: str, reaso
     if name != "more":
         with pytest.raises(ImageFileError, match=reason):
             find_images(photos / name)
+
+
+def test_arrays_that_are_broken_are_errors(tmp_path: Path) -> None:
+    path, several = tmp_path / "a.npy", io.BytesIO()
+    np.savez(several, a=np.zeros(3))
+    for content, reason in {
+        b"": "broken", b"text": "broken", several.getvalue()[:50]: "broken",
+        several.getvalue(): "archive of arrays",
+    }.items():  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(ImageFileError, match=reason):
+            open_array(path)
+    for name in ("no.npy", "", "a" * 300):
+        with pytest.raises(ImageFileError, match=r"there is no file|too long"):
+            open_array(tmp_path / name)
