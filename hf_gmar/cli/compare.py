@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -69,7 +69,7 @@ def compare(
     _check_methods(methods or [], captum or [])
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     import torch
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
     from hf_gmar.comparison.run import compare as side_by_side
@@ -85,7 +85,8 @@ def compare(
         )
     logits = LogitsModel(inputs.loaded.model, **inputs.loaded.forward_kwargs)
     specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
-    with Progress(console=err, transient=True) as bar:
+    columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("Comparing", total=len(specs) + 1)
         result = side_by_side(
             inputs.loaded.model,
@@ -98,7 +99,7 @@ def compare(
             measure=measure,
             seed=seed,
             progress=lambda label: bar.update(
-                task, description=f"Comparing: {escape(label)}", advance=1
+                task, description=f"Comparing: {visible(label)}", advance=1
             ),
             **inputs.loaded.forward_kwargs,
         )
@@ -163,7 +164,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         for number, heading in enumerate(headings[:count]):
             table.add_column(heading, justify="left" if number < 2 else "right")
         for row in rows:
-            table.add_row(*map(escape, row[:count]))
+            table.add_row(*map(visible, row[:count]))
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     print_table(table)

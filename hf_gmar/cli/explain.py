@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -101,5 +101,5 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     for heading in ("image", "class", kind.measure):
         table.add_column(heading, overflow="fold")
     for name, result in rows:
-        table.add_row(escape(name), escape(result.label), kind.text(result.score))
+        table.add_row(visible(name), visible(result.label), kind.text(result.score))
     return table

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.text import visible
 from hf_gmar.comparison.result import picture_of
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.results import ExampleMaps
@@ -28,12 +29,12 @@ def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
     if not sample.maps:
         return
-    label = label_of(plan.model.hf_config, sample.target)
+    label = visible(label_of(plan.model.hf_config, sample.target))
     with whole_file(path) as part, part.open("wb") as file:
         np.savez(
             file,
             picture=np.asarray(_picture(plan, sample)),
-            title=f"{label} {_score_text(plan, sample.before)}\n{sample.example.key}",
+            title=f"{label}  {_score_text(plan, sample.before)}\n{visible(sample.example.key)}",
             labels=list(sample.maps),
             maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
         )

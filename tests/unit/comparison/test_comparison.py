@@ -749,7 +749,7 @@ def test_the_table_as_markdown(measured: Comparison) -> None:
     r = found.correlations[0, 2].item()
     assert table[2].endswith(f"| 1.00 | - | {r:.2f} |")
     assert f"| {found.ratios['up']:.2f} | {found.peaks['up'] / 1e6:.1f} |" in table[2]  # type: ignore[operator]
-    assert lines[-1] == r"bad \| one failed: ValueError: no $ here"
+    assert lines[-1] == r"bad \| one failed: ValueError: no \$ here"
 
 
 def test_the_table_as_json(measured: Comparison) -> None:
