@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -105,6 +107,11 @@ def test_a_command_prints_and_writes_names_as_text(
     assert MARKUP in done.out.replace("\n", "") + done.err
     files = [path for path in output.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} & {".png", ".npz"}
+    for path in output.glob("examples/*.npz"):
+        with np.load(path) as stored:
+            title, name_in_file = str(stored["title"]).split("\n")
+            assert re.search(r"  0\.\d\d$", title)  # two spaces: it is never cut
+            assert hidden_in(title + name_in_file) == set()
     for path in files:
         if path.suffix in {".json", ".jsonl"}:
             assert path.read_text(encoding="utf-8").isascii()
@@ -163,6 +170,35 @@ def test_a_wrong_argument_is_shown_as_text(
     assert done.code in {1, 2}
     check(done)
 
+
+@pytest.mark.parametrize("letter", [b"a", "é".encode(), "视".encode(), b"\xe9"], ids=repr)
+@pytest.mark.parametrize("name", ["explain", "heads", "compare", "evaluate"])
+def test_images_of_names_as_long_as_a_file_system_takes(
+    name: str, letter: bytes, tmp_path: Path
+) -> None:
+    """In any encoding: each has its results."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for length in (244, 248):
+        stem = (letter * 250)[: length - length % len(letter)]
+        path = folder / os.fsdecode(stem + b".png")
+        with path.open("wb") as file:
+            Image.new("RGB", (96, 96), "teal").save(file, "PNG")
+    words = ["explain", "--target", "6", "--contrast", "1"] if name == "explain" else [name]
+    done = run(
+        *words, folder, "--model", "bundled", *LONG.get(name, []), "--output", tmp_path / "o"
+    )
+    assert done.code == 0
+    check(done)
+    files = [path for path in (tmp_path / "o").rglob("*") if path.is_file()]
+    assert len(files) == {"explain": 4, "heads": 7, "compare": 4}.get(name, len(files))
+
+
+LONG = {
+    "heads": ["--maps"],
+    "compare": ["--methods", "gmar", "--no-measure"],
+    "evaluate": ["--methods", "gmar", "--metrics", "deletion", "--steps", "2"],
+}
 
 WORDS = "é ✓ 视觉 ▲"
 FEW_LETTERS = [("explain", "latin-1"), ("explain", "cp1252"), ("none", "latin-1")]
