@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_gmar._utils.names import encodable
+from hf_gmar._utils.text import encodable
 
 
 @contextmanager

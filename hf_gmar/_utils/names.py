@@ -1,9 +1,12 @@
-"""Unique names, and names as text."""
+"""Unique names, also as file names of a length that file systems take."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 
 def make_unique(
@@ -37,13 +40,54 @@ def make_unique(
     return unique
 
 
-def encodable(text: str) -> str:
-    r"""Escape what UTF-8 can't hold: the bytes of a file name in another encoding.
+_LONGEST_NAME = 250  # bytes: file systems take 255
 
-    Python reads such a byte as half of a surrogate pair, and no file, figure or page may hold that.
+
+def file_name(stem: str, ending: str) -> str:
+    """Join a file's stem and its ending; a stem that makes the name too long is shortened.
 
     Example:
-        >>> print(encodable("caf\udce9.jpg"))  # the name of a file from a system of Latin-1
-        caf\udce9.jpg
+        >>> file_name("cat", ".6-heart.png")
+        'cat.6-heart.png'
     """
-    return text.encode("utf-8", "backslashreplace").decode()
+    return shorten(stem, _LONGEST_NAME - _size(ending)) + ending
+
+
+def slug(text: str, size: int) -> str:
+    """Convert a text to a part of a file name, of at most ``size`` bytes; different texts differ.
+
+    Example:
+        >>> slug("grad-sam-head_fusion=max", 60), slug("a b", 60)
+        ('grad-sam-head_fusion=max', 'a-b~c8687a08')
+    """
+    plain = re.sub(r"[^\w.=+-]+", "-", text)
+    return shorten(plain if plain == text else f"{plain}{_digest(text)}", size)
+
+
+def shorten(text: str, size: int) -> str:
+    """Shorten a text of more than ``size`` bytes, with a digest: different texts stay different."""
+    digest = _digest(text)
+    return text if _size(text) <= size else cut(text, size - len(digest)) + digest
+
+
+def cut(text: str, size: int) -> str:
+    """Return as many of the first characters as have ``size`` bytes in a file name.
+
+    Example:
+        >>> cut("视觉变换器", 10)
+        '视觉变'
+    """
+    ends = accumulate(map(_size, text))
+    return text[: sum(end <= size for end in ends)]
+
+
+def _digest(text: str) -> str:
+    return f"~{hashlib.sha256(_encoded(text)).hexdigest()[:8]}"
+
+
+def _size(text: str) -> int:
+    return len(_encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # the names of files may be no UTF-8

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from hf_gmar._utils.files import kind_of
-from hf_gmar._utils.names import encodable, make_unique
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -73,7 +72,7 @@ def compare(
     _check_methods(methods or [], captum or [])
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     import torch
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
     from hf_gmar.comparison.run import compare as side_by_side
@@ -93,13 +92,14 @@ def compare(
     if isinstance(inputs.loaded.model, ZeroShotModel):
         own["prompts"] = inputs.loaded.model.prompts
     files: list[Path] = []
+    columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
 
     def save_maps(result: Comparison) -> None:
         if result.maps:
             files[:] = [replace(result, settings={**result.settings, **own}).save_maps(output)]
 
     try:
-        with Progress(console=err, transient=True) as bar:
+        with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("Comparing", total=len(specs) + 1)
             result = side_by_side(
                 inputs.loaded.model,
@@ -112,7 +112,7 @@ def compare(
                 measure=measure,
                 seed=seed,
                 progress=lambda label: bar.update(
-                    task, description=f"Comparing: {escape(label)}", advance=1
+                    task, description=f"Comparing: {visible(label)}", advance=1
                 ),
                 finished=save_maps,
                 **inputs.loaded.forward_kwargs,
@@ -146,10 +146,9 @@ def _read(inputs: Inputs) -> dict[str, Any]:
     """Open the images that can be read, by unique names."""
     images = {}
     count = Counter(path.name for path in inputs.paths)
-    names = (path.name if count[path.name] == 1 else str(path) for path in inputs.paths)
-    for path, name in zip(inputs.paths, make_unique(map(encodable, names)), strict=True):
+    for path in inputs.paths:
         try:
-            images[name] = inputs.open(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
         except HfGmarError as error:
             say(error, path)
     if not images:
@@ -177,7 +176,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         for number, heading in enumerate(headings[:count]):
             table.add_column(heading, justify="left" if number < 2 else "right")
         for row in rows:
-            table.add_row(*map(escape, row[:count]))
+            table.add_row(*map(visible, row[:count]))
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     print_table(table)

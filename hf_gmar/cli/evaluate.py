@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from hf_gmar.cli.options import ModelOptions, command, err, note, out, print_lines
+from hf_gmar.cli.options import (
+    ModelOptions,
+    command,
+    err,
+    note,
+    out,
+    print_lines,
+    print_marked,
+)
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.metrics.score_choice import ScoreChoice
 
@@ -178,8 +185,7 @@ def _progress(is_main: bool) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
             for row in rows:
                 if row["method"] is None and is_main:
-                    text = escape(f"{row['key']}: {row['error']}")
-                    err.print(f"[yellow]skipped:[/yellow] {text}", soft_wrap=True, highlight=False)
+                    print_marked("skipped", "yellow", f"{row['key']}: {row['error']}")
 
         yield show
 

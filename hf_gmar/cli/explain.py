@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from hf_gmar._utils.names import encodable
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -78,9 +77,9 @@ def explain(
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
-        name = "bundled scene" if path == sample_image() else encodable(str(path))
+        name = "bundled scene" if path == sample_image() else str(path)
         results = explainer.explain(
-            inputs.open(path), encodable(path.name), inputs.targets or None, top_k, inputs.contrast
+            inputs.open(path), path.name, inputs.targets or None, top_k, inputs.contrast
         )
         for result in results:
             files.extend(result.save(output, stem))
@@ -104,5 +103,5 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     for heading in ("image", "class", kind.measure):
         table.add_column(heading, overflow="fold")
     for name, result in rows:
-        table.add_row(escape(name), escape(result.label), kind.text(result.score))
+        table.add_row(visible(name), visible(result.label), kind.text(result.score))
     return table

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from hf_gmar._utils.names import encodable
+from hf_gmar._utils.names import file_name
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -69,10 +69,10 @@ def heads(
         image = inputs.open(path)
         pixels = inputs.loaded.pixels(image)
         importance = head_importance(network, pixels, inputs.target, **options)
-        written = [importance.save_numbers(output, f"{stem}.heads")]
+        written = [importance.save_numbers(output, Path(file_name(stem, ".heads.npz")).stem)]
         if maps:
             written.append(
-                _draw_maps(inputs, image, output / f"{stem}.maps.png", encodable(path.name))
+                _draw_maps(inputs, image, output / file_name(stem, ".maps.png"), path.name)
             )
         results[path] = importance
         files.append(written)
@@ -139,7 +139,7 @@ def _ranking(importance: HeadImportance, images: int) -> Table:
         if importance.criterion == "gmar"
         else ("loss of score without it", "+.3f")
     )
-    table = Table(title=escape(f"Head importance, {importance.title}: {importance.caption}"))
+    table = Table(title=visible(f"Head importance, {importance.title}: {importance.caption}"))
     for heading in ("rank", "layer", "head", column, "std over images")[:columns]:
         table.add_column(heading, justify="right")
     for place, (layer, head) in enumerate(order, 1):

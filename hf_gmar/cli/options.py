@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import io
 import os
 import signal
+import sys
 import tempfile
 import threading
 import warnings
@@ -21,16 +23,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
-from typer.core import TyperCommand
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from hf_gmar._utils.files import kind_of, reason_of_system
-from hf_gmar._utils.names import encodable
 from hf_gmar._utils.option_strings import parse_value
+from hf_gmar._utils.text import visible
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
@@ -39,8 +42,37 @@ if TYPE_CHECKING:
 
     from hf_gmar.models.hub import LoadedModel
 
-out = Console()
-err = Console(stderr=True)
+
+class _Console(Console):
+    """A terminal that is sent no control characters but rich's own, and reads no markup.
+
+    Names from outside stand in tables, errors and progress bars alike: whatever is printed becomes
+    visible text here. A name that must stay in one line is passed through ``visible`` before.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        """Print on standard output, or as errors."""
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string, with hidden characters as escapes before its width is measured."""
+        return super().render_str(self._shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render all parts; the control codes of rich's own parts pass."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else self._shown(text), style, control)
+
+    def _shown(self, text: str) -> str:
+        """Show what the terminal obeys or has no letter for."""
+        shown = visible(text, keep="\n")
+        return shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
 """Errors of the file system that would meet the next result as well."""
@@ -248,6 +280,46 @@ class Inputs:
         return failed
 
 
+class SafeGroup(TyperGroup):
+    """The commands, with errors of their arguments and terminals of few letters made safe.
+
+    Click's errors repeat arguments as they are. A terminal that lacks a letter gets its escape, as
+    an error after the work would lose the list of results.
+    """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse the options before the command."""
+        with _shown_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's options and run it."""
+        with _shown_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Show hidden characters of wrong arguments as escapes."""
+    try:
+        yield
+    except _UsageError as error:
+        message = error.format_message()
+        if (shown := visible(message, keep="\n")) == message:
+            raise
+        raise _UsageError(shown, ctx=error.ctx) from None
+
+
+_UsageError: Any = typer.BadParameter.__base__  # typer has a click of its own since version 0.22
+
+
 class StrictCommand(TyperCommand):
     """A command whose options may take several values, such as ``--prompts "a dog" "a cat"``.
 
@@ -422,14 +494,20 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
 
 def say(error: Exception, path: Path | None = None) -> None:
     """Print an error as one line, with the path of its file."""
-    where = f"{path}: " if path is not None and str(path) not in str(error) else ""
+    where = f"{visible(path)}: " if path is not None and str(path) not in str(error) else ""
     text = " ".join(f"{where}{one_line(error)}".split())
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
+    print_marked("error", "red", text)
 
 
 def note(text: str) -> None:
     """Print a notice to the user as one line."""
-    err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+    print_marked("note", "yellow", text)
+
+
+def print_marked(kind: str, colour: str, text: str) -> None:
+    """Print a line on the error stream that begins with its kind."""
+    line = Text.assemble((f"{kind}:", colour), f" {visible(text)}")
+    err.print(line, soft_wrap=True, highlight=False)
 
 
 def print_table(table: Table) -> None:
@@ -445,7 +523,7 @@ def print_table(table: Table) -> None:
         out.print(table)
         return
     if table.title:
-        out.print(f"[bold]{table.title}[/bold]", highlight=False)
+        out.print(table.title, style="bold", highlight=False)
     headings = [str(column.header) for column in table.columns]
     for row in zip(*(column.cells for column in table.columns), strict=True):
         out.print()
@@ -466,4 +544,4 @@ def _size(item: RenderableType) -> Measurement:
 def print_lines(lines: Iterable[object]) -> None:
     """Print lines without breaks, so that they can be copied."""
     for line in lines:
-        out.print(escape(encodable(str(line))), soft_wrap=True, highlight=False)
+        out.print(visible(line), soft_wrap=True, highlight=False)

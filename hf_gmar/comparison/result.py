@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_gmar._utils.files import save_arrays, save_text, whole_file
 from hf_gmar._utils.stats import rank_correlations
+from hf_gmar._utils.text import code_span, markdown, visible
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
@@ -109,7 +110,7 @@ class Comparison:
             for label in self.order
         ]
         titles = [
-            f"{label}  {self.score_kind.text(score)}\n{name}"
+            f"{visible(label)}  {self.score_kind.text(score)}\n{visible(name)}"
             for label, score, name in zip(self.labels, self.scores, self.names, strict=True)
         ]
         return grid_figure(self.pictures, titles, columns, self._caption())
@@ -207,23 +208,24 @@ class Comparison:
     def _markdown(self) -> str:
         headings, rows = self.cells()
         ruler = [":--" if number < 2 else "--:" for number in range(len(headings))]
-        lines = [f"| {' | '.join(map(_plain, row))} |" for row in (headings, ruler, *rows)]
+        rows = [[number, markdown(method), *numbers] for number, method, *numbers in rows]
+        lines = [f"| {' | '.join(row)} |" for row in (headings, ruler, *rows)]
         for label, reason in self.failures.items():
-            lines += ["", f"{_plain(label)} failed: {_plain(reason)}"]
+            lines += ["", f"{markdown(label)} failed: {markdown(reason)}"]
         return "\n".join(lines)
 
     def _page(self) -> str:
         text = self.score_kind.text
         images = [
-            f"- {_plain(name)}: {_plain(label)}, {text(score)}"
+            f"- {markdown(name)}: {markdown(label)}, {text(score)}"
             for name, label, score in zip(self.names, self.labels, self.scores, strict=True)
         ]
         settings = json.dumps(self.settings, default=str)
         return "\n".join(
             [
                 "# Comparison", "", self._markdown(), "", f"{R_EXPLAINED}.", "",
-                *images, "", self._caption(), "",
-                f"Settings: `{settings}`, hf-gmar {__version__}.", "",
+                *images, "", markdown(self._caption()), "",
+                f"Settings: {code_span(settings)}, hf-gmar {__version__}.", "",
             ]
         )  # fmt: skip
 
@@ -311,11 +313,6 @@ class Comparison:
 
 def _cell(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
-
-
-def _plain(text: str) -> str:
-    """Escape text for a Markdown table cell."""
-    return " ".join(text.split()).replace("|", r"\|")
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

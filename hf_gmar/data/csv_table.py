@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_gmar._utils.names import encodable
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.class_names import Classes
 from hf_gmar.data.image_folder import ImageFile, ImageFolder
 from hf_gmar.errors import DataError, OptionError

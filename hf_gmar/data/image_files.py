@@ -28,8 +28,6 @@ SUFFIXES = frozenset(
 )
 """Suffixes of image files in a folder; a file that the user names may have any suffix."""
 
-_LONGEST_STEM = 120  # bytes; file systems take 255 with the class and the method
-
 
 def open_image(path: Path, mode: str = "RGB") -> Image.Image:
     """Read a whole image file, upright as its EXIF data says.
@@ -147,8 +145,7 @@ def find_images(path: Path, skip: Path | None = None) -> list[Path]:
             f"pictures would be taken for images; name another one for the results, such as "
             f"{path / 'results'}"
         )
-    # Results are not written into the subfolders of their folder.
-    files = sorted(_image_files(path, None if skipped in real.parents else skipped))
+    files = sorted(_image_files(path, skipped))
     if not files:
         raise ImageFileError(
             f"the folder {path} holds no image files ({', '.join(sorted(SUFFIXES))})"
@@ -199,7 +196,7 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
     """Name the results of each file; files of the same name in different folders get a number.
 
     Names that differ only in case or in the form of their accents count as the same, as many file
-    systems do not distinguish them. Long names are cut, since the results have longer ones.
+    systems do not distinguish them.
 
     Example:
         >>> unique_stems([Path("a/cat.jpg"), Path("b/Cat.png"), Path("dog.jpg")])
@@ -209,8 +206,7 @@ def unique_stems(paths: Iterable[Path]) -> list[str]:
 
 
 def _result_stem(path: Path) -> str:
-    stem = re.sub("[\ud800-\udfff]", "_", path.stem)  # bytes that are not UTF-8
-    return stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+    return re.sub("[\ud800-\udfff]", "_", path.stem)  # bytes that are not UTF-8
 
 
 def _without_case(name: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_gmar._utils.files import kind_of
-from hf_gmar._utils.names import encodable, make_unique
+from hf_gmar._utils.names import make_unique
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.image_files import find_images, read_image, to_rgb

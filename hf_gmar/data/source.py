@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gmar._utils.files import absence, kind_of
-from hf_gmar._utils.names import encodable
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.base import ImageDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images

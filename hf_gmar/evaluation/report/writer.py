@@ -26,6 +26,7 @@ from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
 from hf_gmar.evaluation.report.summary import Summary
 from hf_gmar.visualization.overlay import save_figure
 
+_LONGEST_STEM = 100  # letters of a figure's file name
 _MAX_PNG = 1_000_000  # bytes; the page embeds larger figures as WebP
 
 EXAMPLES = "Examples"
@@ -132,7 +133,7 @@ def pictures_of(results: Results, examples: Sequence[ExampleMaps]) -> list[Pictu
 
 def _unique_file(stem: str, taken: set[str]) -> str:
     """Return a unique file name of plain letters."""
-    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:_LONGEST_STEM]
     name, number = slug, 2
     while name in taken:
         name, number = f"{slug}-{number}", number + 1

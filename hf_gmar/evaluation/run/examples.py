@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hf_gmar._utils.files import save_arrays
+from hf_gmar._utils.text import visible
 from hf_gmar.comparison.result import picture_of
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.results import ExampleMaps
@@ -28,11 +29,11 @@ def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
     if not sample.maps:
         return
-    label = label_of(plan.model.hf_config, sample.target)
+    label = visible(label_of(plan.model.hf_config, sample.target))
     save_arrays(
         path,
         picture=np.asarray(_picture(plan, sample)),
-        title=f"{label} {_score_text(plan, sample.before)}\n{sample.example.key}",
+        title=f"{label}  {_score_text(plan, sample.before)}\n{visible(sample.example.key)}",
         labels=list(sample.maps),
         maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
     )

@@ -95,7 +95,6 @@ def test_stems_are_unique_even_when_numbers_clash() -> None:
         (["Stra\xdfe", "STRASSE"], ["Stra\xdfe", "STRASSE-2"]),
         (["caf\xe9", "cafe\u0301", "CAFE\u0301"], ["caf\xe9", "cafe\u0301-2", "CAFE\u0301-3"]),
         (["caf\udce9", "caf\udcea"], ["caf_", "caf_-2"]),
-        (["\xe9" * 120, "\xe9" * 121, "a"], ["\xe9" * 60, "\xe9" * 60 + "-2", "a"]),
     ],
 )
 def test_stems_differ_on_every_file_system(names: list[str], expected: list[str]) -> None:
@@ -139,6 +138,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, photos:
     (tmp_path / "top" / "z").mkdir(parents=True)
     top = tmp_path / "top"
     (top / "z" / "own.png").write_bytes(b"")
+    (tmp_path / "around.png").write_bytes(b"")
     for name, target in {
         "cats": photos, "a": top / "z", "again": photos, "self": top / "self", "loop": top,
         "z/up": top, "z/out": tmp_path, "one.png": photos / "scene.png", "gone.png": top / "gone",
