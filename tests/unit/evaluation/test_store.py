@@ -238,6 +238,19 @@ def test_settings_that_cannot_be_read_are_said_to_be_so(tmp_path: Path) -> None:
         Store(tmp_path).open(SETTINGS, resume=True)
 
 
+@pytest.mark.parametrize("model", [3, "gmar", [["name"]], None, True, {}, {"name": []}])
+@pytest.mark.parametrize("extra", [{}, {"data": 1, "steps": {"a": [None]}}])
+def test_settings_of_any_form_are_other_settings(tmp_path: Path, model: object, extra: Row) -> None:
+    store, settings = Store(tmp_path), {**SETTINGS, "model": {"name": "a", "weights": "b"}}
+    store.open(settings, resume=True)
+    store.append(rows_of(0))
+    text = json.dumps({**settings, "digest": "0" * 16, "model": model, **extra})
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(EvaluationError, match=r"other settings \(.*model"):
+        store.open(settings, resume=True)
+    assert (tmp_path / "settings.json").read_text() == text
+
+
 def test_a_changed_digest_is_said(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open(SETTINGS, resume=True)
