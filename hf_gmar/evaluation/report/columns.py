@@ -107,13 +107,13 @@ class Columns:
         self.methods.add(method)
         self.explained.add(index)
         self._done.add((index, method))
-        for measure, reason in row.get("undefined", {}).items():
+        for measure, reason in (row.get("undefined") or {}).items():
             self._add_failure({**row, "method": f"{method}, {measure}", "error": reason})
-        for measure, value in row.get("values", {}).items():
+        for measure, value in (row.get("values") or {}).items():
             if _is_number(value):
                 column = self.values.setdefault((measure, method), {})
                 _set(column, index, float(value), f"{measure} of {method}")
-        for perturbation, curves in row.get("curves", {}).items():
+        for perturbation, curves in (row.get("curves") or {}).items():
             for order in ORDERS:
                 scores = curves.get(order)
                 if scores and all(map(_is_number, scores)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from hf_gmar._utils.option_strings import format_spec, parse_spec
 from hf_gmar.errors import EvaluationError, OptionError
+from hf_gmar.evaluation import summarize
 from hf_gmar.evaluation.run.fingerprint import described, differences, digest, digest_of_weights
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
@@ -210,6 +212,34 @@ def test_what_is_no_row_is_refused_with_its_line(
     with pytest.raises(EvaluationError, match=rf"^line {number} of \S+{name} is no row \("):
         store.open({**SETTINGS, "model": {"name": "elsewhere"}}, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda parts: (
+        st.lists(parts, max_size=3)
+        | st.dictionaries(st.sampled_from(["m:p", "p", "morf", "lerf", "", ":"]), parts, max_size=3)
+    ),
+    max_leaves=6,
+)
+CHANGES = st.dictionaries(st.sampled_from([*GOOD, "error", "undefined", "label"]), JSON, max_size=2)
+
+
+@given(st.lists(CHANGES, max_size=3), st.lists(JSON, max_size=1))
+def test_a_line_is_a_row_that_can_be_summarized_or_it_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[Row], lines: list[object]
+) -> None:
+    store = Store(tmp_path_factory.mktemp("run"), images=3, methods=METHODS)
+    text = [json.dumps({**GOOD, **change}) for change in changes] + list(map(json.dumps, lines))
+    store.file.write_text("".join(line + "\n" for line in text))
+    try:
+        rows = store.rows()
+    except EvaluationError as error:
+        assert re.match(r"line \d of \S+ is no row \(", str(error))  # noqa: PT017
+        return
+    summary = summarize(last_of_each(rows, METHODS), {}, {"m": False})
+    json.loads(summary.to_json())
+    summary.markdown()
 
 
 def test_rows_of_all_forms_that_a_run_writes_are_read(tmp_path: Path) -> None:
