@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gmar._utils.csv_rows import read_csv
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.class_names import Classes
 from hf_gmar.data.image_folder import ImageFile, ImageFolder
 from hf_gmar.errors import DataError, OptionError
@@ -52,7 +53,7 @@ def table_of_images(
             "in image_column"
         )
     settings = {
-        "kind": "table", "name": path.name,
+        "kind": "table", "name": encodable(path.name),
         "image_column": images, "label_column": labels, "mask_column": masks,
     }  # fmt: skip
     files = [_file(path, line, row, images, labels, masks) for line, row in rows]
@@ -96,6 +97,11 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             raise DataError(
                 f"line {number} of {path} has {len(row)} cells and the first row {len(header)}; "
                 "put quotes around cells that hold the separator"
+            )
+        if any("\0" in cell for cell in row):
+            raise DataError(
+                f"line {number} of {path} has a NUL character, which no path can have; write the "
+                "file again as text in UTF-8"
             )
     return header, [(number, dict(zip(header, row, strict=True))) for number, row in lines[1:]]
 

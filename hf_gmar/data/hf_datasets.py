@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_gmar._utils.files import kind_of
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.csv_table import LABEL_COLUMNS, MASK_COLUMNS, column
@@ -76,8 +77,10 @@ class HFDataset(LabelledDataset):
 
 def is_saved(folder: Path) -> bool:
     """Return whether ``save_to_disk`` wrote the folder."""
-    whole = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    return whole or (folder / "dataset_dict.json").is_file()
+    whole, several = ("dataset_info.json", "state.json"), ("dataset_dict.json",)
+    return any(
+        all(kind_of(folder / name) == "file" for name in names) for names in (whole, several)
+    )
 
 
 def is_dataset(source: object) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +19,9 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hf_gmar._utils.files import absence, kind_of, reason_of_system
 from hf_gmar._utils.names import make_unique
-from hf_gmar._utils.paths import path_is
-from hf_gmar.errors import ImageFileError, InputError
+from hf_gmar.errors import ImageFileError, InputError, OptionError
 from hf_gmar.models.pixel_values import to_rgb
 
 Result = TypeVar("Result")
@@ -61,7 +64,7 @@ def load_image(source: object, mode: str = "RGB", timeout: float | None = None) 
     convert = functools.partial(to_rgb, mode=mode)
     if isinstance(source, Image.Image):
         return convert(source)
-    if isinstance(source, str) and path_is(Path.is_file, source):
+    if isinstance(source, str) and kind_of(source) == "file":
         source = Path(source)
     if isinstance(source, os.PathLike):
         return open_image(Path(source), mode)
@@ -95,12 +98,15 @@ def open_array(path: Path) -> NDArray[Any]:
     Raises:
         ImageFileError: the file is missing or broken, or holds no numbers of two or three axes.
     """
-    if not path.is_file():
-        raise ImageFileError(f"there is no file {path}")
+    if kind_of(path) != "file":
+        raise ImageFileError(absence(path, "file"))
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.load(file, allow_pickle=False)
+    except Exception as error:  # of NumPy or zipfile, whatever a broken file provokes
         raise ImageFileError(f"{path} is broken or holds no plain array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImageFileError(f"{path} is an archive of arrays; needed is one array, in a .npy file")
     if array.ndim not in (2, 3) or array.dtype.kind not in "uif" or 0 in array.shape:
         raise ImageFileError(
             f"{path} holds an array of {array.dtype} of the shape {array.shape}; needed are "
@@ -123,8 +129,8 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
     Raises:
         ImageFileError: see :func:`open_image`.
     """
-    if isinstance(file, Path) and not file.is_file():
-        raise ImageFileError(f"there is no image file {name}")
+    if isinstance(file, Path) and kind_of(file) != "file":
+        raise ImageFileError(absence(file, "image file", name))
     try:
         with warnings.catch_warnings():
             # Pillow warns above half its limit, but large photos are expected here.
@@ -144,18 +150,31 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:
     """Return the file itself, or the sorted image files below a folder, without hidden files.
 
+    Links to folders are followed, except to a folder around the link. A folder that can be reached
+    in several ways is read once, and under its own path if that is below ``path``. A subfolder that
+    can't be read is left out, with a warning.
+
     Args:
         path: a file or a folder.
         skip: a folder whose files are left out, for example the folder of the results.
 
     Raises:
-        ImageFileError: the file is missing, or the folder has no images.
+        ImageFileError: the file is missing, or the folder can't be read or has no images.
+        OptionError: ``skip`` is the folder itself.
     """
-    if not path.is_dir():
-        if not path.is_file():
-            raise ImageFileError(f"there is no image file {path}")
+    kind = kind_of(path)
+    if kind == "file":
         return [path]
-    files = sorted(file for file in path.rglob("*") if _is_image(file, path, skip))
+    if kind != "folder":
+        raise ImageFileError(absence(path, "image file"))
+    real, skipped = _real(path), None if skip is None else _real(skip)
+    if real == skipped:
+        raise OptionError(
+            f"the folder of the images, {path}, is the folder of the results as well, whose "
+            f"pictures would be taken for images; name another one for the results, such as "
+            f"{path / 'results'}"
+        )
+    files = sorted(_image_files(path, skipped))
     if not files:
         raise ImageFileError(
             f"the folder {path} holds no image files ({', '.join(sorted(SUFFIXES))})"
@@ -163,17 +182,61 @@ def find_images(path: Path, skip: Path | None = None) -> list[Path]:
     return files
 
 
-def _is_image(file: Path, folder: Path, skip: Path | None) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    skipped = skip is not None and file.resolve().is_relative_to(skip.resolve())
-    return file.suffix.lower() in SUFFIXES and not hidden and not skipped and file.is_file()
+def _real(path: Path) -> Path:
+    """Return the path without links; ``Path.resolve`` raises an error for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
+def _image_files(top: Path, skipped: Path | None) -> Iterator[Path]:
+    """Yield the image files below a folder, and links to missing files, which can't be read."""
+    seen = {skipped}
+    folders, links = deque([top]), deque[Path]()
+    while folders or links:  # links last, so that folders below the top have their own paths
+        folder = folders.popleft() if folders else links.popleft()
+        if (real := _real(folder)) in seen:
+            continue
+        seen.add(real)
+        for name, is_folder in _entries(folder, top):
+            path = folder / name
+            if is_folder:
+                folders.append(path)
+            elif (kind := kind_of(path)) == "folder":
+                if _real(path) not in real.parents:  # else it leads to all folders around it
+                    links.append(path)
+            elif path.suffix.lower() in SUFFIXES and kind in ("file", "missing"):
+                yield path
+
+
+def _entries(folder: Path, top: Path) -> list[tuple[str, bool]]:
+    """Return the sorted names in a folder that are not hidden, and whether each is a folder."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    except OSError as error:
+        reason = reason_of_system(error)
+        if folder == top:
+            raise ImageFileError(f"the folder {top} can't be read: {reason}") from error
+        warnings.warn(f"the folder {folder} is left out: {reason}", stacklevel=3)
+        return []
+    return sorted(entry for entry in entries if not entry[0].startswith("."))
 
 
 def unique_stems(paths: Iterable[Path]) -> list[str]:
     """Name the results of each file; files of the same name in different folders get a number.
 
+    Names that differ only in case or in the form of their accents count as the same, as many file
+    systems do not distinguish them.
+
     Example:
-        >>> unique_stems([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")])
-        ['cat', 'cat-2', 'dog']
+        >>> unique_stems([Path("a/cat.jpg"), Path("b/Cat.png"), Path("dog.jpg")])
+        ['cat', 'Cat-2', 'dog']
     """
-    return make_unique((path.stem for path in paths), "{}-{}")
+    return make_unique(map(_result_stem, paths), "{}-{}", _without_case)
+
+
+def _result_stem(path: Path) -> str:
+    return re.sub("[\ud800-\udfff]", "_", path.stem)  # bytes that are not UTF-8
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_gmar._utils.paths import path_is
+from hf_gmar._utils.files import absence, kind_of
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.base import ImageDataset, LabelledDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
@@ -96,7 +98,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
         _reject_unknown(options, "scenes")
         data = SceneDataset(int(match[1] or SCENES), classes)
     elif isinstance(source, (str, Path)):
-        data = _by_name(*_split_from_name(source, options), str(source), classes, skip)
+        data = _by_name(*_split_from_name(source, options), encodable(str(source)), classes, skip)
     else:
         raise DataError(
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
@@ -111,7 +113,7 @@ def _split_from_name(
     source: str | Path, options: dict[str, str]
 ) -> tuple[Path | str, dict[str, str]]:
     """Split ``NAME:SPLIT`` into a path, if it exists, or a name, and the options."""
-    if isinstance(source, Path) or path_is(Path.exists, source):
+    if isinstance(source, Path) or kind_of(source) != "missing":
         return Path(source), options
     name, _, split = source.partition(":")
     if split:
@@ -120,7 +122,7 @@ def _split_from_name(
                 f"{source!r} names the split {split!r} and split is {options['split']!r}; give one"
             )
         options = {**options, "split": split}
-    return (Path(name) if path_is(Path.exists, name) else name), options
+    return (Path(name) if kind_of(name) != "missing" else name), options
 
 
 def _by_name(
@@ -128,28 +130,31 @@ def _by_name(
 ) -> ImageDataset:
     if isinstance(source, str):
         if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
-            raise DataError(f"there is no folder or file {source}")
+            raise DataError(absence(Path(source), "folder or file"))
         rows = from_hub(source, options.get("config"), options.get("split"))
         settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
         return _hf_dataset(rows, name, classes, settings, options)
-    is_folder = path_is(Path.is_dir, source)
-    if is_folder and is_saved(source):
+    kind = kind_of(source)
+    if kind == "folder" and is_saved(source):
         _reject_unknown(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = from_disk(source, options.get("split"))
-        settings = {"kind": "datasets on disk", "name": source.resolve().name}
+        settings = {
+            "kind": "datasets on disk",
+            "name": encodable(Path(os.path.realpath(source)).name),
+        }
         return _hf_dataset(rows, name, classes, settings, options)
-    if is_folder:
+    if kind == "folder":
         _reject_unknown(options, "a folder of images", ("split",))
         return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
-    if source.suffix.casefold() == ".csv" and path_is(Path.is_file, source):
+    if kind == "file" and source.suffix.casefold() == ".csv":
         _reject_unknown(options, "a CSV file", _COLUMNS)
         return table_of_images(source, classes, name=name, **options)
-    if path_is(Path.exists, source):
+    if kind != "missing":
         raise DataError(
             f"{source} is no folder and no .csv file; needed is a folder of images, a CSV file of "
             "their paths, or a data set"
         )
-    raise DataError(f"there is no folder or file {source}")
+    raise DataError(absence(source, "folder or file"))
 
 
 def _hf_dataset(

@@ -27,7 +27,7 @@ from hf_gmar.evaluation.run.fingerprint import described, description_of_model, 
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, evenly_spaced
 from hf_gmar.evaluation.run.runner import Progress, Runner
-from hf_gmar.evaluation.run.store import Row
+from hf_gmar.evaluation.run.store import Row, writing
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_choice import ScoreChoice
@@ -190,7 +190,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         from hf_gmar.evaluation.report.writer import write_report  # imports matplotlib
 
         maps = load_examples(folder, evenly_spaced(len(images), examples))
-        files = write_report(folder, summary, maps)
+        with writing(folder):
+            files = write_report(folder, summary, maps)
     return Evaluation(rows, summary, settings, files)
 
 

@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file
 
 from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models
-from hf_gmar._utils.paths import expanded, path_is
+from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
@@ -263,7 +263,7 @@ def _source(
     """Check a model's name, revision and token."""
     name = str(model)
     folder = bundled_folder() if name == BUNDLED else expanded(name)
-    is_local = path_is(Path.is_dir, folder)
+    is_local = kind_of(folder) == "folder"
     place = str(folder) if is_local else name
     looks_local = place.startswith((".", "/", "~", "\\")) or place.count("/") > 1
     if looks_local and not is_local:
@@ -324,10 +324,10 @@ def _with_base(source: Source) -> Source:
     if config is None:
         return source
     name, beside = str(config["base_model_name_or_path"]), Path(source.place)
-    has_config = path_is(Path.is_file, Path(name) / "config.json")
-    if not has_config and path_is(Path.is_dir, beside / name):
+    has_config = kind_of(Path(name) / "config.json") == "file"
+    if not has_config and kind_of(beside / name) == "folder":
         name = str(beside / name)
-    revision = None if path_is(Path.is_dir, name) else config.get("revision")
+    revision = None if kind_of(name) == "folder" else config.get("revision")
     try:
         base = _source(name, source.kind, revision, source.token, source.cache_dir, source.trusted)
     except HfGmarError as error:

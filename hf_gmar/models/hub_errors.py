@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.hub import has_file
 
 from hf_gmar._core.families import ZERO_SHOT_CLASSES, model_type
-from hf_gmar._utils.paths import expanded, path_is
+from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # Kinds of models that can be loaded.
@@ -67,7 +67,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the place is a folder."""
-        return path_is(Path.is_dir, self.place)
+        return kind_of(self.place) == "folder"
 
     @property
     def access(self) -> dict[str, Any]:

@@ -179,6 +179,12 @@ class Plan:
         metrics = self.metrics.items()
         return {label: item for label, item in metrics if isinstance(item, ConfidenceMetric)}
 
+    @property
+    def removal_measures(self) -> list[str]:
+        """Labels of the measures of each perturbation."""
+        metrics = self.metrics_of("curves", "confidence")
+        return [f"{metric}:{name}" for name in self.perturbations for metric in metrics]
+
     def metrics_of(self, *kinds: str) -> dict[str, Metric[Any]]:
         """Return the metrics of these input kinds."""
         return {label: item for label, item in self.metrics.items() if item.input_kind in kinds}
