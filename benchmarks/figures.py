@@ -34,11 +34,11 @@ from hf_gmar import LogitsModel, ablate_heads, compare, head_importance, load_mo
 from hf_gmar._utils.files import save_arrays, whole_file
 from hf_gmar.comparison import MethodSpec
 from hf_gmar.comparison.method_specs import captum_specs
-from hf_gmar.data import draw_scene, open_image
+from hf_gmar.data import draw_scene
 from hf_gmar.evaluation.report.markdown import Picture, page
 from hf_gmar.evaluation.report.results import Cell, Curve, Difference, Failure, Measure, Results
 from hf_gmar.evaluation.report.writer import pictures_of
-from hf_gmar.explanation import Explainer
+from hf_gmar.explainer import explain
 from hf_gmar.heads.ablation import LERF, MORF, RANDOM, HeadAblation
 from hf_gmar.methods import METHODS
 from hf_gmar.models import sample_image
@@ -55,9 +55,8 @@ _POINTS = 6  # a line is stored as so many of its points
 
 def demo() -> Figure:
     """Explain the bundled scene, as ``make demo`` does."""
-    explainer = Explainer.build(load_model("bundled"))
-    (result,) = explainer.explain(open_image(sample_image()), "bundled scene")
-    return result.figure()
+    figure: Figure = replace(explain(sample_image(), "bundled"), source="bundled scene").figure()
+    return figure
 
 
 def comparison() -> Figure:

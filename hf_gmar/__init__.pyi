@@ -17,6 +17,8 @@ from .comparison.method_specs import MethodSpec
 from .comparison.result import Comparison
 from .comparison.run import compare
 from .evaluation.evaluator import Evaluation, evaluate
+from .explainer import Explainer, explain
+from .explanation import Explanation
 from .heads.ablation import HeadAblation, ablate_heads
 from .heads.head_methods import head_maps
 from .heads.importance import HeadImportance, head_importance
@@ -48,6 +50,8 @@ __all__ = [
     "AttributionMethod",
     "Comparison",
     "Evaluation",
+    "Explainer",
+    "Explanation",
     "GradSAM",
     "GradientRollout",
     "HeadAblation",
@@ -71,6 +75,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluation",
+    "explain",
     "head_importance",
     "head_maps",
     "heads",

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import save_arrays, whole_file
+from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
+from hf_gmar._utils.text import visible
 from hf_gmar._utils.version import __version__
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.errors import InputError
 from hf_gmar.methods.registry import METHODS
-from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import ImageView, measure_view
-from hf_gmar.models.labels import label_of
-from hf_gmar.models.pixel_values import ImageLike, picture_of_input
+from hf_gmar.models.image_view import ImageView
 from hf_gmar.models.score_kind import ScoreKind
-from hf_gmar.models.wrappers import ZeroShotModel
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ _LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a f
 _DEFAULTS = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """The attribution map of one image for one class.
 
@@ -62,28 +63,63 @@ class Explanation:
     contrast: str | None = None
     contrast_target: int | None = None
 
-    def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``: both or, after an error, none of them.
+    def __repr__(self) -> str:
+        """Name the class with its score, the image and the method."""
+        title = METHODS[self.method].__name__
+        label = " ".join(self.title.split())
+        return f"Explanation({visible(label)}, {visible(self.source)}, {title})"
 
-        The label is followed by the contrast, and by the method unless it is GMAR with its default
-        options, for example ``STEM.6-heart-not-4-cross.grad-sam-head_fusion=max.png``. A name that
-        is too long for a file system is shortened, and gets a digest.
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return str(self.settings.get("method", "gmar"))
+
+    @property
+    def probability(self) -> float | None:
+        """The probability of the class; ``None`` for a model that gives values."""
+        return None if self.score_kind is ScoreKind.VALUE else self.score
+
+    @functools.cached_property
+    def heatmap(self) -> NDArray[np.float32]:
+        """Relevance of each pixel of the image, (height, width); NaN where the model did not look.
+
+        A pixel has the value of its patch.
+        """
+        values: NDArray[np.float32] = self.view.project(self.patches).float().numpy()
+        return values
+
+    @property
+    def title(self) -> str:
+        """The class with its probability or value, and the contrast."""
+        title = f"{self.label}  {self.score_kind.text(self.score)}"
+        if self.contrast is not None:  # two spaces stand before the score alone
+            contrast = " ".join(self.contrast.split()) or f"class {self.contrast_target}"
+            title += f" rather than {contrast}"
+        return title
+
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """Write a picture, ``PATH.png``, and the numbers, ``PATH.npz``: both or none of them.
 
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
-        ``score_kind`` (softmax, sigmoid or value), ``source``, ``settings`` (JSON) and ``version``;
-        ``numpy.load`` reads it without pickle.
+        ``score_kind`` (softmax, sigmoid or value), ``source``, ``contrast`` and its target,
+        ``settings`` (JSON), ``version``, and the bytes of a small JPEG of the image;
+        ``numpy.load`` reads it without pickle, and so does :meth:`load`.
+
+        Args:
+            path: the folder and the name of the files; a suffix ``.npz`` or ``.png`` is dropped.
+
+        Returns:
+            The paths of the picture and of the archive.
+
+        Raises:
+            OSError: a file can't be written.
         """
         from hf_gmar.visualization.overlay import save_figure
 
-        name = _class_slug(self.target, self.label)
-        if self.contrast is not None:
-            name += f"-not-{_class_slug(self.contrast_target, self.contrast)}"
-        if method := self._method:
-            name += f".{slug(method, _LONGEST_PART)}"
-        picture, archive = (
-            folder / file_name(stem, f".{name}{suffix}") for suffix in (".png", ".npz")
-        )
+        path = Path(path)
+        stem = path.name.removesuffix(".npz").removesuffix(".png")
+        picture, archive = (path.with_name(f"{stem}{suffix}") for suffix in (".png", ".npz"))
         with whole_file(picture) as drawing, whole_file(archive) as arrays:
             save_arrays(
                 arrays,
@@ -95,16 +131,81 @@ class Explanation:
                 score=self.score,
                 score_kind=self.score_kind.value,
                 source=self.source,
+                contrast=self.contrast or "",
+                contrast_target=-1 if self.contrast_target is None else self.contrast_target,
                 settings=json.dumps(self.settings),
                 version=__version__,
+                image=_jpeg(self.image),
             )
             save_figure(self.figure(), drawing)
         return picture, archive
 
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Read what :meth:`save` wrote; the image is a small copy, enlarged to its size.
+
+        Args:
+            path: the archive, with or without its suffix ``.npz``.
+
+        Raises:
+            InputError: there is no such file, or it is no explanation.
+
+        Example:
+            >>> import tempfile
+            >>> from hf_gmar import explain
+            >>> from hf_gmar.data import draw_scene
+            >>> result = explain(draw_scene(18).image, "bundled")
+            >>> paths = result.save(f"{tempfile.mkdtemp()}/scene")
+            >>> Explanation.load(paths[1])
+            Explanation(heart 99.9%, image, GMAR)
+        """
+        path = Path(path)
+        archive = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+        try:
+            with np.load(archive, allow_pickle=False) as data:
+                height, width = data["size"].tolist()
+                with Image.open(BytesIO(data["image"].tobytes())) as small:
+                    image = small.convert("RGB").resize((width, height))
+                contrast = int(data["contrast_target"])
+                return cls(
+                    str(data["source"]),
+                    image,
+                    ImageView((height, width), tuple(data["box"].tolist())),
+                    torch.from_numpy(data["patches"]),
+                    int(data["target"]),
+                    str(data["label"]),
+                    float(data["score"]),
+                    ScoreKind(str(data["score_kind"])),
+                    json.loads(str(data["settings"])),
+                    str(data["contrast"]) if contrast >= 0 else None,
+                    contrast if contrast >= 0 else None,
+                )
+        except Exception as error:  # of NumPy, Pillow or JSON, whatever a broken file provokes
+            if kind_of(archive) != "file":
+                raise InputError(absence(archive, "file")) from error
+            raise InputError(
+                f"{archive} is no explanation that hf_gmar {__version__} reads ({error}); save it "
+                "again with Explanation.save"
+            ) from error
+
+    def file_name(self, stem: str) -> str:
+        """Return a name for the files that no other class, contrast or method of a folder has.
+
+        The index and label of the class follow, those of the contrast, and the method unless it is
+        GMAR with its default options: ``STEM.6-heart-not-4-cross.grad-sam-head_fusion=max``. A name
+        that is too long for a file system is shortened, and gets a digest.
+        """
+        name = _class_slug(self.target, self.label)
+        if self.contrast is not None:
+            name += f"-not-{_class_slug(self.contrast_target, self.contrast)}"
+        if method := self._method:
+            name += f".{slug(method, _LONGEST_PART)}"
+        return file_name(stem, f".{name}.png").removesuffix(".png")
+
     @property
     def _method(self) -> str:
         """The method with the options that differ from its defaults; empty for GMAR without any."""
-        method, options = self.settings.get("method", "gmar"), ""
+        method, options = self.method, ""
         for name, default in METHODS.options(method).items():
             if (value := self.settings.get(name, default)) != default:
                 options += f"-{name}={value}"
@@ -114,96 +215,25 @@ class Explanation:
         """Draw the image beside its map, without a window."""
         from hf_gmar.visualization.overlay import overlay_figure
 
-        method = self.settings.get("method", "gmar")
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
-        title = f"{self.label}  {self.score_kind.text(self.score)}"
-        if self.contrast is not None:  # two spaces stand before the score alone
-            contrast = " ".join(self.contrast.split()) or f"class {self.contrast_target}"
-            title += f" rather than {contrast}"
         caption = f"{self.source}   ({options})   {self.score_kind.note}".rstrip()
-        unit = METHODS[method].unit
-        return overlay_figure(self.image, self.patches, title, caption, self.view, unit)
+        unit = METHODS[self.method].unit
+        return overlay_figure(self.image, self.patches, self.title, caption, self.view, unit)
 
 
-@dataclass(frozen=True)
-class Explainer:
-    """A loaded model with a method and its options.
+def _jpeg(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the bytes of a small copy of an image."""
+    small, buffer = image.convert("RGB"), BytesIO()
+    small.thumbnail((_SMALL, _SMALL))
+    small.save(buffer, "JPEG", quality=90)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
 
-    Attributes:
-        loaded: the model and its processor.
-        method: the method on that model.
-        settings: the settings that are saved with each result.
-    """
 
-    loaded: LoadedModel
-    method: AttributionMethod
-    settings: dict[str, Any]
-
-    @classmethod
-    def build(cls, loaded: LoadedModel, method: str = "gmar", **options: Any) -> Explainer:
-        """Build the method of that name on the loaded model.
-
-        Raises:
-            OptionError: there is no such method, or an option is outside its range.
-            UnsupportedModelError: the model's family can't be explained.
-        """
-        values = {**METHODS.options(method), **options}
-        known = {name: value for name, value in values.items() if value is not None}
-        settings = {"model": loaded.name, "method": method, **known, **loaded.forward_kwargs}
-        if isinstance(loaded.model, ZeroShotModel):  # CLIP's probabilities depend on all prompts
-            settings["prompts"] = loaded.model.prompts
-        return cls(loaded, METHODS.build(method, loaded.model, **options), settings)
-
-    def explain(
-        self,
-        image: ImageLike,
-        source: str,
-        target: int | Sequence[int] | None = None,
-        top_k: int = 1,
-        contrast: int | None = None,
-    ) -> Iterator[Explanation]:
-        """Explain classes of an image in their order, or its top classes, highest score first.
-
-        All classes share one forward of the model.
-
-        Args:
-            image: an image of any size, or an array with the model's channels; the model's
-                processor resizes it.
-            source: the image's name in the results.
-            target: the class, or several; ``None`` takes the ``top_k`` most probable classes.
-            top_k: number of classes.
-            contrast: a class whose score is subtracted from each explained score.
-
-        Raises:
-            InputError: the image or the processor's pixels do not fit the model.
-            TargetError: a class is its own contrast.
-            OptionError: the method's map is the same for all classes, so it takes no contrast.
-            ModelOutputError: the model gives no scores or no finite gradient.
-        """
-        pixels = self.loaded.pixels(image)
-        picture = picture_of_input(image, self.loaded.channels)
-        view = measure_view(self.loaded.processor, (picture.height, picture.width))
-        config, settings = self.loaded.model.config, self.settings
-        keywords = self.loaded.forward_kwargs
-        logits = self.method.scores(pixels, **keywords)
-        kind = ScoreKind.of(config, logits)
-        scores = kind.convert(logits)[0].cpu()
-        if target is None:
-            target = scores.topk(min(top_k, len(scores))).indices.tolist()
-        targets = [target] if isinstance(target, int) else list(target)
-        maps = self.method.attribute_targets(pixels, targets, contrast=contrast, **keywords)
-        other = None if contrast is None else label_of(config, contrast)
-        if other is not None:
-            settings = {**settings, "contrast": other, "contrast_target": contrast}
-        for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
-            label, score = label_of(config, index), float(scores[index])
-            yield Explanation(
-                source, picture, view, patches, index, label, score, kind, settings, other, contrast
-            )
+_SMALL = 768  # pixels of the longer side
 
 
 def _class_slug(index: int | None, label: str) -> str:

@@ -179,9 +179,10 @@ def unwrapped(model: Any) -> Any:
 
 
 def model_in(holder: Any) -> Any:
-    """Return the model in a LoadedModel, or in a Trainer; any other object is returned as it is."""
+    """Return the model in a LoadedModel, Trainer or pipeline; or else the object itself."""
     inner = getattr(holder, "model", None)
-    return inner if isinstance(inner, nn.Module) and not callable(holder) else holder
+    is_holder = not callable(holder) or hasattr(holder, "postprocess")  # a pipeline is callable
+    return inner if isinstance(inner, nn.Module) and is_holder else holder
 
 
 def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -54,6 +54,30 @@ class TargetSpec:
                 "itself is zero; name two classes"
             )
         return ResolvedTarget(target, against)
+
+
+@dataclass(frozen=True)
+class RecordingTarget(TargetSpec):
+    """A target that keeps the scores with which a method resolves it, and the classes.
+
+    Attributes:
+        rank: the place of the class by score, 0 for the highest, if the target is ``None``; the
+            last class if there are fewer.
+        seen: the scores (B, C) and the classes (B,), once the target is resolved.
+    """
+
+    rank: int = 0
+    seen: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False)
+
+    def resolve(self, scores: Tensor) -> ResolvedTarget:
+        """Resolve as every target does; errors as well."""
+        spec = TargetSpec(self.target, self.contrast)
+        if self.target is None and scores.dim() == 2:
+            order = scores.detach().argsort(dim=1, descending=True, stable=True)
+            spec = TargetSpec(order[:, min(self.rank, scores.shape[1] - 1)], self.contrast)
+        resolved = spec.resolve(scores)
+        self.seen.append((scores.detach(), resolved.target))
+        return resolved
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,14 @@ def explain(
         float | None, typer.Option(help="Weight of the residual connection, >= 0.")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the forward: bfloat16 or float16 by autocast; default: the model's.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
     """Run ``hf-gmar explain``."""
@@ -70,19 +78,28 @@ def explain(
     METHODS.check(method, options)
     METHODS[method].check_contrast(contrast)
     inputs = Inputs.prepare(model, images, output, target or (), contrast)
-    from hf_gmar.explanation import Explainer
+    from hf_gmar.explainer import Explainer
 
-    explainer = Explainer.build(inputs.loaded, method, **options)
+    explainer = Explainer(inputs.loaded, method, precision=precision, **options)
+    results = explainer.stream(
+        inputs.paths,
+        inputs.targets or None,
+        inputs.contrast,
+        top_k,
+        batch_size=batch_size,
+        num_workers=1,  # reads images while the model runs
+        return_errors=True,
+    )
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
 
     def explain_one(path: Path, stem: str) -> None:
         name = "bundled scene" if path == sample_image() else str(path)
-        results = explainer.explain(
-            inputs.open(path), path.name, inputs.targets or None, top_k, inputs.contrast
-        )
-        for result in results:
-            files.extend(result.save(output, stem))
+        found = next(results)
+        if isinstance(found, Exception):
+            raise found
+        for result in found if isinstance(found, list) else [found]:
+            files.extend(result.save(output / result.file_name(stem)))
             rows.append((name, result))
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +31,7 @@ from hf_gmar.evaluation.run.store import Row, writing
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_choice import ScoreChoice
+from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import class_count, config_of, labels_of
 from hf_gmar.models.pixel_values import MODES
@@ -156,7 +157,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         >>> len(result.rows), result.rows[0]["method"], sorted(result.rows[0]["values"])
         (6, 'gmar', ['deletion:blur', 'insertion:blur'])
     """
-    loaded = _loaded(model, processor)
+    loaded = as_loaded(model, processor)
     config = EvaluationConfig(score, explained_class, steps, memory, autocast, seed, examples)
     keywords = loaded.forward_kwargs
     network = functools.partial(loaded.model, **keywords) if keywords else loaded.model
@@ -213,18 +214,6 @@ def check_names(
     for name, options in map(PERTURBATIONS.parse, perturbations or ()):
         if name != DatasetMean.name or options:  # its default colour needs the data
             PERTURBATIONS.build(name, **options)
-
-
-def _loaded(model: Any, processor: BaseImageProcessor | None) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        return model if processor is None else replace(model, processor=processor)
-    if processor is None:
-        raise OptionError(
-            "images need the model's image processor: give processor=..., or what "
-            "hf_gmar.load_model returns as the model"
-        )
-    name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-    return LoadedModel(name, model, processor)
 
 
 def _by_label(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from captum.attr import GradientAttribution
@@ -15,7 +15,7 @@ from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors, target_list
 from hf_gmar._core.model_adapter import ModelAdapter, model_in
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._core.targets import Target, TargetSpec
+from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar.errors import OptionError
 
@@ -25,6 +25,21 @@ PassCount: TypeAlias = Literal[
     "forward", "forward + backward", "forward + backward + head re-evaluation"
 ]
 """Passes through the model for one map; ``heads``: the class head once more for each layer."""
+
+
+class ScoredAttribution(NamedTuple):
+    """The maps of some images with the scores that they explain.
+
+    Attributes:
+        scores: the class scores (B, C), without gradients.
+        classes: the explained class of each image for each of T targets, (T, B); a flat index of
+            the scores of an image.
+        maps: relevance of each patch, (T, B, rows, columns).
+    """
+
+    scores: Tensor
+    classes: Tensor
+    maps: Tensor
 
 
 class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
@@ -159,6 +174,50 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         return torch.stack(
             self._maps(inputs, target_specs, additional_forward_args, forward_kwargs)
         )
+
+    def attribute_with_scores(
+        self,
+        inputs: PixelInputs = None,
+        targets: Iterable[Target] | None = None,
+        additional_forward_args: Any = None,
+        contrast: Target = None,
+        top_k: int = 1,
+        **forward_kwargs: Any,
+    ) -> ScoredAttribution:
+        """Return the maps of :meth:`attribute_targets` and the scores, with one forward in all.
+
+        Errors are those of :meth:`attribute`.
+
+        Args:
+            inputs: see :meth:`attribute`.
+            targets: see :meth:`attribute_targets`; ``None`` explains the ``top_k`` classes of each
+                image with the highest scores.
+            additional_forward_args: see :meth:`attribute`.
+            contrast: see :meth:`attribute`.
+            top_k: the number of classes without targets; fewer if the model has fewer.
+            **forward_kwargs: see :meth:`attribute`.
+
+        Example:
+            >>> from hf_gmar import GMAR, load_model
+            >>> gmar = GMAR(load_model("bundled").model)
+            >>> result = gmar.attribute_with_scores(torch.rand(2, 3, 96, 96), top_k=3)
+            >>> result.scores.shape, result.classes.shape, result.maps.shape
+            (torch.Size([2, 8]), torch.Size([3, 2]), torch.Size([3, 2, 8, 8]))
+        """
+        self.check_contrast(contrast)
+        specs = (
+            [RecordingTarget(None, contrast, rank) for rank in range(top_k)]
+            if targets is None
+            else [RecordingTarget(target, contrast) for target in target_list(targets)]
+        )
+        maps = self._maps(inputs, specs, additional_forward_args, forward_kwargs)
+        for spec in specs:
+            if not spec.seen:  # a method of one's own need not resolve its targets
+                spec.resolve(self.scores(inputs, additional_forward_args, **forward_kwargs))
+        scores = specs[0].seen[0][0]
+        count = len(maps) if targets is not None else min(top_k, scores.shape[1])
+        classes = torch.stack([spec.seen[0][1] for spec in specs[:count]])
+        return ScoredAttribution(scores, classes, torch.stack(maps[:count]))
 
     def scores(
         self,

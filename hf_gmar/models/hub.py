@@ -52,6 +52,7 @@ from hf_gmar.models.hub_errors import (
     tokenizer_error,
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
+from hf_gmar.models.labels import config_of
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.wrappers import ZeroShotModel
 
@@ -65,15 +66,20 @@ class LoadedModel:
 
     Attributes:
         name: the user's name of the model.
-        model: the model in evaluation mode; with prompts, a zero-shot classifier.
+        model: a model of Transformers, a zero-shot classifier, or a module around a model.
         processor: the model's image processor, on the Pillow backend.
         forward_kwargs: keywords for every call of the model.
     """
 
     name: str
-    model: PreTrainedModel | ZeroShotModel
+    model: Any
     processor: BaseImageProcessor
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's outermost config, which names the classes."""
+        return config_of(self.model)
 
     @property
     def channels(self) -> int:
@@ -87,7 +93,8 @@ class LoadedModel:
             InputError: the image or the processor does not fit the model's channels.
         """
         pixels = pixel_values(self.processor, image, self.channels)
-        return pixels.to(self.model.device, self.model.dtype)
+        weights = [weight for weight in self.model.parameters() if weight.is_floating_point()]
+        return pixels.to(weights[0].device, weights[0].dtype) if weights else pixels
 
 
 def pick_device(name: str) -> torch.device:
@@ -480,6 +487,20 @@ def _load_tokenizer(source: Source) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise no_tokenizer(source)
     return tokenizer
+
+
+def load_processor(name: str | Path) -> BaseImageProcessor:
+    """Load the image processor of a local folder or of a model on the Hub.
+
+    Raises:
+        HubUnreachableError: the Hub does not answer and the processor is not in the cache.
+        ModelLoadError: there is no processor, or access is refused.
+
+    Example:
+        >>> load_processor("bundled").size["height"]
+        96
+    """
+    return _load_processor(_source(name, MODEL, None, None, None, False), None)
 
 
 def _load_processor(source: Source, place: str | Path | None) -> BaseImageProcessor:

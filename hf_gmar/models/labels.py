@@ -17,9 +17,9 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar.errors import TargetError
 
 
-def config_of(adapter: ModelAdapter) -> PreTrainedConfig:
+def config_of(model: Any) -> PreTrainedConfig:
     """Return the outermost config of a model; a ZeroShotModel's config names its prompts."""
-    configs = (getattr(part, "config", None) for part in adapter.modules())
+    configs = (getattr(part, "config", None) for part in model.modules())
     return next(config for config in configs if isinstance(config, PreTrainedConfig))
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from hf_gmar.errors import InputError
-from hf_gmar.models.wrappers import ZeroShotModel
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Modes of Pillow's images by the number of channels."""
@@ -31,8 +30,10 @@ def channels_of(model: Any) -> int:
         >>> channels_of(load_model("bundled").model)
         3
     """
-    config = (model.model if isinstance(model, ZeroShotModel) else model).config
-    return int(getattr(getattr(config, "vision_config", config), "num_channels", 3))
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    configs: list[Any] = [getattr(part, "config", None) for part in parts]
+    visual = [getattr(config, "vision_config", config) for config in configs]
+    return next((int(each.num_channels) for each in visual if hasattr(each, "num_channels")), 3)
 
 
 def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from hf_gmar import GMAR, LogitsModel, compare, evaluate, load_model
 from hf_gmar.errors import OptionError
-from hf_gmar.explanation import Explainer
+from hf_gmar.explainer import Explainer
 from hf_gmar.metrics import ContextBuilder
 from hf_gmar.models import LoadedModel
 from tests.support.command import run
@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
 @pytest.fixture(scope="module")
 def folder(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    model.model.save_pretrained(path)  # type: ignore[operator]
+    model.model.save_pretrained(path)
     model.processor.save_pretrained(path)
     return path
 
@@ -78,7 +78,7 @@ def test_explain(model: LoadedModel, folder: Path, pixels: torch.Tensor, tmp_pat
 
 
 def test_the_picture(model: LoadedModel, scene: Image.Image, pixels: torch.Tensor) -> None:
-    (result,) = Explainer.build(model).explain(scene, "scene")
+    result = Explainer(model)(scene)
     title = result.figure().axes[1].get_title()
     assert title.endswith(f" {value_of(model, pixels):.4g}")
 
@@ -144,7 +144,7 @@ def test_a_head_of_one_output_in_place_of_the_classifier(scene: Image.Image) -> 
     loaded.model.config.problem_type = None
     loaded.model.classifier = torch.nn.Linear(loaded.model.config.hidden_size, 1)
     torch.nn.init.constant_(loaded.model.classifier.bias, BIAS)
-    (result,) = Explainer.build(loaded).explain(scene, "scene")
+    result = Explainer(loaded)(scene)
     assert result.score > 50
     found = evaluate(loaded, "scenes:1", ["gmar"], ["deletion"], steps=2)
     assert found.settings["score"] == "value"
@@ -153,7 +153,7 @@ def test_a_head_of_one_output_in_place_of_the_classifier(scene: Image.Image) -> 
 def test_classes_that_are_independent_say_so(tmp_path: Path) -> None:
     done = run("explain", "--top-k", "2", "--output", tmp_path)
     assert "Classes are independent: their probabilities need not sum to 100%." in done.out
-    (result,) = Explainer.build(load_model("bundled")).explain(Image.new("RGB", (96, 96)), "grey")
+    result = Explainer(load_model("bundled"))(Image.new("RGB", (96, 96)))
     texts = [text.get_text() for text in result.figure().texts]
     assert any("Classes are independent" in text.replace("\n", " ") for text in texts)
 
@@ -161,6 +161,6 @@ def test_classes_that_are_independent_say_so(tmp_path: Path) -> None:
 def test_classes_that_share_one_probability_need_no_word(scene: Image.Image) -> None:
     loaded = load_model("bundled")
     loaded.model.config.problem_type = None
-    (result,) = Explainer.build(loaded).explain(scene, "scene")
+    result = Explainer(loaded)(scene)
     texts = [text.get_text() for text in result.figure().texts]
     assert not any("independent" in text or "values" in text for text in texts)

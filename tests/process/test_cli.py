@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from hf_gmar import GMAR, AttentionRollout, GradSAM, __version__
 from hf_gmar.cli import app
-from hf_gmar.explanation import Explainer
+from hf_gmar.explainer import Explainer
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel, bundled_folder, label_of, load_model, sample_image
 from tests.reference.models import build
@@ -188,7 +188,7 @@ def test_the_dtype_is_what_the_model_is_loaded_in(run: Run, tmp_path: Path) -> N
         done = run("--dtype", dtype, "--target", "3", output=tmp_path / dtype)
         with np.load(next(done.folder.glob("*.npz"))) as stored, Image.open(sample_image()) as file:
             image = file.convert("RGB")
-            (wanted,) = Explainer.build(load_model(dtype=dtype)).explain(image, "", target=3)
+            wanted = Explainer(load_model(dtype=dtype))(image, target=3)
             assert float(stored["score"]) == wanted.score
             assert np.array_equal(stored["patches"], wanted.patches)
         shares.append(wanted.score)

@@ -17,7 +17,9 @@ FLOORS = (
     {"_core", "_utils"},
     {"_engines", "models", "perturbations"},
     {"data", "methods", "metrics", "visualization"},
-    {"comparison", "explanation", "heads", "pipeline"},
+    {"comparison", "explanation", "heads"},
+    {"explainer"},
+    {"pipeline"},
     {"evaluation"},
     {"hf_gmar"},  # the names that users import
     {"cli"},

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_gmar.explanation import Explainer, Explanation
+from hf_gmar.explainer import Explainer
+from hf_gmar.explanation import Explanation
 from hf_gmar.models import ImageView, LoadedModel
 from hf_gmar.models.score_kind import ScoreKind
 from tests.support.figures import drawn_texts
@@ -52,7 +53,7 @@ def test_names_of_contrasts_with_any_labels_are_different(tmp_path: Path) -> Non
         for label, contrast in itertools.product(SAME[:3], SAME)
     ]
     results += [explained(label, next(indices)) for label in SAME]
-    files = [result.save(tmp_path, "a") for result in results]
+    files = [result.save(tmp_path / result.file_name("a")) for result in results]
     names = [path.name.lower() for pair in files for path in pair]
     assert len(set(names)) == len(names) == len(list(tmp_path.iterdir()))
     for result, (_, archive) in zip(results, files, strict=True):
@@ -70,7 +71,8 @@ def test_names_of_methods_with_other_options_are_different(tmp_path: Path) -> No
         {"method": "attention-rollout", "head_fusion": "m/x"},
         {"method": "attention-rollout", "head_fusion": LONG},
     ]  # fmt: skip
-    files = [explained(settings=each).save(tmp_path, "a")[0].name for each in options]
+    results = [explained(settings=each) for each in options]
+    files = [each.save(tmp_path / each.file_name("a"))[0].name for each in results]
     assert len(set(files)) == len(options)
     assert files[:3] == [
         "a.6-heart.png",
@@ -91,7 +93,7 @@ def test_names_of_any_length_are_written(letter: str, tmp_path: Path) -> None:
             label, contrast=label, contrast_target=4,
             settings={"method": "attention-rollout", "head_fusion": label},
         )  # fmt: skip
-        for path in result.save(tmp_path, stem):
+        for path in result.save(tmp_path / result.file_name(stem)):
             assert path.is_file()
     assert len(list(tmp_path.iterdir())) == 2 * len(texts)
 
@@ -101,11 +103,11 @@ def test_two_contrasts_of_one_label_of_a_model(tiny: LoadedModel, tmp_path: Path
     before = config.id2label
     config.id2label = {**before, 4: "", 5: ""}
     try:
-        explainer = Explainer.build(tiny)
+        explainer = Explainer(tiny)
         image = Image.new("RGB", (96, 96))
         for contrast in (4, 5):
-            for result in explainer.explain(image, "a.png", 6, contrast=contrast):
-                (_, archive) = result.save(tmp_path, "a")
+            for result in explainer(image, [6], contrast=contrast):
+                (_, archive) = result.save(tmp_path / result.file_name("a"))
                 assert archive.name == f"a.6-{before[6]}-not-{contrast}.npz"
                 with np.load(archive) as stored:
                     settings = json.loads(str(stored["settings"]))

@@ -280,7 +280,7 @@ def test_other_settings_never_mix(
             model.model.config.problem_type = None
         else:
             called = functools.partial(model.model, interpolate_pos_encoding=True)
-            model = replace(model, model=called)  # type: ignore[arg-type]
+            model = replace(model, model=called)
     with pytest.raises(EvaluationError, match="other settings"):
         evaluate(model, **{**FEW, **change}, output=out)
     assert (out / "rows.jsonl").read_bytes() == before

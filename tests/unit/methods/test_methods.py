@@ -26,7 +26,7 @@ from hf_gmar.errors import (
     TargetError,
     UnsupportedModelError,
 )
-from hf_gmar.explanation import Explainer
+from hf_gmar.explainer import Explainer
 from hf_gmar.methods import METHODS
 from hf_gmar.methods.layer_rules import RolloutRule
 from hf_gmar.models import load_model
@@ -497,7 +497,7 @@ def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.
 
 @pytest.mark.parametrize("name", METHODS.built_in)
 def test_the_colour_bar_has_the_unit_of_the_method(name: str, scene: Image.Image) -> None:
-    (result,) = Explainer.build(load_model("bundled"), name).explain(scene, "scene", target=6)
+    result = Explainer(load_model("bundled"), name)(scene, target=6)
     label = " ".join(result.figure().axes[2].get_ylabel().split())
     signed = " (below 0: against the class)" if METHODS[name].signed else ""
     assert label == f"{' '.join(METHODS[name].unit.split())}, per patch{signed}"
