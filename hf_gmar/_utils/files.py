@@ -97,6 +97,14 @@ def kind_of(path: str | Path) -> Literal["file", "folder", "other", "missing"]:
     return "file" if S_ISREG(mode) else "folder" if S_ISDIR(mode) else "other"
 
 
+def expanded(path: str | Path) -> Path:
+    """Expand a leading ``~``; a path of an unknown user does not change."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def absence(path: Path, what: str, name: object = None) -> str:
     """Say that there is no such file or folder, or why the system refuses to look.
 

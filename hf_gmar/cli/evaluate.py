@@ -116,6 +116,7 @@ def evaluate(
     from hf_gmar.evaluation.run.distributed import Processes
     from hf_gmar.models.hub import pick_device
     from hf_gmar.models.labels import labels_of
+    from hf_gmar.models.pixel_values import MODES
     from hf_gmar.models.wrappers import LogitsModel
 
     model.check_prompts(has_images=True)
@@ -135,6 +136,7 @@ def evaluate(
         limit=limit,
         seed=seed,
         skip=output,
+        mode=MODES.get(loaded.channels, "RGB"),
     )
     if processes.is_main:
         for notice in images.notices:

@@ -228,11 +228,11 @@ class Inputs:
                 "call hf_gmar.compare with batches of your own"
             )
         loaded = model.load(bool(images))
-        from hf_gmar.models.labels import find_class, find_classes
+        from hf_gmar.models.labels import classes_of_model
 
-        config = loaded.model.config
-        indices = find_classes(config, [label for label in targets if label is not None])
-        other = None if contrast is None else find_class(config, contrast)
+        names = [label for label in targets if label is not None]
+        indices = classes_of_model(loaded.model, names) if names else []
+        other = None if contrast is None else classes_of_model(loaded.model, [contrast])[0]
         if other in indices:
             raise TargetError("--target and --contrast are the same class; name two")
         return cls(loaded, paths, failed, indices, other)

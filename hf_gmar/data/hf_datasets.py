@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hf_gmar._utils.files import kind_of
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.csv_table import LABEL_COLUMNS, MASK_COLUMNS, column
-from hf_gmar.data.image_files import Result, read_image, to_rgb
+from hf_gmar.data.image_files import Result, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, ImageFileError, OptionError, reason_of
+from hf_gmar.models.pixel_values import to_rgb
 
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 """Names of the image column if several columns hold images."""
@@ -66,7 +68,8 @@ class HFDataset(LabelledDataset):
         """Decode the image of a row, and its mask if it has one."""
         key = self.keys[index]
         row, name = self.rows[int(key)], f"row {key}"
-        image = _decoded(row[self.image_column], f"the image of {name}", to_rgb)
+        convert = partial(to_rgb, mode=self.mode)
+        image = _decoded(row[self.image_column], f"the image of {name}", convert)
         cell = None if self.mask_column is None else row[self.mask_column]
         mask = None if cell is None else _decoded(cell, f"the mask of {name}", to_mask)
         return self._example(index, name, image, mask)

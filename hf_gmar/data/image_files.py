@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import re
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own client
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_gmar._utils.files import absence, kind_of, reason_of_system
 from hf_gmar._utils.names import make_unique
-from hf_gmar.errors import ImageFileError, OptionError
+from hf_gmar.errors import ImageFileError, InputError, OptionError
+from hf_gmar.models.pixel_values import to_rgb
 
 Result = TypeVar("Result")
 
@@ -44,6 +47,49 @@ def open_image(path: Path, mode: str = "RGB") -> Image.Image:
             limit against decompression bombs.
     """
     return read_image(path, path, functools.partial(to_rgb, mode=mode))
+
+
+def load_image(source: object, mode: str = "RGB", timeout: float | None = None) -> Image.Image:
+    """Load an image of a path, a URL, base64 text or Pillow, as :func:`open_image` reads a file.
+
+    Args:
+        source: the image; base64 text may begin with ``data:image/...,``.
+        mode: the mode of the result: ``"RGB"``, ``"L"`` or ``"RGBA"``.
+        timeout: seconds to wait for a URL; ``None`` waits without end.
+
+    Raises:
+        ImageFileError: the image is missing, broken, too large, or no image.
+        InputError: the source is of another type.
+    """
+    convert = functools.partial(to_rgb, mode=mode)
+    if isinstance(source, Image.Image):
+        return convert(source)
+    if isinstance(source, str) and kind_of(source) == "file":
+        source = Path(source)
+    if isinstance(source, os.PathLike):
+        return open_image(Path(source), mode)
+    if not isinstance(source, str):
+        raise InputError(
+            f"an image is a path, a URL, base64 text or a Pillow image; got {type(source).__name__}"
+        )
+    name = source if len(source) <= _LONGEST_NAME else f"{source[:_LONGEST_NAME]}..."
+    if source.startswith(("http://", "https://")):
+        try:
+            answer = httpx.get(source, timeout=timeout, follow_redirects=True).raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ImageFileError(f"{name} can't be loaded: {error}") from error
+        return read_image(answer.content, name, convert)
+    text = source.partition(",")[2] if source.startswith("data:image/") else source
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise ImageFileError(
+            f"there is no image file {name}, and it is no URL and no base64 text"
+        ) from None
+    return read_image(content, name, convert)
+
+
+_LONGEST_NAME = 200  # characters of a source in an error
 
 
 def open_array(path: Path) -> NDArray[Any]:
@@ -91,7 +137,7 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
                 return take(ImageOps.exif_transpose(image))
-    except ImageFileError as error:
+    except (ImageFileError, InputError) as error:
         raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{name} is too large: {error}; make it smaller first") from error
@@ -99,23 +145,6 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
         raise ImageFileError(f"{name} is not an image in a format that Pillow reads") from None
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise ImageFileError(f"{name} is broken or can't be read: {error}") from error
-
-
-def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
-    """Convert an image to 8-bit RGB, or another 8-bit mode; 16-bit values are scaled to 8 bits.
-
-    Raises:
-        ImageFileError: the range of the pixels is not known.
-    """
-    # Pillow's own conversion clips all values above 255 to white.
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
-    if image.mode in ("I", "F"):
-        raise ImageFileError(
-            f"the image has pixels of mode {image.mode!r} (32 bits), whose range is not known; "
-            "save it with 8 or 16 bits"
-        )
-    return image.convert(mode)
 
 
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from hf_gmar._utils.names import make_unique
 from hf_gmar._utils.text import encodable
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
-from hf_gmar.data.image_files import find_images, read_image, to_rgb
+from hf_gmar.data.image_files import find_images, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError
+from hf_gmar.models.pixel_values import to_rgb
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -63,7 +65,7 @@ class ImageFolder(LabelledDataset):
     def __getitem__(self, index: int) -> Example:
         """Read an image and its mask, if any."""
         key, file = self.keys[index], self.files[index]
-        image = read_image(file.path, f"{key} ({file.path})", to_rgb)
+        image = read_image(file.path, f"{key} ({file.path})", partial(to_rgb, mode=self.mode))
         if file.mask is None:
             return self._example(index, key, image, None)
         mask = read_image(file.mask, f"the mask of {key} ({file.mask})", to_mask)

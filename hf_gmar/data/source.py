@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_gmar._utils.files import absence, kind_of
 from hf_gmar._utils.text import encodable
-from hf_gmar.data.base import ImageDataset, take_evenly
+from hf_gmar.data.base import ImageDataset, LabelledDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
 from hf_gmar.data.hf_datasets import HFDataset, from_disk, from_hub, is_dataset, is_saved, split_of
@@ -37,6 +37,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
     skip: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    mode: str = "RGB",
 ) -> ImageDataset:
     """Open a data set by its name, folder or file; images are read later.
 
@@ -62,6 +63,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
         skip: a folder whose image files are left out, for example the folder of the results.
         limit: the largest number of images, see :func:`~hf_gmar.data.base.take_evenly`.
         seed: seed of the choice of images.
+        mode: the mode in which images of files and of ``datasets`` are read: ``"RGB"``, ``"L"`` or
+            ``"RGBA"``.
 
     Returns:
         The data set. Images whose class the model lacks have no label, and a notice says so.
@@ -101,6 +104,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
             "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.ImageDataset"
         )
+    if isinstance(data, LabelledDataset):
+        data.mode = mode
     return take_evenly(data, limit, seed)
 
 

@@ -119,8 +119,8 @@ class EvaluatedModel:
         channels = int(getattr(model.config, "num_channels", 3))
         if channels == 4 and getattr(image, "mode", "") == "RGB":
             raise InputError(
-                "the model takes 4 channels, and data sets are read in RGB, without transparency; "
-                "evaluate an ImageDataset of your own, whose images have 4 channels"
+                "the model takes 4 channels, and the image is in RGB, without transparency; give "
+                "images in RGBA"
             )
         pixels = pixel_values(self.processor, image, channels)
         return pixels.to(model.device, model.dtype)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_gmar.data import find_images, open_image
-from hf_gmar.data.image_files import open_array, unique_stems
-from hf_gmar.errors import ImageFileError, OptionError
+from hf_gmar.data.image_files import load_image, open_array, unique_stems
+from hf_gmar.errors import ImageFileError, InputError, OptionError
+from tests.support.web_server import serve
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
@@ -128,6 +131,58 @@ def test_hidden_files_results_and_folders_are_no_images(photos: Path) -> None:
     (results / "scene.0-disc.png").write_bytes(b"")
     names = [path.name for path in find_images(photos, skip=results)]
     assert names == ["grey.png", "scene.webp", "scene.png", "wide.jpg"]
+
+
+def _png(path: Path, values: np.ndarray[Any, Any]) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
+    """A path, text, base64 and Pillow; 16 bits and 8 bits, lying on their side or not."""
+    deep = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    Image.fromarray((deep // 257).astype(np.uint8)).save(tmp_path / "turned.png", exif=upright)
+    for path in (_png(tmp_path / "deep.png", deep), tmp_path / "turned.png"):
+        expected = open_image(path)
+        text = base64.b64encode(path.read_bytes()).decode()
+        lines = "\n".join(text[place : place + 60] for place in range(0, len(text), 60))
+        for source in (path, str(path), text, lines, f"data:image/png;base64,{text}"):
+            assert load_image(source) == expected
+        with Image.open(path) as image:
+            assert load_image(image) == expected
+
+
+def test_a_url_gives_what_its_file_gives(tmp_path: Path) -> None:
+    path = _png(tmp_path / "deep.png", np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16))
+    with serve(tmp_path) as address:
+        assert load_image(f"{address}/deep.png", timeout=60) == open_image(path)
+        with pytest.raises(ImageFileError, match=r"nothing\.png can't be loaded: .*404"):
+            load_image(f"{address}/nothing.png", timeout=60)
+        (tmp_path / "text.png").write_text("hello")
+        with pytest.raises(ImageFileError, match=r"text\.png is not an image"):
+            load_image(f"{address}/text.png", timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nothing.png", "there is no image file nothing.png, and it is no URL and no base64"),
+        ("x" * 100_001, "x{200}\\.\\.\\., and it"),
+        ("aGVsbG8=", "is not an image"),
+        ("http://[", "can't be loaded"),
+        ("a\0b", "there is no image file"),
+    ],
+)
+def test_texts_that_are_no_images(source: str, said: str) -> None:
+    with pytest.raises(ImageFileError, match=said):
+        load_image(source)
+
+
+def test_other_types_are_no_images() -> None:
+    with pytest.raises(InputError, match="a path, a URL, base64 text or a Pillow image; got int"):
+        load_image(3)
 
 
 def found_below(folder: Path, skip: Path | None = None) -> list[str]:
