@@ -264,6 +264,29 @@ def test_outputs_that_the_system_refuses_are_one_line(
     assert "nothing can be written to" in done.error
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "reason"),
+    [
+        ("explain", "--prompts", "--prompts need a model"),
+        ("compare", "--methods", "there is no method"),
+        ("compare", "--captum", "Captum has no method"),
+        ("explain", "--model", "is not in the local cache"),
+        ("explain", "--processor", "is not in the local cache"),
+    ],
+)
+@pytest.mark.parametrize("text", ["a" * 5000, "loop/a"])
+def test_long_arguments_that_may_be_paths_are_one_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, option: str, reason: str, text: str,
+) -> None:  # fmt: skip
+    (images / "loop").symlink_to("loop")
+    monkeypatch.chdir(images)
+    model = ["--model", "bundled"] if option == "--processor" else []
+    done = run(command, "a.png", option, text, *model, "--output", tmp_path / "out")
+    assert done.code in (1, 2)
+    assert reason in done.error or f"there is no model {text!r}" in done.error
+
+
 @pytest.mark.parametrize("row", ["a\0.png,a.png", "a.png,a\0.png"])
 def test_a_nul_in_a_table_is_named_with_its_line(tmp_path: Path, row: str) -> None:
     table = tmp_path / "table.csv"
