@@ -129,9 +129,9 @@ def test_a_command_prints_and_writes_names_as_text(
     "words",
     [
         [f"no{NAME}"],
-        [f"--\x1b[2J\x9b{NAME}"],
+        [f"--\x1b[2J\x9b\u202e{NAME}"],
         ["explain", f"no{NAME}.png"],
-        ["explain", f"--\x1b[2J\x9b{NAME}"],
+        ["explain", f"--\x1b[2J\x9b\u202e{NAME}"],
         ["explain", "--target", NAME],
         ["explain", "--contrast", NAME],
         ["explain", "--top-k", NAME],
