@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import save_arrays
+from hf_gmar._utils.files import save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.version import __version__
 from hf_gmar.methods.base import AttributionMethod
@@ -63,7 +63,7 @@ class Explanation:
     contrast_target: int | None = None
 
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; an error leaves no partial file.
+        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``: both or, after an error, none of them.
 
         The label is followed by the contrast, and by the method unless it is GMAR with its default
         options, for example ``STEM.6-heart-not-4-cross.grad-sam-head_fusion=max.png``. A name that
@@ -84,20 +84,21 @@ class Explanation:
         picture, archive = (
             folder / file_name(stem, f".{name}{suffix}") for suffix in (".png", ".npz")
         )
-        save_arrays(
-            archive,
-            patches=self.patches.numpy(),
-            size=self.view.size,
-            box=self.view.box,
-            target=self.target,
-            label=self.label,
-            score=self.score,
-            score_kind=self.score_kind.value,
-            source=self.source,
-            settings=json.dumps(self.settings),
-            version=__version__,
-        )
-        save_figure(self.figure(), picture)
+        with whole_file(picture) as drawing, whole_file(archive) as arrays:
+            save_arrays(
+                arrays,
+                patches=self.patches.numpy(),
+                size=self.view.size,
+                box=self.view.box,
+                target=self.target,
+                label=self.label,
+                score=self.score,
+                score_kind=self.score_kind.value,
+                source=self.source,
+                settings=json.dumps(self.settings),
+                version=__version__,
+            )
+            save_figure(self.figure(), drawing)
         return picture, archive
 
     @property

@@ -5,32 +5,38 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 
-def make_unique(names: Iterable[str], form: str = "{}#{}") -> list[str]:
+def make_unique(
+    names: Iterable[str], form: str = "{}#{}", same: Callable[[str], str] = str
+) -> list[str]:
     """Add a number to each repeated name.
 
     Args:
         names: any names; the first occurrence of a name does not change.
         form: format of a name with its number.
+        same: maps names that must not stand side by side to the same text.
 
     Example:
         >>> make_unique(["a.jpg", "b.jpg", "a.jpg", "a.jpg"])
         ['a.jpg', 'b.jpg', 'a.jpg#2', 'a.jpg#3']
+        >>> make_unique(["a", "A"], same=str.casefold)
+        ['a', 'A#2']
     """
     names = list(names)
-    taken, counts = set(names), Counter[str]()
+    taken, counts = set(map(same, names)), Counter[str]()
     unique = []
     for name in names:
-        counts[name] += 1
-        result = name if counts[name] == 1 else form.format(name, counts[name])
-        while counts[name] > 1 and result in taken:  # another name may be the same text
-            counts[name] += 1
-            result = form.format(name, counts[name])
+        key = same(name)
+        counts[key] += 1
+        result = name if counts[key] == 1 else form.format(name, counts[key])
+        while counts[key] > 1 and same(result) in taken:  # another name may be the same text
+            counts[key] += 1
+            result = form.format(name, counts[key])
         unique.append(result)
-        taken.add(result)
+        taken.add(same(result))
     return unique
 
 

@@ -41,6 +41,18 @@ def _shown(letter: str, keep: str) -> str:
     return letter if letter in keep else letter.encode("unicode_escape").decode()
 
 
+def encodable(text: str) -> str:
+    r"""Escape what UTF-8 can't hold: the bytes of a file name in another encoding.
+
+    Python reads such a byte as half of a character, and no file, page or archive may hold that.
+
+    Example:
+        >>> print(encodable("caf\udce9.jpg"))  # the name of a file from a system of Latin-1
+        caf\udce9.jpg
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def markdown(text: str) -> str:
     r"""Escape a text for Markdown, in one line; also for HTML that is rendered from it.
 

@@ -85,12 +85,14 @@ def explain(
             files.extend(result.save(output, stem))
             rows.append((name, result))
 
-    failed = inputs.for_each("Explaining", explain_one)
-    if rows:
-        print_table(_table(rows))
-        if note := rows[0][1].score_kind.note:
-            out.print(note, highlight=False)
-    print_lines(files)
+    try:
+        failed = inputs.for_each("Explaining", explain_one)
+    finally:  # what was finished is listed after a stop as well
+        if rows:
+            print_table(_table(rows))
+            if note := rows[0][1].score_kind.note:
+                out.print(note, highlight=False)
+        print_lines(files)
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 

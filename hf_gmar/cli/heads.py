@@ -77,20 +77,24 @@ def heads(
         results[path] = importance
         files.append(written)
 
-    failed = inputs.for_each("Measuring", measure)
-    if results:
-        settings = {
-            "model": inputs.loaded.name,
-            "images": list(map(str, results)),
-            **inputs.loaded.forward_kwargs,
-        }
-        joined = HeadImportance.joined(list(results.values()))
-        paths = replace(joined, settings=settings).save(output, "importance")
-        print_table(_ranking(joined, len(results)))
-        if joined.criterion == "gmar":
-            out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
+    joined_files: list[Path] = []
+    try:
+        failed = inputs.for_each("Measuring", measure)
+        if results:
+            settings = {
+                "model": inputs.loaded.name,
+                "images": list(map(str, results)),
+                **inputs.loaded.forward_kwargs,
+            }
+            joined = HeadImportance.joined(list(results.values()))
+            joined_files.append(joined.save_numbers(output, "importance"))
+            joined_files[:] = replace(joined, settings=settings).save(output, "importance")
+            print_table(_ranking(joined, len(results)))
+            if joined.criterion == "gmar":
+                out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
+    finally:  # what was finished is listed after a stop as well
         few = len(files) <= _SHOWN
-        print_lines([*paths, *chain(*(files if few else files[:1]))])
+        print_lines([*joined_files, *chain(*(files if few else files[:1]))])
         if not few:
             print_lines([f"... and of {len(files) - 1} more"])
     if results and ablate:

@@ -5,11 +5,15 @@ PyTorch is loaded only when a command runs, so help and typing errors are printe
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import io
+import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from hf_gmar._utils.files import kind_of, reason_of_system
 from hf_gmar._utils.option_strings import parse_value
 from hf_gmar._utils.text import visible
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
@@ -68,6 +73,9 @@ class _Console(Console):
 
 out = _Console()
 err = _Console(stderr=True)
+
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
+"""Errors of the file system that would meet the next result as well."""
 
 _WIDE = 10_000  # columns of a terminal in which no table is broken
 _INDENT = 2
@@ -146,7 +154,7 @@ class ModelOptions:
 
     def check_prompts(self, has_images: bool) -> None:
         """Raise an OptionError for prompts that include an image path or have no model."""
-        files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
+        files = [prompt for prompt in self.prompts or () if kind_of(prompt) != "missing"]
         if files and not has_images:
             raise OptionError(
                 f"the prompt {files[0]!r} is a file, and no image is given; put images before "
@@ -220,11 +228,11 @@ class Inputs:
                 "call hf_gmar.compare with batches of your own"
             )
         loaded = model.load(bool(images))
-        from hf_gmar.models.labels import find_class, find_classes
+        from hf_gmar.models.labels import classes_of_model
 
-        config = loaded.model.config
-        indices = find_classes(config, [label for label in targets if label is not None])
-        other = None if contrast is None else find_class(config, contrast)
+        names = [label for label in targets if label is not None]
+        indices = classes_of_model(loaded.model, names) if names else []
+        other = None if contrast is None else classes_of_model(loaded.model, [contrast])[0]
         if other in indices:
             raise TargetError("--target and --contrast are the same class; name two")
         return cls(loaded, paths, failed, indices, other)
@@ -250,7 +258,11 @@ class Inputs:
         return picture_of_input(image, self.loaded.channels)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
-        """Call ``work`` with each image file and its result stem; return the number of failures."""
+        """Call ``work`` with each image file and its result stem; return the number of failures.
+
+        Raises:
+            OSError: no further result can be written.
+        """
         from rich.progress import track
 
         from hf_gmar.data.image_files import unique_stems
@@ -260,7 +272,9 @@ class Inputs:
         for path, stem in track(pairs, description, console=err, disable=len(pairs) < 2):
             try:
                 work(path, stem)
-            except Exception as error:  # noqa: BLE001  # after any error, go on with the next image
+            except Exception as error:  # after any other error, go on with the next image
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
                 failed += 1
                 say(error, path)
         return failed
@@ -352,7 +366,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command.
 
     The fields of a parameter ``model: ModelOptions`` become options. Warnings print one line. An
-    ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1.
+    ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1. So
+    do errors of the file system, and an interrupt, which exits with 130 or 143.
     """
     options = dict(inspect.signature(function, eval_str=True).parameters)
     model_options = inspect.signature(ModelOptions, eval_str=True).parameters
@@ -368,15 +383,56 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
-                function(**values)
+                with _stoppable(values.get("output"), resumes="resume" in values):
+                    function(**values)
             except HfGmarError as error:
                 say(error)
                 raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # the reader of the output is gone
+                    raise
+                say(_of_the_system(error, values.get("output")))
+                raise typer.Exit(1) from None
 
     parameters = [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {name: option.annotation for name, option in options.items()}
     return run
+
+
+@contextmanager
+def _stoppable(output: Path | None, resumes: bool) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, say that what was finished is kept, and exit."""
+
+    def terminate(*_: Any) -> None:  # the launcher ends a run if a process dies
+        raise KeyboardInterrupt("terminated")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        text = "terminated" if stop.args else "stopped"
+        if output is not None:
+            text += f"; what was {'measured' if resumes else 'finished'} is in {output}"
+        if resumes:
+            text += ": run the same command again, and it goes on from there"
+        say(HfGmarError(text))
+        raise typer.Exit(143 if stop.args else 130) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _of_the_system(error: OSError, output: Path | None) -> HfGmarError:
+    """Say what the file system refused, and what to do."""
+    reason = reason_of_system(error)
+    if error.errno in _FULL and output is not None:
+        return HfGmarError(
+            f"{output} can't be written: {reason}; what was finished is kept: make room, or name "
+            "another folder with --output"
+        )
+    return HfGmarError(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
@@ -415,7 +471,8 @@ def _make_folder(output: Path) -> None:
             pass
     except OSError as error:
         raise OptionError(
-            f"nothing can be written to --output {output}: {error.strerror}; name another folder"
+            f"nothing can be written to --output {output}: {reason_of_system(error)}; name another "
+            "folder"
         ) from error
 
 
@@ -428,7 +485,7 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     for source in sources:
         try:
             for path in find_images(source, skip=output):
-                paths.setdefault(path.resolve(), path)
+                paths.setdefault(Path(os.path.realpath(path)), path)
         except HfGmarError as error:
             failed += 1
             say(error, source)

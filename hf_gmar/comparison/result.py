@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import save_arrays, whole_file
+from hf_gmar._utils.files import save_arrays, save_text, whole_file
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.text import code_span, markdown, visible
 from hf_gmar._utils.version import __version__
@@ -29,6 +29,9 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
 Format = Literal["markdown", "json", "pandas"]
+
+MAPS = "maps.npz"
+"""The archive of the maps in the folder of a comparison."""
 
 R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
 
@@ -157,9 +160,9 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         writers = {
             "comparison.png": lambda part: save_figure(self.figure(), part),
-            "comparison.md": lambda part: part.write_text(self._page(), encoding="utf-8"),
-            "comparison.json": lambda part: part.write_text(self._json() + "\n", encoding="utf-8"),
-            "maps.npz": self._save_maps,
+            "comparison.md": lambda part: save_text(part, self._page()),
+            "comparison.json": lambda part: save_text(part, self._json() + "\n"),
+            MAPS: self._save_maps,
         }
         with ExitStack() as stack:
             for name, write in writers.items():
@@ -258,15 +261,22 @@ class Comparison:
             flat.append({**row, **{f"r with {key}": value for key, value in correlations.items()}})
         return pandas.DataFrame(flat).set_index("method")
 
+    def save_maps(self, folder: str | Path) -> Path:
+        """Write only ``maps.npz``, with the maps of the methods that are finished."""
+        path = Path(folder) / MAPS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._save_maps(path)
+        return path
+
     def _save_maps(self, path: Path) -> None:
         maps = [patches.numpy() for patches in self.maps.values()]
         save_arrays(
             path,
             maps=np.stack(maps) if maps else np.empty((0, len(self.names), 0, 0)),
-            methods=np.array(list(self.maps), dtype=np.str_),
-            names=np.array(self.names, dtype=np.str_),
+            methods=list(self.maps),
+            names=self.names,
             targets=np.array(self.targets),
-            labels=np.array(self.labels, dtype=np.str_),
+            labels=self.labels,
             settings=json.dumps(self.settings, default=str),
             version=__version__,
         )

@@ -19,7 +19,7 @@ from markdown_it.token import Token
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_text, whole_file
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import Picture, page
 from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
@@ -70,8 +70,7 @@ def write_report(
             figures[picture.file] = part.read_bytes()
         texts["report.html"] = html(markdown, figures)
         for name, text in texts.items():
-            part = stack.enter_context(whole_file(folder / name))
-            part.write_text(text, encoding="utf-8")
+            save_text(stack.enter_context(whole_file(folder / name)), text)
     return [folder / name for name in (*texts, *figures)]
 
 
