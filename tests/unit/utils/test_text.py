@@ -43,7 +43,21 @@ UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 def hostile(test: Callable[..., None]) -> Callable[..., None]:
     """Test with the hostile names of all tests, and with any text."""
-    for text in (*HOSTILE, "javascript:a", "https://a.org", "www.a.org", "``", "` ", "===", "1) a"):
+    for text in (
+        *HOSTILE,
+        "javascript:a",
+        "https://a.org",
+        "www.a.org",
+        "``",
+        "` ",
+        "===",
+        "1) a",
+        "---",
+        "-- -",
+        "- - -",
+        "--",
+        "+",
+    ):
         test = example(text)(test)
     return given(TEXTS)(test)
 
