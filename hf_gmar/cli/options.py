@@ -318,7 +318,7 @@ def _shown_errors() -> Iterator[None]:
         raise _UsageError(shown, ctx=error.ctx) from None
 
 
-_UsageError: Any = typer.BadParameter.__base__  # typer has a click of its own since version 0.22
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
 
 class StrictCommand(TyperCommand):
