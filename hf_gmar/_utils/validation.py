@@ -41,7 +41,7 @@ def _as_float(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # of typeshed
 
 
 def check_option(name: str, value: Any, allowed: Any) -> None:

@@ -24,10 +24,10 @@ _DEEPEST = 50
 """Levels of lists and objects in a JSON file; Transformers' own have fewer than ten."""
 _LARGEST = {
     re.compile(r"(\w+_)?(layers?|depths?|blocks|stages)"): 1_000,
-    re.compile(r"num_(labels|classes)"): 1_000_000,
+    re.compile(r"num_(labels|classes)"): 500_000,
 }
-"""Numbers of objects that Python makes one by one. The deepest vision transformers have less than a
-hundred layers, and the largest class heads some ten thousand classes."""
+"""Numbers of objects that are made one by one. The deepest vision transformers have less than a
+hundred layers, and the largest class heads some hundred thousand classes, of faces."""
 _MOST_WEIGHTS = 1_000_000
 _ALWAYS_READ = 100_000_000
 """Numbers that a model may have in any case: 400 MB."""
