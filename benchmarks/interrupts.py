@@ -63,7 +63,9 @@ WAYS: dict[str, Explain] = {
         TokenDropping().bind(model, images).scores(torch.eye(4).bool().reshape(4, 2, 2))
     ),
     "compare": lambda model, images: [
-        *compare(model, images, ["gmar", Saliency(LogitsModel(model))], target=1).maps.values()
+        *compare(
+            model, images, ["gmar", Saliency(LogitsModel(model))], target=1, measure=False
+        ).maps.values()
     ],
 }
 """The explanations that are interrupted."""

@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.interrupts import WAYS, build_model, snapshot
 from hf_gmar import GMAR
-from tests.support.signals import events_of, with_signal
+from tests.support.signals import CONTEXTS, events_of, with_signal
 
 IMAGES = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
-STEPS = 5
+STEPS = 12
 """Instants of each explanation in the short form of the test."""
 
 
@@ -27,15 +27,19 @@ def _raising() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("steps", [STEPS, pytest.param(10**9, marks=pytest.mark.extended)])
-def test_an_interrupt_leaves_no_trace(steps: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("files", "steps"),
+    [(CONTEXTS, STEPS), pytest.param((), 10**9, marks=pytest.mark.extended)],
+    ids=["contexts", "all"],
+)
+def test_an_interrupt_leaves_no_trace(files: tuple[str, ...], steps: int, name: str) -> None:
     model = build_model(wrapped=True)
     call = functools.partial(WAYS[name], model, IMAGES)
     call()
-    before, events = snapshot(model), events_of(call)
+    before, events = snapshot(model), events_of(call, files)
     for event in range(1, events + 1, max(1, events // steps)):
         try:
-            with_signal(call, event)
+            with_signal(call, event, files)
         except KeyboardInterrupt:  # its traceback is alive, and so is all that it holds
             after = snapshot(model)
         else:  # of an event beyond the end: numbers of events differ by a few

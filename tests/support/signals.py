@@ -5,16 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+CONTEXTS = ("contextlib.py", "threads.py", "execution.py", "attention.py", "hooks.py")
+"""The files that enter and leave the contexts of an explanation."""
 
-def events_of(call: Callable[[], Any]) -> int:
-    """How many calls and returns of functions a call makes."""
+
+def events_of(call: Callable[[], Any], files: tuple[str, ...] = ()) -> int:
+    """How many functions are called or return in a call, in all files or in these alone."""
     events = 0
 
-    def count(*_: Any) -> None:
+    def count(frame: FrameType, *_: Any) -> None:
         nonlocal events
-        events += 1
+        events += _is_in(frame, files)
 
     sys.setprofile(count)
     try:
@@ -25,14 +29,17 @@ def events_of(call: Callable[[], Any]) -> int:
 
 
 def with_signal(
-    call: Callable[[], Any], event: int, number: signal.Signals = signal.SIGINT
+    call: Callable[[], Any],
+    event: int,
+    files: tuple[str, ...] = (),
+    number: signal.Signals = signal.SIGINT,
 ) -> None:
-    """Make a call, and send this process a signal at one call or return of a function in it."""
+    """Make a call, and send this process a signal at one of these events."""
     left = event
 
-    def count(*_: Any) -> None:
+    def count(frame: FrameType, *_: Any) -> None:
         nonlocal left
-        left -= 1
+        left -= _is_in(frame, files)
         if left == 0:
             sys.setprofile(None)
             signal.raise_signal(number)
@@ -43,3 +50,7 @@ def with_signal(
     finally:
         if sys.getprofile() is count:
             sys.setprofile(None)
+
+
+def _is_in(frame: FrameType, files: tuple[str, ...]) -> bool:
+    return not files or frame.f_code.co_filename.endswith(files)

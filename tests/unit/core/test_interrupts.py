@@ -197,7 +197,7 @@ def test_handlers_come_back_although_the_other_one_raises(first: signal.Signals)
     signal.signal(signal.SIGTERM, handle)
     for event in range(1, events_of(context) + 1):
         with pytest.raises((KeyboardInterrupt, InterruptedError)):
-            with_signal(context, event, first)
+            with_signal(context, event, number=first)
         assert signal.getsignal(signal.SIGTERM) is handle
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert interrupts._current is None
