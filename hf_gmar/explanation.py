@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import save_arrays
+from hf_gmar._utils.files import save_arrays, whole_file
+from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.version import __version__
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
@@ -26,7 +27,8 @@ from hf_gmar.models.wrappers import ZeroShotModel
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
-_NOT_IN_CAPTION = ("prompts", "contrast")  # the title has the prompt and the contrast
+_NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target")  # the title names the classes
+_LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a file name
 _DEFAULTS = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
 
 
@@ -45,6 +47,7 @@ class Explanation:
         score_kind: what the score is: softmax, sigmoid or value.
         settings: model, method and options.
         contrast: the name of the contrast class, if any.
+        contrast_target: its index.
     """
 
     source: str
@@ -57,12 +60,14 @@ class Explanation:
     score_kind: ScoreKind
     settings: dict[str, Any]
     contrast: str | None = None
+    contrast_target: int | None = None
 
     def save(self, folder: Path, stem: str) -> tuple[Path, Path]:
-        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``; an error leaves no partial file.
+        """Write ``STEM.INDEX-LABEL.png`` and ``.npz``: both or, after an error, none of them.
 
-        The label is followed by the contrast and by any method other than GMAR, for example
-        ``STEM.6-heart-not-cross.grad-sam.png``.
+        The label is followed by the contrast, and by the method unless it is GMAR with its default
+        options, for example ``STEM.6-heart-not-4-cross.grad-sam-head_fusion=max.png``. A name that
+        is too long for a file system is shortened, and gets a digest.
 
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
@@ -71,26 +76,39 @@ class Explanation:
         """
         from hf_gmar.visualization.overlay import save_figure
 
-        label = _slug(self.label) + (f"-not-{_slug(self.contrast)}" if self.contrast else "")
-        name = f"{stem}.{self.target}-{label}".rstrip("-")  # labels need not be unique
-        method = self.settings.get("method", "gmar")
-        name += "" if method == "gmar" else f".{method}"
-        picture, archive = folder / f"{name}.png", folder / f"{name}.npz"
-        save_arrays(
-            archive,
-            patches=self.patches.numpy(),
-            size=self.view.size,
-            box=self.view.box,
-            target=self.target,
-            label=self.label,
-            score=self.score,
-            score_kind=self.score_kind.value,
-            source=self.source,
-            settings=json.dumps(self.settings),
-            version=__version__,
+        name = _class_slug(self.target, self.label)
+        if self.contrast is not None:
+            name += f"-not-{_class_slug(self.contrast_target, self.contrast)}"
+        if method := self._method:
+            name += f".{slug(method, _LONGEST_PART)}"
+        picture, archive = (
+            folder / file_name(stem, f".{name}{suffix}") for suffix in (".png", ".npz")
         )
-        save_figure(self.figure(), picture)
+        with whole_file(picture) as drawing, whole_file(archive) as arrays:
+            save_arrays(
+                arrays,
+                patches=self.patches.numpy(),
+                size=self.view.size,
+                box=self.view.box,
+                target=self.target,
+                label=self.label,
+                score=self.score,
+                score_kind=self.score_kind.value,
+                source=self.source,
+                settings=json.dumps(self.settings),
+                version=__version__,
+            )
+            save_figure(self.figure(), drawing)
         return picture, archive
+
+    @property
+    def _method(self) -> str:
+        """The method with the options that differ from its defaults; empty for GMAR without any."""
+        method, options = self.settings.get("method", "gmar"), ""
+        for name, default in METHODS.options(method).items():
+            if (value := self.settings.get(name, default)) != default:
+                options += f"-{name}={value}"
+        return f"{method}{options}" if options or method != "gmar" else ""
 
     def figure(self) -> Figure:
         """Draw the image beside its map, without a window."""
@@ -102,8 +120,10 @@ class Explanation:
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
-        contrast = f"  rather than {self.contrast}" if self.contrast else ""
-        title = f"{self.label}  {self.score_kind.text(self.score)}{contrast}"
+        title = f"{self.label}  {self.score_kind.text(self.score)}"
+        if self.contrast is not None:  # two spaces stand before the score alone
+            contrast = " ".join(self.contrast.split()) or f"class {self.contrast_target}"
+            title += f" rather than {contrast}"
         caption = f"{self.source}   ({options})   {self.score_kind.note}".rstrip()
         unit = METHODS[method].unit
         return overlay_figure(self.image, self.patches, title, caption, self.view, unit)
@@ -178,14 +198,14 @@ class Explainer:
         maps = self.method.attribute_targets(pixels, targets, contrast=contrast, **keywords)
         other = None if contrast is None else label_of(config, contrast)
         if other is not None:
-            settings = {**settings, "contrast": other}
+            settings = {**settings, "contrast": other, "contrast_target": contrast}
         for index, patches in zip(targets, maps[:, 0].float().cpu(), strict=True):
             label, score = label_of(config, index), float(scores[index])
             yield Explanation(
-                source, picture, view, patches, index, label, score, kind, settings, other
+                source, picture, view, patches, index, label, score, kind, settings, other, contrast
             )
 
 
-def _slug(label: str) -> str:
-    """Convert a label to a part of a file name."""
-    return re.sub(r"[^\w-]+", "-", label).strip("-")[:60]
+def _class_slug(index: int | None, label: str) -> str:
+    """Convert a class to a part of a file name; labels need not be unique, so it has the index."""
+    return cut(re.sub(r"[^\w-]+", "-", f"{index}-{label}"), _LONGEST_PART).rstrip("-")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import numbers
-import os
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar.data.image_files import open_image
+from hf_gmar.data.image_files import load_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError, TargetError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
-from hf_gmar.models.hub_errors import incomplete_error, takes_prompts
+from hf_gmar.models.hub import is_adapter, load_model
+from hf_gmar.models.hub_errors import incomplete_error, misfit_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import class_count, find_class, label_of
@@ -29,6 +27,7 @@ from hf_gmar.models.pixel_values import (
     MODES,
     channels_last,
     channels_of,
+    check_resized,
     picture_of_input,
     pixel_values,
 )
@@ -43,7 +42,7 @@ _Array = np.ndarray | Tensor
 _REVISION = "3f49326"  # of the default model, as for image classification
 _METHOD = "gmar"
 
-_missing_weights: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+_incomplete: WeakKeyDictionary[nn.Module, tuple[list[str], dict[str, Any]]] = WeakKeyDictionary()
 
 
 class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
@@ -146,7 +145,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         """
         channels = channels_of(self.model)
         if not isinstance(image, _Array):
-            image = _loaded(image, timeout, channels)
+            image = load_image(image, MODES.get(channels, "RGB"), timeout)
         processor = self.image_processor if size is None else with_size(self.image_processor, size)
         pixels = _pixels(processor, image, channels)
         if len(pixels) != 1:
@@ -208,7 +207,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
 
     def _contrast(self, method: str, contrast: Any, count: int | None = None) -> int | None:
         METHODS[method].check_contrast(contrast)
-        return None if contrast is None else find_class(self.model.config, str(contrast), count)
+        return None if contrast is None else find_class(self.model.config, contrast, count)
 
     def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
         known = METHODS.options(name)
@@ -229,7 +228,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         names = target if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, str(name), count) for name in names]
+        return [find_class(self.model.config, name, count) for name in names]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """Make one dict for each explained class of an image, most probable first."""
@@ -261,24 +260,10 @@ def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
     return order[torch.isin(order, torch.tensor(classes))].view(len(scores), -1)
 
 
-def _loaded(image: Any, timeout: float | None, channels: int) -> Image.Image:
-    """Load an image of a path, a URL, base64 text or PIL, in the mode of the model's channels."""
-    place = os.fspath(image) if isinstance(image, os.PathLike) else image
-    if channels != 4:  # pixel_values makes grey of it where the model wants that
-        return load_image(place, timeout)
-    if isinstance(place, Image.Image):
-        return ImageOps.exif_transpose(place).convert(MODES[channels])
-    if isinstance(place, str) and Path(place).is_file():
-        return open_image(Path(place), MODES[channels])
-    raise InputError(
-        "the model takes 4 channels, and images of URLs and base64 text are loaded in RGB, without "
-        "transparency; give a path, a PIL image or an array"
-    )
-
-
 def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tensor:
     if channels != 3:
         return pixel_values(processor, image, channels)
+    check_resized(processor, *_size(image, channels))
     try:  # as in image classification
         pixels: Tensor = processor(images=image, return_tensors="pt").pixel_values
     except ValueError as error:
@@ -300,7 +285,7 @@ def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:
 
 
 class _MissingWeightsRecorder(AutoModelForImageClassification):
-    """Loads a model and records its missing weights, of which Transformers only warns.
+    """Loads a model and records missing and misshapen weights, of which Transformers only warns.
 
     The pipeline then raises the error. An error here would not reach the user, because Transformers
     would try the next class.
@@ -309,19 +294,33 @@ class _MissingWeightsRecorder(AutoModelForImageClassification):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load the model by ``AutoModelForImageClassification``."""
+        access: dict[str, Any] = {
+            key: kwargs.get(key) for key in ("revision", "token", "cache_dir")
+        }
+        if is_adapter(args[0], **access):  # Transformers does not load its class head
+            return load_model(
+                args[0],
+                dtype=kwargs.get("dtype") or "auto",
+                attn_implementation=kwargs.get("attn_implementation"),
+                trust_remote_code=bool(kwargs.get("trust_remote_code")),
+                **access,
+            ).model
+        kwargs["ignore_mismatched_sizes"] = True  # Transformers' error does not say which ones
         model, info = AutoModelForImageClassification.from_pretrained(
             *args, output_loading_info=True, **kwargs
         )
-        mismatched = {name for name, *_ in info["mismatched_keys"]}  # if the user ignores them
-        _missing_weights[model] = sorted({*info["missing_keys"], *mismatched})
+        misfits = {name: shapes for name, *shapes in info["mismatched_keys"]}
+        _incomplete[model] = sorted(info["missing_keys"]), misfits
         return model
 
 
 def _reject_incomplete(model: Any) -> None:
-    missing = _missing_weights.pop(model, [])
+    missing, misfits = _incomplete.pop(model, ([], {}))
+    name = model.config.name_or_path
+    if misfits:
+        raise misfit_error(name, misfits)
     if not missing:
         return
-    name = model.config.name_or_path
     if takes_prompts(model.config):
         raise ModelLoadError(
             f"{name!r} is a model of image and text, which scores images by text prompts; give "

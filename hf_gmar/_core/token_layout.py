@@ -342,6 +342,8 @@ def refusal(model: Any, vision_model: Any) -> str:
         )
     return (
         f"{name} (model_type {kind!r}) is not a known family, and its token order is not "
-        "guessed; 'hf-gmar models' lists what is supported. If it has global attention over "
-        f"patches, add it with hf_gmar.register_layout({name!r}, TokenLayout(readout=...))"
+        "guessed; 'hf-gmar models' lists what is supported. If it gives class scores, and all its "
+        "layers have the same tokens, the patches of one image after any prefix tokens, add it "
+        f"with hf_gmar.register_layout({name!r}, TokenLayout(readout=...)); otherwise it can't be "
+        "explained"
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.files import kind_of
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -28,6 +29,8 @@ from hf_gmar.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from hf_gmar.comparison.result import Comparison
 
 _MOST = 16  # images: the model takes all of them in one batch, several times for some methods
 
@@ -69,7 +72,7 @@ def compare(
     _check_methods(methods or [], captum or [])
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     import torch
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
     from hf_gmar.comparison.run import compare as side_by_side
@@ -85,37 +88,47 @@ def compare(
         )
     logits = LogitsModel(inputs.loaded.model, **inputs.loaded.forward_kwargs)
     specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
-    with Progress(console=err, transient=True) as bar:
-        task = bar.add_task("Comparing", total=len(specs) + 1)
-        result = side_by_side(
-            inputs.loaded.model,
-            torch.cat(pixels),
-            specs,
-            inputs.target,
-            inputs.contrast,
-            images=_as_seen(inputs, map(inputs.picture, images_by_name.values())),
-            names=list(images_by_name),
-            measure=measure,
-            seed=seed,
-            progress=lambda label: bar.update(
-                task, description=f"Comparing: {escape(label)}", advance=1
-            ),
-            **inputs.loaded.forward_kwargs,
-        )
-    settings: dict[str, Any] = {**result.settings, "model": inputs.loaded.name}
+    own: dict[str, Any] = {"model": inputs.loaded.name}
     if isinstance(inputs.loaded.model, ZeroShotModel):
-        settings["prompts"] = inputs.loaded.model.prompts
-    files = replace(result, settings=settings).save(output)
-    _print_table(*result.cells())
-    print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
-    print_lines(files)
+        own["prompts"] = inputs.loaded.model.prompts
+    files: list[Path] = []
+    columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+
+    def save_maps(result: Comparison) -> None:
+        if result.maps:
+            files[:] = [replace(result, settings={**result.settings, **own}).save_maps(output)]
+
+    try:
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("Comparing", total=len(specs) + 1)
+            result = side_by_side(
+                inputs.loaded.model,
+                torch.cat(pixels),
+                specs,
+                inputs.target,
+                inputs.contrast,
+                images=_as_seen(inputs, map(inputs.picture, images_by_name.values())),
+                names=list(images_by_name),
+                measure=measure,
+                seed=seed,
+                progress=lambda label: bar.update(
+                    task, description=f"Comparing: {visible(label)}", advance=1
+                ),
+                finished=save_maps,
+                **inputs.loaded.forward_kwargs,
+            )
+        _print_table(*result.cells())
+        print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
+        files[:] = replace(result, settings={**result.settings, **own}).save(output)
+    finally:  # what was finished is listed after a stop as well
+        print_lines(files)
     failed = inputs.failed or len(images_by_name) < len(inputs.paths)
     raise typer.Exit(1 if failed or not result.maps else 0)
 
 
 def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
     for option, names in (("--methods", methods), ("--captum", captum)):
-        files = [name for name in names if Path(name).is_file()]
+        files = [name for name in names if kind_of(name) == "file"]
         if files:
             raise OptionError(
                 f"{option} got the file {files[0]!r}; put images before {option}, as it takes all "
@@ -163,7 +176,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         for number, heading in enumerate(headings[:count]):
             table.add_column(heading, justify="left" if number < 2 else "right")
         for row in rows:
-            table.add_row(*map(escape, row[:count]))
+            table.add_row(*map(visible, row[:count]))
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     print_table(table)

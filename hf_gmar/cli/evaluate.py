@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from hf_gmar.cli.options import ModelOptions, command, err, note, out, print_lines, say
-from hf_gmar.errors import EvaluationError
+from hf_gmar.cli.options import (
+    ModelOptions,
+    command,
+    err,
+    note,
+    out,
+    print_lines,
+    print_marked,
+)
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.metrics.score_choice import ScoreChoice
 
@@ -100,67 +104,68 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
     """Run ``hf-gmar evaluate``."""
-    with _stopped(output):
-        from hf_gmar.comparison.method_specs import (
-            as_method_specs,
-            captum_specs,
-            check_captum_names,
-        )
-        from hf_gmar.data.source import open_data
-        from hf_gmar.evaluation.evaluator import check_names
-        from hf_gmar.evaluation.evaluator import evaluate as measured
-        from hf_gmar.evaluation.run.distributed import Processes
-        from hf_gmar.models.hub import pick_device
-        from hf_gmar.models.labels import labels_of
-        from hf_gmar.models.wrappers import LogitsModel
+    from hf_gmar.comparison.method_specs import (
+        as_method_specs,
+        captum_specs,
+        check_captum_names,
+    )
+    from hf_gmar.data.source import open_data
+    from hf_gmar.evaluation.evaluator import check_names
+    from hf_gmar.evaluation.evaluator import evaluate as measured
+    from hf_gmar.evaluation.run.distributed import Processes
+    from hf_gmar.models.hub import pick_device
+    from hf_gmar.models.labels import labels_of
+    from hf_gmar.models.pixel_values import MODES
+    from hf_gmar.models.wrappers import LogitsModel
 
-        model.check_prompts(has_images=True)
-        check_captum_names(captum or [])
-        # Check names before the download of a model.
-        check_names(methods, metrics, perturbations)
-        cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
-        processes = Processes.launched(cpu=cpu)
-        loaded = model.load(not re.fullmatch(r"scenes(:\d+)?", data), processes.device)
-        images = open_data(
-            data,
-            labels_of(loaded.model.config),
-            split=split,
-            image_column=image_column,
-            label_column=label_column,
-            mask_column=mask_column,
-            limit=limit,
-            seed=seed,
-            skip=output,
-        )
-        if processes.is_main:
-            for notice in images.notices:
-                note(notice)
-            if processes.count == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ:
-                note(
-                    "accelerate launched one process; on a machine without GPUs it launches "
-                    "several only with --multi_gpu"
-                )
-        logits = LogitsModel(loaded.model, **loaded.forward_kwargs)
-        specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
-        with _progress(processes.is_main) as progress:
-            result = measured(
-                loaded,
-                images,
-                specs,
-                metrics,
-                perturbations or ("blur",),
-                score=score,
-                explained_class=explained_class,
-                steps=steps,
-                baseline=baseline,
-                output=output,
-                resume=resume,
-                memory=memory * 2**20,
-                autocast=autocast,
-                examples=examples,
-                seed=seed,
-                progress=progress,
+    model.check_prompts(has_images=True)
+    check_captum_names(captum or [])
+    # Check names before the download of a model.
+    check_names(methods, metrics, perturbations)
+    cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
+    processes = Processes.launched(cpu=cpu)
+    loaded = model.load(not re.fullmatch(r"scenes(:\d+)?", data), processes.device)
+    images = open_data(
+        data,
+        labels_of(loaded.model.config),
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        mask_column=mask_column,
+        limit=limit,
+        seed=seed,
+        skip=output,
+        mode=MODES.get(loaded.channels, "RGB"),
+    )
+    if processes.is_main:
+        for notice in images.notices:
+            note(notice)
+        if processes.count == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            note(
+                "accelerate launched one process; on a machine without GPUs it launches "
+                "several only with --multi_gpu"
             )
+    logits = LogitsModel(loaded.model, **loaded.forward_kwargs)
+    specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
+    with _progress(processes.is_main) as progress:
+        result = measured(
+            loaded,
+            images,
+            specs,
+            metrics,
+            perturbations or ("blur",),
+            score=score,
+            explained_class=explained_class,
+            steps=steps,
+            baseline=baseline,
+            output=output,
+            resume=resume,
+            memory=memory * 2**20,
+            autocast=autocast,
+            examples=examples,
+            seed=seed,
+            progress=progress,
+        )
     if processes.is_main:
         _print(result)
     raise typer.Exit(0 if any(cell.mean is not None for cell in result.summary.cells) else 1)
@@ -182,33 +187,9 @@ def _progress(is_main: bool) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
             for row in rows:
                 if row["method"] is None and is_main:
-                    text = escape(f"{row['key']}: {row['error']}")
-                    err.print(f"[yellow]skipped:[/yellow] {text}", soft_wrap=True, highlight=False)
+                    print_marked("skipped", "yellow", f"{row['key']}: {row['error']}")
 
         yield show
-
-
-@contextmanager
-def _stopped(output: Path) -> Iterator[None]:
-    """On a stop of the run, say that no measured row is lost and how to resume."""
-
-    def terminate(*_: Any) -> None:  # the launcher ends the run if a process dies
-        raise KeyboardInterrupt("terminated")
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if in_main else None
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        text = (
-            f"{'terminated' if stop.args else 'stopped'}; what was measured is in {output}: run "
-            "the same command again, and it goes on from there"
-        )
-        say(EvaluationError(text))
-        raise typer.Exit(143 if stop.args else 130) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _print(result: Evaluation) -> None:

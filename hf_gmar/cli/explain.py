@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -85,12 +85,14 @@ def explain(
             files.extend(result.save(output, stem))
             rows.append((name, result))
 
-    failed = inputs.for_each("Explaining", explain_one)
-    if rows:
-        print_table(_table(rows))
-        if note := rows[0][1].score_kind.note:
-            out.print(note, highlight=False)
-    print_lines(files)
+    try:
+        failed = inputs.for_each("Explaining", explain_one)
+    finally:  # what was finished is listed after a stop as well
+        if rows:
+            print_table(_table(rows))
+            if note := rows[0][1].score_kind.note:
+                out.print(note, highlight=False)
+        print_lines(files)
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 
@@ -101,5 +103,5 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     for heading in ("image", "class", kind.measure):
         table.add_column(heading, overflow="fold")
     for name, result in rows:
-        table.add_row(escape(name), escape(result.label), kind.text(result.score))
+        table.add_row(visible(name), visible(result.label), kind.text(result.score))
     return table

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.names import file_name
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -68,26 +69,32 @@ def heads(
         image = inputs.open(path)
         pixels = inputs.loaded.pixels(image)
         importance = head_importance(network, pixels, inputs.target, **options)
-        written = [importance.save_numbers(output, f"{stem}.heads")]
+        written = [importance.save_numbers(output, Path(file_name(stem, ".heads.npz")).stem)]
         if maps:
-            written.append(_draw_maps(inputs, image, output / f"{stem}.maps.png", path.name))
+            written.append(
+                _draw_maps(inputs, image, output / file_name(stem, ".maps.png"), path.name)
+            )
         results[path] = importance
         files.append(written)
 
-    failed = inputs.for_each("Measuring", measure)
-    if results:
-        settings = {
-            "model": inputs.loaded.name,
-            "images": list(map(str, results)),
-            **inputs.loaded.forward_kwargs,
-        }
-        joined = HeadImportance.joined(list(results.values()))
-        paths = replace(joined, settings=settings).save(output, "importance")
-        print_table(_ranking(joined, len(results)))
-        if joined.criterion == "gmar":
-            out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
+    joined_files: list[Path] = []
+    try:
+        failed = inputs.for_each("Measuring", measure)
+        if results:
+            settings = {
+                "model": inputs.loaded.name,
+                "images": list(map(str, results)),
+                **inputs.loaded.forward_kwargs,
+            }
+            joined = HeadImportance.joined(list(results.values()))
+            joined_files.append(joined.save_numbers(output, "importance"))
+            joined_files[:] = replace(joined, settings=settings).save(output, "importance")
+            print_table(_ranking(joined, len(results)))
+            if joined.criterion == "gmar":
+                out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
+    finally:  # what was finished is listed after a stop as well
         few = len(files) <= _SHOWN
-        print_lines([*paths, *chain(*(files if few else files[:1]))])
+        print_lines([*joined_files, *chain(*(files if few else files[:1]))])
         if not few:
             print_lines([f"... and of {len(files) - 1} more"])
     if results and ablate:
@@ -132,7 +139,7 @@ def _ranking(importance: HeadImportance, images: int) -> Table:
         if importance.criterion == "gmar"
         else ("loss of score without it", "+.3f")
     )
-    table = Table(title=escape(f"Head importance, {importance.title}: {importance.caption}"))
+    table = Table(title=visible(f"Head importance, {importance.title}: {importance.caption}"))
     for heading in ("rank", "layer", "head", column, "std over images")[:columns]:
         table.add_column(heading, justify="right")
     for place, (layer, head) in enumerate(order, 1):

@@ -12,9 +12,10 @@ from hf_gmar.cli.explain import explain
 from hf_gmar.cli.heads import heads
 from hf_gmar.cli.methods import methods
 from hf_gmar.cli.models import models
-from hf_gmar.cli.options import StrictCommand
+from hf_gmar.cli.options import SafeGroup, StrictCommand
 
 app = typer.Typer(
+    cls=SafeGroup,
     help="Explain Vision Transformers: which patches led to a class.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

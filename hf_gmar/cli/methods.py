@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import command, out, print_table
 
 
@@ -18,7 +18,7 @@ def methods() -> None:
     for heading in (name, *others):
         table.add_column(heading)
     for method, _, *facts in methods_of_registry():
-        table.add_row(*map(escape, (method, *facts)))
+        table.add_row(*map(visible, (method, *facts)))
     print_table(table)
     out.print(
         "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "

@@ -7,10 +7,11 @@ from operator import itemgetter
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     CacheDir,
     Revision,
@@ -50,14 +51,14 @@ def models(
         trust_remote_code=trust_remote_code,
     )
     description = describe(config, model, trust_remote_code)
-    out.print(f"[bold]{escape(model)}[/bold]", soft_wrap=True, highlight=False)
+    out.print(visible(model), style="bold", soft_wrap=True, highlight=False)
     table = Table(show_header=False)
     for fact in description.facts.items():
-        table.add_row(*map(escape, fact))
+        table.add_row(*map(visible, fact))
     table.add_row("can be explained", "yes" if description.explained else "no")
     print_table(table)
     # The command is made to be copied, so it has no frame and no line breaks.
-    out.print(escape(description.how), soft_wrap=description.explained, highlight=False)
+    out.print(visible(description.how), soft_wrap=description.explained, highlight=False)
     raise typer.Exit(0 if description.explained else 1)
 
 
@@ -65,7 +66,8 @@ def _print_families() -> None:
     """Print a list: class names are too long for columns, and must be easy to copy."""
     from hf_gmar.cli.catalogue import families, notes, refusals
 
-    out.print("[bold]Families that can be explained[/bold], with their prefix tokens:\n")
+    title = Text.assemble(("Families that can be explained", "bold"), ", with their prefix tokens:")
+    out.print(title, end="\n\n")
     for (family, tokens), rows in groupby(families(), itemgetter(0, 2)):
         _print_item(f"{family} ({tokens})", 2)
         for row in rows:
@@ -78,10 +80,10 @@ def _print_families() -> None:
     for heading in ("model type", "reason"):
         table.add_column(heading, overflow="fold")
     for refusal in refusals():
-        table.add_row(*map(escape, refusal))
+        table.add_row(*map(visible, refusal))
     print_table(table)
     _print_item("'hf-gmar models MODEL' says whether and how one model can be explained.")
 
 
 def _print_item(text: str, indent: int = 0) -> None:
-    out.print(Padding(escape(text), (0, 0, 0, indent), expand=False), highlight=False)
+    out.print(Padding(visible(text), (0, 0, 0, indent), expand=False), highlight=False)

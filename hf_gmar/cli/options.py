@@ -5,25 +5,35 @@ PyTorch is loaded only when a command runs, so help and typing errors are printe
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
+import io
+import os
+import signal
+import sys
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
-from typer.core import TyperCommand
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
+from hf_gmar._utils.files import kind_of, reason_of_system
 from hf_gmar._utils.option_strings import parse_value
+from hf_gmar._utils.text import visible
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
@@ -32,8 +42,40 @@ if TYPE_CHECKING:
 
     from hf_gmar.models.hub import LoadedModel
 
-out = Console()
-err = Console(stderr=True)
+
+class _Console(Console):
+    """A terminal that is sent no control characters but rich's own, and reads no markup.
+
+    Names from outside stand in tables, errors and progress bars alike: whatever is printed becomes
+    visible text here. A name that must stay in one line is passed through ``visible`` before.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        """Print on standard output, or as errors."""
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string, with hidden characters as escapes before its width is measured."""
+        return super().render_str(self._shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render all parts; the control codes of rich's own parts pass."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else self._shown(text), style, control)
+
+    def _shown(self, text: str) -> str:
+        """Show what the terminal obeys or has no letter for."""
+        shown = visible(text, keep="\n")
+        return shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+
+out = _Console()
+err = _Console(stderr=True)
+
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
+"""Errors of the file system that would meet the next result as well."""
 
 _WIDE = 10_000  # columns of a terminal in which no table is broken
 _INDENT = 2
@@ -112,7 +154,7 @@ class ModelOptions:
 
     def check_prompts(self, has_images: bool) -> None:
         """Raise an OptionError for prompts that include an image path or have no model."""
-        files = [prompt for prompt in self.prompts or () if Path(prompt).exists()]
+        files = [prompt for prompt in self.prompts or () if kind_of(prompt) != "missing"]
         if files and not has_images:
             raise OptionError(
                 f"the prompt {files[0]!r} is a file, and no image is given; put images before "
@@ -186,11 +228,11 @@ class Inputs:
                 "call hf_gmar.compare with batches of your own"
             )
         loaded = model.load(bool(images))
-        from hf_gmar.models.labels import find_class, find_classes
+        from hf_gmar.models.labels import classes_of_model
 
-        config = loaded.model.config
-        indices = find_classes(config, [label for label in targets if label is not None])
-        other = None if contrast is None else find_class(config, contrast)
+        names = [label for label in targets if label is not None]
+        indices = classes_of_model(loaded.model, names) if names else []
+        other = None if contrast is None else classes_of_model(loaded.model, [contrast])[0]
         if other in indices:
             raise TargetError("--target and --contrast are the same class; name two")
         return cls(loaded, paths, failed, indices, other)
@@ -216,7 +258,11 @@ class Inputs:
         return picture_of_input(image, self.loaded.channels)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
-        """Call ``work`` with each image file and its result stem; return the number of failures."""
+        """Call ``work`` with each image file and its result stem; return the number of failures.
+
+        Raises:
+            OSError: no further result can be written.
+        """
         from rich.progress import track
 
         from hf_gmar.data.image_files import unique_stems
@@ -226,10 +272,52 @@ class Inputs:
         for path, stem in track(pairs, description, console=err, disable=len(pairs) < 2):
             try:
                 work(path, stem)
-            except Exception as error:  # noqa: BLE001  # after any error, go on with the next image
+            except Exception as error:  # after any other error, go on with the next image
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise
                 failed += 1
                 say(error, path)
         return failed
+
+
+class SafeGroup(TyperGroup):
+    """The commands, with errors of their arguments and terminals of few letters made safe.
+
+    Click's errors repeat arguments as they are. A terminal that lacks a letter gets its escape, as
+    an error after the work would lose the list of results.
+    """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse the options before the command."""
+        with _shown_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's options and run it."""
+        with _shown_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Show hidden characters of wrong arguments as escapes."""
+    try:
+        yield
+    except _UsageError as error:
+        message = error.format_message()
+        if (shown := visible(message, keep="\n")) == message:
+            raise
+        raise _UsageError(shown, ctx=error.ctx) from None
+
+
+_UsageError: Any = typer.BadParameter.__base__  # typer has a click of its own since version 0.22
 
 
 class StrictCommand(TyperCommand):
@@ -278,7 +366,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command.
 
     The fields of a parameter ``model: ModelOptions`` become options. Warnings print one line. An
-    ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1.
+    ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1. So
+    do errors of the file system, and an interrupt, which exits with 130 or 143.
     """
     options = dict(inspect.signature(function, eval_str=True).parameters)
     model_options = inspect.signature(ModelOptions, eval_str=True).parameters
@@ -294,15 +383,56 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
-                function(**values)
+                with _stoppable(values.get("output"), resumes="resume" in values):
+                    function(**values)
             except HfGmarError as error:
                 say(error)
                 raise typer.Exit(2 if isinstance(error, OptionError | TargetError) else 1) from None
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # the reader of the output is gone
+                    raise
+                say(_of_the_system(error, values.get("output")))
+                raise typer.Exit(1) from None
 
     parameters = [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {name: option.annotation for name, option in options.items()}
     return run
+
+
+@contextmanager
+def _stoppable(output: Path | None, resumes: bool) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, say that what was finished is kept, and exit."""
+
+    def terminate(*_: Any) -> None:  # the launcher ends a run if a process dies
+        raise KeyboardInterrupt("terminated")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        text = "terminated" if stop.args else "stopped"
+        if output is not None:
+            text += f"; what was {'measured' if resumes else 'finished'} is in {output}"
+        if resumes:
+            text += ": run the same command again, and it goes on from there"
+        say(HfGmarError(text))
+        raise typer.Exit(143 if stop.args else 130) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _of_the_system(error: OSError, output: Path | None) -> HfGmarError:
+    """Say what the file system refused, and what to do."""
+    reason = reason_of_system(error)
+    if error.errno in _FULL and output is not None:
+        return HfGmarError(
+            f"{output} can't be written: {reason}; what was finished is kept: make room, or name "
+            "another folder with --output"
+        )
+    return HfGmarError(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 def method_options(pairs: list[str] | None, **shortcuts: Any) -> dict[str, Any]:
@@ -341,7 +471,8 @@ def _make_folder(output: Path) -> None:
             pass
     except OSError as error:
         raise OptionError(
-            f"nothing can be written to --output {output}: {error.strerror}; name another folder"
+            f"nothing can be written to --output {output}: {reason_of_system(error)}; name another "
+            "folder"
         ) from error
 
 
@@ -354,7 +485,7 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     for source in sources:
         try:
             for path in find_images(source, skip=output):
-                paths.setdefault(path.resolve(), path)
+                paths.setdefault(Path(os.path.realpath(path)), path)
         except HfGmarError as error:
             failed += 1
             say(error, source)
@@ -363,14 +494,20 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
 
 def say(error: Exception, path: Path | None = None) -> None:
     """Print an error as one line, with the path of its file."""
-    where = f"{path}: " if path is not None and str(path) not in str(error) else ""
+    where = f"{visible(path)}: " if path is not None and str(path) not in str(error) else ""
     text = " ".join(f"{where}{one_line(error)}".split())
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
+    print_marked("error", "red", text)
 
 
 def note(text: str) -> None:
     """Print a notice to the user as one line."""
-    err.print(f"[yellow]note:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
+    print_marked("note", "yellow", text)
+
+
+def print_marked(kind: str, colour: str, text: str) -> None:
+    """Print a line on the error stream that begins with its kind."""
+    line = Text.assemble((f"{kind}:", colour), f" {visible(text)}")
+    err.print(line, soft_wrap=True, highlight=False)
 
 
 def print_table(table: Table) -> None:
@@ -386,7 +523,7 @@ def print_table(table: Table) -> None:
         out.print(table)
         return
     if table.title:
-        out.print(f"[bold]{table.title}[/bold]", highlight=False)
+        out.print(table.title, style="bold", highlight=False)
     headings = [str(column.header) for column in table.columns]
     for row in zip(*(column.cells for column in table.columns), strict=True):
         out.print()
@@ -407,4 +544,4 @@ def _size(item: RenderableType) -> Measurement:
 def print_lines(lines: Iterable[object]) -> None:
     """Print lines without breaks, so that they can be copied."""
     for line in lines:
-        out.print(escape(str(line)), soft_wrap=True, highlight=False)
+        out.print(visible(line), soft_wrap=True, highlight=False)

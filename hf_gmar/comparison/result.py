@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import save_arrays, whole_file
+from hf_gmar._utils.files import save_arrays, save_text, whole_file
 from hf_gmar._utils.stats import rank_correlations
+from hf_gmar._utils.text import code_span, markdown, visible
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
@@ -28,6 +29,9 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
 Format = Literal["markdown", "json", "pandas"]
+
+MAPS = "maps.npz"
+"""The archive of the maps in the folder of a comparison."""
 
 R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
 
@@ -106,7 +110,7 @@ class Comparison:
             for label in self.order
         ]
         titles = [
-            f"{label}  {self.score_kind.text(score)}\n{name}"
+            f"{visible(label)}  {self.score_kind.text(score)}\n{visible(name)}"
             for label, score, name in zip(self.labels, self.scores, self.names, strict=True)
         ]
         return grid_figure(self.pictures, titles, columns, self._caption())
@@ -156,9 +160,9 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         writers = {
             "comparison.png": lambda part: save_figure(self.figure(), part),
-            "comparison.md": lambda part: part.write_text(self._page(), encoding="utf-8"),
-            "comparison.json": lambda part: part.write_text(self._json() + "\n", encoding="utf-8"),
-            "maps.npz": self._save_maps,
+            "comparison.md": lambda part: save_text(part, self._page()),
+            "comparison.json": lambda part: save_text(part, self._json() + "\n"),
+            MAPS: self._save_maps,
         }
         with ExitStack() as stack:
             for name, write in writers.items():
@@ -204,23 +208,24 @@ class Comparison:
     def _markdown(self) -> str:
         headings, rows = self.cells()
         ruler = [":--" if number < 2 else "--:" for number in range(len(headings))]
-        lines = [f"| {' | '.join(map(_plain, row))} |" for row in (headings, ruler, *rows)]
+        rows = [[number, markdown(method), *numbers] for number, method, *numbers in rows]
+        lines = [f"| {' | '.join(row)} |" for row in (headings, ruler, *rows)]
         for label, reason in self.failures.items():
-            lines += ["", f"{_plain(label)} failed: {_plain(reason)}"]
+            lines += ["", f"{markdown(label)} failed: {markdown(reason)}"]
         return "\n".join(lines)
 
     def _page(self) -> str:
         text = self.score_kind.text
         images = [
-            f"- {_plain(name)}: {_plain(label)}, {text(score)}"
+            f"- {markdown(name)}: {markdown(label)}, {text(score)}"
             for name, label, score in zip(self.names, self.labels, self.scores, strict=True)
         ]
         settings = json.dumps(self.settings, default=str)
         return "\n".join(
             [
                 "# Comparison", "", self._markdown(), "", f"{R_EXPLAINED}.", "",
-                *images, "", self._caption(), "",
-                f"Settings: `{settings}`, hf-gmar {__version__}.", "",
+                *images, "", markdown(self._caption()), "",
+                f"Settings: {code_span(settings)}, hf-gmar {__version__}.", "",
             ]
         )  # fmt: skip
 
@@ -256,15 +261,22 @@ class Comparison:
             flat.append({**row, **{f"r with {key}": value for key, value in correlations.items()}})
         return pandas.DataFrame(flat).set_index("method")
 
+    def save_maps(self, folder: str | Path) -> Path:
+        """Write only ``maps.npz``, with the maps of the methods that are finished."""
+        path = Path(folder) / MAPS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._save_maps(path)
+        return path
+
     def _save_maps(self, path: Path) -> None:
         maps = [patches.numpy() for patches in self.maps.values()]
         save_arrays(
             path,
             maps=np.stack(maps) if maps else np.empty((0, len(self.names), 0, 0)),
-            methods=np.array(list(self.maps), dtype=np.str_),
-            names=np.array(self.names, dtype=np.str_),
+            methods=list(self.maps),
+            names=self.names,
             targets=np.array(self.targets),
-            labels=np.array(self.labels, dtype=np.str_),
+            labels=self.labels,
             settings=json.dumps(self.settings, default=str),
             version=__version__,
         )
@@ -301,11 +313,6 @@ class Comparison:
 
 def _cell(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
-
-
-def _plain(text: str) -> str:
-    """Escape text for a Markdown table cell."""
-    return " ".join(text.split()).replace("|", r"\|")
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

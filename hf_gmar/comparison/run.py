@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     measure: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    finished: Callable[[Comparison], None] | None = None,
     **forward_kwargs: Any,
 ) -> Comparison:
     """Explain the same images and classes by several methods, and measure the cost of each.
@@ -72,6 +74,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         seed: seed of Captum's random numbers, so that results are reproducible. A
             ``RandomAttribution`` has its own seed.
         progress: called with the label of each method before it runs.
+        finished: called with the result so far after each method, for example to save its maps.
         **forward_kwargs: further keyword arguments that the model's forward names; Captum's methods
             get them from ``LogitsModel(model, **forward_kwargs)``.
 
@@ -119,22 +122,10 @@ def compare(  # noqa: PLR0913  # a keyword each
     maps: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     failures: dict[str, str] = {}
-    for spec in specs:
-        if progress is not None:
-            progress(spec.name)
-        with isolated_model(modules):  # for each method, so that it meets no changes of another
-            try:
-                call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
-                if measure:
-                    maps[spec.name], costs[spec.name] = measure_cost(call, pixels.device, forward)
-                else:
-                    maps[spec.name] = call()
-            except Exception as error:  # noqa: BLE001  # of any library; the other methods run
-                failures[spec.name] = reason_of(error)
     config = config_of(adapter)
     kind = ScoreKind.of(config, scores)
     explained = kind.convert(scores).flatten(1).gather(1, resolved.target[:, None])
-    return Comparison(
+    result = Comparison(
         maps,
         failures,
         costs,
@@ -157,6 +148,21 @@ def compare(  # noqa: PLR0913  # a keyword each
             "keywords": dict(forward_kwargs),
         },
     )
+    for spec in specs:
+        if progress is not None:
+            progress(spec.name)
+        with isolated_model(modules):  # for each method, so that it meets no changes of another
+            try:
+                call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
+                if measure:
+                    maps[spec.name], costs[spec.name] = measure_cost(call, pixels.device, forward)
+                else:
+                    maps[spec.name] = call()
+            except Exception as error:  # noqa: BLE001  # of any library; the other methods run
+                failures[spec.name] = reason_of(error)
+        if finished is not None:
+            finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
+    return result
 
 
 def _seeded_call(call: Callable[[], Tensor], seed: int, device: torch.device) -> Tensor:

@@ -142,7 +142,12 @@ class LabelledDataset(ImageDataset):
         keys: the name of each image.
         labels: the class of each image.
         contents: JSON values that distinguish each image from others of the same name.
+
+    Attributes:
+        mode: the mode in which images are read: ``"RGB"``, ``"L"`` or ``"RGBA"``.
     """
+
+    mode = "RGB"
 
     def __init__(
         self,

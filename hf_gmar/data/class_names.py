@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_gmar._utils.csv_rows import read_csv
 from hf_gmar.errors import DataError, OptionError
 from hf_gmar.models.labels import classes_called
 
@@ -124,8 +125,7 @@ class Labels:
 def _read(path: Path) -> dict[str, str]:
     """Read the names and classes from a CSV file with two columns."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+        rows = [row for _, row in read_csv(path)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"label_map {path} can't be read: {error}") from error
     if rows and [cell.strip().casefold() for cell in rows[0]] == ["name", "class"]:

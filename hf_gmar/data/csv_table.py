@@ -6,6 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_gmar._utils.csv_rows import read_csv
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.class_names import Classes
 from hf_gmar.data.image_folder import ImageFile, ImageFolder
 from hf_gmar.errors import DataError, OptionError
@@ -51,7 +53,7 @@ def table_of_images(
             "in image_column"
         )
     settings = {
-        "kind": "table", "name": path.name,
+        "kind": "table", "name": encodable(path.name),
         "image_column": images, "label_column": labels, "mask_column": masks,
     }  # fmt: skip
     files = [_file(path, line, row, images, labels, masks) for line, row in rows]
@@ -82,9 +84,7 @@ def column(
 def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read the column names, and each row with its line number."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, row) for row in reader if row]
+        lines = read_csv(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a CSV file in UTF-8: {error}") from error
     if len(lines) < 2:
@@ -96,7 +96,12 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         if len(row) != len(header):
             raise DataError(
                 f"line {number} of {path} has {len(row)} cells and the first row {len(header)}; "
-                "put quotes around cells with commas"
+                "put quotes around cells that hold the separator"
+            )
+        if any("\0" in cell for cell in row):
+            raise DataError(
+                f"line {number} of {path} has a NUL character, which no path can have; write the "
+                "file again as text in UTF-8"
             )
     return header, [(number, dict(zip(header, row, strict=True))) for number, row in lines[1:]]
 

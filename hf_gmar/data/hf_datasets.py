@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_gmar._utils.files import kind_of
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
 from hf_gmar.data.csv_table import LABEL_COLUMNS, MASK_COLUMNS, column
-from hf_gmar.data.image_files import Result, read_image, to_rgb
+from hf_gmar.data.image_files import Result, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError, ImageFileError, OptionError, reason_of
+from hf_gmar.models.pixel_values import to_rgb
 
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 """Names of the image column if several columns hold images."""
@@ -65,7 +68,8 @@ class HFDataset(LabelledDataset):
         """Decode the image of a row, and its mask if it has one."""
         key = self.keys[index]
         row, name = self.rows[int(key)], f"row {key}"
-        image = _decoded(row[self.image_column], f"the image of {name}", to_rgb)
+        convert = partial(to_rgb, mode=self.mode)
+        image = _decoded(row[self.image_column], f"the image of {name}", convert)
         cell = None if self.mask_column is None else row[self.mask_column]
         mask = None if cell is None else _decoded(cell, f"the mask of {name}", to_mask)
         return self._example(index, name, image, mask)
@@ -73,8 +77,10 @@ class HFDataset(LabelledDataset):
 
 def is_saved(folder: Path) -> bool:
     """Return whether ``save_to_disk`` wrote the folder."""
-    whole = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    return whole or (folder / "dataset_dict.json").is_file()
+    whole, several = ("dataset_info.json", "state.json"), ("dataset_dict.json",)
+    return any(
+        all(kind_of(folder / name) == "file" for name in names) for names in (whole, several)
+    )
 
 
 def is_dataset(source: object) -> bool:

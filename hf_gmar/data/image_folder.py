@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_gmar._utils.files import kind_of
 from hf_gmar._utils.names import make_unique
+from hf_gmar._utils.text import encodable
 from hf_gmar.data.base import Example, LabelledDataset
 from hf_gmar.data.class_names import Classes, Labels
-from hf_gmar.data.image_files import find_images, read_image, to_rgb
+from hf_gmar.data.image_files import find_images, read_image
 from hf_gmar.data.masks import to_mask
 from hf_gmar.errors import DataError
+from hf_gmar.models.pixel_values import to_rgb
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -47,19 +52,20 @@ class ImageFolder(LabelledDataset):
     def __init__(
         self, name: str, files: Sequence[ImageFile], classes: Classes, settings: Mapping[str, Any]
     ) -> None:
-        keys = make_unique(file.name for file in files)
-        labels = Labels.find([file.class_name for file in files], classes)
+        keys = make_unique(encodable(file.name) for file in files)
+        names = (file.class_name for file in files)
+        labels = Labels.find([name and encodable(name) for name in names], classes)
         contents = (
             [key, label, _bytes(file.path), _bytes(file.mask)]
             for key, label, file in zip(keys, labels.of_images, files, strict=True)
         )
-        super().__init__(name, settings, keys, labels, contents)
+        super().__init__(encodable(name), settings, keys, labels, contents)
         self.files = tuple(files)
 
     def __getitem__(self, index: int) -> Example:
         """Read an image and its mask, if any."""
         key, file = self.keys[index], self.files[index]
-        image = read_image(file.path, f"{key} ({file.path})", to_rgb)
+        image = read_image(file.path, f"{key} ({file.path})", partial(to_rgb, mode=self.mode))
         if file.mask is None:
             return self._example(index, key, image, None)
         mask = read_image(file.mask, f"the mask of {key} ({file.mask})", to_mask)
@@ -89,7 +95,7 @@ def folder_of_images(
         ImageFileError: there are no images.
         OptionError: the name of a subfolder fits several classes.
     """
-    if split is not None and not (folder / split).is_dir():
+    if split is not None and kind_of(folder / split) != "folder":
         raise DataError(f"the folder {folder} has no subfolder {split!r} for that split")
     root = folder / split if split is not None else folder
     paths = [path.relative_to(root) for path in find_images(root, skip)]
@@ -110,11 +116,12 @@ def folder_of_images(
         ImageFile(path.as_posix(), root / path, path.parts[0] if nested else None) for path in paths
     ]
     kind = "folder by class" if nested else "folder"
-    return ImageFolder(name, files, classes, {"kind": kind, "name": root.resolve().name})
+    settings = {"kind": kind, "name": encodable(Path(os.path.realpath(root)).name)}
+    return ImageFolder(name, files, classes, settings)
 
 
 def _bytes(path: Path | None) -> int | None:
     try:
         return None if path is None else path.stat().st_size
-    except OSError:  # a missing file raises an error when the image is read
+    except (OSError, ValueError):  # a missing file raises an error when the image is read
         return None

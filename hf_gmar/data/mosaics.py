@@ -26,7 +26,7 @@ class Mosaic:
 
     Attributes:
         key: the key of the target's image.
-        image: the mosaic, in RGB.
+        image: the mosaic, in the mode of its images.
         cell: row and column of the cell with the target, each 0 or 1.
         label: the target, an index of the model.
         tiles: the keys of the images in the order of :data:`CELLS`.
@@ -147,7 +147,7 @@ class MosaicDataset(Subset):
 
     def _assemble(self, images: list[Image.Image]) -> Image.Image:
         height, width = (side // 2 for side in self.size)
-        mosaic = Image.new("RGB", (2 * width, 2 * height))
+        mosaic = Image.new(images[0].mode, (2 * width, 2 * height))
         for image, (row, column) in zip(images, CELLS, strict=True):
             tile = image.resize((width, height), Image.Resampling.BICUBIC)
             mosaic.paste(tile, (column * width, row * height))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_gmar.data.base import ImageDataset, take_evenly
+from hf_gmar._utils.files import absence, kind_of
+from hf_gmar._utils.text import encodable
+from hf_gmar.data.base import ImageDataset, LabelledDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
 from hf_gmar.data.hf_datasets import HFDataset, from_disk, from_hub, is_dataset, is_saved, split_of
@@ -34,6 +37,7 @@ def open_data(  # noqa: PLR0913  # a keyword each
     skip: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    mode: str = "RGB",
 ) -> ImageDataset:
     """Open a data set by its name, folder or file; images are read later.
 
@@ -59,6 +63,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
         skip: a folder whose image files are left out, for example the folder of the results.
         limit: the largest number of images, see :func:`~hf_gmar.data.base.take_evenly`.
         seed: seed of the choice of images.
+        mode: the mode in which images of files and of ``datasets`` are read: ``"RGB"``, ``"L"`` or
+            ``"RGBA"``.
 
     Returns:
         The data set. Images whose class the model lacks have no label, and a notice says so.
@@ -92,12 +98,14 @@ def open_data(  # noqa: PLR0913  # a keyword each
         _reject_unknown(options, "scenes")
         data = SceneDataset(int(match[1] or SCENES), classes)
     elif isinstance(source, (str, Path)):
-        data = _by_name(*_split_from_name(source, options), str(source), classes, skip)
+        data = _by_name(*_split_from_name(source, options), encodable(str(source)), classes, skip)
     else:
         raise DataError(
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
             "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.ImageDataset"
         )
+    if isinstance(data, LabelledDataset):
+        data.mode = mode
     return take_evenly(data, limit, seed)
 
 
@@ -105,7 +113,7 @@ def _split_from_name(
     source: str | Path, options: dict[str, str]
 ) -> tuple[Path | str, dict[str, str]]:
     """Split ``NAME:SPLIT`` into a path, if it exists, or a name, and the options."""
-    if isinstance(source, Path) or Path(source).exists():
+    if isinstance(source, Path) or kind_of(source) != "missing":
         return Path(source), options
     name, _, split = source.partition(":")
     if split:
@@ -114,7 +122,7 @@ def _split_from_name(
                 f"{source!r} names the split {split!r} and split is {options['split']!r}; give one"
             )
         options = {**options, "split": split}
-    return (Path(name) if Path(name).exists() else name), options
+    return (Path(name) if kind_of(name) != "missing" else name), options
 
 
 def _by_name(
@@ -122,27 +130,31 @@ def _by_name(
 ) -> ImageDataset:
     if isinstance(source, str):
         if not _HUB.fullmatch(source) or Path(source).suffix.casefold() in _FILES:
-            raise DataError(f"there is no folder or file {source}")
+            raise DataError(absence(Path(source), "folder or file"))
         rows = from_hub(source, options.get("config"), options.get("split"))
         settings = {"kind": "datasets on the Hub", "name": source, "config": rows.config_name}
         return _hf_dataset(rows, name, classes, settings, options)
-    if source.is_dir() and is_saved(source):
+    kind = kind_of(source)
+    if kind == "folder" and is_saved(source):
         _reject_unknown(options, "a data set that is not on the Hub", ("split", *_COLUMNS))
         rows = from_disk(source, options.get("split"))
-        settings = {"kind": "datasets on disk", "name": source.resolve().name}
+        settings = {
+            "kind": "datasets on disk",
+            "name": encodable(Path(os.path.realpath(source)).name),
+        }
         return _hf_dataset(rows, name, classes, settings, options)
-    if source.is_dir():
+    if kind == "folder":
         _reject_unknown(options, "a folder of images", ("split",))
         return folder_of_images(source, classes, name=name, split=options.get("split"), skip=skip)
-    if source.suffix.casefold() == ".csv" and source.is_file():
+    if kind == "file" and source.suffix.casefold() == ".csv":
         _reject_unknown(options, "a CSV file", _COLUMNS)
         return table_of_images(source, classes, name=name, **options)
-    if source.exists():
+    if kind != "missing":
         raise DataError(
             f"{source} is no folder and no .csv file; needed is a folder of images, a CSV file of "
             "their paths, or a data set"
         )
-    raise DataError(f"there is no folder or file {source}")
+    raise DataError(absence(source, "folder or file"))
 
 
 def _hf_dataset(

@@ -27,12 +27,13 @@ from hf_gmar.evaluation.run.fingerprint import described, description_of_model, 
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.evaluation.run.plan import EvaluatedModel, EvaluationConfig, Plan, evenly_spaced
 from hf_gmar.evaluation.run.runner import Progress, Runner
-from hf_gmar.evaluation.run.store import Row
+from hf_gmar.evaluation.run.store import Row, writing
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_choice import ScoreChoice
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import class_count, config_of, labels_of
+from hf_gmar.models.pixel_values import MODES
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
@@ -174,7 +175,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     kind = ScoreKind.of(model_config, torch.empty(1, count))
     evaluated = EvaluatedModel(method_set, loaded.processor, config, kind)
     metrics_by_label = _metrics(metrics, evaluated)
-    images = open_data(data, labels_of(model_config, count), skip=skip)
+    mode = MODES.get(loaded.channels, "RGB")
+    images = open_data(data, labels_of(model_config, count), skip=skip, mode=mode)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")
     plan = Plan(evaluated, metrics_by_label, _perturbations(perturbations, evaluated, images))
@@ -188,7 +190,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
         from hf_gmar.evaluation.report.writer import write_report  # imports matplotlib
 
         maps = load_examples(folder, evenly_spaced(len(images), examples))
-        files = write_report(folder, summary, maps)
+        with writing(folder):
+            files = write_report(folder, summary, maps)
     return Evaluation(rows, summary, settings, files)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from hf_gmar._core.model_adapter import model_in
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.files import save_arrays, save_json
+from hf_gmar._utils.files import save_arrays, save_json, whole_file
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, TargetError
@@ -119,7 +119,7 @@ class HeadImportance:
         return importance_figure(mean, std, self.title, self.caption, shares)
 
     def save(self, folder: Path | str, stem: str = "heads") -> tuple[Path, Path, Path]:
-        """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.
+        """Write ``STEM.npz``, then ``STEM.json`` and ``STEM.png``: both or, after an error, none.
 
         The archive has ``values``, ``targets``, ``norm`` and ``criterion``. The JSON has the means
         over all images and for each class, the standard deviation, and the ranking of the heads.
@@ -128,8 +128,9 @@ class HeadImportance:
 
         archive = self.save_numbers(folder, stem)
         summary, picture = archive.with_name(f"{stem}.json"), archive.with_name(f"{stem}.png")
-        save_json(summary, self._summary())
-        save_figure(self.figure(), picture)
+        with whole_file(summary) as text, whole_file(picture) as drawing:
+            save_json(text, self._summary())
+            save_figure(self.figure(), drawing)
         return archive, summary, picture
 
     def save_numbers(self, folder: Path | str, stem: str = "heads") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,13 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from hf_gmar._core.attention import loading
 from hf_gmar._core.interrupts import undeferred_signals
 from hf_gmar._core.threads import lock_models, undoing
+from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
@@ -44,6 +47,7 @@ from hf_gmar.models.hub_errors import (
     config_error,
     model_load_error,
     no_tokenizer,
+    pickled_weights_error,
     processor_error,
     prompts_error,
     tokenizer_error,
@@ -229,6 +233,27 @@ def load_config(
     return _read_config(_source(name, MODEL, revision, token, cache_dir, trust_remote_code))
 
 
+def is_adapter(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> bool:
+    """Return whether a folder or a model on the Hub is a PEFT adapter.
+
+    Args:
+        name: see :func:`load_model`, also for the other arguments.
+        revision: a branch, tag or commit.
+        token: access token for private and gated models.
+        cache_dir: folder of downloads.
+
+    Raises:
+        HfGmarError: see :func:`load_config`.
+    """
+    return _source(name, MODEL, revision, token, cache_dir, False).base is not None
+
+
 def _source(
     model: str | Path,
     kind: str,
@@ -239,15 +264,16 @@ def _source(
 ) -> Source:
     """Check a model's name, revision and token."""
     name = str(model)
-    folder = bundled_folder() if name == BUNDLED else Path(name).expanduser()
-    place = str(folder) if folder.is_dir() else name
+    folder = bundled_folder() if name == BUNDLED else expanded(name)
+    is_local = kind_of(folder) == "folder"
+    place = str(folder) if is_local else name
     looks_local = place.startswith((".", "/", "~", "\\")) or place.count("/") > 1
-    if looks_local and not folder.is_dir():
+    if looks_local and not is_local:
         raise ModelLoadError(
             f"there is no model folder {place}; name a folder made by save_pretrained, a model on "
             f"the Hub as 'owner/name', or {BUNDLED!r}"
         )
-    if revision is not None and folder.is_dir():
+    if revision is not None and is_local:
         raise OptionError(
             f"the revision {revision!r} is given, but {name!r} is a local folder, which has no "
             "revisions; leave it out, or name a model on the Hub"
@@ -304,9 +330,10 @@ def _with_base(source: Source) -> Source:
     if config is None:
         return source
     name, beside = str(config["base_model_name_or_path"]), Path(source.place)
-    if not (Path(name) / "config.json").is_file() and (beside / name).is_dir():
+    has_config = kind_of(Path(name) / "config.json") == "file"
+    if not has_config and kind_of(beside / name) == "folder":
         name = str(beside / name)
-    revision = None if Path(name).is_dir() else config.get("revision")
+    revision = None if kind_of(name) == "folder" else config.get("revision")
     try:
         base = _source(name, source.kind, revision, source.token, source.cache_dir, source.trusted)
     except HfGmarError as error:
@@ -353,6 +380,8 @@ class _Weights:
             else AutoModelForZeroShotImageClassification
         )
         with self._reworded(place):
+            if self.use_safetensors:
+                _check_files(place, config)
             model, info = _load(
                 place,
                 loader.from_pretrained,
@@ -380,6 +409,41 @@ class _Weights:
             ) from error
 
 
+def _check_files(source: Source, config: PreTrainedConfig) -> None:
+    """Check that Transformers will read safetensors alone, inside the model's folder.
+
+    Otherwise an index of safetensors weights, or the config, could name pickled weights.
+
+    Raises:
+        ModelLoadError: other files are named.
+    """
+    names = [getattr(config, "transformers_weights", None) or SAFE_WEIGHTS_NAME]
+    if names == [SAFE_WEIGHTS_NAME] and _file(source, SAFE_WEIGHTS_NAME) is None:
+        names = [SAFE_WEIGHTS_INDEX_NAME]
+    if names[0].endswith(".index.json") and (index := _file(source, names[0])) is not None:
+        names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+    for name in names:
+        if not name.endswith((".safetensors", ".index.json")):
+            raise pickled_weights_error(source, name)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelLoadError(
+                f"{source.name!r} names weights outside of its folder, {name!r}, which are not "
+                "read; put them into the folder"
+            )
+
+
+def _file(source: Source, name: str) -> str | None:
+    """Return the path of a file of the model, downloaded if need be; ``None`` if there is none."""
+    file: str | None = cached_file(
+        source.place,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        **source.access,
+    )
+    return file
+
+
 def _load(place: Source, load: Callable[..., Any], **settings: Any) -> Any:
     """Load a model that is no larger than its files, and don't request a conversion of them.
 
@@ -388,7 +452,7 @@ def _load(place: Source, load: Callable[..., Any], **settings: Any) -> Any:
     """
     switch = "DISABLE_SAFETENSORS_CONVERSION"
     before: list[str | None] = []
-    folder = Path(cached_file(place.place, "config.json", **place.access) or place.place).parent
+    folder = Path(_file(place, "config.json") or place.place).parent
 
     def restore() -> None:
         for value in before:

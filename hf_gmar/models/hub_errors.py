@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.hub import has_file
 
 from hf_gmar._core.families import ZERO_SHOT_CLASSES, model_type
+from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # Kinds of models that can be loaded.
@@ -66,12 +67,12 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the place is a folder."""
-        return Path(self.place).is_dir()
+        return kind_of(self.place) == "folder"
 
     @property
     def access(self) -> dict[str, Any]:
         """Keywords for every download."""
-        cache = None if self.cache_dir is None else str(Path(self.cache_dir).expanduser())
+        cache = None if self.cache_dir is None else str(expanded(self.cache_dir))
         return {"revision": self.commit or self.revision, "token": self.token, "cache_dir": cache}
 
     def has(self, *names: str) -> bool:
@@ -210,16 +211,21 @@ def check_complete(
         OptionError: weights are missing because the model needs prompts.
     """
     if misfits:
-        name, (saved, needed) = min(misfits.items())
-        raise ModelLoadError(
-            f"the weights of {source.name!r} do not fit its config: {name} has the shape "
-            f"{tuple(saved)}, and the config makes it {tuple(needed)}; give the folder the "
-            "config.json that the model was trained with (number of classes, sizes)"
-        )
+        raise misfit_error(source.name, misfits)
     if names := sorted(missing):
         if source.kind == CLASSIFIER and takes_prompts(config):
             raise _no_prompts(source)
         raise incomplete_error(source.name, names, source.kind)
+
+
+def misfit_error(name: str, misfits: Mapping[str, Sequence[Sequence[int]]]) -> ModelLoadError:
+    """Name the first weight whose shape, saved and needed, is another one."""
+    weight, (saved, needed) = min(misfits.items())
+    return ModelLoadError(
+        f"the weights of {name!r} do not fit its config: {weight} has the shape {tuple(saved)}, "
+        f"and the config makes it {tuple(needed)}; give the folder the config.json that the model "
+        "was trained with (number of classes, sizes)"
+    )
 
 
 def takes_prompts(config: PreTrainedConfig) -> bool:
@@ -282,6 +288,9 @@ _KNOWN: dict[type[BaseException] | int | str, str] = {
     "does not recognize this architecture": "{name!r} is of the model type {model_type!r}, which "
     "Transformers {version} does not know; check its config.json, or update Transformers with 'pip "
     "install --upgrade transformers'",
+    "automatic conversion of the weights": "the weights of {name!r} can't be converted to the "
+    "names and shapes of Transformers {version}; they are damaged or of another model: save or "
+    "download the model again",
     "Unrecognized configuration class": "{name!r} could not be loaded as {kind}: Transformers has "
     "none for its {config}; 'hf-gmar models' lists what can be explained",
 }

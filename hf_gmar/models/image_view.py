@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import BaseImageProcessor
 
 from hf_gmar.errors import InputError
+from hf_gmar.models.pixel_values import check_resized
 
 # Slopes of the three ramps, one in each channel: levels for one step along x and along y. Their
 # directions are some 120 degrees apart, so that their sum is constant in the image and different in
@@ -29,6 +30,8 @@ _MIDDLE = 125  # level in the middle of the image: a grey that no processor pads
 _STEEPEST = int(np.abs(_RISES).sum(axis=1).max())
 _ROUNDING = 2.5  # bound of the rounding error in the sum of the channels
 _LARGE = 1 << 20  # pixels of an image in which rounding averages out
+_WINDOWS = 3  # images that share the levels of a ramp for a smaller one, 255 levels on each
+_STRIP = 20  # sides of a strip
 _BLOCK = 1 << 17  # pixels that are drawn at once, so that they stay in the CPU's cache
 
 _Floats: TypeAlias = NDArray[np.float64]
@@ -109,8 +112,9 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
     an input pixel of the image's border is put on the border. Along an axis of a single pixel the
     image fills its part of the input.
 
-    The cost is one processor call on an image of this size, three below a megapixel. Results for
-    the last sizes are cached while the processor's settings stay.
+    The cost is one processor call on an image of this size, three below a megapixel, and some more
+    if less than half of a side is seen. Results for the last sizes are cached while the processor's
+    settings stay.
 
     Args:
         processor: an image processor for colour images.
@@ -120,7 +124,8 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
         The view; its box is in pixels of the original.
 
     Raises:
-        InputError: an empty size, or the processor flips, rotates, tiles or changes colours.
+        InputError: an empty size, or one that the processor resizes to more pixels than Pillow
+            reads; or the processor flips, rotates, tiles or changes colours.
 
     Example:
         >>> from transformers import DeiTImageProcessorPil  # to 256 x 256, of which 224 x 224
@@ -130,6 +135,7 @@ def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageV
     """
     if min(size) < 1:
         raise InputError(f"the size is {size}; needed are a height and a width of at least 1 pixel")
+    check_resized(processor, *size)
     return _measured(processor, repr(vars(processor)), (int(size[0]), int(size[1])))
 
 
@@ -142,7 +148,7 @@ def seen_part(processor: BaseImageProcessor, image: Image.Image) -> Image.Image:
 @functools.lru_cache(maxsize=64)
 def _measured(processor: BaseImageProcessor, _settings: str, size: tuple[int, int]) -> ImageView:
     try:
-        return ImageView(size, _box(processor, _Ramps(size)))
+        return ImageView(size, _box(processor, _Ramps.whole(size)))
     except _NoPictureError as error:
         raise InputError(
             f"the image processor {type(processor).__name__} gives {error}; to show relevance on "
@@ -160,7 +166,12 @@ def _box(processor: BaseImageProcessor, ramps: _Ramps) -> tuple[float, float, fl
     levels = np.sum([_process(processor, image) for image in images], axis=0) - ramps.middle
     rows, columns = _image_part(levels, _ROUNDING * ramps.windows)
     across, down = _places(levels[:, rows, columns])
-    height, width = (_Axis(pixels, ramps.step(pixels)) for pixels in ramps.size)
+    height, width = ramps.axes
+    spans = height.seen(down), width.seen(across)
+    if spans != ramps.spans:  # little is seen of a long axis: steeper ramps tell where it is
+        return _box(processor, replace(ramps, spans=spans))
+    if ramps.windows == 1 and ramps.needs_windows:
+        return _box(processor, replace(ramps, windows=_WINDOWS))
     top, bottom = height.edges(down, rows.start, levels.shape[1])
     left, right = width.edges(across.T, columns.start, levels.shape[2])
     return top, left, bottom, right
@@ -168,31 +179,52 @@ def _box(processor: BaseImageProcessor, ramps: _Ramps) -> tuple[float, float, fl
 
 @dataclass(frozen=True)
 class _Ramps:
-    """The ramp image for a processor, drawn once or, for finer ramps, as several windows."""
+    """The ramp image for a processor, drawn once or, for finer ramps, as several windows.
+
+    The ramps rise over a span of each axis; outside, they are flat.
+    """
 
     size: tuple[int, int]
+    spans: tuple[tuple[int, int], tuple[int, int]]
+    windows: int = 1
+
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> _Ramps:
+        """Return the ramps over whole axes."""
+        ramps = cls(size, _whole(size))
+        # A processor may enlarge a strip to many megapixels: one window tells what is seen of it.
+        is_strip = max(size) > _STRIP * min(size)
+        return replace(ramps, windows=_WINDOWS) if ramps.needs_windows and not is_strip else ramps
 
     @property
-    def windows(self) -> int:
-        """Number of images that share the levels of a ramp, 255 on each."""
-        return 1 if math.prod(self.size) >= _LARGE else 3
+    def needs_windows(self) -> bool:
+        """Whether rounding does not average out over the pixels of the span."""
+        return math.prod(self.size) < _LARGE and self.spans == _whole(self.size)
 
     @property
     def middle(self) -> int:
         """Level in the middle of the image, in all channels."""
         return _MIDDLE * self.windows
 
-    def step(self, pixels: int) -> float:
-        """Distance of neighbouring pixels along an axis, in steps of the slopes."""
+    @property
+    def axes(self) -> list[_Axis]:
+        """Height and width."""
+        return [
+            _Axis(pixels, span, self._step(span[1] - span[0]))
+            for pixels, span in zip(self.size, self.spans, strict=True)
+        ]
+
+    def _step(self, pixels: int) -> float:
+        """Distance of neighbouring pixels in a span, in steps of the slopes."""
         reach = self.middle // _STEEPEST  # x and y run from -reach to reach
-        if max(self.size) <= reach:
+        if max(end - start for start, end in self.spans) <= reach:
             return float(2 * (reach // pixels))  # whole, as few pixels average badly
         return 2 * reach / pixels
 
     def draw(self, window: int) -> _Bytes:
         """Draw the levels of a window, (height, width, 3)."""
         picture = np.empty((*self.size, 3), np.uint8)
-        y, x = ((np.arange(n) - (n - 1) / 2) * self.step(n) for n in self.size)
+        y, x = ((np.arange(axis.pixels) + 0.5 - axis.middle) * axis.step for axis in self.axes)
         block = max(1, _BLOCK // self.size[1])
         for channel, (along_x, along_y) in enumerate(_RISES):
             across = (along_x * x).astype(np.float32)
@@ -201,6 +233,10 @@ class _Ramps:
                 rows = slice(first, first + block)
                 picture[rows, :, channel] = np.clip(across + down[rows, None], 0, 255)
         return picture
+
+
+def _whole(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (0, size[0]), (0, size[1])
 
 
 def _process(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
@@ -267,10 +303,23 @@ def _crookedness(places: tuple[_Floats, _Floats]) -> float:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of the image: its pixels, and the step between them."""
+    """One axis of the image: its pixels, the span of the ramps, and the step between pixels."""
 
     pixels: int
+    span: tuple[int, int]
     step: float
+
+    @property
+    def middle(self) -> float:
+        """Middle of the span."""
+        return sum(self.span) / 2
+
+    def seen(self, levels: _Floats) -> tuple[int, int]:
+        """Return a span around all levels, if it is less than half of the present one."""
+        low, high = levels.min() / self.step + self.middle, levels.max() / self.step + self.middle
+        margin = 2 + 2 / self.step + (high - low) / 8  # rounding, and what resizing mixes in
+        start, end = max(0, math.floor(low - margin)), min(self.pixels, math.ceil(high + margin))
+        return (start, end) if end - start < (self.span[1] - self.span[0]) / 2 else self.span
 
     def edges(self, levels: _Floats, first: int, length: int) -> tuple[float, float]:
         """Return start and end of a picture of ``length``, in pixels of the image.
@@ -278,7 +327,7 @@ class _Axis:
         The levels (along, across) are of the part with the image, which starts at ``first``.
         """
         core = levels[_core(levels.shape[0]), _core(levels.shape[1])]
-        places = core / self.step + self.pixels / 2
+        places = core / self.step + self.middle
         line = self._line(places, first + _core(levels.shape[0]).start)
         slope = self.pixels / levels.shape[0] if line is None else line[0]
         start = -first * slope if line is None else line[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,12 +28,13 @@ def label_of(config: PreTrainedConfig, index: int) -> str:
     return labels_of(config).get(index, f"class {index}")
 
 
-def find_class(config: PreTrainedConfig, text: str, count: int | None = None) -> int:
-    """Return the index of a class from its number, its label or a comma-separated part of it.
+def find_class(config: PreTrainedConfig, name: int | str, count: int | None = None) -> int:
+    """Return the index of a class from its index, its label or a comma-separated part of it.
 
     Args:
         config: the model's config, which names the classes.
-        text: the number or label.
+        name: the index as a number or text, or the label. ``"index:1"`` is the class with index 1
+            and ``"label:1"`` the class called "1", for labels that are numbers.
         count: number of the model's scores for an image; ``None`` if it is the number of names.
 
     Raises:
@@ -41,40 +43,60 @@ def find_class(config: PreTrainedConfig, text: str, count: int | None = None) ->
     Example:
         >>> from transformers import ViTConfig
         >>> config = ViTConfig(id2label={0: "tabby, tabby cat", 1: "Egyptian cat"})
-        >>> find_class(config, "egyptian cat"), find_class(config, "tabby"), find_class(config, "1")
+        >>> find_class(config, "egyptian cat"), find_class(config, "tabby"), find_class(config, 1)
         (1, 0, 1)
     """
     labels = labels_of(config, count)
-    if re.fullmatch(r"\s*[-+]?\d+\s*", text):
-        number = text.strip()
-        index = int(number) if len(number) < 10 else -1  # Python can't read very long numbers
-        if index not in labels:
-            raise TargetError(
-                f"target {number[:20]} is out of range: the model has {len(labels)} classes, 0 to "
-                f"{len(labels) - 1}"
-            )
-        return index
-    indices = classes_called(labels, text)
-    if len(indices) == 1:
-        return indices[0]
-    if indices:
-        choices = ", ".join(f"{index} ({labels[index]})" for index in indices)
+    text = str(name).strip()
+    kind = "index" if isinstance(name, numbers.Integral) and not isinstance(name, bool) else ""
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in ("index", "label") and not classes_called(labels, text):
+        kind, text = prefix, rest.strip()
+    named = [] if kind == "index" else classes_called(labels, text)
+    # Python can't read very long numbers.
+    is_number = kind != "label" and re.fullmatch(r"[-+]?\d{1,9}", text)
+    number = int(text) if is_number else -1
+    if number in labels and named not in ([], [number]):
+        others = ", ".join(f"{index} ({labels[index]})" for index in named)
+        raise TargetError(
+            f"{text!r} is the index of the class {labels[number]!r} and the name of the class "
+            f"{others}; say which one: index:{text} or label:{text}"
+        )
+    if number in labels:
+        return number
+    if len(named) == 1:
+        return named[0]
+    if named:
+        choices = ", ".join(f"{index} ({labels[index]})" for index in named)
         raise TargetError(f"the label {text!r} fits several classes: {choices}; use the number")
+    raise _no_class(labels, text, kind)
+
+
+def _no_class(labels: Mapping[int, str], text: str, kind: str) -> TargetError:
+    if not labels:
+        return TargetError(f"no class is called {text!r}: the model's config names no classes")
+    if kind == "index" or (kind != "label" and re.fullmatch(r"[-+]?\d+", text)):
+        return TargetError(
+            f"target {text[:20]} is out of range: the model has {len(labels)} classes, 0 to "
+            f"{max(labels)}"
+        )
     similar = difflib.get_close_matches(text, labels.values(), n=3, cutoff=0.5)
     examples = ", ".join(similar or list(labels.values())[:3])
-    raise TargetError(
+    return TargetError(
         f"no class is called {text!r}; {'similar' if similar else 'for example'}: {examples} "
         f"({len(labels)} classes)"
     )
 
 
-def find_classes(config: PreTrainedConfig, names: Sequence[str]) -> list[int]:
+def find_classes(
+    config: PreTrainedConfig, names: Sequence[int | str], count: int | None = None
+) -> list[int]:
     """Return the index of each class, see :func:`find_class`, in order.
 
     Raises:
         TargetError: a class does not exist, or two names are of the same class.
     """
-    indices = [find_class(config, name) for name in names]
+    indices = [find_class(config, name, count) for name in names]
     for place, index in enumerate(indices):
         if (first := indices.index(index)) < place:
             raise TargetError(
@@ -114,6 +136,18 @@ def labels_of(config: PreTrainedConfig, count: int | None = None) -> dict[int, s
     if count is None:
         return labels
     return {index: labels.get(index, f"class {index}") for index in range(count)}
+
+
+def classes_of_model(model: Any, names: Sequence[int | str]) -> list[int]:
+    """Return the index of each class of a model, see :func:`find_classes`.
+
+    A model may give more scores than its config names: these classes have indices.
+    """
+    adapter = ModelAdapter.of(model)
+    try:
+        return find_classes(config_of(adapter), names)
+    except TargetError:
+        return find_classes(config_of(adapter), names, class_count(model))
 
 
 def class_count(model: Any) -> int:

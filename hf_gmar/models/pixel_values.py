@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -42,7 +43,7 @@ def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int)
 
     Raises:
         InputError: the image, the processor and the model have different numbers of channels, or
-            the processor can't process such values.
+            the processor can't process such values or makes too many pixels.
     """
     own: dict[str, Any] = {"return_tensors": "pt"}
     if channels != 3 and getattr(processor, "do_convert_rgb", False):
@@ -56,11 +57,13 @@ def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int)
                 f"{len(image.getbands())}; give an array (height, width, {channels}), on the "
                 "command line as a .npy file"
             )
-        pixels: Tensor = processor(images=image.convert(MODES[channels]), **own).pixel_values
+        check_resized(processor, image.height, image.width)
+        pixels: Tensor = processor(images=to_rgb(image, MODES[channels]), **own).pixel_values
         return pixels
     own["input_data_format"] = ChannelDimension.LAST
     planes = channels_last(image, channels)
     _check_values(processor, planes)
+    check_resized(processor, *planes.shape[:2])
     parts = []
     step = channels if channels in MODES else 1
     for index in range(0, channels, step):
@@ -77,6 +80,47 @@ def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int)
     return torch.cat(parts, dim=1)
 
 
+def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Convert an image to 8-bit RGB, or another 8-bit mode, upright as its EXIF data says.
+
+    16-bit values are scaled to 8 bits.
+
+    Raises:
+        InputError: the range of the pixels is not known.
+    """
+    image = ImageOps.exif_transpose(image)
+    # Pillow's own conversion clips all values above 255 to white.
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"the image has pixels of mode {image.mode!r} (32 bits), whose range is not known; "
+            "save it with 8 or 16 bits"
+        )
+    return image.convert(mode)
+
+
+def check_resized(processor: BaseImageProcessor, height: int, width: int) -> None:
+    """Raise an InputError if a processor resizes an image to more pixels than Pillow reads.
+
+    Processors that set the shortest edge make a thin strip very long.
+    """
+    size: Any = getattr(processor, "size", None)
+    edge = size.get("shortest_edge") if hasattr(size, "get") else None
+    limit = Image.MAX_IMAGE_PIXELS
+    if not edge or not limit or not getattr(processor, "do_resize", False):
+        return
+    short, long = sorted((height, width))
+    longest = size.get("longest_edge") or math.inf
+    length = min(edge * long / max(short, 1), longest)
+    if edge * length > 2 * limit:  # Pillow refuses files above twice its limit
+        raise InputError(
+            f"the image has {height} x {width} pixels, and the image processor "
+            f"{type(processor).__name__} resizes its shorter side to {edge}, the other to "
+            f"{length:,.0f}: more than {2 * limit:,} pixels in all; crop the image first"
+        )
+
+
 def picture_of_input(image: ImageLike, channels: int) -> Image.Image:
     """Return the picture of an image in RGB: of an array, the first three channels, or the first.
 
@@ -90,7 +134,7 @@ def picture_of_input(image: ImageLike, channels: int) -> Image.Image:
         (255, 255, 255)
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     values = channels_last(image, channels)[..., : 3 if channels >= 3 else 1].astype(np.float64)
     low, high = values.min(), values.max()
     if low < 0 or high > 255:

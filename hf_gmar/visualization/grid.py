@@ -100,7 +100,7 @@ def grid_figure(
 
     Args:
         pictures: B images of one shape, cropped to the part that the model saw.
-        titles: the text below each image.
+        titles: the text below each image, in one or two lines; see ``wrapped`` for long ones.
         columns: the methods.
         caption: the text below the figure.
 
@@ -155,7 +155,7 @@ def _draw_images(
     for row, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = _cell(figure, layout, (band, row, 0))
         axes.imshow(picture, aspect="auto", extent=_UNIT)
-        lines = "\n".join(wrapped(line, _WIDTH, 8, 1) for line in title.splitlines())
+        lines = "\n".join(wrapped(line, _WIDTH, 8, 1) for line in title.split("\n"))
         axes.text(0, -0.05 / layout.cell, lines, fontsize=8, va="top", transform=axes.transAxes)
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import functools
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from hf_gmar._utils.text import escape_dollars, visible
+
 _ROUNDING = 1.05  # a drawn text is up to this much wider, as its letters are fitted to the dots
 _ELLIPSIS = "…"
+_LONGEST = 1000  # letters of a text that is shortened: no figure has room for more
 
 
 def wrapped(text: str, width: float, size: float, lines: int = 3) -> str:
     """Wrap a label to at most ``lines`` lines of ``width`` inches, and escape its dollar signs.
 
     A word that is wider than a line is broken, after a hyphen if there is one. Text beyond the last
-    line becomes an ellipsis. ``size`` is the font size in points.
+    line becomes an ellipsis; but what follows the last two spaces stays, such as the probability
+    after a label, and the text before it is shortened. Hidden characters become escapes. ``size``
+    is the font size in points.
 
     Example:
         >>> print(wrapped("German shepherd, alsatian", 1.0, 10))
@@ -26,13 +33,41 @@ def wrapped(text: str, width: float, size: float, lines: int = 3) -> str:
         shepherd,
         alsatian
     """
-    filled: list[str] = []
-    for line in _lines(text.split(), width, size):
-        if len(filled) == lines:
-            filled[-1] = _shortened(filled[-1], width, size)
-            break
-        filled.append(line)
+    shown = visible(text, keep="\n\t")
+    filled = _filled(shown.split(), width, size, lines)
+    body, gap, end = shown.strip().rpartition("  ")
+    if len(filled) > lines and gap:
+        filled = _shortened_before(body.split(), end.split(), width, size, lines)
+    if len(filled) > lines:
+        filled = [*filled[: lines - 1], _shortened(filled[lines - 1], width, size)]
     return escape_dollars("\n".join(filled))
+
+
+def _filled(words: Sequence[str], width: float, size: float, lines: int) -> list[str]:
+    """Return the lines, or one more than ``lines`` if the words need more."""
+    return list(islice(_lines(words, width, size), lines + 1))
+
+
+def _shortened_before(
+    body: Sequence[str], end: Sequence[str], width: float, size: float, lines: int
+) -> list[str]:
+    """Return the lines of the longest beginning of the body, an ellipsis, and the end.
+
+    An end that leaves no line to the body is shortened as well.
+    """
+    most = max(lines - 1, 1)
+    tail = _filled(end, width, size, most)
+    if len(tail) > most:
+        tail = [*tail[: most - 1], _shortened(tail[most - 1], width, size)]
+    text, words = " ".join(body), " ".join(tail).split()
+
+    def filled(count: int) -> list[str]:
+        beginning = text[:count].rstrip() + _ELLIPSIS
+        return _filled([*beginning.split(), *words], width, size, lines)
+
+    counts = range(min(len(text), _LONGEST) + 1)
+    count = bisect_left(counts, 1, key=lambda count: len(filled(count)) > lines) - 1
+    return filled(max(count, 0))
 
 
 def _lines(words: Sequence[str], width: float, size: float) -> Iterator[str]:
@@ -91,8 +126,3 @@ def legend_columns(labels: Sequence[str], width: float, size: float) -> int:
         if needed <= width:
             return columns
     return 1
-
-
-def escape_dollars(text: str) -> str:
-    """Escape "$" in a label, so that matplotlib does not read a formula."""
-    return text.replace("$", r"\$")

@@ -142,7 +142,7 @@ def test_a_contrast(run: Run, bundled: LoadedModel, scene: Image.Image) -> None:
     done = run("--method", "grad-sam", "--target", "heart", "--contrast", "cross")
     assert done.code == 0
     (archive,) = done.folder.glob("*.npz")
-    assert archive.name.endswith(".6-heart-not-cross.grad-sam.npz")
+    assert archive.name.endswith(".6-heart-not-4-cross.grad-sam.npz")
     assert archive.with_suffix(".png").is_file()
     pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
     wanted = GradSAM(bundled.model).attribute_patches(pixels, 6, contrast=4)[0]

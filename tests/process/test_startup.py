@@ -63,6 +63,15 @@ def test_help_and_mistakes_load_nothing_heavy(words: list[str], text: str) -> No
     assert not loaded & HEAVY
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_few_letters_gets_the_others_as_escapes(encoding: str) -> None:
+    """Also of what typer prints."""
+    for words in (["--help"], ["explain", "--help"], ["methods"]):
+        assert "Traceback" not in started("-m", "hf_gmar", *words, PYTHONIOENCODING=encoding)[1]
+    _, printed = started("-m", "hf_gmar", "explain✓", PYTHONIOENCODING=encoding)
+    assert "No such command 'explain\\u2713'" in printed
+
+
 @pytest.mark.parametrize("environment", [{}, COMPLETION], ids=["help", "completion"])
 def test_the_installed_command_loads_nothing_heavy(environment: dict[str, str]) -> None:
     loaded, printed = started(installed(), *([] if environment else ["--help"]), **environment)

@@ -10,11 +10,8 @@ import logging
 import pickle
 import runpy
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +43,10 @@ from transformers.utils import logging as transformers_logging
 
 from hf_gmar import GMAR, GradSAM, ImageAttributionPipeline
 from hf_gmar import pipeline as module
-from hf_gmar.data import draw_scene
+from hf_gmar.data import draw_scene, open_image
 from hf_gmar.errors import (
     HfGmarError,
+    ImageFileError,
     InputError,
     ModelLoadError,
     OptionError,
@@ -61,6 +59,7 @@ from hf_gmar.visualization import overlay_image
 from tests.reference.models import PROMPTS, build, of_two, prompted, scene_model
 from tests.reference.tolerances import PATIENCE
 from tests.support.state import unchanged
+from tests.support.web_server import serve
 
 Found = list[dict[str, Any]]
 
@@ -234,25 +233,6 @@ def test_a_processor_that_takes_no_settings(cropping: Any) -> None:
     assert torch.equal(other(picture(144, 72))[0]["attribution"].isnan(), cropped)
 
 
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """The files of a folder on a local web server; gives its address."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Nothing on the terminal."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PICTURES as 0.png, 1.png and so on."""
@@ -340,15 +320,38 @@ def test_several_images_in_one_array_are_refused(explain: Any) -> None:
         explain(torch.stack([_tensor(PICTURES[1])] * 2))
 
 
-@pytest.mark.parametrize("given", ["nowhere.png", 3, None])
-def test_what_is_no_image_is_refused_as_by_image_classification(
-    explain: Any, classify: Any, given: Any
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ("nowhere.png", ImageFileError, "there is no image file nowhere.png, and it is no URL"),
+        (3, InputError, "a path, a URL, base64 text or a Pillow image; got int"),
+        (None, InputError, "got NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    explain: Any, given: Any, error: type[HfGmarError], said: str
 ) -> None:
-    with pytest.raises((ValueError, TypeError)) as wanted:
-        classify([given])
-    with pytest.raises(type(wanted.value)) as found:
+    with pytest.raises(error, match=said):
         explain([given])
-    assert str(found.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "P", "CMYK", "LA"])
+def test_files_are_read_as_the_command_reads_them(explain: Any, tmp_path: Path, mode: str) -> None:
+    values = np.asarray(PICTURES[2].convert("L"))
+    if mode == "I;16":
+        image = Image.fromarray(values.astype(np.uint16) * 257)
+    else:
+        image = PICTURES[2].convert(mode)
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    expected = explain(open_image(path), overlay=True)
+    assert_same(explain(str(path), overlay=True), expected)
+    assert_same(explain(image, overlay=True), expected)
+
+
+def test_pixels_of_an_unknown_range(explain: Any) -> None:
+    with pytest.raises(InputError, match="mode 'F'"):
+        explain(Image.fromarray(np.zeros((4, 4), np.float32)))
 
 
 class Pictures(Dataset[Any]):
@@ -671,8 +674,13 @@ def test_a_model_without_its_class_head_is_refused(tmp_path: Path) -> None:
     assert len(pipeline("image-classification", model=headless)(PICTURES[0])) == 5
     with pytest.raises(ModelLoadError, match=r"lack classifier.bias, classifier.weight; it is no"):
         pipeline("image-attribution", model=headless)
-    other = {"num_labels": 3, "ignore_mismatched_sizes": True}
-    with pytest.raises(ModelLoadError, match=r"lack classifier.bias, classifier.weight; it is no"):
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_mismatched_sizes": True}])
+def test_weights_of_other_shapes_are_refused(options: dict[str, Any]) -> None:
+    other = {"num_labels": 3, **options}
+    said = r"do not fit its config: classifier.bias has the shape \(8,\), .* makes it \(3,\)"
+    with pytest.raises(ModelLoadError, match=said):
         pipeline("image-attribution", model=bundled_folder(), model_kwargs=other)
 
 

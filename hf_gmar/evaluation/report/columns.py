@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from hf_gmar._utils.stats import Array
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.results import Failure, Order
+
+_TOO_LARGE = 2**1023  # for a float; JSON has whole numbers of any length
 
 ORDERS: tuple[Order, ...] = ("morf", "lerf")
 
@@ -47,11 +50,11 @@ class Columns:
         """Read each row once.
 
         Raises:
-            InputError: a row lacks an index or a method, or two rows contradict each other.
+            InputError: see :func:`check_row`, or two rows contradict each other.
         """
         columns = cls()
         for row in rows:
-            _check(row)
+            check_row(row)
             if row.get("error") is not None:
                 columns._add_failure(row)
                 columns.methods |= {row["method"]} - {None}
@@ -104,13 +107,13 @@ class Columns:
         self.methods.add(method)
         self.explained.add(index)
         self._done.add((index, method))
-        for measure, reason in row.get("undefined", {}).items():
+        for measure, reason in (row.get("undefined") or {}).items():
             self._add_failure({**row, "method": f"{method}, {measure}", "error": reason})
-        for measure, value in row.get("values", {}).items():
+        for measure, value in (row.get("values") or {}).items():
             if _is_number(value):
                 column = self.values.setdefault((measure, method), {})
                 _set(column, index, float(value), f"{measure} of {method}")
-        for perturbation, curves in row.get("curves", {}).items():
+        for perturbation, curves in (row.get("curves") or {}).items():
             for order in ORDERS:
                 scores = curves.get(order)
                 if scores and all(map(_is_number, scores)):
@@ -119,23 +122,71 @@ class Columns:
 
     def _add_curve(self, key: CurveKey, index: int, fractions: Any, scores: Any) -> None:
         name = f"the curve of {key[2]} under {key[0]}"
-        if len(fractions) != len(scores):
-            raise InputError(
-                f"{name} for image {index} has {len(scores)} scores at {len(fractions)} fractions; "
-                "each score needs the share of patches that is removed"
-            )
         curve = np.array([fractions, scores], dtype=float)
         _set(self.curves.setdefault(key, {}), index, curve, name)
 
 
-def _check(row: Mapping[str, Any]) -> None:
-    index, method = row.get("index"), row.get("method")
-    named = isinstance(method, str) or (method is None and row.get("error") is not None)
-    if not isinstance(index, int) or not named:
+def check_row(row: object) -> None:
+    """Check that a row has the form that :func:`~hf_gmar.evaluation.summarize` describes.
+
+    Raises:
+        InputError: a part of the row is missing or has another type.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"a row must be an object with an index and a method, got {_short(row)}")
+    index, method, error = row.get("index"), row.get("method"), row.get("error")
+    named = isinstance(method, str) or (method is None and error is not None)
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0 or not named:
         raise InputError(
             "a row must have the index of its image and the label of its method, or no method and "
-            f"an error; got index {index!r} and method {method!r}"
+            f"an error; got index {_short(index)} and method {_short(method)}"
         )
+    for name, needed, of_type in (
+        ("key", "a text", str), ("error", "a text", str),
+        ("values", "numbers by measure", Mapping), ("undefined", "texts by measure", Mapping),
+        ("curves", "scores by perturbation", Mapping), ("fractions", "numbers", Sequence),
+    ):  # fmt: skip
+        if row.get(name) is not None and not isinstance(row[name], of_type):
+            raise InputError(f"{name} of a row must be {needed}, got {_short(row[name])}")
+    if error is None and row.get("values") is None and row.get("curves") is None:
+        raise InputError("a row must have values or an error, and this one has neither")
+    _check_numbers("values", (row.get("values") or {}).values())
+    _check_curves(method, row.get("curves") or {}, row.get("fractions") or ())
+
+
+def _check_curves(method: str | None, curves: Mapping[str, Any], fractions: Sequence[Any]) -> None:
+    _check_numbers("fractions", fractions)
+    if not all(map(_is_number, fractions)):
+        raise InputError(f"the fractions of a row must be finite, got {_short(fractions)}")
+    for perturbation, orders in curves.items():
+        if not isinstance(orders, Mapping):
+            raise InputError(f"a curve must have scores by order, got {_short(orders)}")
+        for scores in map(orders.get, ORDERS):
+            if scores is None:
+                continue
+            if not isinstance(scores, Sequence):
+                raise InputError(f"the scores of a curve must be numbers, got {_short(scores)}")
+            _check_numbers("curves", scores)
+            if scores and len(fractions) != len(scores):
+                raise InputError(
+                    f"the curve of {method} under {perturbation} has {len(scores)} scores at "
+                    f"{len(fractions)} fractions; each score needs the share of patches that is "
+                    "removed"
+                )
+
+
+def _check_numbers(name: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if value is None or type(value) is float:
+            continue
+        too_large = isinstance(value, int) and abs(value) >= _TOO_LARGE
+        if not isinstance(value, Real) or too_large:
+            raise InputError(f"{name} of a row must be numbers, got {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_number(value: Any) -> bool:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_gmar._utils.text import markdown
 from hf_gmar._utils.version import __version__
 from hf_gmar.evaluation.report.results import ALPHA, Measure, Results
 from hf_gmar.evaluation.report.statistics import FLIPS
-from hf_gmar.evaluation.report.tables import Text, differences, legend, markdown_table, means, plain
+from hf_gmar.evaluation.report.tables import Text, differences, legend, markdown_table, means
 from hf_gmar.metrics.registry import METRICS
 
 _LISTED = 20  # broken images that the page names; the summary names all
@@ -83,14 +84,14 @@ def page(results: Results, pictures: Sequence[Picture] = ()) -> str:
 def _facts(results: Results) -> Iterator[str]:
     settings, broken = results.settings, len(results.broken)
     names = {"Model": _name(settings.get("model")), "Data": _name(settings.get("data"))}
-    facts = {fact: plain(name) for fact, name in names.items() if name}
+    facts = {fact: markdown(name) for fact, name in names.items() if name}
     facts["Images"] = f"{results.images}{f', and {broken} broken' if broken else ''}"
     facts["Methods"] = str(len(results.methods))
     if results.baseline is not None:
-        facts["Baseline"] = plain(results.baseline)
+        facts["Baseline"] = markdown(results.baseline)
     for fact, setting in (("Explained class", "explained_class"), ("Score", "score")):
         if (value := settings.get(setting)) is not None:
-            facts[fact] = _VALUES.get(str(value), plain(str(value)))
+            facts[fact] = _VALUES.get(str(value), markdown(str(value)))
     yield "\n".join(f"- {fact}: {value}" for fact, value in facts.items())
 
 
@@ -108,27 +109,27 @@ def _how_to_read(results: Results) -> Iterator[str]:
     yield (
         "Each number is a mean over n images, with its 95 % interval in brackets (percentile "
         "bootstrap over images). An arrow shows which direction is better, and bold marks the best "
-        f"mean. {plain('–')} means that there is no value."  # noqa: RUF001
+        f"mean. {markdown('–')} means that there is no value."  # noqa: RUF001
     )
     if results.baseline is None:
         return
     yield (
         "A difference is the method's value minus the baseline's value on the same image, averaged "
         "over the images that have both values. Marks show significant differences: "
-        f"{plain(legend(results.baseline))}. △ and ▽ mean higher and lower if neither direction is "
-        "better. The p-values are of a two-sided sign-flip permutation test with all flips or "
+        f"{markdown(legend(results.baseline))}. △ and ▽ mean higher and lower if neither direction "
+        "is better. The p-values are of a two-sided sign-flip permutation test with all flips or "
         f"{FLIPS:,} random flips, after Holm's correction over the methods of one measure. They "
         "are in `summary.json`."
     )
     if results.baseline not in results.methods:
-        yield f"There are no differences, as the baseline {plain(results.baseline)} has no rows."
+        yield f"There are no differences, as the baseline {markdown(results.baseline)} has no rows."
 
 
 def _metrics(results: Results) -> Iterator[str]:
     """Explain each metric that is shown; metrics of other packages need not be installed."""
     names = dict.fromkeys(measure.metric for measure in results.measures)
     lines = [
-        f"- `{name}`: {plain(METRICS[name].summary)}"
+        f"- `{name}`: {markdown(METRICS[name].summary)}"
         for name in names
         if name in METRICS and METRICS[name].summary
     ]
@@ -140,13 +141,13 @@ def _metrics(results: Results) -> Iterator[str]:
 def _groups(results: Results, pictures: Sequence[Picture]) -> Iterator[str]:
     groups = results.groups
     for title in dict.fromkeys([*groups, *(picture.group for picture in pictures)]):
-        yield f"## {plain(title)}"
+        yield f"## {markdown(title)}"
         if title in groups:
             yield from _tables(results, groups[title])
         for picture in pictures:
             if picture.group == title:
-                yield f"![{plain(picture.caption)}]({picture.file})"
-                yield f"*{plain(picture.caption)}*"
+                yield f"![{markdown(picture.caption)}]({picture.file})"
+                yield f"*{markdown(picture.caption)}*"
 
 
 def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
@@ -155,9 +156,9 @@ def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
     compared = results.compared(measures)
     if compared:
         heads, rows = differences(results, compared)
-        yield f"### Differences to {plain(str(results.baseline))}"
+        yield f"### Differences to {markdown(str(results.baseline))}"
         yield markdown_table(["method", *heads], rows)
-    missing = [plain(measure.title) for measure in measures if measure not in compared]
+    missing = [markdown(measure.title) for measure in measures if measure not in compared]
     if missing and results.baseline in results.methods and len(results.methods) > 1:
         yield f"Not compared, because no image has both values: {', '.join(missing)}."
 
@@ -178,7 +179,7 @@ def _failures(results: Results) -> Iterator[str]:
     if broken:
         yield "## Images that could not be measured"
         yield f"The numbers do not include these images ({len(broken)})."
-        lines = [f"- {plain(item.key)}: {plain(item.reason)}" for item in broken[:_LISTED]]
+        lines = [f"- {markdown(item.key)}: {markdown(item.reason)}" for item in broken[:_LISTED]]
         if more := len(broken) - len(lines):
             lines.append(f"- and {more} more, in `summary.json`")
         yield "\n".join(lines)

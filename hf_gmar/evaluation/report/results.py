@@ -36,7 +36,8 @@ class ExampleMaps:
 
     Attributes:
         picture: the image, cropped to the part that the model saw.
-        title: the text below the image, for example its class and name; at most two lines.
+        title: the text below the image, for example its class, two spaces and probability, and its
+            name; at most two lines.
         maps: relevance of each patch, (rows, columns), by label of the method.
     """
 

@@ -85,7 +85,7 @@ class Summary(Results):
             "curves": list(map(asdict, self.curves)),
             "failures": list(map(asdict, self.failures)),
         }
-        return json.dumps(_plain(numbers), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n"
 
 
 def summarize(

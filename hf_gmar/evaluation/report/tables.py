@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text as RichText
 
+from hf_gmar._utils.text import markdown, visible
 from hf_gmar.evaluation.report.results import ALPHA, Cell, Difference, Measure, Results
 
 LEVELS = {"**": 0.01, "*": ALPHA}
@@ -94,7 +94,7 @@ def markdown_table(
 ) -> str:
     """Return a Markdown table; the first column is left-aligned, numbers are right-aligned."""
     ruler = [":--", *["--:" if numbers else ":--"] * (len(heads) - 1)]
-    lines = [[*map(plain, heads)], ruler, *([*map(_markdown, row)] for row in rows)]
+    lines = [[*map(markdown, heads)], ruler, *([*map(_markdown, row)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -117,7 +117,7 @@ class TerminalTables:
                 yield self._table(title, remaining[:count])
                 del remaining[:count]
         marks = "" if self.results.baseline is None else f"; {legend(self.results.baseline)}"
-        yield escape(f"bold: best mean{marks}")
+        yield RichText(visible(f"bold: best mean{marks}"))
 
     def _count_fitting(
         self, measures: list[Measure], console: Console, options: ConsoleOptions
@@ -131,27 +131,16 @@ class TerminalTables:
         return 1
 
     def _table(self, title: str, measures: Sequence[Measure]) -> Table:
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=RichText(visible(title)), title_justify="left")
         table.add_column("method", no_wrap=True)
         for measure in measures:
-            title = measure.title.replace("-", "-\n").replace(" ", "\n")
+            title = visible(measure.title).replace("-", "-\n").replace(" ", "\n")
             arrow = _ARROWS[measure.higher_is_better][:1]
-            table.add_column(escape(f"{title} {arrow}".rstrip()), justify="right", no_wrap=True)
+            heads = RichText(f"{title} {arrow}".rstrip())
+            table.add_column(heads, justify="right", no_wrap=True)
         for name, *cells in means(self.results, measures)[1]:
-            table.add_row(escape(name.value), *map(_rich, cells))
+            table.add_row(*map(_rich, (name, *cells)))
         return table
-
-
-def plain(text: str) -> str:
-    r"""Escape a text for Markdown, in one line.
-
-    Example:
-        >>> print(plain("a_b* <i>|"))
-        a\_b\* \<i\>\|
-    """
-    # Characters that are common in names and harmless within a line are not escaped.
-    escaped = re.sub(r"([!\"#$&*<>\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # would start a list
 
 
 def legend(baseline: str) -> str:
@@ -212,10 +201,10 @@ def _across(methods: Sequence[str], columns: Sequence[Sequence[Text]]) -> list[l
 
 
 def _markdown(text: Text) -> str:
-    value = f"**{plain(text.value)}**" if text.best else plain(text.value)
+    value = f"**{markdown(text.value)}**" if text.best else markdown(text.value)
     return " ".join(filter(None, [value, text.mark.replace("*", r"\*"), text.rest]))
 
 
-def _rich(text: Text) -> str:
-    value = f"[bold]{escape(text.value)}[/bold]" if text.best else escape(text.value)
-    return f"{value} {text.mark}".strip()
+def _rich(text: Text) -> RichText:
+    value = RichText(visible(text.value), "bold" if text.best else "")
+    return RichText(" ").join([value, RichText(text.mark)]) if text.mark else value

@@ -19,13 +19,14 @@ from markdown_it.token import Token
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_text, whole_file
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import Picture, page
 from hf_gmar.evaluation.report.results import ExampleMaps, Results, faithfulness
 from hf_gmar.evaluation.report.summary import Summary
 from hf_gmar.visualization.overlay import save_figure
 
+_LONGEST_STEM = 100  # letters of a figure's file name
 _MAX_PNG = 1_000_000  # bytes; the page embeds larger figures as WebP
 
 EXAMPLES = "Examples"
@@ -69,8 +70,7 @@ def write_report(
             figures[picture.file] = part.read_bytes()
         texts["report.html"] = html(markdown, figures)
         for name, text in texts.items():
-            part = stack.enter_context(whole_file(folder / name))
-            part.write_text(text, encoding="utf-8")
+            save_text(stack.enter_context(whole_file(folder / name)), text)
     return [folder / name for name in (*texts, *figures)]
 
 
@@ -133,7 +133,7 @@ def pictures_of(results: Results, examples: Sequence[ExampleMaps]) -> list[Pictu
 
 def _unique_file(stem: str, taken: set[str]) -> str:
     """Return a unique file name of plain letters."""
-    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:_LONGEST_STEM]
     name, number = slug, 2
     while name in taken:
         name, number = f"{slug}-{number}", number + 1

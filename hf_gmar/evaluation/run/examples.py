@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_arrays
+from hf_gmar._utils.text import visible
 from hf_gmar.comparison.result import picture_of
 from hf_gmar.errors import InputError
 from hf_gmar.evaluation.report.results import ExampleMaps
@@ -28,15 +29,14 @@ def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
     if not sample.maps:
         return
-    label = label_of(plan.model.hf_config, sample.target)
-    with whole_file(path) as part, part.open("wb") as file:
-        np.savez(
-            file,
-            picture=np.asarray(_picture(plan, sample)),
-            title=f"{label} {_score_text(plan, sample.before)}\n{sample.example.key}",
-            labels=list(sample.maps),
-            maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
-        )
+    label = visible(label_of(plan.model.hf_config, sample.target))
+    save_arrays(
+        path,
+        picture=np.asarray(_picture(plan, sample)),
+        title=f"{label}  {_score_text(plan, sample.before)}\n{visible(sample.example.key)}",
+        labels=list(sample.maps),
+        maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
+    )
 
 
 def _score_text(plan: Plan, score: float) -> str:
@@ -58,15 +58,26 @@ def _picture(plan: Plan, sample: Sample) -> Image.Image:
 
 
 def load_examples(folder: Path, indices: Iterable[int]) -> list[ExampleMaps]:
-    """Load the existing examples of a run for these images, in order."""
-    examples = []
-    for path in (_file(folder, index) for index in sorted(indices)):
-        if not path.exists():  # the file may be on another machine
-            continue
-        with np.load(path) as archive:
-            maps = zip(
-                archive["labels"].tolist(), map(torch.from_numpy, archive["maps"]), strict=True
-            )
+    """Load the examples of a run for these images, in order, without missing and damaged ones."""
+    examples = (_load(_file(folder, index)) for index in sorted(indices))
+    return [example for example in examples if example is not None]
+
+
+def damaged_examples(folder: Path, indices: Iterable[int]) -> list[int]:
+    """Return the images whose example is on this machine, but can't be read."""
+    files = {index: _file(folder, index) for index in indices}
+    return [index for index, file in files.items() if file.is_file() and _load(file) is None]
+
+
+def _load(path: Path) -> ExampleMaps | None:
+    try:
+        # ``np.load`` leaves a damaged file open that it opened itself.
+        with path.open("rb") as file, np.load(file) as archive:
+            labels, arrays = archive["labels"].tolist(), archive["maps"]
+            if arrays.ndim != 3 or not np.isfinite(arrays).all():
+                return None
+            maps = zip(labels, map(torch.from_numpy, arrays), strict=True)
             picture = Image.fromarray(archive["picture"])
-            examples.append(ExampleMaps(picture, str(archive["title"]), dict(maps)))
-    return examples
+            return ExampleMaps(picture, str(archive["title"]), dict(maps))
+    except Exception:  # noqa: BLE001  # it may be damaged in any way, or on another machine
+        return None

@@ -29,6 +29,8 @@ def run_digest(settings: Mapping[str, Any]) -> str:
 def without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Remove the model's name, since other paths may lead to the same weights, which are hashed."""
     model = settings.get("model", {})
+    if not isinstance(model, Mapping):  # a file may hold anything
+        return dict(settings)
     return {**settings, "model": {key: model[key] for key in model if key != "name"}}
 
 

@@ -119,8 +119,8 @@ class EvaluatedModel:
         channels = int(getattr(model.config, "num_channels", 3))
         if channels == 4 and getattr(image, "mode", "") == "RGB":
             raise InputError(
-                "the model takes 4 channels, and data sets are read in RGB, without transparency; "
-                "evaluate an ImageDataset of your own, whose images have 4 channels"
+                "the model takes 4 channels, and the image is in RGB, without transparency; give "
+                "images in RGBA"
             )
         pixels = pixel_values(self.processor, image, channels)
         return pixels.to(model.device, model.dtype)
@@ -178,6 +178,12 @@ class Plan:
         """The metrics of the kept patches."""
         metrics = self.metrics.items()
         return {label: item for label, item in metrics if isinstance(item, ConfidenceMetric)}
+
+    @property
+    def removal_measures(self) -> list[str]:
+        """Labels of the measures of each perturbation."""
+        metrics = self.metrics_of("curves", "confidence")
+        return [f"{metric}:{name}" for name in self.perturbations for metric in metrics]
 
     def metrics_of(self, *kinds: str) -> dict[str, Metric[Any]]:
         """Return the metrics of these input kinds."""

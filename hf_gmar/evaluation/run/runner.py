@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ from typing import Any, TypeAlias
 
 import torch
 
+from hf_gmar._utils.files import reason_of_system
 from hf_gmar.data.base import ImageDataset
 from hf_gmar.errors import EvaluationError
 from hf_gmar.evaluation.run.distributed import Processes
-from hf_gmar.evaluation.run.examples import save_example
+from hf_gmar.evaluation.run.examples import damaged_examples, save_example
 from hf_gmar.evaluation.run.fingerprint import run_digest
 from hf_gmar.evaluation.run.per_image import ImageEvaluator
 from hf_gmar.evaluation.run.plan import Plan, evenly_spaced
-from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
+from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each, writing
 
 Progress: TypeAlias = Callable[[int, int, list[Row]], None]
 """Called with the number of finished images of this process, their total number, and the rows of
@@ -45,7 +47,14 @@ class Runner:
         if self.folder is None:
             rows = self._measure(list(range(len(self.data))), None)
             return last_of_each(self.processes.gathered(rows), self._labels)
-        store = Store(self.folder, self.processes.number, run_digest(self.settings))
+        store = Store(
+            self.folder,
+            self.processes.number,
+            run_digest(self.settings),
+            images=len(self.data),
+            methods=self._labels,
+            measures=self.plan.removal_measures,
+        )
         with ExitStack() as stack:
             self.processes.agreed(lambda: self._open(store, stack))
             if not store.is_of(self.settings):  # the processes do not share the folder
@@ -59,6 +68,11 @@ class Runner:
     def _labels(self) -> list[str]:
         return self.plan.model.method_set.labels
 
+    @functools.cached_property
+    def _examples(self) -> set[int]:
+        """The images whose maps are drawn in the report."""
+        return evenly_spaced(len(self.data), self.plan.model.config.examples)
+
     def _open(self, store: Store, stack: ExitStack) -> None:
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +80,8 @@ class Runner:
             store.open(self.settings, self.resume)
         except OSError as error:
             raise EvaluationError(
-                f"nothing can be written to {store.folder}: {error.strerror}; name another folder"
+                f"nothing can be written to {store.folder}: {reason_of_system(error)}; name "
+                "another folder"
             ) from error
 
     def _all_rows(self, store: Store) -> list[Row]:
@@ -85,19 +100,21 @@ class Runner:
         return rows
 
     def _finished(self, store: Store) -> set[int]:
-        store.mend()
         rows = store.rows()
+        with writing(store.folder):
+            store.mend()
         keys = {row["index"]: row["key"] for row in rows}
         indices = finished(rows, self._labels)
         same = [index for index in indices if keys[index] == self.data.key(index)]
-        return set(self.processes.gathered(same))
+        # An example that can't be read is made again, from the maps of its image.
+        again = self.processes.gathered(damaged_examples(store.folder, self._examples))
+        return set(self.processes.gathered(same)) - set(again)
 
     def _measure(self, missing: list[int], store: Store | None) -> list[Row]:
         """Measure this process's share of the images; return the rows if there is no store."""
         share, all_rows = self.processes.share(missing), []
         report: Progress = self.progress or (lambda *_: None)
         report(0, len(share), [])
-        examples = evenly_spaced(len(self.data), self.plan.model.config.examples)
         evaluator = ImageEvaluator(self.plan, self.data)
         for count, index in enumerate(share, 1):
             try:
@@ -110,9 +127,10 @@ class Runner:
             if store is None:
                 all_rows += rows
             else:
-                if sample is not None and index in examples:
-                    save_example(store.folder, sample, self.plan)
-                store.append(rows)
+                with writing(store.folder):
+                    if sample is not None and index in self._examples:
+                        save_example(store.folder, sample, self.plan)
+                    store.append(rows)
             report(count, len(share), rows)
         return all_rows
 

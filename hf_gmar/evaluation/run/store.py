@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from hf_gmar._utils.files import whole_file
-from hf_gmar.errors import EvaluationError
+from hf_gmar._utils.files import reason_of_system, save_json
+from hf_gmar.errors import EvaluationError, InputError, reason_of
+from hf_gmar.evaluation.report.columns import check_row
 from hf_gmar.evaluation.run.fingerprint import differences, run_digest, without_name
 
 Row: TypeAlias = dict[str, Any]
@@ -38,11 +39,17 @@ class Store:
         folder: the path of the folder.
         process: number of the writing process; each process has its own file.
         run: digest of the settings, stored in each row; rows of other runs are ignored.
+        images: number of images of the run; a row of another image is refused.
+        methods: labels of the methods; a row of another method is refused.
+        measures: the measures that each row with values has, unless it says why not.
     """
 
     folder: Path
     process: int = 0
     run: str = ""
+    images: int | None = None
+    methods: Collection[str] = ()
+    measures: Collection[str] = ()
 
     @property
     def file(self) -> Path:
@@ -76,7 +83,8 @@ class Store:
             resume: keep existing rows; otherwise remove them.
 
         Raises:
-            EvaluationError: existing rows are of other settings, or are not of a run.
+            EvaluationError: existing rows are of other settings, or are not of a run. Then
+                nothing is changed.
         """
         old = self._settings()
         if old is None and self._files():
@@ -88,9 +96,8 @@ class Store:
             self._remove()
         elif old is not None and self._files():
             self._check(old, settings)
-        with whole_file(self.folder / SETTINGS) as part:
-            text = json.dumps({"digest": run_digest(settings), **settings}, indent=1)
-            part.write_text(text + "\n", encoding="utf-8")
+            self.rows()
+        save_json(self.folder / SETTINGS, {"digest": run_digest(settings), **settings})
 
     def is_of(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the folder on this machine is of a run with these settings."""
@@ -100,23 +107,33 @@ class Store:
     def _settings(self) -> dict[str, Any] | None:
         """Read the settings on disk; raise an error if the file is not of a run."""
         path = self.folder / SETTINGS
-        if not path.exists():
-            return None
         try:
             settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(settings, dict) and isinstance(settings.get("digest"), str):
-                return settings
-        except (OSError, ValueError):
-            pass
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise EvaluationError(
+                f"{path} can't be read, and nothing of it is touched: {reason_of(error)}; mend it, "
+                "or name another folder"
+            ) from error
+        if isinstance(settings, dict) and isinstance(settings.get("digest"), str):
+            return settings
         raise EvaluationError(
             f"{path} is not of a run, and nothing of it is touched; name another folder"
         )
 
     def _check(self, old: dict[str, Any], settings: Mapping[str, Any]) -> None:
-        if old.pop("digest") == run_digest(settings):
+        there, now = old.pop("digest"), run_digest(settings)
+        if there == now:
             return
         # JSON turns tuples into lists, so both sides are compared as JSON data.
         lines = differences(without_name(old), without_name(json.loads(json.dumps(settings))))
+        if not lines:
+            raise EvaluationError(
+                f"{self.folder / SETTINGS} was changed: it has the digest {_shortened(there)}, and "
+                f"its settings have {_shortened(now)}; put that back, or start again with "
+                "--no-resume (resume=False), which removes the rows"
+            )
         raise EvaluationError(
             f"{self.folder} holds a run with other settings ({'; '.join(lines[:6])}"
             f"{'; ...' if len(lines) > 6 else ''}); name another folder, or start again with "
@@ -131,9 +148,44 @@ class Store:
             path.unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
-        """Read all rows of all processes in the folder, without incomplete lines."""
-        rows = (row for file in self._files() for row in _lines(file))
-        return [row for row in rows if row.pop("run", None) == self.run]
+        """Read the rows of this run by all processes in the folder, without incomplete lines.
+
+        Raises:
+            EvaluationError: a line is no row of a run, or no row of this one.
+        """
+        rows = (self._checked(*line) for file in self._files() for line in _lines(file))
+        return [row for row in rows if row.pop("run") == self.run]
+
+    def _checked(self, line: bytes, place: str) -> Row:
+        """Read a line of a file."""
+        try:
+            row: Row = json.loads(line)
+            json.dumps(row, allow_nan=False)  # ``loads`` reads NaN and infinity
+            check_row(row)
+            if not isinstance(row.get("run"), str) or not isinstance(row.get("key"), str):
+                raise InputError("a row must have the name of its image and the digest of its run")
+            if row["run"] == self.run:
+                self._check_place(row)
+        except (ValueError, RecursionError) as error:
+            raise EvaluationError(
+                f"{place} is no row ({reason_of(error)}); take the line out, and its image is "
+                "measured again"
+            ) from error
+        return row
+
+    def _check_place(self, row: Row) -> None:
+        """Check that the run has the image, the method and the measures of a row."""
+        index, method = row["index"], row["method"]
+        if self.images is not None and index >= self.images:
+            raise InputError(f"it is of image {index}, and the data have {self.images} images")
+        if self.methods and method is not None and method not in self.methods:
+            raise InputError(f"it is of {method!r}, which is none of the methods of the run")
+        values = row.get("values") or {}
+        if wrong := [name for name, value in values.items() if isinstance(value, bool)]:
+            raise InputError(f"its value of {wrong[0]} is no number")
+        missing = [measure for measure in self.measures if measure not in values]
+        if missing and row.get("error") is None and not row.get("undefined"):
+            raise InputError(f"it has no value of {missing[0]}")
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write the rows of one image, and return when they are on disk."""
@@ -157,19 +209,32 @@ class Store:
         return sorted(path for path in paths if _ROWS.fullmatch(path.name))
 
 
-def _lines(file: Path) -> Iterator[Row]:
-    """Yield the rows of a file, without an incomplete last line."""
+def _lines(file: Path) -> Iterator[tuple[bytes, str]]:
+    """Yield the lines of a file with their places, without an incomplete last line."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise EvaluationError(
-                    f"line {number} of {file} is no row ({error}); take the line out, and its "
-                    "image is measured again"
-                ) from error
+            if line.endswith(b"\n"):
+                yield line, f"line {number} of {file}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say what is kept and what to do if a file of the run can't be written.
+
+    Raises:
+        EvaluationError: the file system raised an error, for example as the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EvaluationError(
+            f"{folder} can't be written: {reason_of_system(error)}; what was measured is kept: "
+            "make room, then run the same command again, and it goes on from there"
+        ) from error
 
 
 def finished(rows: Iterable[Row], methods: Sequence[str]) -> set[int]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -749,7 +750,7 @@ def test_the_table_as_markdown(measured: Comparison) -> None:
     r = found.correlations[0, 2].item()
     assert table[2].endswith(f"| 1.00 | - | {r:.2f} |")
     assert f"| {found.ratios['up']:.2f} | {found.peaks['up'] / 1e6:.1f} |" in table[2]  # type: ignore[operator]
-    assert lines[-1] == r"bad \| one failed: ValueError: no $ here"
+    assert lines[-1] == r"bad \| one failed: ValueError: no \$ here"
 
 
 def test_the_table_as_json(measured: Comparison) -> None:
@@ -871,6 +872,15 @@ def test_the_figure_says_what_it_shows(measured: Comparison, figure: Figure) -> 
     for part in ("divided by its largest", "a plain forward", "memory in use before"):
         assert part in caption, part
     assert "Captum" in " ".join(figure.texts[-1].get_text().split())
+
+
+@pytest.mark.parametrize("label", ["a label without an end " * 20, "x" * 300, "a\nb  \n c" * 50])
+def test_the_figure_shortens_labels_and_never_a_score(example: Comparison, label: str) -> None:
+    count = len(example.labels)
+    figure = replace(example, labels=(label,) * count, names=(label,) * count).figure()
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    for score in example.scores:
+        assert any(f"{score:.1%}" in text for text in texts)
 
 
 def test_pixels_are_drawn_from_darkest_to_brightest() -> None:

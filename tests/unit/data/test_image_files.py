@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hf_gmar.data import find_images, open_image
-from hf_gmar.data.image_files import unique_stems
-from hf_gmar.errors import ImageFileError
+from hf_gmar.data.image_files import load_image, open_array, unique_stems
+from hf_gmar.errors import ImageFileError, InputError, OptionError
+from tests.support.web_server import serve
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
@@ -86,6 +91,19 @@ def test_stems_are_unique_even_when_numbers_clash() -> None:
     assert stems[0] == "x"
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Cat", "cat", "CAT-2"], ["Cat", "cat-3", "CAT-2"]),
+        (["Stra\xdfe", "STRASSE"], ["Stra\xdfe", "STRASSE-2"]),
+        (["caf\xe9", "cafe\u0301", "CAFE\u0301"], ["caf\xe9", "cafe\u0301-2", "CAFE\u0301-3"]),
+        (["caf\udce9", "caf\udcea"], ["caf_", "caf_-2"]),
+    ],
+)
+def test_stems_differ_on_every_file_system(names: list[str], expected: list[str]) -> None:
+    assert unique_stems(Path(f"{name}.png") for name in names) == expected
+
+
 def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
@@ -113,3 +131,151 @@ def test_hidden_files_results_and_folders_are_no_images(photos: Path) -> None:
     (results / "scene.0-disc.png").write_bytes(b"")
     names = [path.name for path in find_images(photos, skip=results)]
     assert names == ["grey.png", "scene.webp", "scene.png", "wide.jpg"]
+
+
+def _png(path: Path, values: np.ndarray[Any, Any]) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
+    """A path, text, base64 and Pillow; 16 bits and 8 bits, lying on their side or not."""
+    deep = np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16)
+    upright = Image.Exif()
+    upright[0x0112] = 6
+    Image.fromarray((deep // 257).astype(np.uint8)).save(tmp_path / "turned.png", exif=upright)
+    for path in (_png(tmp_path / "deep.png", deep), tmp_path / "turned.png"):
+        expected = open_image(path)
+        text = base64.b64encode(path.read_bytes()).decode()
+        lines = "\n".join(text[place : place + 60] for place in range(0, len(text), 60))
+        for source in (path, str(path), text, lines, f"data:image/png;base64,{text}"):
+            assert load_image(source) == expected
+        with Image.open(path) as image:
+            assert load_image(image) == expected
+
+
+def test_a_url_gives_what_its_file_gives(tmp_path: Path) -> None:
+    path = _png(tmp_path / "deep.png", np.linspace(0, 65535, 48).reshape(6, 8).astype(np.uint16))
+    with serve(tmp_path) as address:
+        assert load_image(f"{address}/deep.png", timeout=60) == open_image(path)
+        with pytest.raises(ImageFileError, match=r"nothing\.png can't be loaded: .*404"):
+            load_image(f"{address}/nothing.png", timeout=60)
+        (tmp_path / "text.png").write_text("hello")
+        with pytest.raises(ImageFileError, match=r"text\.png is not an image"):
+            load_image(f"{address}/text.png", timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nothing.png", "there is no image file nothing.png, and it is no URL and no base64"),
+        ("x" * 100_001, "x{200}\\.\\.\\., and it"),
+        ("aGVsbG8=", "is not an image"),
+        ("http://[", "can't be loaded"),
+        ("a\0b", "there is no image file"),
+    ],
+)
+def test_texts_that_are_no_images(source: str, said: str) -> None:
+    with pytest.raises(ImageFileError, match=said):
+        load_image(source)
+
+
+def test_other_types_are_no_images() -> None:
+    with pytest.raises(InputError, match="a path, a URL, base64 text or a Pillow image; got int"):
+        load_image(3)
+
+
+def found_below(folder: Path, skip: Path | None = None) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in find_images(folder, skip)]
+
+
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "top" / "z").mkdir(parents=True)
+    top = tmp_path / "top"
+    (top / "z" / "own.png").write_bytes(b"")
+    (tmp_path / "around.png").write_bytes(b"")
+    for name, target in {
+        "cats": photos, "a": top / "z", "again": photos, "self": top / "self", "loop": top,
+        "z/up": top, "z/out": tmp_path, "one.png": photos / "scene.png", "gone.png": top / "gone",
+        "round.png": top / "round.png", ".hidden": photos, "nothing": top / "gone",
+    }.items():  # fmt: skip
+        (top / name).symlink_to(target)
+    (photos / "back").symlink_to(top)
+    assert found_below(top) == [
+        "again/more/grey.png", "again/more/scene.webp", "again/scene.png", "again/wide.jpg",
+        "gone.png", "one.png", "round.png", "z/own.png",
+    ]  # fmt: skip
+    for name, reason in {"gone.png": "no image file", "round.png": "symbolic link"}.items():
+        with pytest.raises(ImageFileError, match=reason):
+            open_image(top / name)
+
+
+def test_a_folder_that_is_a_link_is_read(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    assert found_below(tmp_path / "link") == found_below(photos)
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    """Its path is longer than the system takes, which no permissions of the user change."""
+    (tmp_path / "good.png").write_bytes(b"")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=folder)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    with pytest.warns(UserWarning, match="is left out: File name too long"):
+        assert found_below(tmp_path) == ["good.png"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(b"")
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.warns(UserWarning, match="closed is left out: Permission denied"):
+        assert found_below(tmp_path) == ["good.png"]
+    with pytest.raises(ImageFileError, match="can't be read: Permission denied"):
+        find_images(tmp_path / "closed")
+    with pytest.raises(ImageFileError, match="can't be read: Permission denied"):
+        find_images(tmp_path / "closed" / "a.png")
+
+
+def test_results_around_the_images_are_no_reason_to_leave_them_out(photos: Path) -> None:
+    assert found_below(photos / "more", skip=photos) == ["grey.png", "scene.webp"]
+    assert found_below(photos, skip=photos / "more") == ["scene.png", "wide.jpg"]
+    (photos / "link").symlink_to(photos / "more")
+    assert found_below(photos, skip=photos / "link") == ["scene.png", "wide.jpg"]
+
+
+def test_results_among_the_images_are_refused(photos: Path) -> None:
+    with pytest.raises(OptionError, match=r"name another one for the results, such as .*results"):
+        find_images(photos, skip=photos / "more" / "..")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a" * 300 + ".png", "can't be read: File name too long"), ("a\0b.png", "can't be read"),
+     ("scene.png/below.png", "there is no image file"), ("more", "there is no image file")],
+)  # fmt: skip
+def test_paths_that_the_system_refuses_are_errors(photos: Path, name: str, reason: str) -> None:
+    with pytest.raises(ImageFileError, match=reason):
+        open_image(photos / name)
+    if name != "more":
+        with pytest.raises(ImageFileError, match=reason):
+            find_images(photos / name)
+
+
+def test_arrays_that_are_broken_are_errors(tmp_path: Path) -> None:
+    path, several = tmp_path / "a.npy", io.BytesIO()
+    np.savez(several, a=np.zeros(3))
+    for content, reason in {
+        b"": "broken", b"text": "broken", several.getvalue()[:50]: "broken",
+        several.getvalue(): "archive of arrays",
+    }.items():  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(ImageFileError, match=reason):
+            open_array(path)
+    for name in ("no.npy", "", "a" * 300):
+        with pytest.raises(ImageFileError, match=r"there is no file|too long"):
+            open_array(tmp_path / name)

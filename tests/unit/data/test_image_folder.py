@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,18 @@ def test_scenes_go_before_a_folder_of_that_name(
     monkeypatch.chdir(by_class.parent)
     found: list[Any] = [open_data(name, LABELS) for name in ("scenes", "./scenes", Path("scenes"))]
     assert [len(data) for data in found] == [300, 5, 5]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_any_separator(masked: Path, separator: str) -> None:
+    expected = [file.path.name for file in open_data(masked, LABELS).files]  # type: ignore[attr-defined]
+    rows = list(csv.reader(masked.read_text().splitlines()))
+    with masked.open("w", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    data = open_data(masked, LABELS)
+    assert [file.path.name for file in data.files] == expected  # type: ignore[attr-defined]
+
+
+def test_a_single_column(masked: Path) -> None:
+    masked.write_text("path\na.png\n")
+    assert len(open_data(masked, LABELS)) == 1

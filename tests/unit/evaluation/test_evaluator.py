@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import itertools
 import json
 import math
@@ -44,6 +45,7 @@ from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
 from tests.reference.models import scene_model
 from tests.support import folders
+from tests.support.limits import NEEDS_LIMITS, largest_file
 from tests.support.state import unchanged
 
 NAMES = ["gmar", "grad-sam", "random"]
@@ -627,6 +629,59 @@ def test_old_examples_are_not_drawn(tiny: LoadedModel, tmp_path: Path) -> None:
     assert "examples.png" not in {path.name for path in found.files}
     assert not (tmp_path / "examples.png").exists()
     assert not list(tmp_path.glob("examples/*"))
+
+
+def test_damaged_examples_are_made_again(tiny: LoadedModel, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": "scenes:4", "methods": ["gmar"], "metrics": ["average-drop"],
+                             "examples": 2, "output": tmp_path}  # fmt: skip
+    whole = evaluate(tiny, **asked)
+    paths = sorted(tmp_path.glob("examples/*.npz"))
+    content = [path.read_bytes() for path in paths]
+    with np.load(paths[0]) as archive:
+        arrays = dict(archive)
+    summary = (tmp_path / "summary.json").read_bytes()
+    no_array, flat = io.BytesIO(), io.BytesIO()
+    np.save(no_array, arrays["maps"])
+    np.savez(flat, **{**arrays, "maps": arrays["maps"].ravel()})
+    middle = len(content[0]) // 2
+    for damaged in (b"", content[0][:middle], b"text", no_array.getvalue(), flat.getvalue(),
+                    content[0].replace(b"picture", b"pixture")):  # fmt: skip
+        paths[0].write_bytes(damaged)
+        paths[1].unlink()  # as if another machine had it
+        totals: list[int] = []
+        found = evaluate(tiny, **asked, progress=lambda _, total, __: totals.append(total))  # noqa: B023
+        assert totals[0] == 1
+        assert found.rows == whole.rows
+        assert (tmp_path / "summary.json").read_bytes() == summary
+        assert not paths[1].exists()
+        paths[1].write_bytes(content[1])
+        with np.load(paths[0]) as archive:
+            assert {name: archive[name].tolist() for name in archive} == {
+                name: array.tolist() for name, array in arrays.items()
+            }
+
+
+@NEEDS_LIMITS
+def test_on_a_full_disk_measured_rows_are_kept(tiny: LoadedModel, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": "scenes:4", "methods": ["gmar"], "metrics": ["deletion"],
+                             "examples": 0}  # fmt: skip
+    whole = evaluate(tiny, **asked, output=tmp_path / "whole")
+    size = (tmp_path / "whole" / "rows.jsonl").stat().st_size
+    out = tmp_path / "out"
+    with largest_file(size * 5 // 8):  # in the middle of a line
+        for _ in range(2):
+            with pytest.raises(EvaluationError, match=r"File too large; what was measured is kept"):
+                evaluate(tiny, **asked, output=out)
+    assert (out / "rows.jsonl").read_bytes().count(b"\n") == 2
+    totals: list[int] = []
+    found = evaluate(tiny, **asked, output=out, progress=lambda _, total, __: totals.append(total))
+    assert totals[0] == 2
+    assert found.rows == whole.rows
+    assert not list(out.glob(".*.part"))
+    written = (tmp_path / "whole" / "rows.jsonl").read_bytes()
+    with largest_file(size * 2), pytest.raises(EvaluationError, match="can't be written"):
+        evaluate(tiny, **asked, output=out)  # the rows fit, the report does not
+    assert (out / "rows.jsonl").read_bytes() == written
 
 
 def test_records_are_flat(tiny: LoadedModel) -> None:

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from hf_gmar._utils.text import visible
 from hf_gmar.evaluation import ExampleMaps, Summary, summarize, write_report
 from hf_gmar.evaluation.report.figures import curves_figure, differences_figure, examples_figure
 from hf_gmar.evaluation.report.markdown import LIMITS, page
@@ -339,14 +340,16 @@ words = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_
 
 @settings(deadline=None, max_examples=60)
 @given(words, words, words)
-def test_any_name_comes_out_as_it_is(method: str, key: str, reason: str) -> None:
+def test_any_name_comes_out_as_text(method: str, key: str, reason: str) -> None:
     rows = [
         {"index": 0, "key": key, "method": None, "error": reason},
         {"index": 1, "key": "a", "method": method, "values": {"deletion": 1.0}},
     ]
     markdown = summarize(rows, {reason: key}, BETTER).markdown()
     found = Read(html(markdown, {}))
-    method, key, reason = (" ".join(one.split()) for one in (method, key, reason))
+    method, key, reason = (
+        " ".join(visible(one, keep="\n\t").split()) for one in (method, key, reason)
+    )
     assert method in [row[0] for row in found.rows]
     assert f"{key}: {reason}".strip() in [item.strip() for item in found.items]
     assert [reason, key] in found.rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from hf_gmar._utils.option_strings import format_spec, parse_spec
 from hf_gmar.errors import EvaluationError, OptionError
+from hf_gmar.evaluation import summarize
 from hf_gmar.evaluation.run.fingerprint import described, differences, digest, digest_of_weights
 from hf_gmar.evaluation.run.store import Row, Store, finished, last_of_each
 
@@ -22,7 +24,8 @@ SETTINGS = {"steps": 10, "data": {"name": "scenes", "limit": None}}
 
 def rows_of(index: int, **more: object) -> list[Row]:
     """The rows of one image."""
-    return [{"index": index, "key": f"image {index}", "method": one, **more} for one in METHODS]
+    row: Row = {"index": index, "key": f"image {index}", "values": {}, **more}
+    return [{**row, "method": one} for one in METHODS]
 
 
 def test_rows_come_back_in_any_number_of_files(tmp_path: Path) -> None:
@@ -149,6 +152,148 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     store.file.write_text(store.file.read_text() + "no row\n")
     with pytest.raises(EvaluationError, match="line 3 of"):
         store.rows()
+
+
+GOOD: Row = {
+    "run": "", "index": 1, "key": "image 1", "method": "gmar", "values": {"m:p": 0.5},
+    "curves": {"p": {"morf": [1, 0.5], "lerf": [1, 1]}}, "fractions": [0.0, 1.0],
+}  # fmt: skip
+
+
+def line_with(**changes: object) -> str:
+    """A row with other values; ``...`` leaves one out."""
+    return json.dumps({key: value for key, value in {**GOOD, **changes}.items() if value != ...})
+
+
+NO_ROWS = {
+    "list": "[]", "number": "3", "text": '"gmar"', "null": "null", "true": "true", "empty": "{}",
+    "not JSON": "{'index': 1}", "cut": line_with()[:-1], "two": line_with() * 2,
+    "not UTF-8": b"\xff", "deep": "[" * 100_000,
+    "long number": line_with().replace("0.5", "1" * 5000),
+    "no run": line_with(run=...), "run is a number": line_with(run=1),
+    "no index": line_with(index=...), "index is a text": line_with(index="1"),
+    "index is true": line_with(index=True), "index is a fraction": line_with(index=1.0),
+    "index is negative": line_with(index=-1), "index of no image": line_with(index=3),
+    "no key": line_with(key=...), "key is a number": line_with(key=1),
+    "no method": line_with(method=...), "method is a list": line_with(method=["gmar"]),
+    "method of another run": line_with(method="magic"),
+    "no values": line_with(values=..., curves=...), "values are missing": line_with(values={}),
+    "values are a list": line_with(values=[1]), "values are null": line_with(values=None),
+    "value is a text": line_with(values={"m:p": "0.5"}),
+    "value is true": line_with(values={"m:p": True}),
+    "value is NaN": line_with(values={"m:p": float("nan")}),
+    "value is infinite": line_with().replace("0.5}", "1e999}"),
+    "value is too large": line_with(values={"m:p": 10**400}),
+    "error is a list": line_with(error=[1]), "undefined is a text": line_with(undefined="m"),
+    "curves are a list": line_with(curves=[1]), "curve is a list": line_with(curves={"p": [1]}),
+    "scores are a text": line_with(curves={"p": {"morf": "ab"}}),
+    "score is a text": line_with(curves={"p": {"morf": ["a", 1]}}),
+    "scores without fractions": line_with(fractions=...),
+    "fewer fractions": line_with(fractions=[0.0]),
+    "fraction is null": line_with(fractions=[0, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.7.jsonl"])
+def test_what_is_no_row_is_refused_with_its_line(
+    tmp_path: Path, line: str | bytes, name: str
+) -> None:
+    store = Store(tmp_path, images=3, methods=METHODS, measures=["m:p"])
+    store.open(SETTINGS, resume=True)
+    store.append([{key: value for key, value in GOOD.items() if key != "run"}])
+    with (tmp_path / name).open("ab") as file:
+        file.write(line if isinstance(line, bytes) else line.encode())
+        file.write(b"\n" + line_with().encode())  # and a line that was cut off
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    number = 2 if name == "rows.jsonl" else 1
+    with pytest.raises(EvaluationError, match=rf"^line {number} of \S+{name} is no row \("):
+        store.rows()
+    with pytest.raises(EvaluationError, match=rf"^line {number} of \S+{name} is no row \("):
+        store.open({**SETTINGS, "model": {"name": "elsewhere"}}, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda parts: (
+        st.lists(parts, max_size=3)
+        | st.dictionaries(st.sampled_from(["m:p", "p", "morf", "lerf", "", ":"]), parts, max_size=3)
+    ),
+    max_leaves=6,
+)
+CHANGES = st.dictionaries(st.sampled_from([*GOOD, "error", "undefined", "label"]), JSON, max_size=2)
+
+
+@given(st.lists(CHANGES, max_size=3), st.lists(JSON, max_size=1))
+def test_a_line_is_a_row_that_can_be_summarized_or_it_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[Row], lines: list[object]
+) -> None:
+    store = Store(tmp_path_factory.mktemp("run"), images=3, methods=METHODS)
+    text = [json.dumps({**GOOD, **change}) for change in changes] + list(map(json.dumps, lines))
+    store.file.write_text("".join(line + "\n" for line in text))
+    try:
+        rows = store.rows()
+    except EvaluationError as error:
+        assert re.match(r"line \d of \S+ is no row \(", str(error))  # noqa: PT017
+        return
+    summary = summarize(last_of_each(rows, METHODS), {}, {"m": False})
+    json.loads(summary.to_json())
+    summary.markdown()
+
+
+def test_rows_of_all_forms_that_a_run_writes_are_read(tmp_path: Path) -> None:
+    forms: list[Row] = [
+        {}, {"undefined": {"removal": "no reason"}, "values": {}}, {"values": {"m:p": None}},
+        {"error": "broken", "values": ..., "curves": ..., "fractions": ...},
+        {"method": None, "error": "broken", "values": ..., "curves": ...}, {"curves": {"p": {}}},
+        {"values": {"m:p": 1}, "index": 0}, {"run": "of another run", "index": 99},
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(line_with(**form) + "\n" for form in forms))
+    store = Store(tmp_path, images=3, methods=METHODS, measures=["m:p"])
+    assert len(store.rows()) == len(forms) - 1
+
+
+def test_settings_that_cannot_be_read_are_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    for content, reason in {b"\xff": "UnicodeDecodeError", b"{": "JSONDecodeError",
+                            b"[" * 100_000: "RecursionError"}.items():  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(EvaluationError, match=rf"settings.json can't be read.*{reason}"):
+            Store(tmp_path).open(SETTINGS, resume=True)
+        assert path.read_bytes() == content
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EvaluationError, match=r"settings.json can't be read.*directory"):
+        Store(tmp_path).open(SETTINGS, resume=True)
+
+
+@pytest.mark.parametrize("model", [3, "gmar", [["name"]], None, True, {}, {"name": []}])
+@pytest.mark.parametrize("extra", [{}, {"data": 1, "steps": {"a": [None]}}])
+def test_settings_of_any_form_are_other_settings(tmp_path: Path, model: object, extra: Row) -> None:
+    store, settings = Store(tmp_path), {**SETTINGS, "model": {"name": "a", "weights": "b"}}
+    store.open(settings, resume=True)
+    store.append(rows_of(0))
+    text = json.dumps({**settings, "digest": "0" * 16, "model": model, **extra})
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(EvaluationError, match=r"other settings \(.*model"):
+        store.open(settings, resume=True)
+    assert (tmp_path / "settings.json").read_text() == text
+
+
+def test_a_changed_digest_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    path = tmp_path / "settings.json"
+    whole = path.read_text()
+    digest_there = json.loads(whole)["digest"]
+    path.write_text(whole.replace(digest_there, "0" * 16))
+    with pytest.raises(EvaluationError) as caught:
+        store.open(SETTINGS, resume=True)
+    assert f"has the digest {'0' * 16}, and its settings have {digest_there}" in str(caught.value)
+    path.write_text(whole)
+    store.open(SETTINGS, resume=True)
 
 
 def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:

@@ -289,6 +289,12 @@ def test_ties_go_to_the_first_patch(rows: list[list[int]]) -> None:
     assert patch_order(torch.tensor([rows, rows])).tolist() == [expected, expected]
 
 
+@pytest.mark.parametrize(("patches", "kept"), [(49, 25), (13, 7), (15, 8), (1, 1)])
+def test_half_of_an_odd_number_of_patches_is_rounded_up(patches: int, kept: int) -> None:
+    assert kept_count(patches, 0.5) == kept
+    assert kept_patches(torch.rand(1, patches), 0.5).sum() == kept
+
+
 def test_all_patches_may_be_kept() -> None:
     assert kept_patches(torch.zeros(2, 2), 1).all()
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, ViTForImageClassification
 
+import hf_gmar.pipeline  # noqa: F401  # registers the task
 from hf_gmar import GMAR
+from hf_gmar.data import draw_scene
 from hf_gmar.errors import ModelLoadError
 from hf_gmar.models import bundled_folder, label_of, load_model
 from tests.support import folders
@@ -23,6 +26,7 @@ from tests.support.command import run
 # PEFT asks Transformers for it, here and where the tests make adapters.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
+pipeline: Any = transformers.pipeline
 PIXELS = torch.linspace(-1, 1, 3 * 96 * 96).view(1, 3, 96, 96)
 HEAD = ["classifier"]
 ADAPTERS: dict[str, tuple[Callable[[], PeftConfig], int]] = {
@@ -82,6 +86,19 @@ def test_an_adapter_is_loaded_with_base_head_and_processor(tmp_path: Path, name:
         assert left == right
         assert torch.equal(value, same), left  # nothing is initialised at random
     assert GMAR(model).attribute_patches(PIXELS, 1).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["lora with a new head", "dora"])
+def test_the_pipeline_loads_an_adapter(tmp_path: Path, name: str) -> None:
+    expected = adapter(tmp_path, name)
+    loaded = load_model(tmp_path)
+    explain = pipeline("image-attribution", model=str(tmp_path))
+    assert torch.allclose(explain.model(PIXELS).logits, expected, atol=1e-6)
+    whole = pipeline("image-attribution", model=loaded.model, image_processor=loaded.processor)
+    image = draw_scene(18).image
+    (result,), (same,) = explain(image), whole(image)
+    assert (result["label"], result["score"]) == (same["label"], pytest.approx(same["score"]))
+    assert torch.allclose(result["attribution"], same["attribution"], atol=1e-6)
 
 
 def test_precision_reaches_the_adapter(tmp_path: Path) -> None:

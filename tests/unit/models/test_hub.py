@@ -432,6 +432,55 @@ class _Code:
         return Path.touch, (self.trace,)
 
 
+def test_pickled_weights_by_another_name_are_not_read(model: Path) -> None:
+    folders.pickled(model)
+    names = [*load_model(model, use_safetensors=False).model.state_dict()]
+
+    def index(shard: str) -> str:
+        return json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, shard)})
+
+    (model / "model.safetensors.index.json").write_text(index("pytorch_model.bin"))
+    with pytest.raises(ModelLoadError, match=r"only pickled weights \(pytorch_model\.bin\)"):
+        load_model(model)
+    (model / "own.safetensors.index.json").write_text(index("pytorch_model.bin"))
+    for named in ("own.safetensors.index.json", "adapter_model.bin"):
+        folders.edit(model / "config.json", transformers_weights=named)
+        with pytest.raises(ModelLoadError, match=r"only pickled weights \((pytorch|adapter)_model"):
+            load_model(model)
+    folders.edit(model / "config.json", transformers_weights=None)
+    (model / "pytorch_model.bin").rename(model / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="could not be loaded"):  # read as what it is called
+        load_model(model)
+
+
+@pytest.mark.parametrize("place", ["{folder}/model.safetensors", "../model.safetensors"])
+def test_weights_outside_of_the_folder_are_not_read(
+    model: Path, tmp_path: Path, place: str
+) -> None:
+    names = [*load_model(model).model.state_dict()]
+    (model / "model.safetensors").rename(tmp_path / "model.safetensors")
+    shards = dict.fromkeys(names, place.format(folder=tmp_path))
+    index = {"metadata": {}, "weight_map": shards}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelLoadError, match="names weights outside of its folder"):
+        load_model(model)
+
+
+def test_weights_in_several_files(model: Path) -> None:
+    loaded: Any = load_model(model).model
+    (model / "model.safetensors").unlink()
+    loaded.save_pretrained(model, max_shard_size="50KB")
+    assert (model / "model.safetensors.index.json").is_file()
+    again = load_model(model).model.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "owner/" + "a" * 300, "~nobody-of-this-name/model"])
+def test_names_that_no_system_takes(name: str) -> None:
+    with pytest.raises(ModelLoadError):
+        load_model(name)
+
+
 def test_safetensors_go_before_pickled_weights(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"nonsense")
     assert load_model(model, use_safetensors=False).model.config.num_labels == 8

@@ -141,6 +141,21 @@ def test_the_box_of_any_image_is_precise(name: str, size: Size) -> None:
         assert model_pixels < 0.2 or pixels < 0.05
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(2, 300), (310, 3), (40, 3000), (2000, 33), (100, 9999)])
+def test_the_box_of_a_strip_is_precise(name: str, size: Size) -> None:
+    processor, recipe = PROCESSORS[name]
+    for pixels, model_pixels in misses(measure_view(processor, size), recipe):
+        assert min(pixels, model_pixels) < 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (5000, 1), (1, 3600)])
+def test_a_strip_that_becomes_too_long_is_refused(size: Size) -> None:
+    with pytest.raises(InputError, match=f"{size[0]} x {size[1]} pixels, .* crop the image first"):
+        measure_view(PROCESSORS["clip"][0], size)
+    measure_view(PROCESSORS["vit"][0], size)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(PROCESSORS)), st.integers(2, 700), st.integers(2, 700))
 @example("clip", 416, 223)  # resized by nearly nothing

@@ -12,7 +12,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 import hf_gmar.pipeline  # noqa: F401  # registers the task
 from hf_gmar import GMAR, evaluate
@@ -22,6 +27,7 @@ from hf_gmar.models import load_model
 from hf_gmar.models.pixel_values import picture_of_input, pixel_values
 from tests.reference.models import build
 from tests.support.command import run
+from tests.support.web_server import serve
 
 pipeline = cast("Any", transformers.pipeline)
 
@@ -163,8 +169,9 @@ def test_the_pipeline_takes_grey_and_transparent_images(tmp_path: Path) -> None:
         for result in results:
             assert torch.allclose(result["attribution"], expected["attribution"], atol=1e-6)
             assert result["score"] == pytest.approx(expected["score"], abs=1e-6)
-    with pytest.raises(InputError, match="URLs and base64 text are loaded in RGB"):
-        explain("https://example.org/a.png")
+    with serve(tmp_path) as address:
+        (served,) = explain(f"{address}/4.png", target=1, timeout=60)
+    assert torch.equal(served["attribution"], results[0]["attribution"])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +252,27 @@ def test_evaluate_in_grey_and_not_without_transparency(tmp_path: Path) -> None:
     grey = evaluate(load_model(model_of(tmp_path / "1", 1)), *words, steps=2)
     assert all(row["method"] == "gmar" for row in grey.rows)
     found = evaluate(load_model(model_of(tmp_path / "4", 4)), *words, steps=2)
-    assert "data sets are read in RGB, without transparency" in found.rows[0]["error"]
+    assert (
+        "the image is in RGB, without transparency; give images in RGBA" in found.rows[0]["error"]
+    )
+
+
+def test_evaluate_files_with_transparency(tmp_path: Path) -> None:
+    loaded = load_model(model_of(tmp_path / "4", 4))
+    (tmp_path / "images").mkdir()
+    paths = [save(array(4), tmp_path / "images" / f"{number}.png") for number in range(2)]
+    words: Any = ["gmar"], ["deletion"]
+    found = evaluate(loaded, tmp_path / "images", *words, steps=2, output=tmp_path / "out")
+    (curve,) = found.rows[0]["curves"].values()
+    expected = loaded.model(open_pixels(loaded, paths[0])).logits.softmax(-1).max().item()
+    assert curve["morf"][0] == pytest.approx(expected, abs=1e-6)
+    assert (tmp_path / "out" / "examples.png").is_file()
+
+
+def open_pixels(loaded: Any, path: Path) -> torch.Tensor:
+    """The pixel values of a file with transparency."""
+    with Image.open(path) as image:
+        return loaded.pixels(np.asarray(image.convert("RGBA")))  # type: ignore[no-any-return]
 
 
 def test_pictures_of_arrays() -> None:
@@ -263,3 +290,17 @@ def test_models_of_three_channels_are_processed_as_before(tmp_path: Path) -> Non
     image = Image.fromarray(array(3))
     expected = loaded.processor(images=image, return_tensors="pt").pixel_values
     assert torch.equal(pixel_values(loaded.processor, image, 3), expected)
+
+
+def test_a_strip_of_which_the_processor_makes_too_many_pixels(tmp_path: Path) -> None:
+    processor = CLIPImageProcessorPil()
+    strip = Image.new("RGB", (65_000, 1))
+    for image in (strip, np.asarray(strip)):
+        with pytest.raises(InputError, match=r"resizes its shorter side to 224, .* to 14,560,000"):
+            pixel_values(processor, image, 3)
+    folder = str(model_of(tmp_path, 3))
+    explain = pipeline("image-attribution", model=folder, image_processor=processor)
+    with pytest.raises(InputError, match="crop the image first"):
+        explain(strip)
+    processor.do_resize = False
+    assert pixel_values(processor, strip, 3).shape == (1, 3, 224, 224)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from benchmarks.growth import Curve as GrowthCurve
@@ -28,7 +31,8 @@ from hf_gmar.visualization import (
     overlay_figure,
 )
 from hf_gmar.visualization.text import legend_columns, width_of, wrapped
-from tests.support.figures import text_problems
+from tests.support.figures import drawn_texts, text_problems
+from tests.support.hostile import HOSTILE, hidden_in
 
 SCRIPTS = {
     "short": "a",
@@ -198,6 +202,52 @@ def test_wrapped_lines_are_no_wider_than_said(script: str) -> None:
         whole = "".join(SCRIPTS[script].split())
         joined = "".join("".join(lines).split())
         assert joined == whole or (joined.endswith("…") and whole.startswith(joined[:-1]))
+
+
+@pytest.mark.parametrize("script", list(SCRIPTS))
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_a_label_is_shortened_before_what_follows_it(script: str, lines: int) -> None:
+    """Whatever the label: with words of two spaces too, and with a long text after the number."""
+    label = f"{SCRIPTS[script]}  " * 9
+    for rest in ("", f" rather than {SCRIPTS[script]}" * 5)[:lines]:
+        shown = wrapped(f"{label}  99.9%{rest}", 1.75, 8, lines).replace(r"\$", "$")
+        assert all(width_of(line, 8) <= 1.75 for line in shown.splitlines())
+        assert shown.count("\n") < lines
+        joined = "".join(shown.split())
+        assert "99.9%" in joined
+        assert joined.startswith("".join(label.split())[0])
+        assert rest or joined.endswith("99.9%")
+
+
+@pytest.mark.parametrize("script", list(SCRIPTS))
+def test_grids_shorten_labels_and_never_a_score(script: str) -> None:
+    label = f"{SCRIPTS[script]} " * 3
+    picture = Image.new("RGB", (60, 60))
+    columns = [GridColumn("gmar", maps=torch.rand(1, 3, 3))]
+    figure = grid_figure([picture], [f"{label}  99.9%\n{label}.png"], columns, "")
+    assert any("99.9%" in text.get_text() for text in drawn_texts(figure))
+    assert text_problems(figure) == []
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hidden_characters_are_drawn_as_escapes(name: str) -> None:
+    """So that no letter is lost, and no font is asked for it."""
+    maps = {f"{number}{name}": torch.rand(4, 4) for number in range(2)}
+    example = ExampleMaps(Image.new("RGB", (60, 60)), f"{name}  0.98", maps)
+    rows = [{"index": 0, "key": name, "method": label, "values": {}} for label in maps]
+    summary = summarize(rows, {}, {})
+    texts: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (
+            examples_figure(summary, [example]),
+            head_maps_figure(example.picture, torch.rand(2, 2, 3, 3), name, name),
+            importance_figure(np.ones((2, 2), np.float32), None, name, name),
+        ):
+            FigureCanvasAgg(figure).draw()
+            texts += [text.get_text() for text in figure.findobj(Text)]
+    assert hidden_in("".join(texts)) <= {"\n"}
+    assert ("\x1b" not in name) or any(r"\x1b]52" in text.replace("\n", "") for text in texts)
 
 
 def test_a_text_that_fits_is_not_changed() -> None:
