@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_gmar._core.threads import undoing
 from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
 
 Implementation: TypeAlias = Literal["eager", "sdpa"]
@@ -220,14 +221,16 @@ def _switched(
 ) -> Iterator[None]:
     """Let the configs name functions that check the thread; ``None`` keeps the implementation."""
     before = [(config, config._attn_implementation) for config in configs]
-    try:
+
+    def restore() -> None:
         for config, original in before:
             # The property's setter would also write into sub-configs, which the list has too.
+            config._attn_implementation_internal = original
+
+    with undoing(restore):
+        for config, original in before:
             config._attn_implementation_internal = _route(implementation or original, original)
         yield
-    finally:
-        for config, original in before:
-            config._attn_implementation_internal = original
 
 
 def _check_can_switch(model: PreTrainedModel, implementation: Implementation) -> None:

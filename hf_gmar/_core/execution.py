@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_gmar._core.attention import configs_of, masked_heads_here
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._core.threads import lock_models, nested, uncompiled_here
+from hf_gmar._core.threads import lock_models, nested, uncompiled_here, undoing
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 
 
@@ -48,9 +48,13 @@ def gradients_of(
 def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Switch dropout off, and restore the mode of each module."""
     training = [module for module in modules if module.training]
-    with ExitStack() as stack:
+
+    def restore() -> None:
         for module in training:
-            stack.callback(setattr, module, "training", True)
+            module.training = True
+
+    with undoing(restore):
+        for module in training:
             module.training = False
         yield
 
@@ -61,7 +65,7 @@ def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | Non
     The output of ``masked`` heads, (B or 1, layers, H), is zero.
     """
     heads = nullcontext() if masked is None else masked_heads_here(adapter.vision_model, masked)
-    with torch.no_grad(), exclusive_eval(adapter), heads:
+    with exclusive_eval(adapter), torch.no_grad(), heads:
         return adapter(request.inputs, *request.args, **request.kwargs)
 
 

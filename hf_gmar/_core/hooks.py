@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.families import READOUTS
 from hf_gmar._core.model_adapter import ModelAdapter, scores_of
-from hf_gmar._core.threads import thread_hook
+from hf_gmar._core.threads import thread_hook, undoing
 from hf_gmar.errors import ModelOutputError
 
 T = TypeVar("T")
@@ -256,12 +256,14 @@ def _hooks_as_before(model: PreTrainedModel) -> Iterator[None]:
         if isinstance(module, PreTrainedModel) and not hasattr(module, _HOOK_FLAG)
     ]
     counts = [(module, set(module._forward_hooks)) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def remove() -> None:
         installed = [module for module in unhooked if module.__dict__.pop(_HOOK_FLAG, False)]
         for module, before in counts if installed else ():
             for key in set(module._forward_hooks) - before:
                 hook = module._forward_hooks[key]
                 if hook.__module__ == "transformers.utils.output_capturing":
                     del module._forward_hooks[key]
+
+    with undoing(remove):
+        yield

@@ -159,6 +159,7 @@ def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
         ) from error
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DIMENSIONS = {
     3: "; add the batch dimension with inputs.unsqueeze(0)",
     5: "; videos are not explained, only images",
@@ -177,6 +178,15 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     if not isinstance(inputs, Tensor):
         hint = "; an image processor gives them with return_tensors='pt'"
         raise InputError(f"{needed}, got {type(inputs).__name__}{hint}")
+    if inputs.is_nested or inputs.layout != torch.strided:
+        kind = "a nested tensor" if inputs.is_nested else f"a tensor of the layout {inputs.layout}"
+        way = "torch.stack images of one size" if inputs.is_nested else "call its to_dense()"
+        raise InputError(f"{needed} in a dense tensor, got {kind}; {way}")
+    if inputs.is_meta:
+        raise InputError(
+            f"{needed}, got a tensor on the meta device, which has a shape and no values; make it "
+            "on the model's device"
+        )
     shape = tuple(inputs.shape)
     if inputs.dim() != 4:
         hint = _DIMENSIONS.get(inputs.dim(), "")
@@ -195,8 +205,18 @@ def _check_values(inputs: Tensor, adapter: ModelAdapter) -> None:
             f"floating-point pixel values are needed, got {inputs.dtype}; the model's image "
             "processor gives them"
         )
+    if inputs.dtype not in _DTYPES:
+        raise InputError(
+            f"pixel values in float32, float64, bfloat16 or float16 are needed, got "
+            f"{inputs.dtype}, in which PyTorch computes no model; convert them with .float()"
+        )
     # Models that accelerate spreads over devices move their inputs themselves.
     is_spread, device = hasattr(adapter.backbone, "hf_device_map"), adapter.vision_model.device
+    if not is_spread and device.type == "meta":
+        raise InputError(
+            "the model is on the meta device and has no weights; load it with from_pretrained, or "
+            "give it weights with to_empty(device=...) and load_state_dict"
+        )
     if not is_spread and inputs.device != device:
         raise InputError(
             f"the inputs are on {inputs.device} and the model is on {device}; move one "

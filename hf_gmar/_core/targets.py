@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_gmar._utils.validation import shown
 from hf_gmar.errors import TargetError
 
 Target: TypeAlias = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -166,8 +167,8 @@ def _flat_index(target: Any, dims: tuple[int, ...], image: int) -> int:
     parts = target if isinstance(target, tuple) else (target,)
     if len(parts) != max(len(dims), 1):
         raise TargetError(
-            f"the target {target!r} of image {image} has {len(parts)} indices, but each image has "
-            f"scores of shape {dims}"
+            f"the target {shown(target)} of image {image} has {len(parts)} indices, but each image "
+            f"has scores of shape {dims}"
         )
     flat = 0
     for part, size in zip(parts, dims or (1,), strict=True):
@@ -179,12 +180,12 @@ def _checked(part: Any, size: int, image: int) -> int:
     # bool and some arrays have __index__, but are no classes.
     if isinstance(part, bool | np.ndarray) or not isinstance(part, SupportsIndex):
         raise TargetError(
-            f"the target of image {image} is {part!r}; a class index (integer) is needed"
+            f"the target of image {image} is {shown(part)}; a class index (integer) is needed"
         )
     index = operator.index(part)  # NumPy's integers too
     if not 0 <= index < size:
         raise TargetError(
-            f"target {index} of image {image} is out of range: the model has {size} classes, "
-            f"0 to {size - 1}"
+            f"target {shown(index)} of image {image} is out of range: the model has {size} "
+            f"classes, 0 to {size - 1}"
         )
     return index

@@ -2,11 +2,15 @@
 
 A context manager whose name ends in ``_here`` changes the model's behaviour in the calling thread
 alone; other threads run the unchanged model.
+
+A process that is forked meanwhile by another thread has the changes, but not the thread that would
+undo them. Its copy of the model is restored at once, and its locks are new.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +20,16 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from hf_gmar._core.interrupts import deferred_signals, deliver_signals
+
 _STATE = threading.local()
 
 # A lock lives as long as a thread holds it or waits for it.
 _LOCKS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _LOCKS_GUARD = threading.Lock()
+_POLL = 0.1  # seconds
+_CHANGES: dict[int, list[Callable[[], object]]] = {}
+"""What undoes the changes of each thread, latest last."""
 _MISSING = object()
 
 
@@ -60,16 +69,54 @@ def nested() -> Iterator[None]:
 def lock_models(objects: Iterable[object]) -> Iterator[None]:
     """Hold the locks of these modules or configs, once no other thread holds them.
 
-    The locks are reentrant: a hook inside a model may explain the same model.
+    The locks are reentrant: a hook inside a model may explain the same model. Signals are deferred
+    meanwhile, so this context must be the outermost around changes.
     """
     # A fixed order prevents deadlocks.
     keys = sorted({id(item) for item in objects})
-    with _LOCKS_GUARD:
-        locks = [_LOCKS.setdefault(key, threading.RLock()) for key in keys]
-    with ExitStack() as stack:
-        for lock in locks:
-            stack.enter_context(lock)
+    with deferred_signals():
+        with _LOCKS_GUARD:
+            locks = [_LOCKS.setdefault(key, threading.RLock()) for key in keys]
+        held = []
+        try:
+            for lock in locks:
+                while not lock.acquire(timeout=_POLL):
+                    deliver_signals()
+                held.append(lock)
+            yield
+        finally:
+            for lock in held:
+                lock.release()
+
+
+@contextmanager
+def undoing(undo: Callable[[], object]) -> Iterator[None]:
+    """Undo a change at the end, and at once in a process that another thread forks meanwhile.
+
+    ``undo`` must do nothing where the change is not made yet.
+    """
+    thread = threading.get_ident()
+    _CHANGES.setdefault(thread, []).append(undo)
+    try:
         yield
+    finally:
+        undo()
+        _CHANGES[thread].remove(undo)
+        if not _CHANGES[thread]:
+            del _CHANGES[thread]
+
+
+def _in_child() -> None:
+    """Undo what other threads have changed, and forget their locks."""
+    global _LOCKS, _LOCKS_GUARD  # a lock that another thread holds is lost
+    _LOCKS, _LOCKS_GUARD = WeakValueDictionary(), threading.Lock()
+    for thread in set(_CHANGES) - {threading.get_ident()}:
+        for undo in reversed(_CHANGES.pop(thread)):
+            undo()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def hook_here(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,10 +144,8 @@ def thread_hook(
         handle = module.register_forward_pre_hook(hook_here(hook), with_kwargs=True)
     else:
         handle = module.register_forward_hook(hook_here(hook), prepend=first)
-    try:
+    with undoing(handle.remove):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -115,14 +160,15 @@ def replaced_here(module: nn.Module, name: str, function: Callable[..., Any]) ->
         implementation = function if current_thread_id() == thread else original
         return implementation(*args, **kwargs)
 
-    module.__dict__[name] = choose
-    try:
-        yield
-    finally:
+    def restore() -> None:
         if before is _MISSING:
-            del module.__dict__[name]
+            module.__dict__.pop(name, None)
         else:
             module.__dict__[name] = before
+
+    with undoing(restore):
+        module.__dict__[name] = choose
+        yield
 
 
 @contextmanager

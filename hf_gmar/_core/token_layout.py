@@ -23,6 +23,7 @@ from hf_gmar._core.families import (
     Rest,
     model_type,
 )
+from hf_gmar._utils.validation import shown
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
 ReadoutSpec: TypeAlias = str | tuple[float, ...] | None
@@ -62,10 +63,12 @@ class TokenLayout:
         """Check the shares and the patch size."""
         size = (1, 1) if self.patch_size is None else self.patch_size
         shares_fit = _is_tuple_of(numbers.Real, self.readout)
+        if shares_fit and max(map(abs, self.readout), default=0) > 1:  # too large for a float, too
+            raise OptionError(f"readout shares must be from 0 to 1, got {shown(self.readout)}")
         if not shares_fit or not _is_tuple_of(numbers.Integral, size, 2):
             raise OptionError(
                 "readout must be a tuple of shares such as (1.0,), and patch_size None or whole "
-                f"(height, width) in pixels; got {self.readout!r} and {self.patch_size!r}"
+                f"(height, width) in pixels; got {shown(self.readout)} and {shown(self.patch_size)}"
             )
         shares = (*self.readout, 1.0 - math.fsum(self.readout))
         if not all(share >= -1e-9 for share in shares):  # NaN is not a share either

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import accumulation_dtype
+from hf_gmar._core.interrupts import deliver_signals
 from hf_gmar._engines.propagation import Block, RelevancePropagation
 
 Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -127,6 +128,7 @@ class BlockWalker:
             below: memory for the gradients with respect to query, key and value, of their shapes
                 and in the dtype of the sums; ``None`` if no layer below needs them.
         """
+        deliver_signals()
         size = BlockSize.choose(layer, self.rows)
 
         def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:

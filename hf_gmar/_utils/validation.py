@@ -8,15 +8,40 @@ from typing import Any
 
 from hf_gmar.errors import OptionError
 
+_LONGEST = 100
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut to fit into a message.
+
+    Example:
+        >>> shown("l3"), len(shown(10**400)), shown(10**5000)
+        ("'l3'", 104, 'a value with too many digits to be written')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a value with too many digits to be written"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
 
 def check_positive(name: str, value: Any, most: float = math.inf) -> float:
     """Return the value as a float; it must be a finite number, 0 < value <= most."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan
+    number = _as_float(value)
     if not math.isfinite(number) or not 0 < number <= most:
         needed = "above 0" + ("" if math.isinf(most) else f" and at most {most:g}")
-        raise OptionError(f"{name} must be a number {needed}, got {value!r}")
+        raise OptionError(f"{name} must be a number {needed}, got {shown(value)}")
     return number
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float, infinity for one that is too large, and NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # of typeshed
 
 
 def check_option(name: str, value: Any, allowed: Any) -> None:
@@ -24,22 +49,22 @@ def check_option(name: str, value: Any, allowed: Any) -> None:
     kind = numbers.Integral if isinstance(allowed, range) else str
     if isinstance(value, kind) and not isinstance(value, bool) and value in allowed:
         return
-    shown = (
+    needed = (
         f"a whole number from {allowed.start} to {allowed.stop - 1}"
         if isinstance(allowed, range)
         else "one of " + ", ".join(repr(choice) for choice in allowed)
     )
-    raise OptionError(f"{name} must be {shown}, got {value!r}")
+    raise OptionError(f"{name} must be {needed}, got {shown(value)}")
 
 
 def check_number(name: str, value: Any, low: float, below: float = math.inf) -> float:
     """Return the value as a float; it must be a finite number, low <= value < below."""
     needed = f">= {low:g}" + ("" if math.isinf(below) else f" and < {below:g}")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise OptionError(f"{name} must be a number {needed}, got {value!r}")
-    number = float(value)
+        raise OptionError(f"{name} must be a number {needed}, got {shown(value)}")
+    number = _as_float(value)
     if not math.isfinite(number) or not low <= number < below:
-        raise OptionError(f"{name} must be a finite number {needed}, got {value}")
+        raise OptionError(f"{name} must be a finite number {needed}, got {shown(value)}")
     return number
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode, graph_enabled
-from hf_gmar._core.threads import lock_models
+from hf_gmar._core.threads import lock_models, undoing
 
 
 @contextmanager
@@ -54,7 +54,8 @@ def preserve_state(modules: Iterable[nn.Module]) -> Iterator[None]:
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
         if tensor.is_leaf
     }
-    with ExitStack() as stack:
+    stack = ExitStack()
+    with undoing(stack.close):
         for part in parts:
             # A module stores hooks, parameters, buffers and submodules in dicts.
             contents = {

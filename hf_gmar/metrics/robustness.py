@@ -9,6 +9,7 @@ import torch
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
+from hf_gmar._core.interrupts import deferred_signals
 from hf_gmar._utils.validation import check_option, check_positive
 from hf_gmar.metrics.context import ContextMetric, MetricContext
 
@@ -52,7 +53,7 @@ class Infidelity(ContextMetric):
             change = _on_pixels(torch.from_numpy(noise), pixels)
             return change, images - change.to(images)
 
-        with torch.no_grad():
+        with deferred_signals(), torch.no_grad():
             value: Tensor = infidelity(
                 lambda images: context.scores(images).double().cpu(),
                 perturb,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import exclusive_eval, graph_enabled
 from hf_gmar._core.inputs import checked_request, size_errors
+from hf_gmar._core.interrupts import deferred_signals
 from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter, unwrapped
 from hf_gmar._core.request import ForwardRequest
@@ -70,7 +71,7 @@ class Cascade:
     ) -> None:
         check_option("seed", seed, range(2**32))
         self.seed = int(seed)
-        with torch.inference_mode(False):
+        with deferred_signals(), torch.inference_mode(False):
             self.model: Any = _copy(model, readout)
         adapter = ModelAdapter.of(self.model, readout)
         request = checked_request(adapter, pixels, None, forward_kwargs)
@@ -99,7 +100,7 @@ class Cascade:
         check_option("parts", parts, range(len(self._parts) + 1))
         for number in range(len(self._new), parts):
             random = np.random.default_rng([self.seed, number])
-            with torch.inference_mode(False), torch.no_grad():
+            with deferred_signals(), torch.inference_mode(False), torch.no_grad():
                 new = {name: _draw_like(w, random) for name, w in self._old[number].items()}
             self._new.append(new)
         for number, part in enumerate(self._parts):

@@ -16,6 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_gmar.errors import ModelLoadError
 from hf_gmar.models.hub_errors import Source, pickled_weights_error
+from hf_gmar.models.size_limits import check_nesting, limited_sizes
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -39,11 +40,12 @@ def adapter_config(source: Source) -> dict[str, Any] | None:
         )
     try:
         config: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(
             f"the {CONFIG} of {source.name!r} is no JSON ({error}); save the adapter with "
             "save_pretrained"
         ) from error
+    check_nesting(config, CONFIG, source.name)
     if not config.get("base_model_name_or_path"):
         raise ModelLoadError(
             f"{source.name!r} is an adapter whose {CONFIG} names no base model; write its name or "
@@ -98,7 +100,8 @@ def attach(
 
     config = PeftConfig.from_pretrained(source.place, **source.access)
     weights = _renamed(weights, model, config)
-    with warnings.catch_warnings():
+    folder = Path(find_adapter_config_file(source.place, **source.access) or source.place).parent
+    with limited_sizes(folder, CONFIG, source.name), warnings.catch_warnings():
         # PEFT asks Transformers for a property that has a new name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         wrapped = PeftModel(model, config, autocast_adapter_dtype=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.threads import lock_models
+from hf_gmar._core.interrupts import undeferred_signals
+from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
@@ -54,6 +55,7 @@ from hf_gmar.models.hub_errors import (
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import config_of
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
+from hf_gmar.models.size_limits import check_nesting, check_sizes, limited_sizes
 from hf_gmar.models.wrappers import ZeroShotModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -312,9 +314,13 @@ def _pinned(source: Source) -> Source:
 def _read_config(source: Source) -> PreTrainedConfig:
     place = source if source.base is None or source.has("config.json") else source.base
     try:
+        values, _ = PreTrainedConfig.get_config_dict(place.place, **place.access)
+        check_sizes(values, source.name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             place.place, trust_remote_code=place.trusted, **place.access
         )
+    except HfGmarError:
+        raise
     except Exception as error:
         raise config_error(source, error) from error
     return config
@@ -380,11 +386,12 @@ class _Weights:
             if place.kind == CLASSIFIER
             else AutoModelForZeroShotImageClassification
         )
-        with self._reworded(place), _no_conversion():
+        with self._reworded(place):
             if self.use_safetensors:
                 _check_files(place, config)
-            model, info = loader.from_pretrained(
-                place.place,
+            model, info = _load(
+                place,
+                loader.from_pretrained,
                 config=config,
                 use_safetensors=True if self.use_safetensors else None,
                 weights_only=True,
@@ -444,22 +451,30 @@ def _file(source: Source, name: str) -> str | None:
     return file
 
 
-@contextmanager
-def _no_conversion() -> Iterator[None]:
-    """Prevent Transformers from requesting a conversion to safetensors.
+def _load(place: Source, load: Callable[..., Any], **settings: Any) -> Any:
+    """Load a model that is no larger than its files, and don't request a conversion of them.
 
-    It would send the model's name and the token to a service that opens a pull request with
-    converted weights, and load these weights.
+    Transformers would send the model's name and the token to a service that opens a pull request
+    with weights as safetensors, and load these weights.
     """
     switch = "DISABLE_SAFETENSORS_CONVERSION"
-    with lock_models([os.environ]):
-        before = os.environ.get(switch)
+    before: list[str | None] = []
+    folder = Path(_file(place, "config.json") or place.place).parent
+
+    def restore() -> None:
+        for value in before:
+            os.environ.pop(switch, None)
+            os.environ.update({} if value is None else {switch: value})
+
+    with (
+        lock_models([os.environ]),
+        undoing(restore),
+        limited_sizes(folder, "config.json", place.name),
+    ):
+        before.append(os.environ.get(switch))
         os.environ[switch] = "1"
-        try:
-            yield
-        finally:
-            del os.environ[switch]
-            os.environ.update({} if before is None else {switch: before})
+        with undeferred_signals():  # a download may take long
+            return load(place.place, **settings)
 
 
 def _with_prompts(
@@ -514,6 +529,9 @@ def _load_processor(source: Source, place: str | Path | None) -> BaseImageProces
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
             source.place, backend="pil", trust_remote_code=source.trusted, **source.access
         )
+        check_nesting(vars(processor), PROCESSORS[0], source.name)
+    except HfGmarError:
+        raise
     except Exception as error:
         raise processor_error(source, error) from error
     return processor

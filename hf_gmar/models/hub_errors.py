@@ -280,6 +280,8 @@ _KNOWN: dict[type[BaseException] | int | str, str] = {
     LocalEntryNotFoundError: _UNREACHED,
     httpx.HTTPError: _UNREACHED,
     ConnectionError: _UNREACHED,
+    RecursionError: "a JSON file of {name!r} is nested too deeply to be read; get it anew from "
+    "where the model comes from",
     "trust_remote_code=True": "{name!r} is a model with Python code of its own, which would be run "
     "here; read the code, and if you trust it, allow it with trust_remote_code=True (on the "
     "command line --trust-remote-code)",

@@ -179,7 +179,7 @@ class BoundPerturbation:
             ModelOutputError: the model returns no scores (K, C), or scores that are not finite.
         """
         keep_mask = self._checked(keep_mask)
-        with torch.no_grad(), exclusive_eval(self.image.adapter), self._precision():
+        with exclusive_eval(self.image.adapter), torch.no_grad(), self._precision():
             batches = [
                 (indices, self._batch_scores(keep_mask[indices]))
                 for indices in self.copies.batches(keep_mask, self.batch)

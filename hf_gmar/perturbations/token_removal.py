@@ -20,7 +20,7 @@ from hf_gmar._core.attention import masked_keys_here
 from hf_gmar._core.families import model_type
 from hf_gmar._core.layers import layer_modules
 from hf_gmar._core.model_adapter import ModelAdapter
-from hf_gmar._core.threads import hook_here, replaced_here
+from hf_gmar._core.threads import replaced_here, thread_hook
 from hf_gmar.errors import InputError, ModelOutputError, UnsupportedModelError
 
 _ROTARY = ("position_embeddings", "rope")
@@ -103,8 +103,8 @@ def drop_tokens(
             make_bias = functools.partial(_select_bias, selection, inside, getattr(module, name))
             stack.enter_context(replaced_here(module, name, make_bias))
         for index, layer in enumerate(sites.layers):
-            hook = hook_here(functools.partial(_select_input, selection, index))
-            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            select = functools.partial(_select_input, selection, index)
+            stack.enter_context(thread_hook(layer, select, before=True))
         yield
     if selection.layers_run != list(range(len(sites.layers))):
         raise ModelOutputError(
@@ -134,8 +134,8 @@ def mask_tokens(adapter: ModelAdapter, keep_mask: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         if reads_patches(adapter):
             selection = _TokenSelection.of(adapter, keep_mask)
-            hook = hook_here(functools.partial(_select_output, selection))
-            stack.callback(layer_modules(adapter)[-1].register_forward_hook(hook).remove)
+            select = functools.partial(_select_output, selection)
+            stack.enter_context(thread_hook(layer_modules(adapter)[-1], select))
         masked = _token_flags(adapter, ~keep_mask, False)
         stack.enter_context(masked_keys_here(adapter.vision_model, adapter.layers, masked))
         yield

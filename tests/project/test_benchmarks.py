@@ -24,6 +24,7 @@ from benchmarks.contest import (
     no_room,
 )
 from benchmarks.growth import GROWING, exponent
+from benchmarks.interrupts import WAYS
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
@@ -59,6 +60,14 @@ def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [image["name"] for image in stored["images"]] == ["scene 18", "scene 3", "scene 7"]
     assert stored["settings"]["threads"] == 1
+
+
+def test_the_interrupts_print_their_table() -> None:
+    done = run_python(["-m", "benchmarks.interrupts", "--tries", len(WAYS)], ROOT)
+    *_, total = done.stdout.splitlines()
+    assert total.startswith(f"| all | {len(WAYS)} | 0 | nothing |")
+    for name in WAYS:
+        assert f"| {name} | 1 | 0 | nothing |" in done.stdout
 
 
 def _check_numbers(found: dict[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,29 @@ import torch
 from torch import Tensor
 
 from hf_gmar import GMAR, LogitsModel, errors
+from hf_gmar._utils.registry import Registry
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
-from tests.reference.cases import BATCH, ENGINE_NAMES, ENGINE_OPTIONS, VIT
+from hf_gmar.methods import METHODS
+from hf_gmar.metrics import METRICS
+from hf_gmar.perturbations import PERTURBATIONS
+from tests.reference.cases import BATCH, ENGINE_NAMES, ENGINE_OPTIONS, VIT, shared
 from tests.reference.refused import Action, Refused, around, explaining, run
 
 
 def option(**options: Any) -> Action:
     """An option that does not exist."""
     return lambda engine: GMAR(VIT.build(), **{**ENGINE_OPTIONS[engine], **options})
+
+
+def built(registry: Registry[Any], name: str, option: str, value: Any) -> Action:
+    """A method, metric or perturbation with an option's value."""
+
+    def build(_: str) -> Any:
+        made = registry.build(name, *[shared(VIT)] * (registry is METHODS), **{option: value})
+        # Some values are checked with the image.
+        return made.bind(shared(VIT), VIT.images()[:1]) if registry is PERTURBATIONS else made
+
+    return build
 
 
 def several(targets: Any) -> Action:
@@ -37,8 +55,26 @@ def images_of(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
+def beta(make: Callable[[Tensor], Tensor]) -> Action:
+    """Images in a form of which PyTorch says that it is not finished."""
+
+    def explain(engine: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            images = make(VIT.images())
+        return explaining(images)(engine)
+
+    return explain
+
+
+def nested(layout: torch.layout) -> Callable[[Tensor], Tensor]:
+    return lambda images: torch.nested.nested_tensor(list(images), layout=layout)
+
+
 TARGETS_REFUSED = (
     Refused("too large", explaining(target=7), TargetError, ("7", "out of range", "0 to 6")),
+    Refused("beyond floats", explaining(target=10**400), TargetError, ("1000", "out of range")),
+    Refused("beyond text", explaining(target=10**5000), TargetError, ("digits", "out of range")),
     Refused("negative", explaining(target=-1), TargetError, ("-1", "out of range", "0 to 6")),
     Refused(
         "too large in a list", explaining(target=[0, 1, 7]), TargetError, ("7", "image 2", "0 to 6")
@@ -149,10 +185,50 @@ INPUTS_REFUSED = (
         ("48 x 32", "interpolate_pos_encoding=True", "resize"),
     ),
     Refused(
-        "another device",
+        "no values",
         explaining(images_of(3, 3, 32, 32).to("meta")),
         InputError,
-        ("meta", "cpu", ".to(device)"),
+        ("meta device", "no values", "on the model's device"),
+    ),
+    Refused(
+        "no weights",
+        run(lambda: VIT.build().to("meta")),
+        InputError,
+        ("the model is on the meta device", "no weights", "from_pretrained"),
+    ),
+    *(
+        Refused(
+            str(dtype),
+            explaining(images_of(3, 3, 32, 32).to(dtype)),
+            InputError,
+            (str(dtype), "float32", "bfloat16", ".float()"),
+        )
+        for dtype in (
+            torch.float8_e4m3fn,
+            torch.float8_e5m2,
+            torch.float8_e4m3fnuz,
+            torch.float8_e8m0fnu,
+        )
+    ),
+    *(
+        Refused(name, beta(make), InputError, words)
+        for name, make, words in (
+            ("sparse", torch.Tensor.to_sparse, ("torch.sparse_coo", "dense", "to_dense()")),
+            (
+                "sparse rows",
+                lambda images: images[0, 0].to_sparse_csr(),
+                ("torch.sparse_csr", "dense", "to_dense()"),
+            ),
+            ("of MKL-DNN", torch.Tensor.to_mkldnn, ("torch._mkldnn", "dense", "to_dense()")),
+            ("nested", nested(torch.strided), ("nested", "dense", "torch.stack")),
+            ("jagged", nested(torch.jagged), ("nested", "dense", "torch.stack")),
+        )
+    ),
+    Refused(
+        "complex",
+        explaining(images_of(3, 3, 32, 32).to(torch.complex64)),
+        InputError,
+        ("floating-point", "complex64"),
     ),
 )
 
@@ -165,6 +241,9 @@ OPTIONS_REFUSED = (
     Refused("alpha infinite", option(alpha=float("inf")), OptionError, ("alpha", "inf")),
     Refused("alpha as text", option(alpha="1"), OptionError, ("alpha", "'1'")),
     Refused("alpha True", option(alpha=True), OptionError, ("alpha", "True")),
+    Refused("alpha beyond floats", option(alpha=10**400), OptionError, ("alpha", ">= 0", "1000")),
+    Refused("rows beyond floats", option(chunk_size=-(10**400)), OptionError, ("chunk_size",)),
+    Refused("shares beyond floats", option(readout=(10**400,)), OptionError, ("readout", "1000")),
     Refused("layer too high", option(start_layer=3), OptionError, ("start_layer", "0 to 2", "3")),
     Refused("layer below 0", option(start_layer=-1), OptionError, ("start_layer", "0 to 2", "-1")),
     Refused("layer as float", option(start_layer=1.0), OptionError, ("start_layer", "1.0")),
@@ -223,6 +302,28 @@ OPTIONS_REFUSED = (
 @pytest.mark.parametrize("row", TARGETS_REFUSED + INPUTS_REFUSED + OPTIONS_REFUSED, ids=str)
 def test_refused(row: Refused, engine: str) -> None:
     row.check(engine)
+
+
+NUMBERS = [
+    (registry, name, option)
+    for registry in (METHODS, METRICS, PERTURBATIONS)
+    for name in registry
+    for option, default in registry.options(name).items()
+    if isinstance(default, int | float) and not isinstance(default, bool)
+]
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 10**5000, Fraction(10**400)], ids=["400", "-400", "5000", "a"]
+)
+@pytest.mark.parametrize(
+    ("registry", "name", "option_name"), NUMBERS, ids=lambda part: getattr(part, "kind", part)
+)
+def test_a_number_beyond_floats_is_refused(
+    registry: Registry[Any], name: str, option_name: str, value: Any
+) -> None:
+    """Python can't make a float of it, and not write a number of more than 4,300 digits."""
+    Refused(name, built(registry, name, option_name, value), OptionError, (option_name,)).check("")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
