@@ -105,7 +105,7 @@ class Explainer:
         >>> from hf_gmar.data import draw_scene
         >>> explainer = Explainer("bundled", method="attn-lrp")
         >>> [result.label for result in explainer.stream(draw_scene(n).image for n in (18, 19))]
-        ['heart', 'moon']
+        ['heart', 'ring']
     """
 
     def __init__(

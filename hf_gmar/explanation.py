@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import html
 import json
 import re
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from hf_gmar.models.score_kind import ScoreKind
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
+
+    from hf_gmar.visualization.overlay import Scale
 
 _NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target")  # the title names the classes
 _LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a file name
@@ -115,8 +119,6 @@ class Explanation:
         Raises:
             OSError: a file can't be written.
         """
-        from hf_gmar.visualization.overlay import save_figure
-
         path = Path(path)
         stem = path.name.removesuffix(".npz").removesuffix(".png")
         picture, archive = (path.with_name(f"{stem}{suffix}") for suffix in (".png", ".npz"))
@@ -137,7 +139,7 @@ class Explanation:
                 version=__version__,
                 image=_jpeg(self.image),
             )
-            save_figure(self.figure(), drawing)
+            self.picture().save(drawing, "PNG", compress_level=_COMPRESSION)
         return picture, archive
 
     @classmethod
@@ -211,18 +213,92 @@ class Explanation:
                 options += f"-{name}={value}"
         return f"{method}{options}" if options or method != "gmar" else ""
 
-    def figure(self) -> Figure:
-        """Draw the image beside its map, without a window."""
-        from hf_gmar.visualization.overlay import overlay_figure
-
+    @property
+    def caption(self) -> str:
+        """The image, the settings and what a reader has to know of the numbers, in one line."""
         options = ", ".join(
             f"{key} {value}"
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )
-        caption = f"{self.source}   ({options})   {self.score_kind.note}".rstrip()
-        unit = METHODS[self.method].unit
-        return overlay_figure(self.image, self.patches, self.title, caption, self.view, unit)
+        notes = [self.score_kind.note, self._flatness]
+        return "   ".join([self.source, f"({options})", *filter(None, notes)])
+
+    @property
+    def _flatness(self) -> str:
+        """Say that the values hardly differ, if they do."""
+        low, high = float(self.patches.min()), float(self.patches.max())
+        if not 0 < _FLAT * high <= low:
+            return ""
+        return (
+            f"The map is nearly flat: its values are from {low / high:.0%} to 100% of the highest; "
+            'scale="percentile" spreads the colours over them.'
+        )
+
+    def figure(self, scale: Scale = "max") -> Figure:
+        """Draw the image beside its map with matplotlib, without a window.
+
+        Args:
+            scale: see :meth:`overlay`.
+        """
+        from hf_gmar.visualization.overlay import overlay_figure
+
+        return overlay_figure(
+            self.image, self.patches, self.title, self.caption, self.view, self._unit, scale
+        )
+
+    def picture(self, scale: Scale = "max") -> Image.Image:
+        """Draw the image beside its map as :meth:`figure` does, but faster, as a Pillow image.
+
+        Args:
+            scale: see :meth:`overlay`.
+        """
+        from hf_gmar.visualization.picture import overlay_picture
+
+        return overlay_picture(
+            self.image, self.patches, self.title, self.caption, self.view, self._unit, scale
+        )
+
+    @property
+    def _unit(self) -> str:
+        return METHODS[self.method].unit
+
+    def overlay(
+        self,
+        colormap: str | None = None,
+        opacity: float = 0.6,
+        scale: Scale = "max",
+        smooth: bool = True,
+    ) -> Image.Image:
+        """Return the image under its map, pixel for pixel, without axes or text.
+
+        Args:
+            colormap: a colour map of matplotlib; by default ``"inferno"``, or ``"RdBu_r"`` over a
+                grey image for maps with negative values.
+            opacity: opacity of the map, from 0 to 1.
+            scale: the values at the ends of the colours: ``"max"`` is from zero to the maximum,
+                ``"percentile"`` from the 2nd to the 98th percentile, for maps that are nearly flat,
+                or the two values. With negative values, the first two are symmetric about zero.
+            smooth: interpolate between the patches.
+
+        Raises:
+            OptionError: an option is outside its range.
+        """
+        from hf_gmar.visualization.overlay import overlay_image
+
+        heatmap = self.view.project(self.patches.float(), smooth)
+        return overlay_image(self.image, heatmap, colormap, opacity, scale)
+
+    def _repr_html_(self) -> str:
+        """Show the picture in a notebook, with its class, method and settings."""
+        buffer = BytesIO()
+        self.picture().save(buffer, "PNG", compress_level=1)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        text = html.escape(" ".join(f"{visible(self.title)}   {visible(self.caption)}".split()))
+        return f'<img alt="{text}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+_FLAT = 0.5  # share of the highest value below which no patch of a flat map is
 
 
 def _jpeg(image: Image.Image) -> NDArray[np.uint8]:
@@ -234,6 +310,7 @@ def _jpeg(image: Image.Image) -> NDArray[np.uint8]:
 
 
 _SMALL = 768  # pixels of the longer side
+_COMPRESSION = 1  # of the picture: a third of the time for some more bytes
 
 
 def _class_slug(index: int | None, label: str) -> str:

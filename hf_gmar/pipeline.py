@@ -7,14 +7,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_gmar.data.image_files import load_image
-from hf_gmar.errors import InputError, ModelLoadError, OptionError, TargetError
+from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
@@ -22,7 +21,7 @@ from hf_gmar.models.hub import is_adapter, load_model
 from hf_gmar.models.hub_errors import incomplete_error, misfit_error, takes_prompts
 from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
-from hf_gmar.models.labels import class_count, find_class, label_of
+from hf_gmar.models.labels import classes_of_model, label_of
 from hf_gmar.models.pixel_values import (
     MODES,
     channels_last,
@@ -172,16 +171,19 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         keywords = interpolation(self.model, interpolate_pos_encoding)
-        logits = explain.scores(pixels, **keywords)
-        scores = ScoreKind.of(self.model.config, logits).convert(logits).cpu()
-        count = scores.shape[1]
-        classes = _most_probable(scores, self._classes(target, top_k, count))
-        against = self._contrast(method, contrast, count)
-        maps = explain.attribute_targets(pixels, list(classes.T), contrast=against, **keywords)
+        targets, against = self._targets(target, top_k), self._contrast(method, contrast)
+        found = explain.attribute_with_scores(
+            pixels, targets, contrast=against, top_k=_checked_count(top_k), **keywords
+        )
+        scores = ScoreKind.of(self.model.config, found.scores).convert(found.scores)
+        classes, patches = found.classes.T, found.maps.transpose(0, 1).float()  # images first
+        scores = scores.gather(1, classes)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        places = order[..., None, None].expand_as(patches).to(patches.device)
         return {
-            "classes": classes,
-            "scores": scores.gather(1, classes),
-            "patches": maps.transpose(0, 1).float(),
+            "classes": classes.gather(1, order).cpu(),
+            "scores": scores.gather(1, order).cpu(),
+            "patches": patches.gather(1, places),
             **inputs,
         }
 
@@ -196,18 +198,13 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     ) -> None:
         """Check the options of the constructor."""
         self._method(method, options)
-        try:
-            self._classes(target, top_k)
-            self._contrast(method, contrast)
-        except TargetError:  # unless the model gives more scores than its config names
-            count = class_count(self.model)
-            self._classes(target, top_k, count)
-            self._contrast(method, contrast, count)
+        self._targets(target, top_k)
+        self._contrast(method, contrast)
         interpolation(self.model, interpolate_pos_encoding)
 
-    def _contrast(self, method: str, contrast: Any, count: int | None = None) -> int | None:
+    def _contrast(self, method: str, contrast: Any) -> int | None:
         METHODS[method].check_contrast(contrast)
-        return None if contrast is None else find_class(self.model.config, contrast, count)
+        return None if contrast is None else classes_of_model(self.model, [contrast])[0]
 
     def _method(self, name: str, options: dict[str, Any]) -> AttributionMethod:
         known = METHODS.options(name)
@@ -219,16 +216,17 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return METHODS.build(name, self.model, **options)
 
-    def _classes(self, target: Any, top_k: Any, count: int | None = None) -> list[int] | int:
-        """Return the classes to explain, or the number of most probable classes."""
+    def _targets(self, target: Any, top_k: Any) -> list[int] | None:
+        """Return the classes to explain; ``None`` for the most probable ones."""
         if target is None:
-            return 1 if top_k is None else _checked_count(top_k)
+            _checked_count(top_k)
+            return None
         if top_k is not None:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
         names = target if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
-        return [find_class(self.model.config, name, count) for name in names]
+        return classes_of_model(self.model, names)
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """Make one dict for each explained class of an image, most probable first."""
@@ -241,23 +239,18 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             if overlay:
                 from hf_gmar.visualization.overlay import overlay_image
 
-                result["overlay"] = overlay_image(outputs["image"], heatmap)
+                smooth = outputs["view"].project(patches, smooth=True)
+                result["overlay"] = overlay_image(outputs["image"], smooth)
             results.append(result)
         return results
 
 
 def _checked_count(top_k: Any) -> int:
+    if top_k is None:
+        return 1
     if not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or int(top_k) < 1:
         raise OptionError(f"top_k must be a whole number >= 1, got {top_k!r}")
     return int(top_k)
-
-
-def _most_probable(scores: Tensor, classes: list[int] | int) -> Tensor:
-    """Sort classes, or take the K best, by the scores (B, C); return (B, K), best first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    if isinstance(classes, int):
-        return order[:, :classes]
-    return order[torch.isin(order, torch.tensor(classes))].view(len(scores), -1)
 
 
 def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tensor:

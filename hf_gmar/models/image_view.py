@@ -71,11 +71,20 @@ class ImageView:
         top, left, bottom, right = self.box
         return top > 0 or left > 0 or bottom < self.size[0] or right < self.size[1]
 
-    def project(self, patches: Tensor) -> Tensor:
+    def scaled(self, height: int, width: int) -> ImageView:
+        """Return the view of a copy of the image that has another size."""
+        down, across = height / self.size[0], width / self.size[1]
+        top, left, bottom, right = self.box
+        return ImageView(
+            (height, width), (top * down, left * across, bottom * down, right * across)
+        )
+
+    def project(self, patches: Tensor, smooth: bool = False) -> Tensor:
         """Give each pixel of the original the value of the patch that contains its centre.
 
         Args:
             patches: any values, (..., rows, columns), over the model's whole input.
+            smooth: interpolate linearly between the centres of the patches.
 
         Returns:
             The values of the pixels, (..., height, width), with device and dtype of the patches
@@ -92,6 +101,12 @@ class ImageView:
         rows = _cells(self.size[0], top, bottom, patches.shape[-2]).to(patches.device)
         columns = _cells(self.size[1], left, right, patches.shape[-1]).to(patches.device)
         values = patches if patches.is_floating_point() else patches.float()
+        if smooth:
+            down = _weights(self.size[0], top, bottom, patches.shape[-2]).to(values)
+            across = _weights(self.size[1], left, right, patches.shape[-1]).to(values)
+            whole = down @ values @ across.T
+            unseen = (rows == patches.shape[-2])[:, None] | (columns == patches.shape[-1])
+            return whole.masked_fill(unseen, math.nan)
         framed = pad(values, (0, 1, 0, 1), value=math.nan)
         return framed.index_select(-1, columns).index_select(-2, rows)
 
@@ -101,6 +116,13 @@ def _cells(pixels: int, start: float, end: float, cells: int) -> Tensor:
     centres = torch.arange(pixels, dtype=torch.float64) + 0.5
     indices = ((centres - start) / (end - start) * cells).floor().long()
     return indices.where((indices >= 0) & (indices < cells), torch.tensor(cells))
+
+
+def _weights(pixels: int, start: float, end: float, cells: int) -> Tensor:
+    """Return the weights of the cells in each pixel's value along one axis, (pixels, cells)."""
+    centres = torch.arange(pixels, dtype=torch.float64) + 0.5
+    places = ((centres - start) / (end - start) * cells - 0.5).clamp(0, cells - 1)
+    return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp_min(0)
 
 
 def measure_view(processor: BaseImageProcessor, size: tuple[int, int]) -> ImageView:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -18,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar._utils.files import whole_file
-from hf_gmar.errors import InputError
+from hf_gmar._utils.validation import check_number
+from hf_gmar.errors import InputError, OptionError
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.visualization.text import wrapped
 
@@ -32,7 +36,11 @@ OPACITY = 0.6
 """Opacity of a heatmap over its image."""
 
 _DIMMED = 0.4  # brightness of the grey outside the explained part
-_DOTS = 150  # per inch
+DOTS = 150
+"""Dots per inch of a picture."""
+
+UNSEEN = (89, 89, 89)
+"""The colour that stands for the part that the model does not see, in a legend."""
 
 _Edges: TypeAlias = tuple[float, float, float, float]
 
@@ -44,18 +52,21 @@ def overlay_figure(
     caption: str = "",
     view: ImageView | None = None,
     unit: str = "relevance",
+    scale: Scale = "max",
 ) -> Figure:
     """Draw the image beside a copy of it under its heatmap.
 
     Args:
         image: the original image, of any size.
         patches: relevance of each patch, (rows, columns). The colours start at zero. If a value is
-            negative, they are symmetric about zero, and blue marks evidence against the class.
+            negative, they are symmetric about zero over a grey image, and blue marks evidence
+            against the class.
         title: the explained class, for example with its probability.
         caption: one line below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
             hatched as not seen by the model. ``None`` is the whole image.
         unit: the meaning of a patch's value: the ``unit`` of the method.
+        scale: see :func:`colour_scale`.
 
     Returns:
         A matplotlib figure without a window; ``save_figure`` writes it.
@@ -70,36 +81,137 @@ def overlay_figure(
         3
     """
     view = view or ImageView.whole(image)
-    _check_size("view", view.size, image)
+    layout = layout_of(image, title, caption, patches, view, unit)
+    colours = colour_scale(patches, scale)
     values = patches.detach().float().cpu().numpy()
-    figure, (plain, overlay, bar) = _layout(image, title, caption, view.unexplained)
+    figure = Figure(figsize=layout.size)
+    across, down = layout.bottom, (layout.width, layout.height)
+    plain = add_axes(figure, layout.plain, across, *down)
+    overlay = add_axes(figure, layout.overlay, across, *down)
+    bar = add_axes(figure, layout.bar, layout.centre - layout.length / 2, 0.16, layout.length)
+    plain.set_title("the image", fontsize=13)
+    overlay.set_title(layout.title, fontsize=13)
+    figure.supxlabel(layout.caption, y=0.06 / layout.size[1], fontsize=9, color="0.35")
     _show(plain, image)
-    _show(overlay, image)
-    mappable = draw_map(overlay, values, *_scale(values), extent=_extent(*view.box))
+    _show(overlay, image.convert("L") if is_signed(values) else image)
+    mappable = draw_map(
+        overlay, values, colours.name, colours.low, colours.high, extent=_extent(*view.box)
+    )
     overlay.set(xlim=plain.get_xlim(), ylim=plain.get_ylim())  # padding is not part of the image
-    meaning = [f"{unit}, per patch", *["(below 0: against the class)"] * is_signed(values)]
-    length = bar.get_position().height * figure.get_figheight()
-    lines = [wrapped(line, length, 9, 2) for line in meaning]
-    figure.colorbar(mappable, cax=bar).set_label("\n".join(lines), fontsize=9)
+    figure.colorbar(mappable, cax=bar).set_label(layout.unit, fontsize=9)
     if view.unexplained:
         _hatch_unseen(overlay, view)
     return figure
 
 
-def overlay_image(image: Image.Image, heatmap: Tensor) -> Image.Image:
+@dataclass(frozen=True)
+class ColourScale:
+    """A colour map of matplotlib, and the values at its ends.
+
+    Attributes:
+        name: the name of the colour map.
+        low: the value of its first colour; lower values have it too.
+        high: the value of its last colour.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def picture(self, values: NDArray[np.float32]) -> Image.Image:
+        """Convert values (height, width) to an RGB image with 256 colours."""
+        scaled = np.clip((values - self.low) / (self.high - self.low), 0, 1)
+        picture = Image.fromarray((scaled * 255).round().astype(np.uint8))
+        picture.putpalette(_palette(self.name), "RGBA")
+        return picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def _palette(name: str) -> bytes:
+    if name not in mpl.colormaps:
+        raise OptionError(
+            f"colormap must be one of matplotlib's, such as 'inferno' or 'viridis'; got {name!r}"
+        )
+    return bytes(np.asarray(mpl.colormaps[name](np.arange(256), bytes=True)).tobytes())
+
+
+Scale: TypeAlias = Literal["max", "percentile"] | tuple[float, float]
+"""The values at the ends of the colours."""
+
+
+def colour_scale(
+    values: Tensor | NDArray[np.float32], scale: Scale = "max", colormap: str | None = None
+) -> ColourScale:
+    """Choose the colours of a map.
+
+    Args:
+        values: relevance; NaN is left out.
+        scale: ``"max"`` is from zero to the maximum, so that a flat map looks flat;
+            ``"percentile"`` from the 2nd to the 98th percentile; or the two values. With negative
+            values, the first two are symmetric about zero.
+        colormap: a colour map of matplotlib; by default one for maps with negative values and one
+            for others.
+
+    Raises:
+        OptionError: the scale or the colour map is none.
+
+    Example:
+        >>> colour_scale(np.array([1.0, 3.0])), colour_scale(np.array([-1.0, 3.0])).low
+        (ColourScale(name='inferno', low=0.0, high=3.0), -3.0)
+    """
+    numbers = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    signed = bool((numbers < 0).any())
+    name = colormap or (SIGNED_COLOUR_MAP if signed else COLOUR_MAP)
+    _palette(name)
+    if scale == "max":
+        high = float(np.abs(numbers).max(initial=0))
+        low = -high if signed else 0.0
+    elif scale == "percentile":
+        ends = np.percentile(np.abs(numbers) if signed else numbers, [2, 98])
+        low, high = (-float(ends[1]) if signed else float(ends[0])), float(ends[1])
+    else:
+        low, high = _checked_ends(scale)
+    return ColourScale(name, low, high if high > low else low + 1)  # zeros must look like zeros
+
+
+def _checked_ends(scale: Any) -> tuple[float, float]:
+    try:
+        low, high = map(float, scale)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise OptionError(
+            "scale must be 'max', 'percentile' or a pair of values, the lower one first; got "
+            f"{scale!r}"
+        )
+    return low, high
+
+
+def overlay_image(
+    image: Image.Image,
+    heatmap: Tensor,
+    colormap: str | None = None,
+    opacity: float = OPACITY,
+    scale: Scale = "max",
+) -> Image.Image:
     """Draw the image under its heatmap, pixel for pixel, without axes or text.
 
     Args:
-        image: the original image.
+        image: the original image. Under a map with negative values it is grey, so that its colours
+            are not taken for those of the map.
         heatmap: relevance of each pixel, (height, width), from ``ImageView.project``; NaN outside
-            the explained part. The colours run from zero to the maximum; if a value is negative,
-            from minus to plus the largest absolute value.
+            the explained part.
+        colormap: see :func:`colour_scale`.
+        opacity: opacity of the map, from 0 to 1.
+        scale: see :func:`colour_scale`.
 
     Returns:
         An RGB image of the same size; dark grey outside the explained part.
 
     Raises:
         InputError: the heatmap and the image have different sizes.
+        OptionError: an option is outside its range.
 
     Example:
         >>> import torch
@@ -109,13 +221,15 @@ def overlay_image(image: Image.Image, heatmap: Tensor) -> Image.Image:
         [(102, 102, 103), (253, 254, 200), (102, 102, 102)]
     """
     _check_size("heatmap", tuple(heatmap.shape), image)
+    share = check_number("opacity", opacity, 0, 1.000001)
     values = heatmap.detach().float().cpu().numpy()
     seen = ~np.isnan(values)
-    colours = _to_colours(np.where(seen, values, 0))
-    plain = image.convert("RGB")
-    dimmed = plain.convert("L").point(lambda grey: grey * _DIMMED).convert("RGB")
+    colours = colour_scale(values, scale, colormap).picture(np.where(seen, values, 0))
+    plain, grey = image.convert("RGB"), image.convert("L")
+    below = grey.convert("RGB") if is_signed(values) else plain
+    dimmed = grey.point(lambda level: level * _DIMMED).convert("RGB")
     return Image.composite(
-        Image.blend(plain, colours, OPACITY), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
+        Image.blend(below, colours, share), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
     )
 
 
@@ -124,7 +238,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with whole_file(path) as part, warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; the saved numbers have the full label.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(part, dpi=_DOTS, format="png")
+        figure.savefig(part, dpi=DOTS, format="png")
 
 
 def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
@@ -135,27 +249,64 @@ def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:
         )
 
 
-def _layout(
-    image: Image.Image, title: str, caption: str, legend: bool
-) -> tuple[Figure, list[Axes]]:
-    """Make a figure with its texts, and empty axes for the image, overlay and colour bar."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of the figure are, in inches from its lower left corner."""
+
+    size: tuple[float, float]
+    width: float
+    height: float
+    column: float
+    plain: float
+    overlay: float
+    bottom: float
+    centre: float
+    bar: float
+    length: float
+    title: str
+    caption: str
+    unit: str
+
+
+def layout_of(
+    image: Image.Image,
+    title: str,
+    caption: str,
+    patches: Tensor,
+    view: ImageView,
+    unit: str,
+) -> Layout:
+    """Lay out an image, its overlay, a colour bar and their wrapped texts.
+
+    Raises:
+        InputError: the view and the image have different sizes.
+    """
+    _check_size("view", view.size, image)
     ratio = image.width / image.height
     width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every aspect ratio
     height = width / ratio
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
     title, caption = wrapped(title, column, 13), wrapped(caption, 2 * column + 1.5, 9)
     above = 0.2 + 0.22 * len(title.splitlines())
-    below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * legend
-    figure = Figure(figsize=(2 * column + 2, below + row + above))
+    below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * view.unexplained
     centre, left = below + row / 2, 0.15 + (column - width) / 2
-    bottom, length = centre - height / 2, max(0.9 * height, 2)
-    plain = add_axes(figure, left, bottom, width, height)
-    overlay = add_axes(figure, left + column + 0.25, bottom, width, height)
-    bar = add_axes(figure, left + column + width + 0.4, centre - length / 2, 0.16, length)
-    plain.set_title("the image", fontsize=13)
-    overlay.set_title(title, fontsize=13)
-    figure.supxlabel(caption, y=0.06 / (below + row + above), fontsize=9, color="0.35")
-    return figure, [plain, overlay, bar]
+    length = max(0.9 * height, 2)
+    meaning = [f"{unit}, per patch", *["(below 0: against the class)"] * bool((patches < 0).any())]
+    return Layout(
+        (2 * column + 2, below + row + above),
+        width,
+        height,
+        column,
+        left,
+        left + column + 0.25,
+        centre - height / 2,
+        centre,
+        left + column + width + 0.4,
+        length,
+        title,
+        caption,
+        "\n".join(wrapped(line, length, 9, 2) for line in meaning),
+    )
 
 
 def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
@@ -185,14 +336,6 @@ def _extent(top: float, left: float, bottom: float, right: float) -> _Edges:
 def is_signed(values: NDArray[np.float32]) -> bool:
     """Return whether any value is negative, so that the colours must be symmetric."""
     return bool((values < 0).any())
-
-
-def _scale(values: NDArray[np.float32]) -> tuple[str, float, float]:
-    """Return the colour map for the values, and the values at its two ends."""
-    top = float(np.abs(values).max(initial=0)) or 1  # a map of zeros must look like zeros
-    if is_signed(values):
-        return SIGNED_COLOUR_MAP, -top, top
-    return COLOUR_MAP, 0, top  # the colours start at zero, so that a flat map looks flat
 
 
 def draw_map(
@@ -226,13 +369,3 @@ def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
     left, right, bottom, top = _extent(top, left, bottom, right)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     return Outline(corners, closed=True)
-
-
-def _to_colours(values: NDArray[np.float32]) -> Image.Image:
-    """Convert the values to an RGB image with 256 colours of their colour map."""
-    colours, low, high = _scale(values)
-    scaled = np.clip((values - low) / (high - low), 0, 1)
-    picture = Image.fromarray((scaled * 255).round().astype(np.uint8))
-    palette = np.asarray(mpl.colormaps[colours](np.arange(256), bytes=True))
-    picture.putpalette(palette.tobytes(), "RGBA")
-    return picture.convert("RGB")

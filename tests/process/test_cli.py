@@ -350,15 +350,15 @@ def test_results_are_written_one_by_one(
 ) -> None:
     """What was ready before a crash is on disk."""
     calls = iter([None, None, KeyboardInterrupt])
-    plain = GMAR.attribute_targets
+    plain = GMAR.attribute_with_scores
 
-    def sometimes(self: GMAR, *args: object, **kwargs: object) -> torch.Tensor:
+    def sometimes(self: GMAR, *args: Any, **kwargs: Any) -> Any:
         if (error := next(calls)) is not None:
             raise error
-        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(GMAR, "attribute_targets", sometimes)
-    done = run(photos, "--model", "bundled")
+    monkeypatch.setattr(GMAR, "attribute_with_scores", sometimes)
+    done = run(photos, "--model", "bundled", "--batch-size", "1")
     assert done.code != 0
     assert len(list(done.folder.glob("*.npz"))) == len(list(done.folder.glob("*.png"))) == 2
     assert not list(done.folder.glob("*.part"))
@@ -436,19 +436,22 @@ def test_a_processor_that_does_not_fit_fails_each_image(
     assert all("48 x 48" in line for line in errors)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_an_unexpected_error_is_one_line_and_the_others_go_on(
-    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    calls = iter([RuntimeError("out of\nmemory"), None, None, None])
-    plain = GMAR.attribute_targets
+    """A batch that fails is explained image by image."""
+    error = RuntimeError("out of\nmemory")
+    calls = iter([error, *[error] * (batch_size > 1), None, None, None])
+    plain = GMAR.attribute_with_scores
 
-    def sometimes(self: GMAR, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def sometimes(self: GMAR, *args: Any, **kwargs: Any) -> Any:
         if (error := next(calls)) is not None:
             raise error
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(GMAR, "attribute_targets", sometimes)
-    done = run(photos, "--model", "bundled")
+    monkeypatch.setattr(GMAR, "attribute_with_scores", sometimes)
+    done = run(photos, "--model", "bundled", "--batch-size", str(batch_size))
     assert done.code == 1
     assert [line.endswith("RuntimeError: out of memory") for line in done.err.splitlines()
             if line.startswith("error:")] == [True]  # fmt: skip

@@ -18,7 +18,7 @@ from PIL import Image
 from hf_gmar.errors import InputError
 from hf_gmar.models import ImageView
 from hf_gmar.visualization import overlay_figure, overlay_image, save_figure
-from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP
+from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, colour_scale
 
 
 def test_the_heatmap_covers_the_image_and_keeps_its_values() -> None:
@@ -278,8 +278,51 @@ def test_every_pixel_of_a_signed_overlay() -> None:
             if heat[y, x].isnan():
                 continue
             colour = mpl.colormaps[SIGNED_COLOUR_MAP]((heat[y, x].item() / top + 1) / 2)[:3]
-            expected = 0.4 * np.array(image.getpixel((x, y))) + 0.6 * np.array(colour) * 255
+            grey = np.array([image.convert("L").getpixel((x, y))] * 3)
+            expected = 0.4 * grey + 0.6 * np.array(colour) * 255
             assert np.abs(drawn[y, x] - expected).max() < 8  # 256 colours
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "low", "high"),
+    [
+        ([0.0, 1.0, 3.0], "max", 0, 3),
+        ([-1.0, 3.0], "max", -3, 3),
+        ([0.0, 0.0], "max", 0, 1),
+        ([*range(101)], "percentile", 2, 98),
+        ([*range(-100, 1)], "percentile", -98, 98),
+        ([5.0, 5.0], "percentile", 5, 6),
+        ([0.0, 1.0], (0.25, 0.5), 0.25, 0.5),
+    ],
+)
+def test_the_ends_of_the_colours(values: list[float], scale: Any, low: float, high: float) -> None:
+    colours = colour_scale(torch.tensor([*values, float("nan")]), scale)
+    assert (colours.low, colours.high) == pytest.approx((low, high))
+    assert colours.name == (SIGNED_COLOUR_MAP if min(values) < 0 else COLOUR_MAP)
+
+
+@pytest.mark.parametrize("scale", ["most", (1, 0), (0, 0), (0,), None, (0, float("inf")), 3])
+def test_scales_that_are_none(scale: Any) -> None:
+    with pytest.raises(OptionError, match="scale must be 'max', 'percentile' or a pair"):
+        colour_scale(torch.ones(3), scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"colormap": "rainbows"}, "colormap must be one of matplotlib's"),
+        ({"opacity": 1.5}, "opacity must be"),
+        ({"opacity": True}, "opacity must be"),
+    ],
+)
+def test_overlays_that_can_not_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        overlay_image(Image.new("RGB", (2, 1)), torch.ones(1, 2), **options)
+
+
+def test_a_transparent_overlay_is_the_image() -> None:
+    image = random_photo(7, 11)
+    assert overlay_image(image, torch.rand(7, 11), opacity=0) == image
 
 
 def test_blue_is_against_and_red_is_for() -> None:
