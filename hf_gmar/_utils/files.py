@@ -1,4 +1,7 @@
-"""Write files atomically: complete or not at all."""
+"""Write files atomically: complete or not at all.
+
+NumPy is loaded only when an archive is written: the commands import this module for their help.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, Literal
-
-import numpy as np
 
 from hf_gmar._utils.text import encodable
 
@@ -64,6 +65,8 @@ def save_text(path: Path, text: str) -> None:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Write an ``.npz`` archive of arrays and texts atomically."""
+    import numpy as np
+
     # In memory first, since an archive that can't be closed on a full disk hides the error.
     archive = BytesIO()
     np.savez(archive, **{name: _encodable_texts(value) for name, value in arrays.items()})
@@ -73,6 +76,8 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 def _encodable_texts(value: Any) -> Any:
     """Escape a text, or the texts of a list, for any reader of the archive."""
+    import numpy as np
+
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):

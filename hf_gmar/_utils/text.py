@@ -64,7 +64,8 @@ def markdown(text: str) -> str:
     # Characters that are common in names and harmless within a line are not escaped. GitHub makes
     # links of addresses without any marks.
     escaped = re.sub(r"([!\"#$&*<>@\[\\\]^_`{|}~]|:(?=/)|(?<=www)\.)", r"\\\1", line)
-    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # would start a list
+    # At the start, these would be a list, a rule, or make the line above a heading.
+    return re.sub(r"^(\d*)([-+=.)])(?= |[-= ]*$)", r"\1\\\2", escaped)
 
 
 def code_span(text: str) -> str:

@@ -23,6 +23,7 @@ from hf_gmar.cli.options import (
     print_lines,
     print_table,
     say,
+    stop_if_interrupted,
 )
 from hf_gmar.errors import HfGmarError, InputError, OptionError
 from hf_gmar.methods.registry import METHODS
@@ -97,6 +98,7 @@ def compare(
     def save_maps(result: Comparison) -> None:
         if result.maps:
             files[:] = [replace(result, settings={**result.settings, **own}).save_maps(output)]
+        stop_if_interrupted()
 
     try:
         with Progress(*columns, console=err, transient=True) as bar:

@@ -19,6 +19,7 @@ from hf_gmar.cli.options import (
     out,
     print_lines,
     print_marked,
+    stop_if_interrupted,
 )
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.metrics.score_choice import ScoreChoice
@@ -188,6 +189,7 @@ def _progress(is_main: bool) -> Iterator[Progress]:
             for row in rows:
                 if row["method"] is None and is_main:
                     print_marked("skipped", "yellow", f"{row['key']}: {row['error']}")
+            stop_if_interrupted()
 
         yield show
 

@@ -70,12 +70,12 @@ def heads(
         pixels = inputs.loaded.pixels(image)
         importance = head_importance(network, pixels, inputs.target, **options)
         written = [importance.save_numbers(output, Path(file_name(stem, ".heads.npz")).stem)]
+        files.append(written)
         if maps:
             written.append(
                 _draw_maps(inputs, image, output / file_name(stem, ".maps.png"), path.name)
             )
         results[path] = importance
-        files.append(written)
 
     joined_files: list[Path] = []
     try:

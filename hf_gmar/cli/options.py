@@ -277,6 +277,7 @@ class Inputs:
                     raise
                 failed += 1
                 say(error, path)
+            stop_if_interrupted()
         return failed
 
 
@@ -317,7 +318,7 @@ def _shown_errors() -> Iterator[None]:
         raise _UsageError(shown, ctx=error.ctx) from None
 
 
-_UsageError: Any = typer.BadParameter.__base__  # typer has a click of its own since version 0.22
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
 
 class StrictCommand(TyperCommand):
@@ -407,8 +408,15 @@ def _stoppable(output: Path | None, resumes: bool) -> Iterator[None]:
     def terminate(*_: Any) -> None:  # the launcher ends a run if a process dies
         raise KeyboardInterrupt("terminated")
 
+    def keep(event: Any) -> None:  # Python drops an interrupt in a destructor or a callback
+        if isinstance(event.exc_value, KeyboardInterrupt):
+            _dropped.append(event.exc_value.args)
+        else:
+            report(event)
+
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, terminate) if in_main else None
+    sys.unraisablehook, report = keep, sys.unraisablehook
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -420,8 +428,19 @@ def _stoppable(output: Path | None, resumes: bool) -> Iterator[None]:
         say(HfGmarError(text))
         raise typer.Exit(143 if stop.args else 130) from None
     finally:
+        sys.unraisablehook = report
+        _dropped.clear()
         if in_main:
             signal.signal(signal.SIGTERM, before)
+
+
+_dropped: list[tuple[Any, ...]] = []  # the arguments of interrupts that Python dropped
+
+
+def stop_if_interrupted() -> None:
+    """Raise an interrupt that Python dropped; called between two results."""
+    if _dropped:
+        raise KeyboardInterrupt(*_dropped.pop())
 
 
 def _of_the_system(error: OSError, output: Path | None) -> HfGmarError:

@@ -33,7 +33,7 @@ from hf_gmar.metrics.registry import METRICS
 from hf_gmar.metrics.score_choice import ScoreChoice
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import class_count, config_of, labels_of
-from hf_gmar.models.pixel_values import MODES
+from hf_gmar.models.pixel_values import MODES, channels_of
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.perturbations.base import Perturbation
@@ -175,7 +175,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     kind = ScoreKind.of(model_config, torch.empty(1, count))
     evaluated = EvaluatedModel(method_set, loaded.processor, config, kind)
     metrics_by_label = _metrics(metrics, evaluated)
-    mode = MODES.get(loaded.channels, "RGB")
+    mode = MODES.get(channels_of(method_set.adapter.vision_model), "RGB")
     images = open_data(data, labels_of(model_config, count), skip=skip, mode=mode)
     if not len(images):
         raise EvaluationError(f"the data set {images.name} has no images; name another one")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hf_gmar import GMAR
 from hf_gmar.comparison import run as comparison
+from hf_gmar.evaluation.run import per_image
 from hf_gmar.heads import importance
 from tests.support.command import Done, run
 from tests.support.limits import NEEDS_LIMITS, largest_file
@@ -99,6 +100,45 @@ def test_a_stop_lists_what_was_finished(
     assert len(files) == {"explain": 2, "heads": 1, "compare": 1}[command]
     assert ("Explanations" in done.out) == (command == "explain")
     assert handlers == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+
+class Dropping:
+    """Python drops what its destructor raises."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        """Be interrupted."""
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", WORDS)
+def test_a_stop_that_python_drops_ends_the_command_all_the_same(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, number: signal.Signals, code: int,
+) -> None:  # fmt: skip
+    """It counts after the result in whose making it came."""
+    place: Any
+    place, name = {
+        "explain": (GMAR, "attribute_targets"),
+        "heads": (importance, "head_importance"),
+        "compare": (comparison, "_seeded_call"),
+        "evaluate": (per_image, "predict"),
+    }[command]
+    stop = second_call(getattr(place, name), lambda: Dropping(number))
+    monkeypatch.setattr(place, name, stop)
+    output, hook = tmp_path / "out", sys.unraisablehook
+    done = called(command, images, output=output)
+    assert done.code == code
+    assert "stopped;" in done.error or "terminated;" in done.error
+    if command == "evaluate":
+        assert (output / "rows.jsonl").read_bytes().count(b"\n") == 2
+    else:
+        assert listed(done, output) == names_in(output)
+        assert len(names_in(output)) == {"explain": 4, "heads": 2, "compare": 1}[command]
+    assert sys.unraisablehook is hook
 
 
 @NEEDS_LIMITS
@@ -222,6 +262,29 @@ def test_outputs_that_the_system_refuses_are_one_line(
                   output=images / path)  # fmt: skip
     assert done.code in (1, 2)
     assert "nothing can be written to" in done.error
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "reason"),
+    [
+        ("explain", "--prompts", "--prompts need a model"),
+        ("compare", "--methods", "there is no method"),
+        ("compare", "--captum", "Captum has no method"),
+        ("explain", "--model", "is not in the local cache"),
+        ("explain", "--processor", "is not in the local cache"),
+    ],
+)
+@pytest.mark.parametrize("text", ["a" * 5000, "loop/a"])
+def test_long_arguments_that_may_be_paths_are_one_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str, option: str, reason: str, text: str,
+) -> None:  # fmt: skip
+    (images / "loop").symlink_to("loop")
+    monkeypatch.chdir(images)
+    model = ["--model", "bundled"] if option == "--processor" else []
+    done = run(command, "a.png", option, text, *model, "--output", tmp_path / "out")
+    assert done.code in (1, 2)
+    assert reason in done.error or f"there is no model {text!r}" in done.error
 
 
 @pytest.mark.parametrize("row", ["a\0.png,a.png", "a.png,a\0.png"])

@@ -881,6 +881,7 @@ def test_the_figure_shortens_labels_and_never_a_score(example: Comparison, label
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     for score in example.scores:
         assert any(f"{score:.1%}" in text for text in texts)
+    assert all(text.count("\n") <= 1 for text in texts if "%" in text)
 
 
 def test_pixels_are_drawn_from_darkest_to_brightest() -> None:

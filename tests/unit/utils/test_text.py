@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -25,7 +25,8 @@ from hf_gmar._utils.text import code_span, markdown, visible
 from hf_gmar.cli import options
 from hf_gmar.comparison.result import Comparison
 from hf_gmar.evaluation import summarize
-from hf_gmar.evaluation.report.writer import html
+from hf_gmar.evaluation.report.markdown import page
+from hf_gmar.evaluation.report.writer import html, pictures_of
 from hf_gmar.models.score_kind import ScoreKind
 from tests.support.hostile import HOSTILE, hidden_in
 
@@ -36,9 +37,27 @@ TEXTS = st.text(st.characters(exclude_categories=[])) | st.text(
 """Any text, halves of characters included, and texts in which marks are close to each other."""
 
 
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of controls, formats, halves of characters and separators of lines."""
+
+
 def hostile(test: Callable[..., None]) -> Callable[..., None]:
     """Test with the hostile names of all tests, and with any text."""
-    for text in (*HOSTILE, "javascript:a", "https://a.org", "www.a.org", "``", "` ", "===", "1) a"):
+    for text in (
+        *HOSTILE,
+        "javascript:a",
+        "https://a.org",
+        "www.a.org",
+        "``",
+        "` ",
+        "===",
+        "1) a",
+        "---",
+        "-- -",
+        "- - -",
+        "--",
+        "+",
+    ):
         test = example(text)(test)
     return given(TEXTS)(test)
 
@@ -76,16 +95,15 @@ def in_one_line(text: str) -> str:
 def test_no_hidden_character_stays(text: str) -> None:
     shown = visible(text)
     assert hidden_in(shown) == set()
-    if not hidden_in(text):
+    if not any(unicodedata.category(letter) in UNSEEN for letter in text):
         assert shown == text
     shown.encode("utf-8")
 
 
 def test_hidden_characters_are_all_that_unicode_calls_controls() -> None:
     """And what formats, but joiners of letters and the marks of Arabic numbers."""
-    categories = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     letters = map(chr, range(0x110000))
-    hidden = {letter for letter in letters if unicodedata.category(letter) in categories}
+    hidden = {letter for letter in letters if unicodedata.category(letter) in UNSEEN}
     kept = {letter for letter in hidden if visible(letter) == letter}
     assert {"\u200c", "\u200d", "\u0600"} <= kept
     names = [unicodedata.name(letter) for letter in kept]
@@ -151,28 +169,46 @@ def test_a_comparison_shows_names_as_text(text: str) -> None:
     assert line.split() in [item.split() for item in found.text.splitlines()]
 
 
+@settings(max_examples=25)
 @hostile
 def test_a_report_shows_names_as_text(text: str) -> None:
-    """In Markdown, and in the HTML that is made of it."""
+    """In Markdown, and in the HTML that is made of it, with the captions of figures."""
 
-    def page(name: str) -> str:
+    def pages(name: str) -> tuple[str, str]:
+        inside = re.sub("[():]", "", name)  # these have a meaning in the name of a measure
         rows: list[dict[str, Any]] = [
             {"index": 0, "key": name, "method": None, "error": name},
-            {"index": 1, "key": name, "method": f"1{name}", "values": {"deletion:blur": 1.0}},
-            {"index": 1, "key": name, "method": f"2{name}", "error": name},
+            {"index": 1, "key": name, "method": f"1{name}", "values": {f"deletion ({inside})": 1}},
+            {"index": 1, "key": name, "method": f"2{name}", "values": {f"deletion ({inside})": 0}},
+            {"index": 1, "key": name, "method": f"3{name}", "error": name},
         ]
-        settings = {"model": name, "data": {"name": name}, "score": name, "prompts": [name]}
-        return summarize(rows, settings, {"deletion": False}).markdown()
+        facts = {"model": name, "data": {"name": name}, "score": name, "prompts": [name]}
+        summary = summarize(rows, facts, {"deletion": False}, f"1{name}")
+        pictures = pictures_of(summary, [])
+        assert pictures
+        markdown = page(summary, pictures)
+        return markdown, html(markdown, {picture.file: b"" for picture in pictures})
 
-    text = f"x{text}"  # a fact without a name is left out
-    shown = page(text)
-    assert hidden_in(shown) <= {"\n"}
-    assert rendered(shown).found == rendered(page("plain")).found
-    marks = re.compile("[▲▼△▽]")  # shown in colours
-    if not marks.search(text):
-        made = html(shown, {})
-        assert Elements(made).found == Elements(html(page("plain"), {})).found
-        assert hidden_in(made) <= {"\n"}
+    text = re.sub("[▲▼△▽]", "", f"x{text}")  # marks are shown in colours; a fact has a name
+    (shown, made), (plain, made_plain) = pages(text), pages("plain")
+    assert hidden_in(shown + made) <= {"\n"}
+    assert rendered(shown).found == rendered(plain).found
+    assert Elements(made).found == Elements(made_plain).found
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_no_hidden_character_stays,
+        test_markdown_shows_the_text_and_nothing_else,
+        test_code_spans_hold_the_text_and_nothing_else,
+        test_a_comparison_shows_names_as_text,
+        test_a_report_shows_names_as_text,
+    ],
+)
+def test_thousands_of_texts(test: Any) -> None:
+    settings(max_examples=1000)(given(TEXTS)(test.hypothesis.inner_test))()
 
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
