@@ -164,7 +164,7 @@ class Explanation:
         path = Path(path)
         archive = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
         try:
-            with np.load(archive, allow_pickle=False) as data:
+            with archive.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 height, width = data["size"].tolist()
                 with Image.open(BytesIO(data["image"].tobytes())) as small:
                     image = small.convert("RGB").resize((width, height))

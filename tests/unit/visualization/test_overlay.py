@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from hf_gmar.errors import InputError
+from hf_gmar.errors import InputError, OptionError
 from hf_gmar.models import ImageView
 from hf_gmar.visualization import overlay_figure, overlay_image, save_figure
 from hf_gmar.visualization.overlay import COLOUR_MAP, SIGNED_COLOUR_MAP, colour_scale
