@@ -36,8 +36,7 @@ OPACITY = 0.6
 """Opacity of a heatmap over its image."""
 
 _DIMMED = 0.4  # brightness of the grey outside the explained part
-DOTS = 150
-"""Dots per inch of a picture."""
+_DOTS = 150  # per inch
 
 UNSEEN = (89, 89, 89)
 """The colour that stands for the part that the model does not see, in a legend."""
@@ -238,7 +237,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with whole_file(path) as part, warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box; the saved numbers have the full label.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(part, dpi=DOTS, format="png")
+        figure.savefig(part, dpi=_DOTS, format="png")
 
 
 def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:

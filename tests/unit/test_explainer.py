@@ -27,7 +27,7 @@ from hf_gmar.methods import METHODS, AttributionMethod
 from hf_gmar.models import LoadedModel, bundled_folder
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.models.score_kind import ScoreKind
-from hf_gmar.visualization.picture import draw
+from hf_gmar.visualization.picture import DOTS, draw
 from tests.reference.models import PROMPTS, build, prompted
 
 pipeline: Any = transformers.pipeline
@@ -406,7 +406,7 @@ def test_the_picture_has_the_layout_of_the_figure(
         result, image=Image.new("RGB", size, "red"), view=view, patches=patches, label=label
     )
     figure, picture = given.figure(), given.picture()
-    wide, high = figure.get_size_inches() * 150
+    wide, high = figure.get_size_inches() * DOTS
     assert picture.size == pytest.approx((wide, high), abs=1)
     canvas = draw(given.image, patches, given.title, given.caption, view, "share", "max")
     texts = " ".join(text for text, _ in canvas.boxes)
@@ -432,12 +432,12 @@ def test_the_picture_has_the_colours_of_the_figure(result: Explanation, signed: 
     patches = result.patches - 0.01 * signed
     given = replace(result, image=Image.new("RGB", (96, 96), (80, 120, 200)), patches=patches)
     canvas: Any = FigureCanvasAgg(given.figure())
-    canvas.figure.set_dpi(150)
+    canvas.figure.set_dpi(DOTS)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
     picture = np.asarray(given.picture(), float)
-    rows = slice(90, 600)  # of the image and its overlay
+    rows = slice(75, 480)  # of the image and its overlay
     height = min(len(drawn), len(picture))
-    for columns in (slice(40, 560), slice(640, 1150)):
+    for columns in (slice(32, 450), slice(510, 920)):
         part = np.s_[rows, columns]
         assert np.abs(drawn[:height][part] - picture[:height][part]).mean() < 3
