@@ -168,3 +168,17 @@ def test_no_room_for_dense_says_why() -> None:
     assert not no_room(TINY, CPU, 16)
     larger = dataclasses.replace(case, batch=10**6)
     assert no_room(larger, CPU, 1e12).endswith("GB are free")
+
+
+def test_the_command_and_its_precision_are_measured(photos: Path) -> None:
+    words = ["-m", "benchmarks.command_line", str(photos), "--images", "3", "--rounds", "1"]
+    lines = run_python([*words, "--batch-size", "2"], ROOT).stdout.splitlines()
+    assert lines[0].startswith("3 images by gmar in batches of 2; start ")
+    assert [line.split("|")[1].strip() for line in lines[4:]] == [
+        "`attribute_patches`", "`hf-gmar explain`",
+    ]  # fmt: skip
+    assert float(lines[4].split("|")[3]) == 1
+    words = ["-m", "benchmarks.precision", str(photos), "--images", "2", "--methods", "gmar"]
+    last = run_python(words, ROOT).stdout.splitlines()[-1].split("|")[1:-1]
+    assert last[0].strip() == "gmar"
+    assert 0.99 < float(last[2]) <= float(last[1]) <= 1
