@@ -64,7 +64,7 @@ def test_the_command_knows_what_the_package_offers(outcomes: tuple[Path, dict[st
     assert "upper-gmar" in done["methods"].out
     assert "this example" in done["methods"].out
     assert "'upper-gmar' has no option norm; it has alpha" in done["no such option"].error
-    assert list((folder / "explanations").glob("*.upper-gmar.npz"))
+    assert list((folder / "explanations").glob("*.upper-gmar-alpha=0.5.npz"))
     compared = json.loads((folder / "comparison" / "comparison.json").read_text())["methods"]
     assert [row["failure"] for row in compared if row["method"] == "upper-gmar"] == [None]
     lines = (folder / "evaluation" / "rows.jsonl").read_text().splitlines()
