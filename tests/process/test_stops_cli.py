@@ -23,7 +23,7 @@ from tests.support.command import Done, run
 from tests.support.limits import NEEDS_LIMITS, largest_file
 
 WORDS: dict[str, Sequence[str]] = {
-    "explain": (),
+    "explain": ("--batch-size", "1"),
     "heads": (),
     "compare": ("--methods", "gmar", "random", "--no-measure"),
     "evaluate": ("--methods", "gmar", "--metrics", "average-drop"),
@@ -83,7 +83,7 @@ def test_a_stop_lists_what_was_finished(
 ) -> None:  # fmt: skip
     place: Any
     place, name = {
-        "explain": (GMAR, "attribute_targets"),
+        "explain": (GMAR, "attribute_with_scores"),
         "heads": (importance, "head_importance"),
         "compare": (comparison, "_seeded_call"),
     }[command]
@@ -122,7 +122,7 @@ def test_a_stop_that_python_drops_ends_the_command_all_the_same(
     """It counts after the result in whose making it came."""
     place: Any
     place, name = {
-        "explain": (GMAR, "attribute_targets"),
+        "explain": (GMAR, "attribute_with_scores"),
         "heads": (importance, "head_importance"),
         "compare": (comparison, "_seeded_call"),
         "evaluate": (per_image, "predict"),
