@@ -32,6 +32,7 @@ from hf_gmar._core.attention import loading
 from hf_gmar._core.interrupts import undeferred_signals
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
+from hf_gmar._utils.validation import shown
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
@@ -427,8 +428,8 @@ def _check_files(source: Source, config: PreTrainedConfig) -> None:
             raise pickled_weights_error(source, name)
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelLoadError(
-                f"{source.name!r} names weights outside of its folder, {name!r}, which are not "
-                "read; put them into the folder"
+                f"{source.name!r} names weights outside of its folder, {shown(name)}, which are "
+                "not read; put them into the folder"
             )
 
 

@@ -333,7 +333,7 @@ def _fields(source: Source, cause: BaseException) -> dict[str, str]:
 def _quoted(pattern: str, cause: BaseException) -> str:
     """Return the name in Transformers' message."""
     match = re.search(pattern, str(cause))
-    return match[1] if match else "config"
+    return match[1][:100] if match else "config"
 
 
 def _weights_error(
@@ -358,7 +358,7 @@ def _weights_error(
 def pickled_weights_error(source: Source, file: str) -> ModelLoadError:
     """Say how weights that are not safetensors can be read."""
     return ModelLoadError(
-        f"{source.name!r} has only pickled weights ({file}), no safetensors; to read "
+        f"{source.name!r} has only pickled weights ({file[:100]}), no safetensors; to read "
         "them all the same, without running code in them, give use_safetensors=False (on the "
         "command line --no-use-safetensors)"
     )
