@@ -44,6 +44,7 @@ from hf_gmar.models.hub_errors import (
     VOCABULARIES,
     Source,
     check_complete,
+    check_config,
     check_prompts,
     config_error,
     model_load_error,
@@ -317,6 +318,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
         raise
     except Exception as error:
         raise config_error(source, error) from error
+    check_config(source, config)
     return config
 
 

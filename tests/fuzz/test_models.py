@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_gmar import GMAR
+from hf_gmar.cli.catalogue import describe
 from hf_gmar.errors import HfGmarError
 from hf_gmar.models import LoadedModel, bundled_folder, load_config, load_model
+from hf_gmar.models.labels import find_class, labels_of
 from tests.reference.models import PROMPTS
 from tests.support import folders
 from tests.support.mutations import as_a_user, bounded, changed_bytes, changed_json, no_network
@@ -66,6 +68,10 @@ def _fails_well(call: Callable[[], Any]) -> None:
             assert len(str(error)) < 3000, str(error)[:3000]  # noqa: PT017
             return
         if isinstance(loaded, LoadedModel):
+            config: Any = loaded.model.config
+            labels = labels_of(config)
+            assert set(labels) == set(range(len(labels)))
+            assert find_class(config, 0) == 0
             with suppress(HfGmarError):
                 pixels = loaded.pixels(Image.new("RGB", (20, 30)))
                 maps = GMAR(loaded.model).attribute(pixels)
@@ -84,7 +90,7 @@ def test_any_config(model: Path, content: bytes) -> None:
 
 @given(changed_json(_json(bundled_folder(), "config.json"), CONFIG))
 def test_any_config_alone(model: Path, content: bytes) -> None:
-    _with(model, "config.json", content, lambda: load_config(model))
+    _with(model, "config.json", content, lambda: describe(load_config(model), "it"))
 
 
 @given(changed_json(_json(bundled_folder(), "preprocessor_config.json"), PROCESSOR))
