@@ -24,6 +24,8 @@ from hf_gmar.evaluation.run.examples import damaged_examples, load_examples
 from hf_gmar.evaluation.run.store import Store
 from tests.support.mutations import as_a_user, bounded, changed_bytes, changed_json
 
+pytestmark = pytest.mark.extended
+
 BYTES = st.binary(min_size=1, max_size=12) | st.sampled_from(
     [b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode(), b"Cat", b"cat", b"CAT-2", b"\xff",
      "\u0130".encode(), "\ufb03".encode(), b"a\nb", b"\x1b[2J", b"a" * 250, "\u8996".encode() * 80,

@@ -19,6 +19,8 @@ from hf_gmar.errors import HfGmarError, ImageFileError
 from hf_gmar.models import LoadedModel
 from tests.support.mutations import as_a_user, bounded, changed_bytes
 
+pytestmark = pytest.mark.extended
+
 LIMIT = 100_000  # pixels; half of Pillow's own limit, scaled to a test
 
 
@@ -67,7 +69,6 @@ def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LIMIT)
 
 
-@pytest.mark.extended
 @pytest.mark.usefixtures("_small_limit")
 @given(changed_bytes(_files()) | st.binary(max_size=200))
 def test_any_bytes_are_an_image_or_an_error(content: bytes) -> None:
@@ -88,7 +89,6 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-@pytest.mark.extended
 @given(changed_bytes(_arrays()) | st.binary(max_size=200))
 def test_any_bytes_are_an_array_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, bundled: LoadedModel, content: bytes

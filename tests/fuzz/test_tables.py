@@ -18,7 +18,9 @@ from hf_gmar.metrics import METRICS
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.labels import find_class, find_classes, labels_of
 from hf_gmar.perturbations import PERTURBATIONS
-from tests.support.mutations import as_a_user, changed_bytes
+from tests.support.mutations import as_a_user, changed_bytes, no_network
+
+pytestmark = pytest.mark.extended
 
 TABLE = b'path,label,mask\na.png,cat,m.png\n"b,1.png",dog,\nc.png,1,\n'
 TABLES = [TABLE, TABLE.replace(b",", b";"), TABLE.replace(b",", b"\t"), b"image\na.png\n",
@@ -26,7 +28,8 @@ TABLES = [TABLE, TABLE.replace(b",", b";"), TABLE.replace(b",", b"\t"), b"image\
           b"name,class\nn01,cat\nn02,1\n"]  # fmt: skip
 CELLS = st.sampled_from(
     ["path", "label", "mask", "image", "cat", "dog", "1", "01", " 2", "-1", "\u0661", "", " ", "\0",
-     '"', "\r", "\n", "a/../b.png", "/", "~", "x" * 300, "9" * 5000, "\ud800", "\x85", "\u2028"]
+     '"', "\r", "\n", "a/../b.png", "http://127.0.0.1:9/a.png", "data:image/png;base64,", "/", "~",
+     "x" * 300, "9" * 5000, "\ud800", "\x85", "\u2028"]
 ) | st.text(max_size=5)  # fmt: skip
 LABELS = {0: "cat, tabby", 1: "dog", 2: "1", 3: "", 4: "sea_snake"}
 
@@ -48,7 +51,7 @@ def test_any_table_is_a_data_set_or_an_error(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "table.csv"
     path.write_bytes(content)
-    with as_a_user():
+    with as_a_user(), no_network():
         try:
             data = open_data(path, LABELS)
         except HfGmarError:
