@@ -84,7 +84,7 @@ def changed_json(draw: st.DrawFn, source: Any, names: tuple[str, ...] = ()) -> b
             other, place = draw(st.sampled_from(places))
             parent[key] = copy.deepcopy(other[place])
         elif kind == "deep":
-            for _ in range(draw(st.sampled_from([1, 49, 60, 500]))):
+            for _ in range(draw(st.sampled_from([1, 49, 60, 500, 900]))):
                 parent[key] = draw(st.sampled_from([[parent[key]], {"a": parent[key]}]))
         else:
             parent[key] = draw(VALUES)
