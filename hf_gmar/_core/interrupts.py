@@ -3,7 +3,8 @@
 Python runs the handler of a signal between any two instructions of the main thread. If it raises an
 exception inside the entry or exit of a context manager, changes are not undone. While signals are
 deferred, the handler runs only where an exception is like one of the model: before a call of a
-module, before a layer of a streamed backward, while a lock is awaited, and at the end.
+module, before a layer of a streamed backward, when a weight is loaded, while a lock is awaited, and
+at the end.
 
 Exceptions that other code raises at a random instant are not deferred: those of other signals, and
 of ``PyThreadState_SetAsyncExc``.
@@ -50,25 +51,6 @@ def deferred_signals() -> Iterator[None]:
         deferral.deliver(sys._getframe())
 
 
-@contextmanager
-def undeferred_signals() -> Iterator[None]:
-    """Let the first signal break in at any instant: it may be long until the next module call.
-
-    The caller undoes its changes in the function that enters this context, as an exception may
-    strike in the exit of any context manager in between.
-    """
-    if _current is None:
-        yield
-        return
-    deliver_signals()
-    _current.breaks_in = True
-    try:
-        yield
-    finally:
-        if _current is not None:
-            _current.breaks_in = False
-
-
 def deliver_signals() -> None:
     """Run the handlers of deferred signals, in the main thread."""
     if _current is not None and _current.pending and _current.thread == threading.get_ident():
@@ -81,13 +63,11 @@ class _Deferral:
     Attributes:
         thread: the main thread.
         pending: the time of each waiting signal.
-        breaks_in: whether the next signal does not wait.
     """
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.pending: dict[int, float] = {}
-        self.breaks_in = False
         # One object each, to be compared by identity.
         self._handler, self._profile = self._handle, self._before_module
         handlers = {int(number): signal.getsignal(number) for number in _SIGNALS}
@@ -130,13 +110,11 @@ class _Deferral:
 
     def _handle(self, number: int, frame: FrameType | None) -> Any:
         now = time.monotonic()
-        waits = not self.breaks_in and now - self.pending.setdefault(number, now) < _PATIENCE
-        if waits:
+        if now - self.pending.setdefault(number, now) < _PATIENCE:
             if sys.getprofile() is None:  # a profiler of the user stays
                 sys.setprofile(self._profile)
             return None
-        self.breaks_in = False  # what it interrupts must be able to end
-        self.pending.pop(number, None)
+        del self.pending[number]
         return self._handlers[number](number, frame)
 
     def _before_module(self, frame: FrameType, event: str, _: Any) -> None:

@@ -29,7 +29,6 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from hf_gmar._core.attention import loading
-from hf_gmar._core.interrupts import undeferred_signals
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar._utils.validation import shown
@@ -425,7 +424,7 @@ def _check_files(source: Source, config: PreTrainedConfig) -> None:
         names = [SAFE_WEIGHTS_INDEX_NAME]
     if names[0].endswith(".index.json") and (index := _file(source, names[0])) is not None:
         names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    for name in names:
+    for name in dict.fromkeys(names):
         if not name.endswith((".safetensors", ".index.json")):
             raise pickled_weights_error(source, name)
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -433,6 +432,7 @@ def _check_files(source: Source, config: PreTrainedConfig) -> None:
                 f"{source.name!r} names weights outside of its folder, {shown(name)}, which are "
                 "not read; put them into the folder"
             )
+        _file(source, name)  # a download can be interrupted here, and not in Transformers
 
 
 def _file(source: Source, name: str) -> str | None:
@@ -469,8 +469,7 @@ def _load(place: Source, load: Callable[..., Any], **settings: Any) -> Any:
     ):
         before.append(os.environ.get(switch))
         os.environ[switch] = "1"
-        with undeferred_signals():  # a download may take long
-            return load(place.place, **settings)
+        return load(place.place, **settings)
 
 
 def _with_prompts(

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from hf_gmar._core.interrupts import deferred_signals
+from hf_gmar._core.interrupts import deferred_signals, deliver_signals
 from hf_gmar._core.threads import undoing
 from hf_gmar.errors import ModelLoadError
 
@@ -97,6 +97,7 @@ def limited_sizes(folder: Path, config: str, model: str) -> Iterator[None]:
 
     def count(module: nn.Module, name: str, weight: Tensor | None) -> None:
         nonlocal total
+        deliver_signals()
         key = id(module), name
         if threading.get_ident() != thread or weight is None or key in known:
             return

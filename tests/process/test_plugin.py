@@ -120,7 +120,7 @@ def test_packages_that_are_at_fault_stop_nothing_else(tmp_path: Path) -> None:
     assert len(notes) == 3
     assert notes[0] == f"note: {broken}"
     assert notes[1] == f"note: {taken}; its package has to take another one"
-    assert notes[2] == f"note: {no_method}, got <class 'pathlib.Path'>"
+    assert notes[2] == f"note: {no_method}, got {Path}"
     assert "broken-method" not in methods.out
     assert done[3].error == done[4].error == broken
     assert done[5].error.startswith(no_method)
