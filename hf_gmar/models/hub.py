@@ -402,7 +402,8 @@ class _Weights:
     @contextmanager
     def _reworded(self, source: Source) -> Iterator[None]:
         try:
-            yield
+            with _panics_as_errors():
+                yield
         except HfGmarError:
             raise
         except Exception as error:
@@ -477,20 +478,33 @@ def _with_prompts(
 ) -> ZeroShotModel:
     tokenizer = _load_tokenizer(source)
     try:
-        return ZeroShotModel(backbone, tokenizer, prompts)
+        with _panics_as_errors():
+            return ZeroShotModel(backbone, tokenizer, prompts)
     except HfGmarError:
         raise
     except Exception as error:
         raise prompts_error(source, error) from error
 
 
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Raise a RuntimeError for a panic of a library in Rust, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+
+
 def _load_tokenizer(source: Source) -> Any:
     if source.base is not None and not source.has(*VOCABULARIES):
         source = source.base
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.place, trust_remote_code=source.trusted, **source.access
-        )
+        with _panics_as_errors():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                source.place, trust_remote_code=source.trusted, **source.access
+            )
     except Exception as error:
         raise tokenizer_error(source, error) from error
     # Without files, Transformers makes an empty tokenizer that reads every text as unknown.

@@ -636,6 +636,19 @@ def test_a_classifier_without_classes_is_refused(tmp_path: Path, config: dict[st
         load_model(folder)
 
 
+def test_a_tokenizer_whose_library_panics(tmp_path: Path) -> None:
+    """A panic in Rust is no Exception of Python."""
+    folder = folders.of_two(tmp_path / "model")
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["post_processor"]["special_tokens"] = {}
+    file.write_text(json.dumps(values))
+    with pytest.raises(
+        ModelLoadError, match=r"prompts can't be read.*RuntimeError: no entry found"
+    ):
+        load_model(folder, prompts=PROMPTS)
+
+
 def test_a_path_and_a_home_folder_are_local(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(model.parent))
     for name in (model, "~/model"):
