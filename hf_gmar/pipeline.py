@@ -29,6 +29,7 @@ from hf_gmar.models.pixel_values import (
     check_resized,
     picture_of_input,
     pixel_values,
+    process,
 )
 from hf_gmar.models.score_kind import ScoreKind
 
@@ -257,16 +258,10 @@ def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tenso
     if channels != 3:
         return pixel_values(processor, image, channels)
     check_resized(processor, *_size(image, channels))
-    try:  # as in image classification
-        pixels: Tensor = processor(images=image, return_tensors="pt").pixel_values
-    except ValueError as error:
-        if isinstance(image, Image.Image):
-            raise
-        raise InputError(
-            f"the image processor can't process an array of the shape {tuple(image.shape)}: "
-            f"{error}; the model takes (height, width, 3) or (3, height, width), from 0 to 255"
-        ) from error
-    return pixels
+    what = "an image"
+    if not isinstance(image, Image.Image):
+        what = f"an array of the shape {tuple(image.shape)}"
+    return process(processor, image, what, return_tensors="pt")  # as in image classification
 
 
 def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:

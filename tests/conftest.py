@@ -26,6 +26,10 @@ settings.register_profile(
     "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("same")
+# Other examples, and many: pytest -m "" tests/fuzz --hypothesis-profile long
+settings.register_profile(
+    "long", settings.get_profile("same"), derandomize=False, max_examples=2000
+)
 
 
 @pytest.fixture(scope="session")

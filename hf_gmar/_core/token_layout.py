@@ -63,7 +63,8 @@ class TokenLayout:
         """Check the shares and the patch size."""
         size = (1, 1) if self.patch_size is None else self.patch_size
         shares_fit = _is_tuple_of(numbers.Real, self.readout)
-        if shares_fit and max(map(abs, self.readout), default=0) > 1 + 1e-9:  # too large for a float, too
+        # A number may be too large for a float.
+        if shares_fit and max(map(abs, self.readout), default=0) > 1 + 1e-9:
             raise OptionError(f"readout shares must be from 0 to 1, got {shown(self.readout)}")
         if not shares_fit or not _is_tuple_of(numbers.Integral, size, 2):
             raise OptionError(

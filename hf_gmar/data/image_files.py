@@ -136,6 +136,7 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
             # Pillow warns above half its limit, but large photos are expected here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+                _check_format(image)
                 return take(ImageOps.exif_transpose(image))
     except (ImageFileError, InputError) as error:
         raise ImageFileError(f"{name}: {error}") from None
@@ -145,6 +146,14 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
         raise ImageFileError(f"{name} is not an image in a format that Pillow reads") from None
     except Exception as error:  # decoders raise whatever a broken file provokes
         raise ImageFileError(f"{name} is broken or can't be read: {error}") from error
+
+
+def _check_format(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ImageFileError(
+            "an EPS file is a program, which Pillow would let Ghostscript run; convert it to PNG "
+            "first"
+        )
 
 
 def find_images(path: Path, skip: Path | None = None) -> list[Path]:

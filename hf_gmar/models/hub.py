@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
+from hf_gmar._utils.validation import shown
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
@@ -42,6 +43,7 @@ from hf_gmar.models.hub_errors import (
     VOCABULARIES,
     Source,
     check_complete,
+    check_config,
     check_prompts,
     config_error,
     model_load_error,
@@ -322,6 +324,7 @@ def _read_config(source: Source) -> PreTrainedConfig:
         raise
     except Exception as error:
         raise config_error(source, error) from error
+    check_config(source, config)
     return config
 
 
@@ -406,7 +409,8 @@ class _Weights:
     @contextmanager
     def _reworded(self, source: Source) -> Iterator[None]:
         try:
-            yield
+            with _panics_as_errors():
+                yield
         except HfGmarError:
             raise
         except Exception as error:
@@ -433,8 +437,8 @@ def _check_files(source: Source, config: PreTrainedConfig) -> None:
             raise pickled_weights_error(source, name)
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelLoadError(
-                f"{source.name!r} names weights outside of its folder, {name!r}, which are not "
-                "read; put them into the folder"
+                f"{source.name!r} names weights outside of its folder, {shown(name)}, which are "
+                "not read; put them into the folder"
             )
         _file(source, name)  # a download can be interrupted here, and not in Transformers
 
@@ -481,20 +485,33 @@ def _with_prompts(
 ) -> ZeroShotModel:
     tokenizer = _load_tokenizer(source)
     try:
-        return ZeroShotModel(backbone, tokenizer, prompts)
+        with _panics_as_errors():
+            return ZeroShotModel(backbone, tokenizer, prompts)
     except HfGmarError:
         raise
     except Exception as error:
         raise prompts_error(source, error) from error
 
 
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Raise a RuntimeError for a panic of a library in Rust, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+
+
 def _load_tokenizer(source: Source) -> Any:
     if source.base is not None and not source.has(*VOCABULARIES):
         source = source.base
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.place, trust_remote_code=source.trusted, **source.access
-        )
+        with _panics_as_errors():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                source.place, trust_remote_code=source.trusted, **source.access
+            )
     except Exception as error:
         raise tokenizer_error(source, error) from error
     # Without files, Transformers makes an empty tokenizer that reads every text as unknown.

@@ -30,6 +30,7 @@ from transformers.utils.hub import has_file
 
 from hf_gmar._core.families import ZERO_SHOT_CLASSES, model_type
 from hf_gmar._utils.files import expanded, kind_of
+from hf_gmar._utils.validation import shown
 from hf_gmar.errors import HfGmarError, HubUnreachableError, ModelLoadError, OptionError
 
 # Kinds of models that can be loaded.
@@ -179,6 +180,18 @@ def no_tokenizer(source: Source) -> HfGmarError:
     )
 
 
+def check_config(source: Source, config: PreTrainedConfig) -> None:
+    """Raise a ModelLoadError if a config names the model's class in another form."""
+    names = config.architectures
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ModelLoadError(
+            f"the config.json of {source.name!r} has the architectures {shown(names)}; needed is a "
+            "list with the name of the model's class: correct it, or get the file anew"
+        )
+
+
 def check_prompts(source: Source, config: PreTrainedConfig) -> None:
     """Check before loading weights that image-text models, and only they, have prompts.
 
@@ -207,9 +220,15 @@ def check_complete(
     """Check that all weights are there: Transformers would initialise others randomly.
 
     Raises:
-        ModelLoadError: weights are missing, or have other shapes than the config says.
+        ModelLoadError: weights are missing, or have other shapes than the config says; or a
+            classifier has no classes, and its scores would be features.
         OptionError: weights are missing because the model needs prompts.
     """
+    if source.kind == CLASSIFIER and (config.num_labels or 0) < 1:
+        raise ModelLoadError(
+            f"the config.json of {source.name!r} has no classes (id2label, num_labels), so the "
+            "model has no class head; give it the config.json that it was trained with"
+        )
     if misfits:
         raise misfit_error(source.name, misfits)
     if names := sorted(missing):
@@ -333,7 +352,7 @@ def _fields(source: Source, cause: BaseException) -> dict[str, str]:
 def _quoted(pattern: str, cause: BaseException) -> str:
     """Return the name in Transformers' message."""
     match = re.search(pattern, str(cause))
-    return match[1] if match else "config"
+    return match[1][:100] if match else "config"
 
 
 def _weights_error(
@@ -358,7 +377,7 @@ def _weights_error(
 def pickled_weights_error(source: Source, file: str) -> ModelLoadError:
     """Say how weights that are not safetensors can be read."""
     return ModelLoadError(
-        f"{source.name!r} has only pickled weights ({file}), no safetensors; to read "
+        f"{source.name!r} has only pickled weights ({file[:100]}), no safetensors; to read "
         "them all the same, without running code in them, give use_safetensors=False (on the "
         "command line --no-use-safetensors)"
     )

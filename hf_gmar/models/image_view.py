@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import BaseImageProcessor
 
 from hf_gmar.errors import InputError
-from hf_gmar.models.pixel_values import check_resized
+from hf_gmar.models.pixel_values import check_resized, process
 
 # Slopes of the three ramps, one in each channel: levels for one step along x and along y. Their
 # directions are some 120 degrees apart, so that their sum is constant in the image and different in
@@ -272,7 +272,7 @@ def _process(processor: BaseImageProcessor, image: _Bytes) -> _Floats:
             resample=Image.Resampling.BILINEAR,  # linear ramps stay linear, up to the border
             return_tensors="pt",
         )
-    except TypeError:  # timm's processor takes no settings
+    except Exception:  # noqa: BLE001  # timm's takes no settings; a damaged one fails again
         return _process_and_undo_colours(processor, image)
     return _picture(processed)
 
@@ -281,7 +281,10 @@ def _process_and_undo_colours(processor: BaseImageProcessor, image: _Bytes) -> _
     """Process an image without settings in the call; undo the change of colours."""
     references = (Image.new("RGB", (64, 64), colour) for colour in ("black", "white"))
     images = Image.fromarray(image), *references
-    picture, black, white = (_picture(processor(item, return_tensors="pt")) for item in images)
+    picture, black, white = (
+        _picture({"pixel_values": process(processor, item, "an image", return_tensors="pt")})
+        for item in images
+    )
     contrast = np.abs(white - black).sum(axis=0)
     row, column = np.unravel_index(contrast.argmax(), contrast.shape)  # not in the padding
     low, high = black[:, row, column], white[:, row, column]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from hf_gmar.errors import InputError
+from hf_gmar.errors import InputError, reason_of
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Modes of Pillow's images by the number of channels."""
@@ -59,8 +59,7 @@ def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int)
                 "command line as a .npy file"
             )
         check_resized(processor, image.height, image.width)
-        pixels: Tensor = processor(images=to_rgb(image, MODES[channels]), **own).pixel_values
-        return pixels
+        return process(processor, to_rgb(image, MODES[channels]), "an image", **own)
     own["input_data_format"] = ChannelDimension.LAST
     planes = channels_last(image, channels)
     _check_values(processor, planes)
@@ -71,14 +70,37 @@ def pixel_values(processor: BaseImageProcessor, image: ImageLike, channels: int)
         part = slice(index, index + step)
         if means is not None and stds is not None:
             own |= {"image_mean": means[part], "image_std": stds[part]}
-        try:
-            parts.append(processor(images=planes[..., part], **own).pixel_values)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the image processor {type(processor).__name__} can't process channel {index} of "
-                f"an array of {planes.dtype}: {error}; give whole numbers from 0 to 255"
-            ) from error
+        what = f"channel {index} of an array of {planes.dtype}"
+        parts.append(process(processor, planes[..., part], what, **own))
     return torch.cat(parts, dim=1)
+
+
+def process(processor: Any, image: ImageLike, what: str, **settings: Any) -> Tensor:
+    """Return the pixel values that a processor makes of an image.
+
+    Args:
+        processor: the image processor.
+        image: the image.
+        what: the image in words.
+        settings: keywords of the processor.
+
+    Raises:
+        InputError: the processor can't process the image, or its settings are damaged.
+    """
+    try:
+        pixels: Tensor = processor(images=image, **settings).pixel_values
+    except Exception as error:  # of NumPy, Pillow or Transformers, whatever a setting provokes
+        way = (
+            "use the processor that the model was trained with (processor=..., on the command line "
+            "--processor)"
+            if isinstance(image, Image.Image)
+            else "give whole numbers from 0 to 255"
+        )
+        raise InputError(
+            f"the image processor {type(processor).__name__} can't process {what}: "
+            f"{reason_of(error)}; {way}"
+        ) from error
+    return pixels
 
 
 def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
@@ -102,24 +124,41 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 
 def check_resized(processor: BaseImageProcessor, height: int, width: int) -> None:
-    """Raise an InputError if a processor resizes an image to more pixels than Pillow reads.
+    """Raise an InputError if a processor makes an image of more pixels than Pillow reads.
 
     Processors that set the shortest edge make a thin strip very long.
     """
-    size: Any = getattr(processor, "size", None)
-    edge = size.get("shortest_edge") if hasattr(size, "get") else None
     limit = Image.MAX_IMAGE_PIXELS
-    if not edge or not limit or not getattr(processor, "do_resize", False):
+    if not limit:
+        return
+    name = type(processor).__name__
+    for setting in ("size", "crop_size", "pad_size"):
+        sides = [_setting(processor, setting, side) for side in ("height", "width")]
+        if math.prod(sides) > 2 * limit:  # Pillow refuses files above twice its limit
+            raise InputError(
+                f"the image processor {name} has a {setting} of {sides[0]:,} x {sides[1]:,}: more "
+                f"than {2 * limit:,} pixels in all; give it another size (size=..., on the command "
+                "line --size), or use the processor that the model was trained with"
+            )
+    edge = _setting(processor, "size", "shortest_edge")
+    if not edge or not getattr(processor, "do_resize", False):
         return
     short, long = sorted((height, width))
-    longest = size.get("longest_edge") or math.inf
+    longest = _setting(processor, "size", "longest_edge") or math.inf
     length = min(edge * long / max(short, 1), longest)
-    if edge * length > 2 * limit:  # Pillow refuses files above twice its limit
+    if edge * length > 2 * limit:
         raise InputError(
-            f"the image has {height} x {width} pixels, and the image processor "
-            f"{type(processor).__name__} resizes its shorter side to {edge}, the other to "
-            f"{length:,.0f}: more than {2 * limit:,} pixels in all; crop the image first"
+            f"the image has {height} x {width} pixels, and the image processor {name} resizes its "
+            f"shorter side to {edge}, the other to {length:,.0f}: more than {2 * limit:,} pixels "
+            "in all; crop the image first"
         )
+
+
+def _setting(processor: BaseImageProcessor, name: str, side: str) -> int:
+    """Return a side in a processor's setting, or 0."""
+    setting: Any = getattr(processor, name, None)
+    value = setting.get(side) if hasattr(setting, "get") else None
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def picture_of_input(image: ImageLike, channels: int) -> Image.Image:

@@ -73,11 +73,13 @@ def _load(path: Path) -> ExampleMaps | None:
     try:
         # ``np.load`` leaves a damaged file open that it opened itself.
         with path.open("rb") as file, np.load(file) as archive:
-            labels, arrays = archive["labels"].tolist(), archive["maps"]
-            if arrays.ndim != 3 or not np.isfinite(arrays).all():
+            labels, arrays, title = archive["labels"], archive["maps"], archive["title"]
+            are_texts = labels.dtype.kind == title.dtype.kind == "U" and title.ndim == 0
+            are_maps = arrays.dtype.kind == "f" and arrays.ndim == 3 and arrays.size
+            if not are_texts or not are_maps or not np.isfinite(arrays).all():
                 return None
-            maps = zip(labels, map(torch.from_numpy, arrays), strict=True)
+            maps = zip(labels.tolist(), map(torch.from_numpy, arrays), strict=True)
             picture = Image.fromarray(archive["picture"])
-            return ExampleMaps(picture, str(archive["title"]), dict(maps))
+            return ExampleMaps(picture, str(title), dict(maps))
     except Exception:  # noqa: BLE001  # it may be damaged in any way, or on another machine
         return None

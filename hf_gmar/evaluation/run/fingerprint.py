@@ -42,12 +42,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            lines.append(f"{prefix}{key}: {_shortened(left)} there, {_shortened(right)} now")
+            name, before, now = _cut(f"{prefix}{key}"), _written(left), _written(right)
+            lines.append(f"{name}: {before} there, {now} now")
     return lines
 
 
-def _shortened(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
+def _written(value: Any) -> str:
+    try:
+        return "nothing" if value is None else _cut(json.dumps(value))
+    except RecursionError:  # it was read with a few levels less below it
+        return "too many levels to be written"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

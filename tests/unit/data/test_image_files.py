@@ -58,6 +58,16 @@ def test_a_cut_off_file_is_broken(tmp_path: Path, suffix: str, share: float) -> 
         open_image(path)
 
 
+@pytest.mark.parametrize("suffix", ["eps", "png"])
+def test_no_program_is_run_for_an_image(tmp_path: Path, suffix: str) -> None:
+    """Pillow lets Ghostscript run the program that an EPS file is, whatever its name."""
+    path = tmp_path / f"image.{suffix}"
+    Image.new("RGB", (8, 6)).save(path, "EPS")
+    for source in (path, base64.b64encode(path.read_bytes()).decode()):
+        with pytest.raises(ImageFileError, match=r"an EPS file is a program.* convert it to PNG"):
+            load_image(source)
+
+
 def test_a_decompression_bomb_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "huge.png"
     Image.new("1", (300, 300)).save(path)

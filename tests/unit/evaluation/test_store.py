@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,30 @@ def test_settings_of_any_form_are_other_settings(tmp_path: Path, model: object, 
     with pytest.raises(EvaluationError, match=r"other settings \(.*model"):
         store.open(settings, resume=True)
     assert (tmp_path / "settings.json").read_text() == text
+
+
+@pytest.mark.parametrize("deep", ["[1]", '{"a": 1}'])
+def test_settings_of_any_depth_are_refused(tmp_path: Path, deep: str) -> None:
+    """At some depth, Python reads what it can't write a few calls further down."""
+    store = Store(tmp_path)
+    store.open(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    start, end = deep.split("1")
+    depth = sys.getrecursionlimit()
+    for levels in range(depth - 150, depth - 20):
+        text = f'{{"digest": "0", "steps": {start * levels}1{end * levels}}}'
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(EvaluationError, match=r"can't be read|other settings"):
+            store.open(SETTINGS, resume=True)
+
+
+def test_a_long_name_in_the_settings_is_cut(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open(SETTINGS, resume=True)
+    store.append(rows_of(0))
+    (tmp_path / "settings.json").write_text(json.dumps({"digest": "0", "x" * 5000: 1}))
+    with pytest.raises(EvaluationError, match=r"x{77}\.\.\.: 1 there, nothing now"):
+        store.open(SETTINGS, resume=True)
 
 
 def test_a_changed_digest_is_said(tmp_path: Path) -> None:

@@ -627,6 +627,28 @@ def test_a_config_that_does_not_fit_is_refused(
         load_model(model, **options)
 
 
+@pytest.mark.parametrize("config", [{"id2label": {}}, {"num_labels": 0, "id2label": None},
+                                    {"num_labels": -1}])  # fmt: skip
+def test_a_classifier_without_classes_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Transformers would give the features of the last layer as scores."""
+    folder = folders.copy(tmp_path / "model", **config)
+    with pytest.raises(ModelLoadError, match=r"has no classes \(id2label, num_labels\)"):
+        load_model(folder)
+
+
+def test_a_tokenizer_whose_library_panics(tmp_path: Path) -> None:
+    """A panic in Rust is no Exception of Python."""
+    folder = folders.of_two(tmp_path / "model")
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["post_processor"]["special_tokens"] = {}
+    file.write_text(json.dumps(values))
+    with pytest.raises(
+        ModelLoadError, match=r"prompts can't be read.*RuntimeError: no entry found"
+    ):
+        load_model(folder, prompts=PROMPTS)
+
+
 def test_a_path_and_a_home_folder_are_local(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(model.parent))
     for name in (model, "~/model"):

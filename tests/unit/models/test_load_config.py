@@ -38,6 +38,19 @@ BAD: dict[str, tuple[str | None, tuple[str, ...]]] = {
         '{"model_type": "zorro"}',
         ("of the model type 'zorro'", "Transformers 5.", "pip install --upgrade transformers"),
     ),
+    **{
+        f"architectures {names}": (
+            f'{{"model_type": "vit", "architectures": {names}}}',
+            (f"has the architectures {shown}", "list with the name"),
+        )
+        for names, shown in {
+            '"ViT"': "'ViT'",
+            "16": "16",
+            "true": "True",
+            "[[1]]": "[[1]]",
+            '{"a": 1}': "{'a': 1}",
+        }.items()
+    },
     "of another type": ('{"model_type": "vit", "patch_size": "large"}', ("patch_size", "'large'")),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,8 @@ import hf_gmar.pipeline  # noqa: F401  # registers the task
 from hf_gmar import GMAR, evaluate
 from hf_gmar.data import Example, ImageDataset
 from hf_gmar.errors import InputError
-from hf_gmar.models import load_model
+from hf_gmar.models import LoadedModel, load_model
+from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.pixel_values import picture_of_input, pixel_values
 from tests.reference.models import build
 from tests.support.command import run
@@ -290,6 +293,48 @@ def test_models_of_three_channels_are_processed_as_before(tmp_path: Path) -> Non
     image = Image.fromarray(array(3))
     expected = loaded.processor(images=image, return_tensors="pt").pixel_values
     assert torch.equal(pixel_values(loaded.processor, image, 3), expected)
+
+
+DAMAGED: dict[str, dict[str, Any]] = {
+    "no factor": {"rescale_factor": None}, "a factor of no number": {"rescale_factor": {}},
+    "no resampling": {"resample": None}, "another sampling": {"resample": 99},
+    "no size": {"size": {}}, "no number of pixels": {"size": {"height": "a", "width": 3}},
+    "nothing is left": {"size": {"height": 0, "width": 0}},
+    "means of no number": {"image_mean": "a"},
+    "too few means": {"image_mean": [0.5]}, "deviations of no number": {"image_std": ["a"] * 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", DAMAGED.values(), ids=DAMAGED)
+def test_a_processor_whose_settings_are_damaged(
+    settings: dict[str, Any], bundled: LoadedModel
+) -> None:
+    processor = copy.deepcopy(bundled.processor)
+    vars(processor).update(settings)
+    image = Image.new("RGB", (20, 30))
+    explain = pipeline("image-attribution", model=bundled.model, image_processor=processor)
+    for call in (
+        lambda: pixel_values(processor, image, 3),
+        lambda: pixel_values(processor, np.asarray(image), 3),
+        lambda: explain(image),
+    ):
+        with pytest.raises(InputError, match=r"image processor ViTImageProcessorPil|image_mean"):
+            call()
+    with suppress(InputError):  # it needs no colours
+        measure_view(processor, (30, 20))
+
+
+@pytest.mark.parametrize("name", ["size", "crop_size", "pad_size"])
+def test_a_processor_that_makes_too_many_pixels(name: str, bundled: LoadedModel) -> None:
+    processor = copy.deepcopy(bundled.processor)
+    setattr(processor, name, {"height": 10**6, "width": 10**6})
+    image = Image.new("RGB", (20, 30))
+    for call in (
+        lambda: pixel_values(processor, image, 3),
+        lambda: measure_view(processor, (30, 20)),
+    ):
+        with pytest.raises(InputError, match=rf"has a {name} of 1,000,000 x .* --size"):
+            call()
 
 
 def test_a_strip_of_which_the_processor_makes_too_many_pixels(tmp_path: Path) -> None:
