@@ -12,6 +12,7 @@ from rich.text import Text
 from hf_gmar._utils.text import brief
 
 _LONGEST = 300  # letters of a text
+_NO_FORMULAS = 'class="tex2jax_ignore mathjax_ignore"'  # notebooks make formulas of dollar signs
 
 
 def html_text(text: object, most: int = _LONGEST) -> str:
@@ -30,8 +31,8 @@ def html_table(table: Table) -> str:
     Example:
         >>> table = Table("method", title="Costs")
         >>> table.add_row("gmar")
-        >>> html_table(table)[:62]
-        '<table><caption>Costs</caption><tr><th style="text-align: left'
+        >>> html_table(table).removeprefix(f"<table {_NO_FORMULAS}>")[:55]
+        '<caption>Costs</caption><tr><th style="text-align: left'
     """
     columns = table.columns
     styles = [f' style="text-align: {column.justify}"' for column in columns]
@@ -49,7 +50,12 @@ def html_table(table: Table) -> str:
         for tag, row in lines
     )
     caption = f"<caption>{html_text(table.title)}</caption>" if table.title else ""
-    return f"<table>{caption}{body}</table>"
+    return f"<table {_NO_FORMULAS}>{caption}{body}</table>"
+
+
+def html_line(text: object) -> str:
+    """Return a text as a paragraph."""
+    return f"<p {_NO_FORMULAS}>{html_text(text)}</p>"
 
 
 def html_facts(facts: Mapping[str, object], title: str = "") -> str:

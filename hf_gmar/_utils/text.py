@@ -52,14 +52,14 @@ def brief(text: object, most: int = 60) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def counted(count: int, noun: str) -> str:
     """Return a number with its noun.
 
     Example:
         >>> counted(1, "image"), counted(2, "image")
         ('1 image', '2 images')
     """
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def encodable(text: str) -> str:

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar._utils.files import save_arrays, save_text, whole_file
-from hf_gmar._utils.html import html_table, html_text
+from hf_gmar._utils.html import html_line, html_table
 from hf_gmar._utils.stats import rank_correlations
 from hf_gmar._utils.text import brief, code_span, counted, markdown, visible
 from hf_gmar._utils.version import __version__
@@ -89,7 +89,7 @@ class Comparison:
         hidden = len(self.names) - _SHOWN
         notes = [f"{label} failed: {reason}" for label, reason in self.failures.items()]
         notes += [f"and {counted(hidden, 'more image')}: figure() draws all"] * (hidden > 0)
-        lines = "".join(f"<p>{html_text(note)}</p>" for note in [R_EXPLAINED, *notes])
+        lines = "".join(map(html_line, [R_EXPLAINED, *notes]))
         picture = html_image(self._figure(_SHOWN), f"{self!r}. {self._caption()}")
         return picture + html_table(self.terminal_table()) + lines
 

@@ -92,7 +92,8 @@ class HeadAblation:
         """Show the figure and the table in a notebook."""
         from hf_gmar.visualization.notebook import html_image
 
-        return html_image(self.figure(), repr(self)) + html_table(self.table())
+        text = f"{self!r}: {self.caption}"
+        return html_image(self.figure(), text) + html_table(self.table())
 
     def areas(self) -> dict[str, Array]:
         """Return the area under each curve of each image, (images,), by the trapezoidal rule.
@@ -140,9 +141,13 @@ class HeadAblation:
         """Draw the mean curves with 95 % bands."""
         from hf_gmar.visualization.head_figures import ablation_figure
 
+        return ablation_figure(self.fractions, self.bands(), len(self.targets), self.caption)
+
+    @property
+    def caption(self) -> str:
+        """The settings, without the list of images."""
         settings = (item for item in self.settings.items() if item[0] != "images")
-        caption = ", ".join(f"{key} {value}" for key, value in settings)
-        return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
+        return ", ".join(f"{key} {value}" for key, value in settings)
 
     def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.

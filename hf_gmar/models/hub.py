@@ -32,7 +32,7 @@ from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar._utils.html import html_facts
-from hf_gmar._utils.text import brief, counted
+from hf_gmar._utils.text import brief
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
@@ -80,9 +80,11 @@ class LoadedModel:
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Name the model, its class, the number of classes, and its dtype and device."""
-        name, *facts = map(brief, self.facts().values())
-        return f"LoadedModel({name!r}, {', '.join(facts)})"
+        """Name the model, its class, and its dtype and device."""
+        facts = self.facts()
+        names = ("model class", "dtype and device")
+        details = (brief(facts[name]) for name in names if facts[name])
+        return f"LoadedModel({', '.join([repr(brief(self.name)), *details])})"
 
     def _repr_html_(self) -> str:
         """Show the facts of the model in a notebook."""
@@ -99,8 +101,8 @@ class LoadedModel:
         return {
             "model": self.name,
             "model class": type(self.model).__name__,
-            "classes": counted(classes, "class", "classes") if classes else "classes without names",
-            "parameters": f"{sum(weight.numel() for weight in weights):,} parameters",
+            "classes": str(classes or "not named"),
+            "parameters": f"{sum(weight.numel() for weight in weights):,}",
             "dtype and device": "; ".join(types),
             "image processor": type(self.processor).__name__,
         }

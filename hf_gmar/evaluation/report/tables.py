@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text as RichText
 
-from hf_gmar._utils.html import html_table, html_text
+from hf_gmar._utils.html import html_line, html_table
 from hf_gmar._utils.text import markdown, visible
 from hf_gmar.evaluation.report.results import ALPHA, Cell, Difference, Measure, Results
 
@@ -112,7 +112,7 @@ class TerminalTables:
     def _repr_html_(self) -> str:
         """Show one table for each group of measures in a notebook."""
         tables = [self._table(title, items) for title, items in self.results.groups.items()]
-        return f"{''.join(map(html_table, tables))}<p>{html_text(self._marks)}</p>"
+        return f"{''.join(map(html_table, tables))}{html_line(self._marks)}"
 
     @property
     def _marks(self) -> str:
