@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -38,7 +38,7 @@ OPACITY = 0.6
 _DIMMED = 0.4  # brightness of the grey outside the explained part
 _DOTS = 150  # per inch
 
-UNSEEN = (89, 89, 89)
+UNSEEN = "#595959"
 """The colour that stands for the part that the model does not see, in a legend."""
 
 _Edges: TypeAlias = tuple[float, float, float, float]
@@ -63,7 +63,7 @@ def overlay_figure(
         title: the explained class, for example with its probability.
         caption: one line below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
-            hatched as not seen by the model. ``None`` is the whole image.
+            dark, as the model does not see it. ``None`` is the whole image.
         unit: the meaning of a patch's value: the ``unit`` of the method.
         scale: see :func:`colour_scale`.
 
@@ -92,14 +92,16 @@ def overlay_figure(
     overlay.set_title(layout.title, fontsize=13)
     figure.supxlabel(layout.caption, y=0.06 / layout.size[1], fontsize=9, color="0.35")
     _show(plain, image)
-    _show(overlay, image.convert("L") if is_signed(values) else image)
+    small = shrink(image, _MOST)
+    seen = ~torch.isnan(view.scaled(small.height, small.width).project(torch.zeros(1, 1)))
+    _show(overlay, image, _below(small, seen.numpy(), is_signed(values)))
     mappable = draw_map(
         overlay, values, colours.name, colours.low, colours.high, extent=_extent(*view.box)
     )
     overlay.set(xlim=plain.get_xlim(), ylim=plain.get_ylim())  # padding is not part of the image
     figure.colorbar(mappable, cax=bar).set_label(layout.unit, fontsize=9)
     if view.unexplained:
-        _hatch_unseen(overlay, view)
+        _explain_unseen(overlay)
     return figure
 
 
@@ -224,12 +226,9 @@ def overlay_image(
     values = heatmap.detach().float().cpu().numpy()
     seen = ~np.isnan(values)
     colours = colour_scale(values, scale, colormap).picture(np.where(seen, values, 0))
-    plain, grey = image.convert("RGB"), image.convert("L")
-    below = grey.convert("RGB") if is_signed(values) else plain
-    dimmed = grey.point(lambda level: level * _DIMMED).convert("RGB")
-    return Image.composite(
-        Image.blend(below, colours, share), dimmed, Image.fromarray(seen.astype(np.uint8) * 255)
-    )
+    below = _below(image, seen, is_signed(values))
+    under = Image.blend(below, colours, share)
+    return Image.composite(under, below, Image.fromarray(seen.astype(np.uint8) * 255))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -319,10 +318,14 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
-def _show(axes: Axes, image: Image.Image) -> None:
-    small = shrink(image, 1500)  # more pixels than the figure can show
+def _show(axes: Axes, image: Image.Image, drawn: Image.Image | None = None) -> None:
+    """Show an image, or what is drawn of it, in the coordinates of its pixels."""
+    small = shrink(image, _MOST) if drawn is None else drawn
     axes.imshow(np.asarray(small), extent=_extent(0, 0, image.height, image.width))
     axes.set_axis_off()
+
+
+_MOST = 1500  # pixels of a side, more than a figure can show
 
 
 def _extent(top: float, left: float, bottom: float, right: float) -> _Edges:
@@ -343,26 +346,15 @@ def draw_map(
     return axes.imshow(values, cmap=colours, vmin=low, vmax=high, **blend)
 
 
-def _hatch_unseen(axes: Axes, view: ImageView) -> None:
-    """Hatch the part of the image outside the view."""
-    top, left, bottom, right = view.box
-    height, width = view.size
-    whole = _rectangle(0, 0, height, width)
-    seen = _rectangle(max(top, 0), max(left, 0), min(bottom, height), min(right, width))
-    hole = Outline(np.asarray(seen.vertices)[::-1], seen.codes)
-    cover = PathPatch(
-        Outline.make_compound_path(whole, hole),
-        facecolor=(0.35, 0.35, 0.35, 0.8),
-        edgecolor="0.75",
-        hatch="//",
-        linewidth=0,
-        label="not seen by the model",
-    )
-    axes.add_patch(cover)
-    axes.legend(handles=[cover], loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)
+def _below(image: Image.Image, seen: NDArray[np.bool_], signed: bool) -> Image.Image:
+    """Return what lies under a map: the image, grey for a signed map, and dark where unseen."""
+    grey = image.convert("L")
+    below = grey.convert("RGB") if signed else image.convert("RGB")
+    dimmed = grey.point(lambda level: level * _DIMMED).convert("RGB")
+    return Image.composite(below, dimmed, Image.fromarray(seen.astype(np.uint8) * 255))
 
 
-def _rectangle(top: float, left: float, bottom: float, right: float) -> Outline:
-    left, right, bottom, top = _extent(top, left, bottom, right)
-    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    return Outline(corners, closed=True)
+def _explain_unseen(axes: Axes) -> None:
+    """Say what the dark part of the image is."""
+    mark = Patch(facecolor=UNSEEN, label="not seen by the model")
+    axes.legend(handles=[mark], loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)
