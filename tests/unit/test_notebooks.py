@@ -75,7 +75,7 @@ def evaluation(name: str, _: LoadedModel) -> Evaluation:
         for method, step in ((name, 0.1), ("gmar", 0.2))
     ]
     summary = summarize(rows, {"model": name}, {"own": False}, baseline=name)
-    return Evaluation(rows, summary, {}, [])  # type: ignore[arg-type]
+    return Evaluation(rows, summary, {}, [])
 
 
 def importance(name: str, _: LoadedModel) -> HeadImportance:
