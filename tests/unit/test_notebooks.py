@@ -69,12 +69,12 @@ def evaluation(name: str, _: LoadedModel) -> Evaluation:
             "index": index,
             "key": name,
             "method": method,
-            "values": {f"own ({name}):blur": 0.1 + index * step, "other": step},
+            "values": {f"own-one ({name}):blur": 0.1 + index * step, "other": step},
         }
         for index in range(3)
         for method, step in ((name, 0.1), ("gmar", 0.2))
     ]
-    summary = summarize(rows, {"model": name}, {"own": False}, baseline=name)
+    summary = summarize(rows, {"model": name}, {"own-one": False}, baseline=name)
     return Evaluation(rows, summary, {}, [])
 
 
@@ -189,7 +189,7 @@ def test_a_comparison_of_many_images_shows_the_first(count: int, bundled: Loaded
 def test_tables_are_those_of_the_terminal(bundled: LoadedModel) -> None:
     page = Page(evaluation("a", bundled)._repr_html_())
     assert page.texts[:6] == [
-        "Faithfulness, patches removed by blur", "method", "own (a) ↓", "a", "0.20", "gmar",
+        "Faithfulness, patches removed by blur", "method", "own-one (a) ↓", "a", "0.20", "gmar",
     ]  # fmt: skip
     assert "b" in page.tags
     ranking = Page(importance("a", bundled)._repr_html_()).texts
