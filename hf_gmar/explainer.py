@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
 from hf_gmar.data.image_files import load_image, open_array
 from hf_gmar.errors import OptionError, TargetError
@@ -128,7 +130,14 @@ class Explainer:
 
     def __repr__(self) -> str:
         """Name the model and the method."""
-        return f"Explainer({self.loaded.name!r}, method={self.settings['method']!r})"
+        name, method = brief(self.loaded.name), brief(self.settings["method"])
+        return f"Explainer({name!r}, method={method!r})"
+
+    def _repr_html_(self) -> str:
+        """Show the facts of model and method in a notebook."""
+        precision = {} if self.precision is None else {"precision": self.precision}
+        facts = {**self.loaded.facts(), **self.method.facts(), **precision}
+        return html_facts(facts, "Explainer")
 
     def __call__(
         self,

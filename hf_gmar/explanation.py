@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import html
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
-from hf_gmar._utils.text import visible
+from hf_gmar._utils.text import brief
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError
 from hf_gmar.methods.registry import METHODS
@@ -70,8 +68,10 @@ class Explanation:
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
         title = METHODS[self.method].__name__
-        label = " ".join(self.title.split())
-        return f"Explanation({visible(label)}, {visible(self.source)}, {title})"
+        shorter = replace(
+            self, label=brief(self.label), contrast=self.contrast and brief(self.contrast)
+        )
+        return f"Explanation({brief(shorter.title, 200)}, {brief(self.source)}, {brief(title)})"
 
     @property
     def method(self) -> str:
@@ -291,11 +291,9 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Show the picture in a notebook, with its class, method and settings."""
-        buffer = BytesIO()
-        self.picture().save(buffer, "PNG", compress_level=1)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        text = html.escape(" ".join(f"{visible(self.title)}   {visible(self.caption)}".split()))
-        return f'<img alt="{text}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+        from hf_gmar.visualization.notebook import html_image
+
+        return html_image(self.picture(), f"{self.title}   {self.caption}")
 
 
 _FLAT = 0.5  # share of the highest value below which no patch of a flat map is

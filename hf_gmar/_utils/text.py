@@ -41,6 +41,27 @@ def _shown(letter: str, keep: str) -> str:
     return letter if letter in keep else letter.encode("unicode_escape").decode()
 
 
+def brief(text: object, most: int = 60) -> str:
+    r"""Return a text in one line of at most ``most`` letters; hidden characters become escapes.
+
+    Example:
+        >>> print(brief("a\x1b\n b"), brief("heart" * 9, 8))
+        a\x1b b hearthe…
+    """
+    line = " ".join(visible(text, keep="\n\t").split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "image"), counted(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def encodable(text: str) -> str:
     r"""Escape what UTF-8 can't hold: the bytes of a file name in another encoding.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from hf_gmar._utils.files import kind_of
 from hf_gmar._utils.text import visible
@@ -119,7 +118,7 @@ def compare(
                 finished=save_maps,
                 **inputs.loaded.forward_kwargs,
             )
-        _print_table(*result.cells())
+        _print_table(result)
         print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
         files[:] = replace(result, settings={**result.settings, **own}).save(output)
     finally:  # what was finished is listed after a stop as well
@@ -168,17 +167,14 @@ def _as_seen(inputs: Inputs, pictures: Iterable[Image]) -> list[Image] | None:
         return None
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(result: Comparison) -> None:
     """Print as many columns as the terminal has room for."""
     from hf_gmar.comparison.result import R_EXPLAINED
 
+    headings, _ = result.cells()
     first_r = next((n for n, text in enumerate(headings) if text.startswith("r with")), 1)
     for count in (len(headings), first_r + 1):
-        table = Table(title="Comparison")
-        for number, heading in enumerate(headings[:count]):
-            table.add_column(heading, justify="left" if number < 2 else "right")
-        for row in rows:
-            table.add_row(*map(visible, row[:count]))
+        table = result.terminal_table(count)
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     print_table(table)

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from hf_gmar._utils.names import file_name
-from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -26,7 +24,7 @@ from hf_gmar.cli.options import (
 if TYPE_CHECKING:
     from hf_gmar.heads.importance import HeadImportance
 
-_SHOWN = 5  # heads at each end of the ranking, and the most images whose files are listed
+_SHOWN = 5  # the most images whose files are listed
 
 
 @command
@@ -89,7 +87,7 @@ def heads(
             joined = HeadImportance.joined(list(results.values()))
             joined_files.append(joined.save_numbers(output, "importance"))
             joined_files[:] = replace(joined, settings=settings).save(output, "importance")
-            print_table(_ranking(joined, len(results)))
+            print_table(joined.table())
             if joined.criterion == "gmar":
                 out.print(f"An even share is {1 / joined.values.shape[-1]:.1%}.")
     finally:  # what was finished is listed after a stop as well
@@ -128,24 +126,3 @@ def _draw_maps(inputs: Inputs, image: Any, path: Path, caption: str) -> Path:
     attention = head_maps(loaded.model, loaded.pixels(image), **loaded.forward_kwargs)[0]
     save_figure(head_maps_figure(picture, attention, caption=caption, view=view), path)
     return path
-
-
-def _ranking(importance: HeadImportance, images: int) -> Table:
-    """Tabulate the most and the least important heads."""
-    mean, std, order = importance.mean(), importance.std(), importance.rank()
-    columns = 5 if images > 1 else 4
-    column, form = (
-        ("share of its layer", ".1%")
-        if importance.criterion == "gmar"
-        else ("loss of score without it", "+.3f")
-    )
-    table = Table(title=visible(f"Head importance, {importance.title}: {importance.caption}"))
-    for heading in ("rank", "layer", "head", column, "std over images")[:columns]:
-        table.add_column(heading, justify="right")
-    for place, (layer, head) in enumerate(order, 1):
-        if place <= _SHOWN or place > len(order) - _SHOWN:
-            numbers = format(mean[layer, head], form), format(std[layer, head], form.strip("+"))
-            cells = (str(place), str(layer), str(head), *numbers)[:columns]
-            last = place == _SHOWN and len(order) > 2 * _SHOWN
-            table.add_row(*cells, end_section=last)
-    return table

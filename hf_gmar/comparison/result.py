@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from rich.table import Table
 from torch import Tensor
 
 from hf_gmar._utils.files import save_arrays, save_text, whole_file
+from hf_gmar._utils.html import html_line, html_table
 from hf_gmar._utils.stats import rank_correlations
-from hf_gmar._utils.text import code_span, markdown, visible
+from hf_gmar._utils.text import brief, code_span, counted, markdown, visible
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
@@ -33,10 +35,12 @@ Format = Literal["markdown", "json", "pandas"]
 MAPS = "maps.npz"
 """The archive of the maps in the folder of a comparison."""
 
+_SHOWN = 4  # images in a notebook
+
 R_EXPLAINED = "r: Spearman's rank correlation of two maps over the patches, mean over the images"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The maps of several methods for the same model, images and classes.
 
@@ -72,6 +76,23 @@ class Comparison:
     pictures: tuple[Image.Image, ...]
     settings: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Count the images, and name the methods."""
+        methods = brief(", ".join(map(visible, self.order)), 200)
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"Comparison({counted(len(self.names), 'image')}, {methods}{failed})"
+
+    def _repr_html_(self) -> str:
+        """Show the first images and the table in a notebook."""
+        from hf_gmar.visualization.notebook import html_image
+
+        hidden = len(self.names) - _SHOWN
+        notes = [f"{label} failed: {reason}" for label, reason in self.failures.items()]
+        notes += [f"and {counted(hidden, 'more image')}: figure() draws all"] * (hidden > 0)
+        lines = "".join(map(html_line, [R_EXPLAINED, *notes]))
+        picture = html_image(self._figure(_SHOWN), f"{self!r}. {self._caption()}")
+        return picture + html_table(self.terminal_table()) + lines
+
     @functools.cached_property
     def correlations(self) -> Tensor:
         """Spearman's rank correlation of each two methods, (M, M), in the order of ``maps``.
@@ -102,18 +123,27 @@ class Comparison:
         Returns:
             A matplotlib figure without a window; ``figure.savefig(path)`` writes it.
         """
+        return self._figure(len(self.names))
+
+    def _figure(self, images: int) -> Figure:
+        """Draw the first images."""
         from hf_gmar.visualization.grid import GridColumn, grid_figure
 
         maps, failures = self.maps, self.failures
         columns = [
-            GridColumn(label, self._cost_text(label), maps.get(label), failures.get(label, ""))
+            GridColumn(
+                label,
+                self._cost_text(label),
+                maps[label][:images] if label in maps else None,
+                failures.get(label, ""),
+            )
             for label in self.order
         ]
         titles = [
             f"{visible(label)}  {self.score_kind.text(score)}\n{visible(name)}"
             for label, score, name in zip(self.labels, self.scores, self.names, strict=True)
         ]
-        return grid_figure(self.pictures, titles, columns, self._caption())
+        return grid_figure(self.pictures[:images], titles[:images], columns, self._caption())
 
     def table(self, format: Format = "markdown") -> Any:  # noqa: A002  # the word users know
         """Make a table with the costs and rank correlations of each method, or its failure.
@@ -143,6 +173,16 @@ class Comparison:
         headings = ["", "method", *(heading for heading, *_ in self._cost_columns)]
         headings += [f"r with {numbers[label]}" for label in self.maps]
         return headings, [[numbers[row["method"]], *self._row(row)] for row in self.records()]
+
+    def terminal_table(self, columns: int | None = None) -> Table:
+        """Make the table for the terminal, of the first columns or all."""
+        headings, rows = self.cells()
+        table = Table(title="Comparison")
+        for number, heading in enumerate(headings[:columns]):
+            table.add_column(visible(heading), justify="left" if number < 2 else "right")
+        for row in rows:
+            table.add_row(*map(visible, row[:columns]))
+        return table
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``comparison.png``, ``.md`` and ``.json``, and ``maps.npz``: all or none of them.

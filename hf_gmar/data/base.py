@@ -35,7 +35,7 @@ class Example:
     key: str
     image: Image.Image
     label: int | None = None
-    masks: Mapping[int | None, Mask] = field(default_factory=dict)
+    masks: Mapping[int | None, Mask] = field(default_factory=dict, repr=False)
 
     def mask_of(self, target: int) -> Mask | None:
         """Return the mask of a class, else the mask of an unknown class, else ``None``.

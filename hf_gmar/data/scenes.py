@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +90,7 @@ class Scene:
 
     image: Image.Image
     classes: tuple[int, ...]
-    masks: NDArray[np.bool_]
+    masks: NDArray[np.bool_] = field(repr=False)
     seed: int
 
     @property

@@ -54,7 +54,7 @@ Spec: TypeAlias = str | tuple[str, Mapping[str, Any]]
 """A name in a registry, ``"NAME:OPTION=VALUE,..."``, or a pair of name and options."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The results of an evaluation.
 
@@ -70,6 +70,14 @@ class Evaluation:
     summary: Summary
     settings: Mapping[str, Any]
     files: list[Path]
+
+    def __repr__(self) -> str:
+        """Count images and measures, and name the methods."""
+        return f"Evaluation({self.summary.brief()})"
+
+    def _repr_html_(self) -> str:
+        """Show the tables of the means in a notebook."""
+        return self.summary.table()._repr_html_()  # as a notebook asks
 
     def records(self) -> list[dict[str, Any]]:
         """Return the summary as a list of flat dicts, for pandas or polars."""

@@ -24,7 +24,9 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import save_arrays, save_json
+from hf_gmar._utils.html import html_table
 from hf_gmar._utils.stats import Array, Interval, bootstrap
+from hf_gmar._utils.text import brief, counted
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, OptionError
@@ -52,7 +54,7 @@ RANDOM = "random order"
 """The orders in which heads are masked."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadAblation:
     """The target's score while more and more heads are masked.
 
@@ -79,6 +81,19 @@ class HeadAblation:
     curves: Mapping[str, Array]
     targets: NDArray[np.int64]
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Count images and steps, and name the orders."""
+        images = counted(len(self.targets), "image")
+        steps = counted(len(self.fractions) - 1, "step")
+        return f"HeadAblation({images}, {steps}, {brief(', '.join(self.curves), 200)})"
+
+    def _repr_html_(self) -> str:
+        """Show the figure and the table in a notebook."""
+        from hf_gmar.visualization.notebook import html_image
+
+        text = f"{self!r}: {self.caption}"
+        return html_image(self.figure(), text) + html_table(self.table())
 
     def areas(self) -> dict[str, Array]:
         """Return the area under each curve of each image, (images,), by the trapezoidal rule.
@@ -113,8 +128,7 @@ class HeadAblation:
 
     def table(self) -> Table:
         """Make a table of areas and differences to the random order, for the terminal."""
-        count = len(self.targets)
-        images = f"{count} image{'s' if count > 1 else ''}"
+        images = counted(len(self.targets), "image")
         table = Table(title=f"Masking heads: area under the score, {images}")
         for heading in ("order", "area", "minus random order"):
             table.add_column(heading)
@@ -127,9 +141,13 @@ class HeadAblation:
         """Draw the mean curves with 95 % bands."""
         from hf_gmar.visualization.head_figures import ablation_figure
 
+        return ablation_figure(self.fractions, self.bands(), len(self.targets), self.caption)
+
+    @property
+    def caption(self) -> str:
+        """The settings, without the list of images."""
         settings = (item for item in self.settings.items() if item[0] != "images")
-        caption = ", ".join(f"{key} {value}" for key, value in settings)
-        return ablation_figure(self.fractions, self.bands(), len(self.targets), caption)
+        return ", ".join(f"{key} {value}" for key, value in settings)
 
     def save(self, folder: Path | str, stem: str = "ablation") -> tuple[Path, Path, Path]:
         """Write ``STEM.npz``, ``STEM.json`` and ``STEM.png``; an error leaves no partial file.

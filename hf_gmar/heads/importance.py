@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -16,6 +17,8 @@ from hf_gmar._core.model_adapter import model_in
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import save_arrays, save_json, whole_file
+from hf_gmar._utils.html import html_table
+from hf_gmar._utils.text import brief, visible
 from hf_gmar._utils.validation import check_option
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, TargetError
@@ -28,6 +31,8 @@ from hf_gmar.models.labels import label_of
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from matplotlib.figure import Figure
 
+_SHOWN = 5  # heads at each end of the ranking in a table
+
 HeadCriterion: TypeAlias = Literal["gmar", "taylor"]
 HEAD_CRITERIA: tuple[HeadCriterion, ...] = ("gmar", "taylor")
 
@@ -36,7 +41,7 @@ Batches: TypeAlias = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Sequence[
 batches or of (batch, targets) pairs; a dict of ``pixel_values`` and ``labels`` is such a pair."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadImportance:
     """The importance of each head for a class, for each image.
 
@@ -69,6 +74,20 @@ class HeadImportance:
     norm: str = "l1"
     criterion: str = "gmar"
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name the classes, the number of images, the criterion, and the number of heads."""
+        layers, heads = self.values.shape[1:]
+        return (
+            f"HeadImportance({brief(self.title, 200)}, {brief(self.caption)}, "
+            f"{layers} layers x {heads} heads)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the figure and the ranking in a notebook."""
+        from hf_gmar.visualization.notebook import html_image
+
+        return html_image(self.figure(), repr(self)) + html_table(self.table())
 
     @classmethod
     def joined(cls, parts: Sequence[HeadImportance]) -> HeadImportance:
@@ -109,6 +128,26 @@ class HeadImportance:
         mean = self.mean()
         order = torch.argsort(mean.flatten(), descending=True, stable=True)
         return [divmod(place, mean.shape[1]) for place in order.tolist()]
+
+    def table(self) -> Table:
+        """Tabulate the most and the least important heads, for the terminal."""
+        mean, std, order = self.mean(), self.std(), self.rank()
+        columns = 5 if len(self.values) > 1 else 4
+        column, form = (
+            ("share of its layer", ".1%")
+            if self.criterion == "gmar"
+            else ("loss of score without it", "+.3f")
+        )
+        table = Table(title=visible(f"Head importance, {self.title}: {self.caption}"))
+        for heading in ("rank", "layer", "head", column, "std over images")[:columns]:
+            table.add_column(heading, justify="right")
+        for place, (layer, head) in enumerate(order, 1):
+            if place <= _SHOWN or place > len(order) - _SHOWN:
+                numbers = format(mean[layer, head], form), format(std[layer, head], form.strip("+"))
+                cells = (str(place), str(layer), str(head), *numbers)[:columns]
+                last = place == _SHOWN and len(order) > 2 * _SHOWN
+                table.add_row(*cells, end_section=last)
+        return table
 
     def figure(self) -> Figure:
         """Draw the means as a heatmap of layers by heads, beside their standard deviations."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
+from inspect import signature
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 import torch
 from captum.attr import GradientAttribution
@@ -17,6 +18,8 @@ from hf_gmar._core.model_adapter import ModelAdapter, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.text import brief
 from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
@@ -76,11 +79,43 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """Whether values may be negative: evidence against the class."""
     unit: ClassVar[str] = "relevance"
     """The meaning of a patch's value, for the colour bar of a figure."""
+    _options: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Note the options, which a subclass turns into other things, for the representation."""
+        method: Self = super().__new__(cls)
+        names = list(signature(cls.__init__).parameters)[2:]  # without self and model
+        given = {**dict(zip(names, args[1:], strict=False)), **options}
+        given.pop("model", None)
+        method._options = given  # its own
+        return method
 
     def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout)
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)
+
+    def __repr__(self) -> str:
+        """Name the method, the class of its model and the options that were given."""
+        options = [f"{name}={value!r}" for name, value in self._options.items()]
+        parts = ", ".join([type(self.model).__name__, *options])
+        return f"{brief(type(self).__name__)}({brief(parts, 300)})"
+
+    def _repr_html_(self) -> str:
+        """Show the facts of the method in a notebook."""
+        return html_facts({**self.facts(), "model class": type(self.model).__name__})
+
+    def facts(self) -> dict[str, str]:
+        """Return names and values: method, options, source, cost, and what its values say."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return {
+            "method": type(self).__name__,
+            **({"options": options} if options else {}),
+            "source": getattr(self, "source", "not named"),
+            "cost": getattr(self, "cost", "not named"),
+            "class-specific": "yes" if self.class_specific else "no",
+            "values": f"{'signed' if self.signed else '>= 0'}, {self.unit}",
+        }
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(

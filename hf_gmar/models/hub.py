@@ -31,6 +31,8 @@ from transformers.utils.hub import cached_file
 from hf_gmar._core.attention import loading
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
+from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import shown
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
@@ -54,7 +56,7 @@ from hf_gmar.models.hub_errors import (
     tokenizer_error,
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
-from hf_gmar.models.labels import config_of
+from hf_gmar.models.labels import config_of, labels_of
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.size_limits import check_nesting, check_sizes, limited_sizes
 from hf_gmar.models.wrappers import ZeroShotModel
@@ -63,7 +65,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 """Dtypes for a model's parameters; ``"auto"`` is the saved dtype."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A classifier with its image processor.
 
@@ -78,6 +80,34 @@ class LoadedModel:
     model: Any
     processor: BaseImageProcessor
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name the model, its class, and its dtype and device."""
+        facts = self.facts()
+        names = ("model class", "dtype and device")
+        details = (brief(facts[name]) for name in names if facts[name])
+        return f"LoadedModel({', '.join([repr(brief(self.name)), *details])})"
+
+    def _repr_html_(self) -> str:
+        """Show the facts of the model in a notebook."""
+        return html_facts(self.facts(), "LoadedModel")
+
+    def facts(self) -> dict[str, str]:
+        """Return names and values: name, classes, number of parameters, dtype and so on."""
+        weights = list(self.model.parameters())
+        types = dict.fromkeys(
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}" for weight in weights
+        )
+        configured = any(hasattr(part, "config") for part in self.model.modules())
+        classes = len(labels_of(self.config)) if configured else 0
+        return {
+            "model": self.name,
+            "model class": type(self.model).__name__,
+            "classes": str(classes or "not named"),
+            "parameters": f"{sum(weight.numel() for weight in weights):,}",
+            "dtype and device": "; ".join(types),
+            "image processor": type(self.processor).__name__,
+        }
 
     @property
     def config(self) -> PreTrainedConfig:

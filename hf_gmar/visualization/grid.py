@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.overlay import (
     COLOUR_MAP,
     SIGNED_COLOUR_MAP,
@@ -115,7 +116,7 @@ def grid_figure(
         3
     """
     layout = _layout(pictures, columns, caption)
-    figure = Figure(figsize=(layout.width, layout.height))
+    figure = NotebookFigure(figsize=(layout.width, layout.height))
     signed = any(is_signed(column.maps.numpy()) for column in columns if column.maps is not None)
     for band in range(layout.bands):
         in_band = columns[band * layout.across : (band + 1) * layout.across]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_gmar._utils.stats import Array, Interval
 from hf_gmar.models.image_view import ImageView
+from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.overlay import (
     COLOUR_MAP,
     SIGNED_COLOUR_MAP,
@@ -61,7 +62,7 @@ def importance_figure(
     caption = wrapped(caption, (across + 1.5) * len(panels) - 0.3, 9)
     texts = 0.2 * title.count("\n") + 0.15 * caption.count("\n")
     size = (across + 1.5) * len(panels), down + 1.3 + texts
-    figure = Figure(figsize=size, layout="constrained")
+    figure = NotebookFigure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     if shares:
         _heatmap(figure, axes[0], mean, "share of the layer's gradient", 1 / heads)
@@ -144,7 +145,7 @@ def head_maps_figure(
     foot = "\n".join(lines)
     title = wrapped(title, room, 11, 2)
     height = down + 1.2 + 0.15 * foot.count("\n") + 0.2 * title.count("\n")
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     plain, axes = figure.subplots(1, 2, width_ratios=(2.2, room))
     plain.imshow(np.asarray(shrink(image, 600)))
     plain.set_axis_off()
@@ -214,7 +215,7 @@ def ablation_figure(
         >>> figure.axes[0].get_xlabel()
         'share of heads masked'
     """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = NotebookFigure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for (name, band), colour, mark in zip(bands.items(), _COLOURS, _MARKS, strict=False):
         axes.plot(fractions, band.mean, color=colour, marker=mark, markersize=4, label=name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -24,6 +23,7 @@ from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.validation import check_number
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.models.image_view import ImageView
+from hf_gmar.visualization.notebook import NotebookFigure, write_png
 from hf_gmar.visualization.text import wrapped
 
 COLOUR_MAP = "inferno"
@@ -83,7 +83,7 @@ def overlay_figure(
     layout = layout_of(image, title, caption, patches, view, unit)
     colours = colour_scale(patches, scale)
     values = patches.detach().float().cpu().numpy()
-    figure = Figure(figsize=layout.size)
+    figure = NotebookFigure(figsize=layout.size)
     across, down = layout.bottom, (layout.width, layout.height)
     plain = add_axes(figure, layout.plain, across, *down)
     overlay = add_axes(figure, layout.overlay, across, *down)
@@ -233,10 +233,8 @@ def overlay_image(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG with 150 dots per inch; an error leaves no partial file."""
-    with whole_file(path) as part, warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box; the saved numbers have the full label.
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        figure.savefig(part, dpi=_DOTS, format="png")
+    with whole_file(path) as part:
+        write_png(figure, part, _DOTS)
 
 
 def _check_size(name: str, size: tuple[int, ...], image: Image.Image) -> None:

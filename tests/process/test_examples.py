@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.reference.tolerances import PATIENCE
 from tests.support.interpreter import run_python
 
 pytestmark = pytest.mark.example
@@ -91,3 +93,38 @@ def test_a_family_of_ones_own(tmp_path: Path) -> None:
     before, after = _run("own_family.py", tmp_path).splitlines()
     assert "not a known family" in before
     assert "a map of (2, 4, 4)" in after
+
+
+def test_every_notebook_is_run() -> None:
+    assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["tour.ipynb"]
+
+
+def test_each_cell_of_the_tour_shows_a_picture_or_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none prints numbers: a text is short, and beside something better."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the kernel inherits it
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", nbformat.current_nbformat)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    for cell in cells:
+        assert any(map(_is_shown, cell.outputs)), cell.source
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            text = output.get("text") or output.data["text/plain"]
+            assert len(text) < 400, text
+
+
+def _is_shown(output: Any) -> bool:
+    data = output.get("data", {})
+    page = data.get("text/html", "")
+    return "image/png" in data or "<img" in page or "<table" in page

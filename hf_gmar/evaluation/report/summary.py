@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_gmar._utils.stats import Array
+from hf_gmar._utils.text import brief, counted, visible
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import OptionError
 from hf_gmar.evaluation.report.columns import ORDERS, Columns
@@ -30,12 +31,25 @@ from hf_gmar.evaluation.report.statistics import FLIPS, estimates, holm, sign_fl
 from hf_gmar.evaluation.report.tables import TerminalTables
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary(Results):
     """The :class:`~hf_gmar.evaluation.report.results.Results` of an evaluation, with all outputs.
 
     Summaries of the same rows, in any order, are equal, and their JSON is equal byte for byte.
     """
+
+    def __repr__(self) -> str:
+        """Count images and measures, and name the methods."""
+        return f"Summary({self.brief()})"
+
+    def _repr_html_(self) -> str:
+        """Show the tables of the means in a notebook."""
+        return self.table()._repr_html_()  # as a notebook asks
+
+    def brief(self) -> str:
+        """Return the numbers of images and measures, and the methods, in one line."""
+        images, measures = counted(self.images, "image"), counted(len(self.measures), "measure")
+        return f"{images}, {measures}, {brief(', '.join(map(visible, self.methods)), 200)}"
 
     def table(self) -> TerminalTables:
         """Return tables of the means for the terminal, to print by ``rich.print``."""

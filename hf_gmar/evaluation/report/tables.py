@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text as RichText
 
+from hf_gmar._utils.html import html_line, html_table
 from hf_gmar._utils.text import markdown, visible
 from hf_gmar.evaluation.report.results import ALPHA, Cell, Difference, Measure, Results
 
@@ -108,6 +109,16 @@ class TerminalTables:
 
     results: Results
 
+    def _repr_html_(self) -> str:
+        """Show one table for each group of measures in a notebook."""
+        tables = [self._table(title, items) for title, items in self.results.groups.items()]
+        return f"{''.join(map(html_table, tables))}{html_line(self._marks)}"
+
+    @property
+    def _marks(self) -> str:
+        marks = "" if self.results.baseline is None else f"; {legend(self.results.baseline)}"
+        return f"bold: best mean{marks}"
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the tables, then the legend of the marks."""
         for title, measures in self.results.groups.items():
@@ -116,8 +127,7 @@ class TerminalTables:
                 count = self._count_fitting(remaining, console, options)
                 yield self._table(title, remaining[:count])
                 del remaining[:count]
-        marks = "" if self.results.baseline is None else f"; {legend(self.results.baseline)}"
-        yield RichText(visible(f"bold: best mean{marks}"))
+        yield RichText(visible(self._marks))
 
     def _count_fitting(
         self, measures: list[Measure], console: Console, options: ConsoleOptions
