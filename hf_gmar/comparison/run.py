@@ -35,7 +35,7 @@ from hf_gmar.errors import InputError, reason_of
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import seen_part
-from hf_gmar.models.labels import config_of, label_of
+from hf_gmar.models.labels import classes_of_model, config_of, label_of
 from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
@@ -45,8 +45,8 @@ def compare(  # noqa: PLR0913  # a keyword each
     model: Any,
     inputs: PixelInputs | ImageSource | Sequence[ImageSource] = None,
     methods: MethodLikes | None = None,
-    target: Target = None,
-    contrast: Target = None,
+    target: Target | str | Sequence[int | str] = None,
+    contrast: Target | str | Sequence[int | str] = None,
     *,
     readout: ReadoutSpec = None,
     images: Sequence[Image.Image] | None = None,
@@ -76,8 +76,8 @@ def compare(  # noqa: PLR0913  # a keyword each
             ``None`` is every method of the registry. Captum's attributions are summed over channels
             and over the pixels of each patch. By default, a patch is the window of Occlusion and
             the feature of the perturbation methods, and the SHAP methods start from zeros.
-        target: the explained class, in any form of hf_gmar's methods. ``None`` is the top class of
-            each image, the same for all methods.
+        target: the explained class, in any form of hf_gmar's methods, or by label or prompt.
+            ``None`` is the top class of each image, the same for all methods.
         contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the
             same for every class, then fail with this reason.
         readout: which tokens a class head of your own reads, for methods passed by name.
@@ -126,6 +126,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     model = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
     adapter = ModelAdapter.of(model, readout)
+    target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
     names = _checked_list("names", names, count) or [f"image {n + 1}" for n in range(count)]
@@ -185,6 +186,16 @@ def compare(  # noqa: PLR0913  # a keyword each
                 failures[spec.name] = reason_of(error)
         if finished is not None:
             finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
+    return result
+
+
+def _by_index(adapter: ModelAdapter, target: Any) -> Target:
+    """Return a target with the indices of classes that are named."""
+    if isinstance(target, str):
+        return classes_of_model(adapter, [target])[0]
+    if isinstance(target, list) and any(isinstance(name, str) for name in target):
+        return [classes_of_model(adapter, [name])[0] for name in target]
+    result: Target = target
     return result
 
 

@@ -280,6 +280,17 @@ def test_images_that_make_no_pixel_values(bundled: LoadedModel, files: list[Path
         quick(free, [Image.new("RGB", (96, 96)), Image.new("RGB", (96, 108))], ["gmar"])
 
 
+def test_classes_by_name(bundled: LoadedModel) -> None:
+    images = [draw_scene(18).image, draw_scene(3).image]
+    wanted = quick(bundled, images, ["attn-lrp"], [6, 4], 1)
+    found = quick(bundled, images, ["attn-lrp"], ["heart", 4], "ring")
+    assert (found.labels, found.contrasts) == (("heart", "cross"), ("ring", "ring"))
+    assert torch.equal(found.maps["attn-lrp"], wanted.maps["attn-lrp"])
+    assert quick(bundled, images, ["gmar"], ["heart", "heart"]).targets == (6, 6)
+    with pytest.raises(TargetError, match="no class is called 'hart'; similar: heart"):
+        quick(bundled, images, ["gmar"], "hart")
+
+
 def test_keywords_of_a_loaded_model_are_taken() -> None:
     large = load_model("bundled", size=120, interpolate_pos_encoding=True)
     assert large.forward_kwargs
