@@ -119,7 +119,12 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
                 "values up to the next option"
             )
     for spec in methods:
-        METHODS.parse(spec)
+        if not spec[:1].isupper():  # Captum's names begin with a capital letter
+            METHODS.parse(spec)
+            continue
+        from hf_gmar.comparison.method_specs import as_method_specs
+
+        as_method_specs([spec])
     if captum:
         from hf_gmar.comparison.method_specs import check_captum_names
 

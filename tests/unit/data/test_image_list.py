@@ -14,7 +14,7 @@ from PIL import Image
 from hf_gmar import evaluate
 from hf_gmar.data import CLASSES, draw_scene, open_data
 from hf_gmar.errors import DataError, ImageFileError, OptionError
-from hf_gmar.models import LoadedModel
+from hf_gmar.models import LoadedModel, load_model
 
 LABELS = dict(enumerate(CLASSES))
 SCENE = draw_scene(18).image
@@ -133,8 +133,18 @@ def test_a_list_is_evaluated(bundled: LoadedModel, path: Path) -> None:
     names = ["gmar", "IntegratedGradients (n_steps=2)", "Saliency"]
     assert rows == [(key, name, 6) for key in (path.as_posix(), "image 1") for name in names]
     assert all(row["values"] for row in found.rows if row["method"])
+    described = {label: each["class"] for label, each in found.settings["methods"].items()}
+    assert described["Saliency"] == "captum.attr._core.saliency.Saliency"
+    assert described[names[1]] == "captum.attr._core.integrated_gradients.IntegratedGradients"
     (broken,) = [row for row in found.rows if not row["method"]]
     assert "there is no image file nothing.png" in broken["error"]
     pairs = [(SCENE, "cross"), (path, 6)]
     found = evaluate(bundled, pairs, ["gmar"], ["deletion"], steps=2, explained_class="label")
     assert [row["target"] for row in found.rows] == [4, 6]
+
+
+def test_captums_methods_get_the_keywords_of_the_model() -> None:
+    large = load_model("bundled", size=120, interpolate_pos_encoding=True)
+    found = evaluate(large, [SCENE], ["DeepLift", "gmar"], ["deletion"], steps=2)
+    assert [row.get("failure") for row in found.rows] == [None, None]
+    assert all(row["values"] for row in found.rows)
