@@ -19,9 +19,9 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from hf_gmar import Comparison, LogitsModel, compare, load_model
+from hf_gmar import Comparison, compare, load_model
 from hf_gmar.comparison import CAPTUM, MethodSpec
-from hf_gmar.comparison.method_specs import MethodLike, captum_specs
+from hf_gmar.comparison.method_specs import MethodLike
 from hf_gmar.data import draw_scene, open_image
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
@@ -45,7 +45,7 @@ def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) 
         for image in images.values()
     ]
     specs: list[MethodLike] = [MethodSpec(name) for name in METHODS]
-    specs += captum_specs(captum, LogitsModel(loaded.model))
+    specs += captum
     batch = torch.cat(pixels).to(loaded.model.device)
     console = Console(stderr=True)
     result = compare(loaded.model, batch, specs, names=list(images), progress=console.print)

@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 
 from benchmarks.growth import Curve as GrowthCurve
 from benchmarks.growth import Growth, growth_figure
-from hf_gmar import LogitsModel, ablate_heads, compare, head_importance, load_model
+from hf_gmar import ablate_heads, compare, head_importance, load_model
 from hf_gmar._utils.files import save_arrays, whole_file
 from hf_gmar.comparison import MethodSpec
-from hf_gmar.comparison.method_specs import captum_specs
 from hf_gmar.data import draw_scene
 from hf_gmar.evaluation.report.markdown import Picture, page
 from hf_gmar.evaluation.report.results import Cell, Curve, Difference, Failure, Measure, Results
@@ -68,7 +67,7 @@ def comparison() -> Figure:
         loaded.processor(images=images, return_tensors="pt").pixel_values,
         [
             *map(MethodSpec, METHODS.built_in),
-            *captum_specs(["Occlusion"], LogitsModel(loaded.model)),
+            "Occlusion",
         ],
         images=images,
         names=[f"scene {seed}" for seed in SEEDS],

@@ -14,6 +14,7 @@ from . import (
 from ._core.token_layout import TokenLayout, register_layout
 from ._utils.version import __version__
 from .comparison.method_specs import MethodSpec
+from .comparison.quantus import quantus_explain
 from .comparison.result import Comparison
 from .comparison.run import compare
 from .evaluation.evaluator import Evaluation, evaluate
@@ -85,6 +86,7 @@ __all__ = [
     "models",
     "perturbations",
     "pipeline",
+    "quantus_explain",
     "register_layout",
     "register_method",
     "register_metric",

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +18,7 @@ from transformers import BaseImageProcessor
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
-from hf_gmar.data.image_files import load_image, open_array
+from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
 from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explanation import Explanation
 from hf_gmar.methods.base import AttributionMethod
@@ -29,12 +27,9 @@ from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import classes_of_model, label_of
-from hf_gmar.models.pixel_values import MODES, picture_of_input
+from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
-
-ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-"""An image: a path, URL, base64 text, Pillow image, or an array of one image."""
 
 ClassName: TypeAlias = int | str
 """A class: its index, its label, a comma-separated part of its label, or its prompt."""
@@ -231,7 +226,7 @@ class Explainer:
             value = read_input(image, loaded.channels)
             picture = picture_of_input(value, loaded.channels)
             view = measure_view(loaded.processor, (picture.height, picture.width))
-            return _Prepared(_name_of(image), picture, view, loaded.pixels(value))
+            return _Prepared(name_of_image(image), picture, view, loaded.pixels(value))
         except Exception as error:  # noqa: BLE001  # of any decoder or processor
             return error
 
@@ -328,37 +323,6 @@ class _Prepared:
     picture: Image.Image
     view: ImageView
     pixels: Tensor
-
-
-def read_input(image: Any, channels: int, timeout: float | None = None) -> Any:
-    """Read an image as the model's processor takes it: a Pillow image or an array.
-
-    Args:
-        image: a path, URL, base64 text, Pillow image or array; a ``.npy`` file gives an array.
-        channels: the number of channels that the model takes.
-        timeout: seconds to wait for a URL.
-
-    Raises:
-        ImageFileError: the image is missing, broken or too large.
-        InputError: the image is of another type.
-    """
-    if isinstance(image, np.ndarray | Tensor):
-        return image
-    if isinstance(image, str | Path) and str(image).lower().endswith(".npy"):
-        return open_array(Path(image))
-    return load_image(image, MODES.get(channels, "RGB"), timeout)
-
-
-def _name_of(image: Any) -> str:
-    """Return the name of an image's file, or "image"."""
-    name = getattr(image, "filename", "") if isinstance(image, Image.Image) else image
-    if isinstance(name, Path) or (isinstance(name, str) and len(name) < _LONGEST_NAME):
-        path = urlsplit(str(name)).path if "://" in str(name) else str(name)
-        return Path(path).name or "image"
-    return "image"
-
-
-_LONGEST_NAME = 4096  # a longer text is an image in base64
 
 
 def _in_threads(

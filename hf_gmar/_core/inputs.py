@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hf_gmar._core.model_adapter import ModelAdapter
@@ -159,6 +162,30 @@ def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
         ) from error
 
 
+def _kind_of(inputs: Any) -> str:
+    kind = type(inputs).__name__
+    return f"{kind} of {type(inputs[0]).__name__}" if isinstance(inputs, list) and inputs else kind
+
+
+def _way_to_pixels(inputs: Any) -> str:
+    """Say how what a user has at hand becomes a tensor of pixel values."""
+    item = inputs[0] if isinstance(inputs, list) and inputs else inputs
+    is_array = isinstance(item, np.ndarray)
+    if isinstance(item, str | os.PathLike | Image.Image) or (is_array and item.dtype.kind in "iu"):
+        one, pixels = "image", "loaded.pixels(image)"
+        if item is not inputs:
+            one, pixels = "images", f"torch.cat([{pixels} for image in images])"
+        return (
+            f"hf_gmar.explain({one}, model) takes images and paths; pixel values of them are "
+            f"{pixels}, where loaded = hf_gmar.load_model(...)"
+        )
+    if is_array and item is inputs:
+        return "torch.from_numpy(pixel_values).float() makes a tensor of an array"
+    if isinstance(item, Tensor):
+        return "torch.stack(images) makes one tensor of images of one size"
+    return "an image processor gives them with return_tensors='pt'"
+
+
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DIMENSIONS = {
     3: "; add the batch dimension with inputs.unsqueeze(0)",
@@ -176,8 +203,7 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """
     needed = "pixel values of shape (images, channels, height, width) are needed"
     if not isinstance(inputs, Tensor):
-        hint = "; an image processor gives them with return_tensors='pt'"
-        raise InputError(f"{needed}, got {type(inputs).__name__}{hint}")
+        raise InputError(f"{needed}, got {_kind_of(inputs)}; {_way_to_pixels(inputs)}")
     if inputs.is_nested or inputs.layout != torch.strided:
         kind = "a nested tensor" if inputs.is_nested else f"a tensor of the layout {inputs.layout}"
         way = "torch.stack images of one size" if inputs.is_nested else "call its to_dense()"

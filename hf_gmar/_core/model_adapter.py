@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -217,6 +218,8 @@ def _what_to_pass(model: Any) -> str:
                 f"{name!r}, num_labels=...)), whose timm_model takes your weights by "
                 "load_state_dict, or TimmWrapperForImageClassification.from_pretrained('timm/...')"
             )
+    if isinstance(model, str | os.PathLike):
+        return f"load it first: hf_gmar.load_model({str(model)!r})"
     if isinstance(getattr(model, "model", None), nn.Module) and module is None:
         return "pass its model, .model"
     return "pass a model of Transformers, or an nn.Module that has it as a submodule"

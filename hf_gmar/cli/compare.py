@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,12 +23,10 @@ from hf_gmar.cli.options import (
     say,
     stop_if_interrupted,
 )
-from hf_gmar.errors import HfGmarError, InputError, OptionError
+from hf_gmar.errors import HfGmarError, OptionError
 from hf_gmar.methods.registry import METHODS
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hf_gmar.comparison.result import Comparison
 
 _MOST = 16  # images: the model takes all of them in one batch, several times for some methods
@@ -71,44 +68,30 @@ def compare(
     """Run ``hf-gmar compare``."""
     _check_methods(methods or [], captum or [])
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
-    import torch
     from rich.progress import Progress, TextColumn
 
-    from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
+    from hf_gmar.comparison.method_specs import as_method_specs
     from hf_gmar.comparison.run import compare as side_by_side
-    from hf_gmar.models.wrappers import LogitsModel, ZeroShotModel
 
     images_by_name = _read(inputs)
-    pixels = [inputs.loaded.pixels(image) for image in images_by_name.values()]
-    sizes = sorted({tuple(values.shape[-2:]) for values in pixels})
-    if len(sizes) > 1:
-        raise InputError(
-            f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, {sizes[1]}, "
-            "...), and one figure needs one; give images of one size"
-        )
-    logits = LogitsModel(inputs.loaded.model, **inputs.loaded.forward_kwargs)
-    specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
-    own: dict[str, Any] = {"model": inputs.loaded.name}
-    if isinstance(inputs.loaded.model, ZeroShotModel):
-        own["prompts"] = inputs.loaded.model.prompts
+    specs = as_method_specs([*as_method_specs(methods or None), *(captum or [])])
     files: list[Path] = []
     columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
 
     def save_maps(result: Comparison) -> None:
         if result.maps:
-            files[:] = [replace(result, settings={**result.settings, **own}).save_maps(output)]
+            files[:] = [result.save_maps(output)]
         stop_if_interrupted()
 
     try:
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("Comparing", total=len(specs) + 1)
             result = side_by_side(
-                inputs.loaded.model,
-                torch.cat(pixels),
+                inputs.loaded,
+                list(images_by_name.values()),
                 specs,
                 inputs.target,
                 inputs.contrast,
-                images=_as_seen(inputs, map(inputs.picture, images_by_name.values())),
                 names=list(images_by_name),
                 measure=measure,
                 seed=seed,
@@ -116,11 +99,10 @@ def compare(
                     task, description=f"Comparing: {visible(label)}", advance=1
                 ),
                 finished=save_maps,
-                **inputs.loaded.forward_kwargs,
             )
         _print_table(result)
         print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
-        files[:] = replace(result, settings={**result.settings, **own}).save(output)
+        files[:] = result.save(output)
     finally:  # what was finished is listed after a stop as well
         print_lines(files)
     failed = inputs.failed or len(images_by_name) < len(inputs.paths)
@@ -136,7 +118,12 @@ def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
                 "values up to the next option"
             )
     for spec in methods:
-        METHODS.parse(spec)
+        if not spec[:1].isupper():  # Captum's names begin with a capital letter
+            METHODS.parse(spec)
+            continue
+        from hf_gmar.comparison.method_specs import as_method_specs
+
+        as_method_specs([spec])
     if captum:
         from hf_gmar.comparison.method_specs import check_captum_names
 
@@ -155,16 +142,6 @@ def _read(inputs: Inputs) -> dict[str, Any]:
     if not images:
         raise typer.Exit(1)
     return images
-
-
-def _as_seen(inputs: Inputs, pictures: Iterable[Image]) -> list[Image] | None:
-    """Crop each image to the part that the model sees; ``None`` if the part is unknown."""
-    from hf_gmar.models.image_view import seen_part
-
-    try:
-        return [seen_part(inputs.loaded.processor, picture) for picture in pictures]
-    except InputError:  # its transform of the image is not known
-        return None
 
 
 def _print_table(result: Comparison) -> None:

@@ -105,11 +105,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random choices.")] = 0,
 ) -> None:
     """Run ``hf-gmar evaluate``."""
-    from hf_gmar.comparison.method_specs import (
-        as_method_specs,
-        captum_specs,
-        check_captum_names,
-    )
+    from hf_gmar.comparison.method_specs import as_method_specs, check_captum_names
     from hf_gmar.data.source import open_data
     from hf_gmar.evaluation.evaluator import check_names
     from hf_gmar.evaluation.evaluator import evaluate as measured
@@ -117,7 +113,6 @@ def evaluate(
     from hf_gmar.models.hub import pick_device
     from hf_gmar.models.labels import labels_of
     from hf_gmar.models.pixel_values import MODES
-    from hf_gmar.models.wrappers import LogitsModel
 
     model.check_prompts(has_images=True)
     check_captum_names(captum or [])
@@ -146,13 +141,11 @@ def evaluate(
                 "accelerate launched one process; on a machine without GPUs it launches "
                 "several only with --multi_gpu"
             )
-    logits = LogitsModel(loaded.model, **loaded.forward_kwargs)
-    specs = [*as_method_specs(methods or None), *captum_specs(captum or [], logits)]
     with _progress(processes.is_main) as progress:
         result = measured(
             loaded,
             images,
-            specs,
+            [*as_method_specs(methods or None), *(captum or [])],
             metrics,
             perturbations or ("blur",),
             score=score,

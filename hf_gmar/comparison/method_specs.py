@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
+from hf_gmar._utils.option_strings import parse_spec
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
+from hf_gmar.models.wrappers import LogitsModel
 
 CAPTUM = (
     "DeepLift",
@@ -46,17 +48,18 @@ class MethodSpec:
     """One method of a comparison.
 
     Attributes:
-        method: a name in ``hf_gmar.methods.METHODS``, or a method object of hf_gmar or Captum.
+        method: a name in ``hf_gmar.methods.METHODS``, a class of Captum that needs only a model, or
+            a method object of hf_gmar or Captum.
         label: the method's label in figure and table; ``None`` uses the method's name.
-        options: for a name, the options of that method; for a method object, further keywords of
-            its ``attribute``, which override the defaults of ``compare``.
+        options: for a name, the options of that method; for Captum's methods and for method
+            objects, further keywords of ``attribute``, which override the defaults of ``compare``.
 
     Example:
         >>> MethodSpec("gmar", "GMAR, l2", {"norm": "l2"}).name
         'GMAR, l2'
     """
 
-    method: str | Attribution
+    method: str | type[Attribution] | Attribution
     label: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,6 +70,8 @@ class MethodSpec:
             return self.label
         if isinstance(self.method, str):
             return METHODS.label(self.method, self.options)
+        if isinstance(self.method, type):
+            return METHODS.label(self.method.__name__, self.options)
         return _name_of(self.method)
 
     @property
@@ -74,8 +79,19 @@ class MethodSpec:
         """Whether the method is Captum's, which attributes to pixels instead of patches."""
         return not isinstance(self.method, str | AttributionMethod)
 
+    def on(self, model: Callable[..., Any], **forward_kwargs: Any) -> MethodSpec:
+        """Build a class of Captum on the logits of a model; other specs are returned unchanged."""
+        if not isinstance(self.method, type):
+            return self
+        inner: Any = model
+        while isinstance(inner, functools.partial):  # DeepLift sees the modules in a module alone
+            inner, forward_kwargs = inner.func, {**inner.keywords, **forward_kwargs}
+        return replace(self, method=self.method(LogitsModel(inner, **forward_kwargs)))
 
-MethodLike: TypeAlias = str | tuple[str, Mapping[str, Any]] | Attribution | MethodSpec
+
+MethodLike: TypeAlias = (
+    str | tuple[str, Mapping[str, Any]] | type[Attribution] | Attribution | MethodSpec
+)
 MethodLikes: TypeAlias = Sequence[MethodLike] | Mapping[str, MethodLike]
 
 
@@ -133,7 +149,7 @@ class AttributionTask:
 
     def _build(self, spec: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
         if not isinstance(spec.method, str):
-            return spec.method, spec.options
+            return spec.on(self.model, **self.kwargs).method, spec.options
         options = dict(spec.options)
         if self.readout is not None and "readout" in METHODS.options(spec.method):
             options.setdefault("readout", self.readout)
@@ -172,7 +188,7 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
     """
     if methods is None:
         methods = [name for name, _ in METHODS.items()]  # without methods that can't be loaded
-    if isinstance(methods, str | Attribution | MethodSpec) or not methods:
+    if isinstance(methods, str | type | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "
             f"{methods!r}"
@@ -183,20 +199,6 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
         specs = [_as_spec(method) for method in methods]
     labels = make_unique((spec.name for spec in specs), "{} ({})")
     return [replace(spec, label=label) for spec, label in zip(specs, labels, strict=True)]
-
-
-def captum_specs(names: Sequence[str], model: nn.Module) -> list[MethodSpec]:
-    """Build Captum's methods by name on a model that returns scores.
-
-    Raises:
-        OptionError: a method does not exist.
-
-    Example:
-        >>> [spec.name for spec in captum_specs(["Saliency"], nn.Identity())]
-        ['Saliency']
-    """
-    check_captum_names(names)
-    return [MethodSpec(getattr(captum.attr, name)(model)) for name in names]
 
 
 def check_captum_names(names: Sequence[str]) -> None:
@@ -286,20 +288,56 @@ _DEFAULTS: dict[type[Attribution], Callable[[Tensor, tuple[int, int]], dict[str,
 
 def _as_spec(method: Any) -> MethodSpec:
     spec = method
-    if isinstance(method, str) or (isinstance(method, tuple) and len(method) == 2):
-        name, options = METHODS.parse(method)
-        spec = MethodSpec(name, options=options)
+    if isinstance(method, type) and (name := METHODS.name_of(method)) is not None:
+        spec = MethodSpec(name)
+    elif isinstance(method, str | tuple | type):
+        spec = _named(method)
     elif isinstance(method, Attribution):
         spec = MethodSpec(method)
-    if not isinstance(spec, MethodSpec) or not isinstance(spec.method, str | Attribution):
+    if not isinstance(spec, MethodSpec) or not isinstance(spec.method, str | type | Attribution):
         raise OptionError(
             f"a method is a name ({', '.join(METHODS)}), a name with its options "
             "('gmar:norm=l2,alpha=0.5', or a pair), a method of hf_gmar, one of Captum's "
-            f"attribution methods or a MethodSpec; got {method!r}"
+            f"attribution methods, by class or name ({', '.join(CAPTUM)}), or a MethodSpec; got "
+            f"{method!r}"
         )
-    if isinstance(spec.method, str):
+    if isinstance(spec.method, str) and spec.method in CAPTUM:
+        spec = replace(spec, method=getattr(captum.attr, spec.method))
+    if isinstance(spec.method, type):
+        _check_captum(spec.method)
+    elif isinstance(spec.method, str):
+        if spec.method not in METHODS:
+            raise OptionError(
+                f"there is no method {spec.method!r}; there are {', '.join(METHODS)}, and Captum's "
+                f"{', '.join(CAPTUM)}"
+            )
         METHODS.check(spec.method, spec.options)
     return spec
+
+
+def _named(method: Any) -> Any:
+    """Return the spec of a name or class, with options or without; else the argument."""
+    named = parse_spec(method) if isinstance(method, str) else method
+    named = (named, {}) if isinstance(named, type) else named
+    is_named = len(named) == 2 and isinstance(named[0], str | type)
+    if not is_named or not isinstance(named[1], Mapping):
+        return method
+    return MethodSpec(named[0], options=dict(named[1]))
+
+
+def _check_captum(kind: type) -> None:
+    """Raise an OptionError for a class that is built on more than a model, or is no method."""
+    if issubclass(kind, AttributionMethod):
+        raise OptionError(
+            f"{kind.__name__} has no name yet: hf_gmar.register_method('NAME', {kind.__name__}), "
+            "or pass a built method"
+        )
+    if kind not in (getattr(captum.attr, name) for name in CAPTUM):
+        raise OptionError(
+            f"{kind.__name__} can't be built on a model alone; the classes of Captum that can are "
+            f"{', '.join(CAPTUM)}. Build others yourself, such as "
+            f"{kind.__name__}(hf_gmar.LogitsModel(model), ...)"
+        )
 
 
 def _name_of(method: Attribution) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import BaseImageProcessor, PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors
@@ -18,6 +20,7 @@ from hf_gmar._core.model_adapter import ModelAdapter, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._utils.names import make_unique
 from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
@@ -27,21 +30,28 @@ from hf_gmar.comparison.method_specs import (
     modules_of,
 )
 from hf_gmar.comparison.result import Comparison, picture_of
+from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
 from hf_gmar.errors import InputError, reason_of
-from hf_gmar.models.labels import config_of, label_of
+from hf_gmar.models.any_model import as_loaded
+from hf_gmar.models.hub import LoadedModel
+from hf_gmar.models.image_view import seen_part
+from hf_gmar.models.labels import classes_of_model, config_of, label_of
+from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
+from hf_gmar.models.wrappers import ZeroShotModel
 
 
 def compare(  # noqa: PLR0913  # a keyword each
-    model: Callable[..., Any],
-    inputs: PixelInputs = None,
+    model: Any,
+    inputs: PixelInputs | ImageSource | Sequence[ImageSource] = None,
     methods: MethodLikes | None = None,
-    target: Target = None,
-    contrast: Target = None,
+    target: Target | str | Sequence[int | str] = None,
+    contrast: Target | str | Sequence[int | str] = None,
     *,
     readout: ReadoutSpec = None,
     images: Sequence[Image.Image] | None = None,
     names: Sequence[str] | None = None,
+    processor: BaseImageProcessor | str | Path | None = None,
     measure: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -54,21 +64,27 @@ def compare(  # noqa: PLR0913  # a keyword each
     and the random generators are restored after each method.
 
     Args:
-        model: see :class:`~hf_gmar.methods.base.AttributionMethod`; its family must be known.
-        inputs: pixel values (B, channels, height, width), or a tuple with one such tensor.
-        methods: a list of names in ``hf_gmar.methods.METHODS``, pairs ``(name, options)``, method
-            objects of hf_gmar or Captum on this model (Captum's on ``LogitsModel(model)``), or
+        model: a model, see :class:`~hf_gmar.methods.base.AttributionMethod`, of a known family; or
+            with its image processor: a name on the Hub, a local folder, ``"bundled"``, what
+            ``load_model`` returns, a pipeline or a Trainer.
+        inputs: images as in :func:`~hf_gmar.explain`, one or a list; or pixel values (B, channels,
+            height, width), as a tensor or the output of an image processor.
+        methods: a list of names in ``hf_gmar.methods.METHODS`` or of Captum's classes, these
+            classes themselves, pairs of any of these with options, method objects of hf_gmar or
+            Captum on this model (Captum's on ``LogitsModel(model)``), or
             :class:`~hf_gmar.MethodSpec`, which adds a label and keywords. A mapping gives labels.
             ``None`` is every method of the registry. Captum's attributions are summed over channels
             and over the pixels of each patch. By default, a patch is the window of Occlusion and
             the feature of the perturbation methods, and the SHAP methods start from zeros.
-        target: the explained class, in any form of hf_gmar's methods. ``None`` is the top class of
-            each image, the same for all methods.
+        target: the explained class, in any form of hf_gmar's methods, or by label or prompt.
+            ``None`` is the top class of each image, the same for all methods.
         contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the
             same for every class, then fail with this reason.
         readout: which tokens a class head of your own reads, for methods passed by name.
-        images: the B images to draw; ``None`` draws the pixel values, from darkest to brightest.
-        names: names of the B images.
+        images: the B images to draw; ``None`` draws the images as the model sees them, or else the
+            pixel values, from darkest to brightest.
+        names: names of the B images; ``None`` takes the names of their files.
+        processor: the image processor of a model that comes without one, or its name or folder.
         measure: measure time and memory of each method, which then runs two to six times instead
             of once.
         seed: seed of Captum's random numbers, so that results are reproducible. A
@@ -89,21 +105,28 @@ def compare(  # noqa: PLR0913  # a keyword each
         ModelOutputError: the model returns no scores.
 
     Example:
-        >>> import torch
-        >>> from captum.attr import Saliency
-        >>> from hf_gmar import LogitsModel, load_model
-        >>> model = load_model("bundled").model
-        >>> methods = ["gmar", Saliency(LogitsModel(model))]
-        >>> comparison = compare(model, torch.rand(2, 3, 96, 96), methods)
+        >>> from hf_gmar.data import draw_scene
+        >>> scenes = [draw_scene(18).image, draw_scene(19).image]
+        >>> comparison = compare("bundled", scenes, ["gmar", "Saliency"])
         >>> {label: tuple(map.shape) for label, map in comparison.maps.items()}
         {'gmar': (2, 8, 8), 'Saliency': (2, 8, 8)}
+        >>> comparison.labels
+        ('heart', 'ring')
         >>> comparison.ratios["gmar"] > 1, comparison.peaks["gmar"] > 0
         (True, True)
     """
     specs = as_method_specs(methods)
+    loaded: LoadedModel | None = None
+    if _are_images(inputs) or isinstance(model, str | Path | LoadedModel):
+        loaded = as_loaded(model, processor)
+        model, forward_kwargs = loaded.model, {**loaded.forward_kwargs, **forward_kwargs}
+    if loaded is not None and _are_images(inputs):
+        batch = _Batch.read(loaded, inputs)
+        inputs, images, names = batch.pixels, images or batch.images, names or batch.names
     model = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
     adapter = ModelAdapter.of(model, readout)
+    target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
     names = _checked_list("names", names, count) or [f"image {n + 1}" for n in range(count)]
@@ -139,7 +162,8 @@ def compare(  # noqa: PLR0913  # a keyword each
         contrasts=None if resolved.against is None else _labels(config, resolved.against),
         pictures=tuple(images),
         settings={
-            "model": type(adapter.backbone).__name__,
+            "model": type(adapter.backbone).__name__ if loaded is None else loaded.name,
+            **({"prompts": model.prompts} if isinstance(model, ZeroShotModel) else {}),
             "captum": [spec.name for spec in specs if spec.is_captum],
             "device": str(pixels.device),
             "dtype": str(pixels.dtype).removeprefix("torch."),
@@ -163,6 +187,53 @@ def compare(  # noqa: PLR0913  # a keyword each
         if finished is not None:
             finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
     return result
+
+
+def _by_index(adapter: ModelAdapter, target: Any) -> Target:
+    """Return a target with the indices of classes that are named."""
+    if isinstance(target, str):
+        return classes_of_model(adapter, [target])[0]
+    if isinstance(target, list) and any(isinstance(name, str) for name in target):
+        return [classes_of_model(adapter, [name])[0] for name in target]
+    result: Target = target
+    return result
+
+
+def _are_images(inputs: Any) -> bool:
+    """Whether inputs are images, rather than pixel values."""
+    if isinstance(inputs, str | Path | Image.Image | np.ndarray):
+        return True
+    return isinstance(inputs, list) and bool(inputs)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images with their pixel values and names."""
+
+    pixels: Tensor
+    images: list[Image.Image] | None
+    names: list[str]
+
+    @classmethod
+    def read(cls, loaded: LoadedModel, sources: Any) -> _Batch:
+        """Read and process images; an InputError for pixel values of several sizes."""
+        sources = sources if isinstance(sources, list) else [sources]
+        values = [read_input(source, loaded.channels) for source in sources]
+        pixels = [loaded.pixels(value) for value in values]
+        sizes = sorted({tuple(each.shape[-2:]) for each in pixels})
+        if len(sizes) > 1:
+            raise InputError(
+                f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, "
+                f"{sizes[1]}, ...), and one figure needs one; give images of one size"
+            )
+        pictures = (picture_of_input(value, loaded.channels) for value in values)
+        try:
+            seen = [seen_part(loaded.processor, picture) for picture in pictures]
+        except InputError:  # its transform of the image is not known
+            seen = None
+        files = [name_of_image(source) for source in sources]
+        names = [name if name != "image" else f"image {n + 1}" for n, name in enumerate(files)]
+        return cls(torch.cat(pixels), seen, list(make_unique(names, "{} ({})")))
 
 
 def _seeded_call(call: Callable[[], Tensor], seed: int, device: torch.device) -> Tensor:

@@ -12,19 +12,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # its own client
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from hf_gmar._utils.files import absence, kind_of, reason_of_system
 from hf_gmar._utils.names import make_unique
 from hf_gmar.errors import ImageFileError, InputError, OptionError
-from hf_gmar.models.pixel_values import to_rgb
+from hf_gmar.models.pixel_values import MODES, to_rgb
 
 Result = TypeVar("Result")
+
+ImageSource: TypeAlias = str | Path | Image.Image | NDArray[Any] | Tensor
+"""An image: a path, URL, base64 text, Pillow image, or an array of one image."""
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
@@ -89,7 +94,41 @@ def load_image(source: object, mode: str = "RGB", timeout: float | None = None) 
     return read_image(content, name, convert)
 
 
+def read_input(image: object, channels: int, timeout: float | None = None) -> Any:
+    """Read an image as the model's processor takes it: a Pillow image or an array.
+
+    Args:
+        image: a path, URL, base64 text, Pillow image or array; a ``.npy`` file gives an array.
+        channels: the number of channels that the model takes.
+        timeout: seconds to wait for a URL.
+
+    Raises:
+        ImageFileError: the image is missing, broken or too large.
+        InputError: the image is of another type.
+    """
+    if isinstance(image, np.ndarray | Tensor):
+        return image
+    if isinstance(image, str | Path) and str(image).lower().endswith(".npy"):
+        return open_array(Path(image))
+    return load_image(image, MODES.get(channels, "RGB"), timeout)
+
+
+def name_of_image(image: object) -> str:
+    """Return the name of an image's file, or "image".
+
+    Example:
+        >>> name_of_image("photos/dog.jpg"), name_of_image(Image.new("RGB", (1, 1)))
+        ('dog.jpg', 'image')
+    """
+    name = getattr(image, "filename", "") if isinstance(image, Image.Image) else image
+    if isinstance(name, Path) or (isinstance(name, str) and len(name) < _LONGEST_PATH):
+        path = urlsplit(str(name)).path if "://" in str(name) else str(name)
+        return Path(path).name or "image"
+    return "image"
+
+
 _LONGEST_NAME = 200  # characters of a source in an error
+_LONGEST_PATH = 4096  # a longer text is an image in base64
 
 
 def open_array(path: Path) -> NDArray[Any]:

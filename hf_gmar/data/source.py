@@ -15,6 +15,7 @@ from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
 from hf_gmar.data.hf_datasets import HFDataset, from_disk, from_hub, is_dataset, is_saved, split_of
 from hf_gmar.data.image_folder import folder_of_images
+from hf_gmar.data.image_list import ImageList
 from hf_gmar.data.scene_dataset import SCENES, SceneDataset
 from hf_gmar.errors import DataError, OptionError
 
@@ -50,6 +51,8 @@ def open_data(  # noqa: PLR0913  # a keyword each
             - a CSV file with a column of paths and optional columns of labels and masks.
             - a folder written by ``save_to_disk`` of the package ``datasets``, or the name of a
               data set on the Hub; append ``:SPLIT`` to choose a split.
+            - a list of images (paths, URLs, Pillow images, arrays), or of pairs of an image and
+              its class, by index or name.
             - a ``datasets.Dataset`` or ``DatasetDict``, or your own :class:`ImageDataset`.
         labels: the model's classes by index, ``model.config.id2label``.
         label_map: the model's class, as index or label, for each class name in the data; or the
@@ -97,12 +100,16 @@ def open_data(  # noqa: PLR0913  # a keyword each
     elif isinstance(source, str) and (match := _SCENES.fullmatch(source)):
         _reject_unknown(options, "scenes")
         data = SceneDataset(int(match[1] or SCENES), classes)
+    elif isinstance(source, list | tuple):
+        _reject_unknown(options, "a list of images")
+        data = ImageList(source, classes)
     elif isinstance(source, (str, Path)):
         data = _by_name(*_split_from_name(source, options), encodable(str(source)), classes, skip)
     else:
         raise DataError(
             f"a data set of the type {type(source).__name__} is not known; needed is a name, a "
-            "folder, a CSV file, a datasets.Dataset or an hf_gmar.data.ImageDataset"
+            "folder, a CSV file, a list of images or of pairs (image, class), a datasets.Dataset "
+            "or an hf_gmar.data.ImageDataset"
         )
     if isinstance(data, LabelledDataset):
         data.mode = mode
@@ -152,7 +159,7 @@ def _by_name(
     if kind != "missing":
         raise DataError(
             f"{source} is no folder and no .csv file; needed is a folder of images, a CSV file of "
-            "their paths, or a data set"
+            "their paths, a data set, or in Python a list: [image, ...]"
         )
     raise DataError(absence(source, "folder or file"))
 

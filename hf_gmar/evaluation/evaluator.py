@@ -95,7 +95,7 @@ class Evaluation:
 
 def evaluate(  # noqa: PLR0913  # a keyword each
     model: LoadedModel | Callable[..., Any],
-    data: ImageDataset | str | Path,
+    data: ImageDataset | Sequence[Any] | str | Path,
     methods: MethodLikes | None = None,
     metrics: Sequence[Spec | Metric[Any]] | None = None,
     perturbations: Sequence[Spec | Perturbation] = ("blur",),
@@ -122,7 +122,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     Args:
         model: the result of ``load_model``, or a model that methods accept, with a processor.
         data: a data set or any source that ``hf_gmar.data.open_data`` takes: ``"scenes:300"``, a
-            folder, a CSV file, a data set of the ``datasets`` library.
+            folder, a CSV file, a data set of the ``datasets`` library, a list of images or of
+            pairs (image, class).
         methods: methods as in :func:`~hf_gmar.comparison.run.compare`; ``None`` is every method
             of the registry.
         metrics: names in ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name

@@ -38,7 +38,8 @@ HEAD_CRITERIA: tuple[HeadCriterion, ...] = ("gmar", "taylor")
 
 Batches: TypeAlias = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Sequence[Any]]
 """A batch (B, channels, height, width) or the output of an image processor, or an iterable of
-batches or of (batch, targets) pairs; a dict of ``pixel_values`` and ``labels`` is such a pair."""
+batches or of (batch, targets) pairs; a dict of ``pixel_values`` and ``labels`` (or ``label``) is
+such a pair."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -296,14 +297,18 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
         InputError: the input is neither a batch nor an iterable of batches.
         TargetError: targets are tuples, or are given both in the pairs and as ``target``.
     """
+    is_batch = isinstance(inputs, Tensor | Mapping)
     if isinstance(inputs, str) or not isinstance(inputs, Tensor | Iterable):
+        is_data = hasattr(inputs, "__getitem__") and not isinstance(inputs, str)
+        hint = f"; {_BATCHED}" if is_data else ""
         raise InputError(
-            f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}"
+            f"pixel values or an iterable of batches are needed, got {type(inputs).__name__}{hint}"
         )
-    items: Iterable[Any] = [inputs] if isinstance(inputs, Tensor | Mapping) else inputs
+    items: Iterable[Any] = [inputs] if is_batch else inputs
     for item in items:
-        if isinstance(item, Mapping) and {*item} == {"pixel_values", "labels"}:
-            item = item["pixel_values"], item["labels"]  # noqa: PLW2901  # as Trainer's batches
+        if isinstance(item, Mapping) and {*item} in _LABELLED:
+            (labels,) = {*item} - {"pixel_values"}
+            item = item["pixel_values"], item[labels]  # noqa: PLW2901
         # A DataLoader yields its pairs as lists.
         is_pair = isinstance(item, tuple | list) and len(item) == 2
         if is_pair and target is not None:
@@ -312,6 +317,11 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
                 "one out"
             )
         pixels, classes = item if is_pair else (item, target)
+        if not is_batch and isinstance(pixels, Tensor) and pixels.dim() == 3:
+            raise InputError(
+                f"batches of images are needed, got a single image of the shape "
+                f"{tuple(pixels.shape)}; {_BATCHED}"
+            )
         first: Any = classes[0] if isinstance(classes, list) and classes else classes
         if isinstance(first, tuple):
             raise TargetError(
@@ -319,6 +329,12 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
                 "of more than one dimension"
             )
         yield pixels, classes
+
+
+_LABELLED = ({"pixel_values", "labels"}, {"pixel_values", "label"})
+"""Keys of the batches of a Trainer, and of a DataLoader over a data set with a transform."""
+
+_BATCHED = "torch.utils.data.DataLoader(data, batch_size=8) makes batches of a data set"
 
 
 def _names(model: Any, targets: Tensor) -> dict[int, str]:

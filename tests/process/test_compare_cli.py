@@ -52,7 +52,7 @@ def test_no_arguments_compare_all_methods_on_the_bundled_scene(tmp_path: Path) -
 def test_the_files_hold_what_python_gives(output: Path, bundled: LoadedModel, photos: Path) -> None:
     done = compared(
         output, photos / "wide.jpg", photos / "scene.png",
-        "--methods", "gmar", "gmar", "--captum", "Saliency", "Occlusion", "--target", "heart",
+        "--methods", "gmar", "gmar", "Saliency", "--captum", "Occlusion", "--target", "heart",
     )  # fmt: skip
     assert done.code == 0, done.err
     images = []

@@ -120,7 +120,7 @@ class MethodSet:
         return cast("Tensor", explainer.head_importance(inputs, target))
 
     def _maps(self, pixels: Tensor, target: int) -> Maps:
-        joint = {
+        joint: dict[str, Any] = {
             label: spec.method
             for label, spec in self.methods.items()
             if isinstance(spec.method, AttributionMethod) and not spec.options
@@ -153,7 +153,7 @@ def _built(
     model: Callable[..., Any], spec: MethodSpec, readout: ReadoutSpec, seed: int
 ) -> MethodSpec:
     if not isinstance(spec.method, str):
-        return spec
+        return spec.on(model)
     defaults = {"seed": seed} if readout is None else {"seed": seed, "readout": readout}
     known = METHODS.options(spec.method)
     options = {name: value for name, value in defaults.items() if name in known} | {**spec.options}

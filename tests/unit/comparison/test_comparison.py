@@ -34,15 +34,25 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
+from transformers import ViTImageProcessorPil, pipeline
 
 from hf_gmar import GMAR, Comparison, LogitsModel, compare
 from hf_gmar._utils.stats import average_ranks, rank_correlations
 from hf_gmar.comparison import CAPTUM, MethodSpec
 from hf_gmar.comparison.cost import measure_cost
 from hf_gmar.comparison.isolation import preserve_state, seeded
-from hf_gmar.comparison.method_specs import as_method_specs, captum_specs
-from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError, UnsupportedModelError
+from hf_gmar.comparison.method_specs import as_method_specs
+from hf_gmar.data import draw_scene
+from hf_gmar.errors import (
+    HfGmarError,
+    ImageFileError,
+    InputError,
+    OptionError,
+    TargetError,
+    UnsupportedModelError,
+)
 from hf_gmar.methods import METHODS, AttributionMethod
+from hf_gmar.models import LoadedModel, load_model
 from tests.reference.cases import MODELS, VIT, ModelCase, shared
 from tests.reference.parity import same
 from tests.support.state import unchanged, used
@@ -175,15 +185,118 @@ def test_the_registry_is_the_default() -> None:
 @pytest.mark.parametrize("name", CAPTUM)
 def test_captums_methods_by_name(name: str) -> None:
     model = vit()
-    (column,) = captum_specs([name], LogitsModel(model))
+    (column,) = as_method_specs([name])
     few = {"n_samples": 2} if name in {"KernelShap", "Lime", "ShapleyValueSampling"} else {}
-    column = MethodSpec(column.method, options=few)
+    column = MethodSpec(column.method, name, few)
     found = quick(model, VIT.images(), [column], 1)
     if name in {"KernelShap", "Lime"} and find_spec("sklearn") is None:
         assert "install sklearn" in found.failures[name]
         return
     assert found.failures == {}
     assert found.maps[name].shape == (3, 4, 4)
+
+
+def test_names_and_classes_are_built_on_the_model() -> None:
+    model, images = vit(), VIT.images()
+    logits = LogitsModel(model)
+    built = MethodSpec(IntegratedGradients(logits), "built", {"n_steps": 3})
+    given: list[Any] = [
+        "IntegratedGradients:n_steps=3", ("IntegratedGradients", {"n_steps": 3}),
+        (IntegratedGradients, {"n_steps": 3}),
+        MethodSpec(IntegratedGradients, "IG", {"n_steps": 3}),
+        IntegratedGradients, built, GMAR, "gmar",
+    ]  # fmt: skip
+    found = quick(model, images, given, 1)
+    assert found.failures == {}
+    assert found.order == (
+        "IntegratedGradients (n_steps=3)", "IntegratedGradients (n_steps=3) (2)",
+        "IntegratedGradients (n_steps=3) (3)", "IG", "IntegratedGradients", "built", "gmar",
+        "gmar (2)",
+    )  # fmt: skip
+    maps = list(found.maps.values())
+    for same_map in maps[:4]:
+        assert torch.allclose(same_map, found.maps["built"])
+    assert not torch.allclose(maps[4], found.maps["built"])  # of 50 steps
+    assert torch.equal(found.maps["gmar"], found.maps["gmar (2)"])
+    assert found.settings["captum"] == list(found.order[:6])
+
+
+def test_keywords_of_the_model_reach_captums_classes() -> None:
+    model, images = vit(), torch.rand(2, 3, 48, 32)
+    keywords: dict[str, Any] = {"interpolate_pos_encoding": True}
+    found = quick(
+        model, images, ["Saliency", Saliency(LogitsModel(model, **keywords))], 1, **keywords
+    )
+    assert found.failures == {}
+    assert torch.equal(found.maps["Saliency"], found.maps["Saliency (2)"])
+
+
+# images instead of pixel values
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two scenes, and another of the first one's name."""
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "more").mkdir()
+    paths = [folder / "a.png", folder / "b.png", folder / "more" / "a.png"]
+    for seed, path in enumerate(paths):
+        draw_scene(seed).image.save(path)
+    return paths
+
+
+def test_images_become_pixel_values(bundled: LoadedModel, files: list[Path]) -> None:
+    scenes = [draw_scene(seed).image for seed in range(3)]
+    pixels = torch.cat([bundled.pixels(scene) for scene in scenes])
+    wanted = quick(bundled.model, pixels, ["gmar", "attn-lrp"])
+    classify: Any = pipeline(
+        "image-classification", model=bundled.model, image_processor=bundled.processor
+    )
+    given: list[tuple[Any, list[Any], list[str]]] = [
+        ("bundled", scenes, ["image 1", "image 2", "image 3"]),
+        (bundled, files, ["a.png", "b.png", "a.png (2)"]),
+        (classify, [str(files[0]), scenes[1], np.asarray(scenes[2])], ["a.png", *wanted.names[1:]]),
+    ]
+    for model, images, names in given:
+        found = quick(model, images, ["gmar", "attn-lrp"])
+        assert (list(found.names), found.labels) == (names, wanted.labels)
+        for label, patches in found.maps.items():
+            assert torch.allclose(patches, wanted.maps[label], atol=1e-5)
+        for picture, scene in zip(found.pictures, scenes, strict=True):
+            assert np.array_equal(np.asarray(picture), np.asarray(scene))
+    alone = quick("bundled", scenes[0], ["gmar"], names=["mine"])
+    assert (alone.names, alone.settings["model"]) == (("mine",), "bundled")
+    with_processor = quick(bundled.model, scenes[:1], ["gmar"], processor=bundled.processor)
+    assert torch.allclose(with_processor.maps["gmar"], alone.maps["gmar"], atol=1e-5)
+
+
+def test_images_that_make_no_pixel_values(bundled: LoadedModel, files: list[Path]) -> None:
+    with pytest.raises(ImageFileError, match=r"there is no image file nothing\.png"):
+        quick(bundled, [files[0], "nothing.png"], ["gmar"])
+    with pytest.raises(OptionError, match="give processor="):
+        quick(vit(), files, ["gmar"])
+    free = replace(bundled, processor=ViTImageProcessorPil(do_resize=False))
+    with pytest.raises(InputError, match=r"gives images of 2 sizes .* give images of one size"):
+        quick(free, [Image.new("RGB", (96, 96)), Image.new("RGB", (96, 108))], ["gmar"])
+
+
+def test_classes_by_name(bundled: LoadedModel) -> None:
+    images = [draw_scene(18).image, draw_scene(3).image]
+    wanted = quick(bundled, images, ["attn-lrp"], [6, 4], 1)
+    found = quick(bundled, images, ["attn-lrp"], ["heart", 4], "ring")
+    assert (found.labels, found.contrasts) == (("heart", "cross"), ("ring", "ring"))
+    assert torch.equal(found.maps["attn-lrp"], wanted.maps["attn-lrp"])
+    assert quick(bundled, images, ["gmar"], ["heart", "heart"]).targets == (6, 6)
+    with pytest.raises(TargetError, match="no class is called 'hart'; similar: heart"):
+        quick(bundled, images, ["gmar"], "hart")
+
+
+def test_keywords_of_a_loaded_model_are_taken() -> None:
+    large = load_model("bundled", size=120, interpolate_pos_encoding=True)
+    assert large.forward_kwargs
+    found = quick(large, [draw_scene(18).image], ["gmar", "Saliency"])
+    assert found.failures == {}
+    assert found.maps["gmar"].shape == (1, 10, 10)
 
 
 def test_patches_are_features_and_windows() -> None:
@@ -320,7 +433,13 @@ def test_labels() -> None:
         ({}, "one or more"),
         ("gmar", "must be a list"),
         ([3], "got 3"),
-        ([GMAR], "a method is a name"),
+        (["saliency"], "and Captum's .*Saliency"),
+        (["Saliency:"], "NAME:OPTION=VALUE"),
+        ([Fixed], "register_method\\('NAME', Fixed\\)"),
+        ([LayerGradCam], r"LayerGradCam\(hf_gmar.LogitsModel\(model\), ...\)"),
+        ([dict], "dict can't be built on a model alone"),
+        (GMAR, "must be a list"),
+        ([("gmar", 3)], "a method is a name"),
         ([MethodSpec(3)], "a method is a name"),
     ],
 )

@@ -413,7 +413,7 @@ def test_a_data_set_of_ones_own_has_no_options(options: dict[str, Any]) -> None:
         open_data(Own(5), LABELS, **options)
 
 
-@pytest.mark.parametrize("source", [3, None, [Image.new("RGB", (4, 4))]], ids=["3", "None", "list"])
+@pytest.mark.parametrize("source", [3, None, Image.new("RGB", (4, 4))], ids=["3", "None", "image"])
 def test_what_is_no_data_set(source: Any) -> None:
     with pytest.raises(DataError, match=f"type {type(source).__name__} is not known"):
         open_data(source, LABELS)

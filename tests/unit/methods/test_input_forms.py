@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import NoiseTunnel, Saliency
+from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchFeature, Trainer, TrainingArguments, pipeline
 
 from hf_gmar import (
@@ -19,9 +23,12 @@ from hf_gmar import (
     ablate_heads,
     attribute_jointly,
     compare,
+    explain,
     head_importance,
     head_maps,
+    load_model,
 )
+from hf_gmar.data import draw_scene
 from hf_gmar.errors import HfGmarError, InputError, TargetError, UnsupportedModelError
 from hf_gmar.methods import METHODS, AttributionMethod
 from hf_gmar.metrics import METRICS, ContextBuilder
@@ -97,7 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[HfGmarError], str]] = {
     "lists": (
         {"inputs": BatchFeature({"pixel_values": [image.numpy() for image in IMAGES]})},
         InputError,
-        "got list; .*return_tensors='pt'",
+        "got list of ndarray; .*return_tensors='pt'",
     ),
     "a mask too": (
         {"pixel_values": IMAGES, "pixel_mask": IMAGES},
@@ -154,16 +161,111 @@ def test_every_function_takes_a_loaded_model(bundled: LoadedModel, pixels: Tenso
     assert torch.allclose(noise, GMAR(bundled.model).attribute(pixels, 6))
 
 
-def test_a_trainer_has_a_model_and_a_pipeline_says_where(
-    bundled: LoadedModel, pixels: Tensor, tmp_path: Path
-) -> None:
-    settings = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
-    trainer: Any = Trainer(model=copy.deepcopy(bundled.model), args=settings)
+HOLDERS = ("pipeline", "Trainer", "PEFT model")
+
+
+@pytest.fixture(scope="module", params=HOLDERS)
+def holder(
+    request: pytest.FixtureRequest, bundled: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """What other libraries make of a model."""
+    if request.param == "pipeline":
+        parts: dict[str, Any] = {"model": bundled.model, "image_processor": bundled.processor}
+        return pipeline("image-classification", **parts)
+    own: Any = load_model("bundled").model  # the Trainer changes its config, PEFT its layers
+    if request.param == "Trainer":
+        folder = str(tmp_path_factory.mktemp("trainer"))
+        settings = TrainingArguments(folder, report_to=[], use_cpu=True)
+        return Trainer(model=own, args=settings)
+    return get_peft_model(own, LoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_what_holds_a_model(holder: Any, bundled: Any, pixels: Tensor) -> None:
     wanted = GMAR(bundled.model).attribute(pixels, 6)
-    assert torch.equal(GMAR(trainer).attribute(pixels, 6), wanted)
-    parts: dict[str, Any] = {"model": bundled.model, "image_processor": bundled.processor}
-    classify: Any = pipeline("image-classification", **parts)
-    with pytest.raises(
-        UnsupportedModelError, match=r"Pipeline holds none; pass its model, \.model"
-    ):
-        GMAR(classify)
+    assert torch.allclose(GMAR(holder).attribute(pixels, 6), wanted, atol=1e-6)
+    found = compare(holder, pixels, ["attn-lrp", "Saliency"], 6, measure=False)
+    assert not found.failures
+    importance = head_importance(holder, pixels, 6)
+    assert torch.allclose(importance.values, head_importance(bundled, pixels, 6).values, atol=1e-6)
+    assert ablate_heads(holder, pixels, importance).curves.keys()
+
+
+def test_a_name_is_no_model_yet() -> None:
+    name: Any = "google/vit-base-patch16-224"
+    with pytest.raises(UnsupportedModelError, match=rf"hf_gmar\.load_model\('{name}'\)$"):
+        GMAR(name)
+
+
+# images instead of pixel values: the error says what takes them
+
+
+SCENE = Image.new("RGB", (96, 96), "red")
+WAYS: dict[str, tuple[Any, str]] = {
+    "an image": (SCENE, r"got Image; hf_gmar.explain\(image, model\) .* loaded.pixels\(image\)"),
+    "images": ([SCENE, SCENE], r"list of Image; hf_gmar.explain\(images, .*torch.cat\(\["),
+    "a path": ("a.png", r"got str; hf_gmar.explain\(image, model\)"),
+    "paths": ([Path("a.png")], r"Path; hf_gmar.explain\(images, model\)"),
+    "an array image": (np.asarray(SCENE), r"ndarray; hf_gmar.explain\(image, model\)"),
+    "array images": ([np.asarray(SCENE)], r"list of ndarray; hf_gmar.explain\(images, model\)"),
+    "an array": (np.zeros((1, 3, 96, 96)), r"torch.from_numpy\(pixel_values\).float\(\)"),
+    "tensors": ([torch.zeros(3, 96, 96)], r"list of Tensor; torch.stack\(images\)"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_error_says_what_takes_such_images(name: str, bundled: Any) -> None:
+    given, words = WAYS[name]
+    for call in (GMAR(bundled).attribute, GMAR(bundled).attribute_patches):
+        with pytest.raises(InputError, match=words):
+            call(given, target=3)
+
+
+def test_the_ways_work(bundled: Any) -> None:
+    """What the errors name, done."""
+    images, loaded = [SCENE, SCENE], bundled
+    wanted = torch.cat([loaded.pixels(image) for image in images])
+    assert len(explain(images, loaded)) == 2
+    assert GMAR(loaded).attribute(wanted, 3).shape == (2, 3, 96, 96)
+    pixel_values = wanted.numpy().astype(np.float64)
+    assert torch.equal(torch.from_numpy(pixel_values).float(), wanted)
+    assert torch.equal(torch.stack(list(wanted)), wanted)
+
+
+# batches of data sets
+
+
+def test_batches_of_a_data_set_with_a_transform(bundled: Any, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    scenes, targets = [draw_scene(seed).image for seed in range(4)], [6, 1, 2, 3]
+    columns = {"image": scenes, "label": targets}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+    def transform(batch: dict[str, Any]) -> dict[str, Any]:
+        pixels = torch.cat([bundled.pixels(image) for image in batch["image"]])
+        return {"pixel_values": pixels, "label": batch["label"]}
+
+    rows = rows.with_transform(transform)
+    settings = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False,
+        per_device_eval_batch_size=3,
+    )  # fmt: skip
+    trainer: Any = Trainer(load_model("bundled").model, settings, eval_dataset=rows)
+    pixels = torch.cat([bundled.pixels(scene) for scene in scenes])
+    wanted = head_importance(bundled, pixels, targets)
+    curves = ablate_heads(bundled, pixels, wanted).curves
+    loaders: list[Callable[[], Any]] = [
+        trainer.get_eval_dataloader,
+        lambda: DataLoader(rows, batch_size=3),
+        lambda: rows.iter(batch_size=3),
+    ]
+    for loader in loaders:
+        found = head_importance(bundled, loader())
+        assert found.targets.tolist() == targets
+        assert torch.allclose(found.values, wanted.values, atol=1e-5)
+        for order, curve in ablate_heads(bundled, loader(), wanted).curves.items():
+            assert np.allclose(curve, curves[order], atol=1e-3)
+    single: list[Any] = [rows, TensorDataset(pixels, torch.tensor(targets)), list(pixels)]
+    for data in single:
+        with pytest.raises(InputError, match=r"DataLoader\(data, batch_size=8\) makes batches"):
+            head_importance(bundled, data)
