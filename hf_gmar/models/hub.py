@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -51,6 +52,7 @@ from hf_gmar.models.hub_errors import (
     processor_error,
     prompts_error,
     tokenizer_error,
+    unused_weights,
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
@@ -357,23 +359,30 @@ class _Weights:
         """Load a model, with its adapter if there is one; check that no weights are missing."""
         source = self.source
         place = source.base or source
-        model, missing, misfits = self._of(place, config)
+        model, missing, misfits, unused = self._of(place, config)
         if source.base is not None:
             with self._reworded(source):
                 weights = adapter_weights(source, self.use_safetensors)
                 if classes := classes_of(weights, model):
                     config.num_labels = classes
-                    model, missing, misfits = self._of(place, config)
+                    model, missing, misfits, unused = self._of(place, config)
                 model, replaced = attach(source, model, weights)
             missing -= replaced
             misfits = {name: shapes for name, shapes in misfits.items() if name not in replaced}
         check_complete(source, config, missing, misfits)
+        if unused:
+            warnings.warn(unused_weights(place.name, unused), stacklevel=3)
         return model
 
     def _of(
         self, place: Source, config: PreTrainedConfig
-    ) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
-        """Load a model without adapter; return names of missing weights, and other shapes."""
+    ) -> tuple[PreTrainedModel, set[str], dict[str, Any], list[str]]:
+        """Load a model without adapter.
+
+        Returns:
+            The model, the names of missing weights, those of other shapes, and the names of weights
+            that its layers have no place for.
+        """
         loader: Any = (
             AutoModelForImageClassification
             if place.kind == CLASSIFIER
@@ -395,7 +404,8 @@ class _Weights:
                 **self.settings,
             )
         misfits = {name: shapes for name, *shapes in info.get("mismatched_keys", ())}
-        return model, set(info.get("missing_keys", ())), misfits
+        unused = [name for name in info.get("unexpected_keys", ()) if _is_in_layer(model, name)]
+        return model, set(info.get("missing_keys", ())), misfits, sorted(unused)
 
     @contextmanager
     def _reworded(self, source: Source) -> Iterator[None]:
@@ -407,6 +417,20 @@ class _Weights:
             raise model_load_error(
                 source, error, self.attn_implementation, self.use_safetensors
             ) from error
+
+
+def _is_in_layer(model: nn.Module, weight: str) -> bool:
+    """Whether a weight is of a layer of the model, or of one more than its config asks for.
+
+    Others are of parts that the model does without, such as a pooler, a mask token or a text model.
+    """
+    path, _, name = weight.rpartition(".")
+    modules = dict(model.named_modules())
+    if path in modules:
+        return name in ("weight", "bias")
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return isinstance(modules[path], nn.ModuleList)
 
 
 def _check_files(source: Source, config: PreTrainedConfig) -> None:

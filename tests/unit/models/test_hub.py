@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -625,6 +626,31 @@ def test_a_config_that_does_not_fit_is_refused(
     text = r"could not be loaded as an image classifier: |has the shape \(384,\), and .* \(100,\)"
     with pytest.raises(ModelLoadError, match=text):
         load_model(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [({"num_hidden_layers": 4}, "vit.layers.4."), ({"qkv_bias": False}, "k_proj.bias")],
+)
+def test_weights_that_the_config_has_no_place_for_are_said(
+    model: Path, config: dict[str, object], lost: str
+) -> None:
+    folders.edit(model / "config.json", **config)
+    with pytest.warns(UserWarning, match="no place: they are left out") as said:
+        load_model(model)
+    assert lost in str(said[0].message)
+    assert "give the folder the config.json that it was trained with" in str(said[0].message)
+
+
+def test_weights_of_parts_that_a_classifier_does_without_are_not_said(
+    model: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = model / "model.safetensors"
+    parts = ("vit.pooler.dense.weight", "vit.embeddings.mask_token", "text.w.bias", "logit_scale")
+    unused = {part: torch.zeros(1) for part in parts}
+    save_file({**load_file(file), **unused}, file, {"format": "pt"})
+    load_model(model)
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
 
 
 def test_a_path_and_a_home_folder_are_local(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
