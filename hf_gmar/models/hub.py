@@ -33,7 +33,7 @@ from hf_gmar._core.attention import loading
 from hf_gmar._core.interrupts import undeferred_signals
 from hf_gmar._core.threads import lock_models, undoing
 from hf_gmar._utils.files import expanded, kind_of
-from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
+from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError, shortened
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
 from hf_gmar.models.hub_errors import (
@@ -108,8 +108,11 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device).cpu()  # fails for devices without data, such as meta
     # Builds without a backend raise AssertionError or NotImplementedError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"the device {name!r} can't be used here: {reason}") from error
+        reason = shortened(str(error).splitlines()[0])
+        raise OptionError(
+            f"the device {name!r} can't be used here: {reason}; name another one, such as 'cpu', "
+            "or 'auto'"
+        ) from error
     return device
 
 

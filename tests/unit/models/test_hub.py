@@ -688,6 +688,14 @@ def test_a_device_that_is_not_there(name: str) -> None:
         pick_device(name)
 
 
+def test_a_device_that_is_not_there_is_said_in_a_line() -> None:
+    """PyTorch lists all of its backends."""
+    with pytest.raises(OptionError) as caught:
+        pick_device("xla")
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).endswith("name another one, such as 'cpu', or 'auto'")
+
+
 def test_auto_is_a_device_that_works() -> None:
     assert torch.zeros(1, device=pick_device("auto")).item() == 0
 
