@@ -88,7 +88,7 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     Raises:
         InputError: the range of the pixels is not known.
     """
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(with_16_bits(image))
     # Pillow's own conversion clips all values above 255 to white.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
@@ -100,14 +100,35 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
+def with_16_bits(image: Image.Image) -> Image.Image:
+    """Give a PGM file with 16 bits their mode: Pillow opens it with 32, in the range of 16."""
+    return image.convert("I;16") if (image.format, image.mode) == ("PPM", "I") else image
+
+
+_SIZES = {"do_resize": "size", "do_center_crop": "crop_size", "do_pad": "pad_size"}
+"""A processor's steps that make an image of a size, with the names of the sizes."""
+
+
 def check_resized(processor: BaseImageProcessor, height: int, width: int) -> None:
     """Raise an InputError if a processor resizes an image to more pixels than Pillow reads.
 
-    Processors that set the shortest edge make a thin strip very long.
+    Processors that set the shortest edge make a thin strip very long. A processor's config may also
+    name any size.
     """
     size: Any = getattr(processor, "size", None)
     edge = size.get("shortest_edge") if hasattr(size, "get") else None
     limit = Image.MAX_IMAGE_PIXELS
+    for step, name in _SIZES.items():
+        sides: Any = getattr(processor, name, None)
+        if limit and getattr(processor, step, False) and hasattr(sides, "get"):
+            made = [sides.get(side) or 0 for side in ("height", "width")]
+            if made[0] * made[1] > 2 * limit:
+                raise InputError(
+                    f"the {name} of the image processor {type(processor).__name__} is {made[0]:,} "
+                    f"x {made[1]:,}, more than {2 * limit:,} pixels in all; set it to the size "
+                    "that the model was trained with, in preprocessor_config.json or as --size "
+                    "(size=)"
+                )
     if not edge or not limit or not getattr(processor, "do_resize", False):
         return
     short, long = sorted((height, width))

@@ -18,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
+from transformers.image_utils import SizeDict
 
 import hf_gmar.pipeline  # noqa: F401  # registers the task
 from hf_gmar import GMAR, evaluate
@@ -290,6 +291,23 @@ def test_models_of_three_channels_are_processed_as_before(tmp_path: Path) -> Non
     image = Image.fromarray(array(3))
     expected = loaded.processor(images=image, return_tensors="pt").pixel_values
     assert torch.equal(pixel_values(loaded.processor, image, 3), expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [("do_resize", "size"), ("do_center_crop", "crop_size"), ("do_pad", "pad_size")],
+)
+def test_a_processor_that_makes_too_many_pixels_of_any_image(step: str, name: str) -> None:
+    """Its config may name any size: this one takes 120 GB."""
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    setattr(processor, name, SizeDict(height=200_000, width=200_000))
+    small = Image.new("RGB", (9, 9))
+    setattr(processor, step, True)
+    for image in (small, np.asarray(small)):
+        with pytest.raises(InputError, match=rf"the {name} of .* is 200,000 x 200,000, more than"):
+            pixel_values(processor, image, 3)
+    setattr(processor, step, False)
+    assert pixel_values(processor, small, 3).shape == (1, 3, 9, 9)
 
 
 def test_a_strip_of_which_the_processor_makes_too_many_pixels(tmp_path: Path) -> None:
