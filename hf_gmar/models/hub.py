@@ -266,8 +266,9 @@ def _source(
     token: str | bool | None,
     cache_dir: str | Path | None,
     trusted: bool,
+    adapters: frozenset[str] = frozenset(),
 ) -> Source:
-    """Check a model's name, revision and token."""
+    """Check a model's name, revision and token; ``adapters`` are those that have it as base."""
     name = str(model)
     folder = bundled_folder() if name == BUNDLED else expanded(name)
     is_local = kind_of(folder) == "folder"
@@ -289,7 +290,8 @@ def _source(
             "the token is empty or has characters that no token has, such as a line break; "
             f"give one of {constants.ENDPOINT}/settings/tokens, or leave it out"
         )
-    return _with_base(_pinned(Source(name, place, kind, revision, token, cache_dir, trusted)))
+    source = Source(name, place, kind, revision, token, cache_dir, trusted)
+    return _with_base(_pinned(source), adapters)
 
 
 def _pinned(source: Source) -> Source:
@@ -324,8 +326,15 @@ def _read_config(source: Source) -> PreTrainedConfig:
     return config
 
 
-def _with_base(source: Source) -> Source:
+def _with_base(source: Source, adapters: frozenset[str]) -> Source:
     """Add the base model of a PEFT adapter."""
+    place = os.path.realpath(source.place) if source.is_local else source.place
+    if place in adapters:
+        raise ModelLoadError(
+            f"{source.name!r} is an adapter that is its own base model; write the name or folder "
+            "of the model that it was trained on into adapter_config.json, as "
+            "base_model_name_or_path"
+        )
     try:
         config = adapter_config(source)
     except HfGmarError:
@@ -340,7 +349,10 @@ def _with_base(source: Source) -> Source:
         name = str(beside / name)
     revision = None if kind_of(name) == "folder" else config.get("revision")
     try:
-        base = _source(name, source.kind, revision, source.token, source.cache_dir, source.trusted)
+        base = _source(
+            name, source.kind, revision, source.token, source.cache_dir, source.trusted,
+            adapters | {place},
+        )  # fmt: skip
     except HfGmarError as error:
         raise type(error)(
             f"{source.name!r} is an adapter, and its adapter_config.json names a base model that "

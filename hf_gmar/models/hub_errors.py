@@ -349,6 +349,12 @@ def _quoted(pattern: str, cause: BaseException) -> str:
 def _weights_error(
     source: Source, error: Exception, use_safetensors: bool
 ) -> ModelLoadError | None:
+    if type(error).__name__ == "SafetensorError":
+        return ModelLoadError(
+            f"the safetensors weights of {source.name!r} can't be read: {_reason(error)}; the file "
+            "is damaged, incomplete, or a pointer of Git LFS (then run 'git lfs pull'): get it "
+            "anew from where the model comes from"
+        )
     is_unreadable = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
     if not is_unreadable or source.has("model.safetensors", "model.safetensors.index.json"):
         return None

@@ -116,8 +116,9 @@ def test_grey_maps_of_sixteen_bits_keep_their_brightness(tmp_path: Path, most: i
     """Pillow opens them in a mode of 32 bits, in the range of 16."""
     ramp = np.linspace(0, most, 256).round().astype(">u2")
     (tmp_path / "ramp.pgm").write_bytes(b"P5 256 1 %d\n" % most + ramp.tobytes())
-    opened = Image.open(tmp_path / "ramp.pgm")
-    for image in (open_image(tmp_path / "ramp.pgm"), load_image(opened)):
+    with Image.open(tmp_path / "ramp.pgm") as opened:
+        images = open_image(tmp_path / "ramp.pgm"), load_image(opened)
+    for image in images:
         read = np.asarray(image)[0, :, 0]
         assert np.abs(read.astype(int) - np.arange(256)).max() <= 1
 

@@ -666,6 +666,15 @@ def test_damaged_files_are_an_error_of_ours(model: Path, damage: str) -> None:
         load_model(model)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<html>"]
+)
+def test_weights_that_are_no_weights_say_where_to_get_them(model: Path, content: bytes) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"Git LFS .then run 'git lfs pull'.: get it"):
+        load_model(model)
+
+
 def test_a_text_model_is_no_image_classifier(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ModelLoadError, match="image classifier"):
