@@ -63,7 +63,11 @@ def one_line(error: Exception) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return an error's message in one line, cut to fit into a table cell."""
-    reason = one_line(error)
+    return shortened(one_line(error))
+
+
+def shortened(reason: str) -> str:
+    """Cut a reason to fit into a table cell."""
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
 
 

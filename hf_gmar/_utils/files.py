@@ -123,12 +123,20 @@ def absence(path: Path, what: str, name: object = None) -> str:
         ('there is no image file no.png', 'File name too long')
     """
     try:
-        path.stat()
+        if not (S_ISREG(mode := path.stat().st_mode) or S_ISDIR(mode)):
+            return (
+                f"{name or path} is a pipe or a device, and can't be read as {_article(what)}; "
+                "write what it gives into a file first"
+            )
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         return f"{name or path} can't be read: {reason_of_system(error)}"
     return f"there is no {what} {name or path}"
+
+
+def _article(what: str) -> str:
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
 def reason_of_system(error: OSError | ValueError) -> str:

@@ -10,6 +10,7 @@ import functools
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from hf_gmar.models.hub import LoadedModel
 
 
+_USUAL_WIDTH = 80  # columns
+
+
 class _Console(Console):
     """A terminal that is sent no control characters but rich's own, and reads no markup.
 
@@ -53,6 +57,7 @@ class _Console(Console):
     def __init__(self, stderr: bool = False) -> None:
         """Print on standard output, or as errors."""
         super().__init__(stderr=stderr, markup=False, emoji=False)
+        self.width = self.width or _USUAL_WIDTH  # a terminal may say that it has no columns
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert a string, with hidden characters as escapes before its width is measured."""
@@ -293,7 +298,12 @@ class SafeGroup(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **options)
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # the help can't be written
+            with suppress(OSError):
+                say(_of_the_system(error, None))
+            sys.exit(1)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse the options before the command."""
@@ -321,6 +331,10 @@ def _shown_errors() -> Iterator[None]:
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
 
+_PLACES = ("images", "data", "output", "name", "model", "processor", "cache_dir")
+"""Arguments and options that name a file or folder."""
+
+
 class StrictCommand(TyperCommand):
     """A command whose options may take several values, such as ``--prompts "a dog" "a cat"``.
 
@@ -334,13 +348,24 @@ class StrictCommand(TyperCommand):
             if (option.metavar or "").endswith("..."):
                 args = list(_repeated(option.opts[0], args))
         if not ctx.resilient_parsing:
-            self._check_single(ctx, args)
+            self._check_words(ctx, args)
         rest: list[str] = super().parse_args(ctx, args)
         return rest
 
-    def _check_single(self, ctx: Any, args: list[str]) -> None:
-        """Raise an error for a repeated option of one value, ``--on --off`` included."""
-        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+    def _check_words(self, ctx: Any, args: list[str]) -> None:
+        """Raise an error for a repeated option of one value, ``--on --off`` included.
+
+        An empty path is an error as well: an unset variable of the shell would name the current
+        folder.
+        """
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            value = given[option.name]
+            if option.name in _PLACES and "" in (value if isinstance(value, tuple) else (value,)):
+                raise typer.BadParameter(
+                    "it is empty; name a file or folder, '.' for the current one, or leave it out",
+                    param_hint=option.opts[0],
+                )
         counts = Counter(item for item in order if item.param_type_name == "option")
         for option, count in counts.items():
             if count > 1 and not (option.multiple or option.is_eager):
@@ -384,6 +409,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
+                _prepare_process()
                 with _stoppable(values.get("output"), resumes="resume" in values):
                     function(**values)
             except HfGmarError as error:
@@ -399,6 +425,21 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {name: option.annotation for name, option in options.items()}
     return run
+
+
+def _prepare_process() -> None:
+    """Check the folder of this process, and draw without a window whatever the user's setting.
+
+    Raises:
+        OptionError: the folder is gone; without it, PyTorch's libraries end the process.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise OptionError(
+            "the current folder does not exist any more; change to another one, as with 'cd ~'"
+        ) from None
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to be imported with an unknown one
 
 
 @contextmanager
@@ -502,6 +543,11 @@ def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
     paths: dict[Path, Path] = {}  # a file that is given twice is one image
     failed = 0
     for source in sources:
+        if re.match(r"(https?|ftp|file|s3|gs):/", str(source)):
+            raise OptionError(
+                f"{visible(source)} is a URL, and images are files or folders here; download it "
+                "first, as with 'curl -O URL'"
+            )
         try:
             for path in find_images(source, skip=output):
                 paths.setdefault(Path(os.path.realpath(path)), path)

@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_gmar._utils.files import absence, kind_of, reason_of_system
 from hf_gmar._utils.names import make_unique
 from hf_gmar.errors import ImageFileError, InputError, OptionError
-from hf_gmar.models.pixel_values import MODES, to_rgb
+from hf_gmar.models.pixel_values import MODES, to_rgb, with_16_bits
 
 Result = TypeVar("Result")
 
@@ -176,7 +176,7 @@ def read_image(file: Path | bytes, name: object, take: Callable[[Image.Image], R
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
                 _check_format(image)
-                return take(ImageOps.exif_transpose(image))
+                return take(ImageOps.exif_transpose(with_16_bits(image)))
     except (ImageFileError, InputError) as error:
         raise ImageFileError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:

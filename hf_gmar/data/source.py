@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_gmar._utils.files import absence, kind_of
 from hf_gmar._utils.text import encodable
+from hf_gmar._utils.validation import shown
 from hf_gmar.data.base import ImageDataset, LabelledDataset, take_evenly
 from hf_gmar.data.class_names import Classes, LabelMap
 from hf_gmar.data.csv_table import table_of_images
@@ -100,6 +101,10 @@ def open_data(  # noqa: PLR0913  # a keyword each
     elif isinstance(source, str) and (match := _SCENES.fullmatch(source)):
         _reject_unknown(options, "scenes")
         data = SceneDataset(int(match[1] or SCENES), classes)
+    elif isinstance(source, str) and source.startswith("scenes:"):
+        raise OptionError(
+            f"the number of scenes is a whole number, as in 'scenes:300'; got {shown(source)}"
+        )
     elif isinstance(source, list | tuple):
         _reject_unknown(options, "a list of images")
         data = ImageList(source, classes)

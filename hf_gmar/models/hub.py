@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, resolve_revision
 from huggingface_hub.errors import RevisionResolutionError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -34,7 +35,7 @@ from hf_gmar._utils.files import expanded, kind_of
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import shown
-from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
+from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError, shortened
 from hf_gmar.models.adapters import adapter_config, adapter_weights, attach, classes_of
 from hf_gmar.models.defaults import BUNDLED, bundled_folder
 from hf_gmar.models.hub_errors import (
@@ -54,6 +55,7 @@ from hf_gmar.models.hub_errors import (
     processor_error,
     prompts_error,
     tokenizer_error,
+    unused_weights,
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import config_of, labels_of
@@ -144,8 +146,11 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device).cpu()  # fails for devices without data, such as meta
     # Builds without a backend raise AssertionError or NotImplementedError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"the device {name!r} can't be used here: {reason}") from error
+        reason = shortened(str(error).splitlines()[0])
+        raise OptionError(
+            f"the device {name!r} can't be used here: {reason}; name another one, such as 'cpu', "
+            "or 'auto'"
+        ) from error
     return device
 
 
@@ -299,8 +304,9 @@ def _source(
     token: str | bool | None,
     cache_dir: str | Path | None,
     trusted: bool,
+    adapters: frozenset[str] = frozenset(),
 ) -> Source:
-    """Check a model's name, revision and token."""
+    """Check a model's name, revision and token; ``adapters`` are those that have it as base."""
     name = str(model)
     folder = bundled_folder() if name == BUNDLED else expanded(name)
     is_local = kind_of(folder) == "folder"
@@ -322,7 +328,8 @@ def _source(
             "the token is empty or has characters that no token has, such as a line break; "
             f"give one of {constants.ENDPOINT}/settings/tokens, or leave it out"
         )
-    return _with_base(_pinned(Source(name, place, kind, revision, token, cache_dir, trusted)))
+    source = Source(name, place, kind, revision, token, cache_dir, trusted)
+    return _with_base(_pinned(source), adapters)
 
 
 def _pinned(source: Source) -> Source:
@@ -358,8 +365,15 @@ def _read_config(source: Source) -> PreTrainedConfig:
     return config
 
 
-def _with_base(source: Source) -> Source:
+def _with_base(source: Source, adapters: frozenset[str]) -> Source:
     """Add the base model of a PEFT adapter."""
+    place = os.path.realpath(source.place) if source.is_local else source.place
+    if place in adapters:
+        raise ModelLoadError(
+            f"{source.name!r} is an adapter that is its own base model; write the name or folder "
+            "of the model that it was trained on into adapter_config.json, as "
+            "base_model_name_or_path"
+        )
     try:
         config = adapter_config(source)
     except HfGmarError:
@@ -374,7 +388,10 @@ def _with_base(source: Source) -> Source:
         name = str(beside / name)
     revision = None if kind_of(name) == "folder" else config.get("revision")
     try:
-        base = _source(name, source.kind, revision, source.token, source.cache_dir, source.trusted)
+        base = _source(
+            name, source.kind, revision, source.token, source.cache_dir, source.trusted,
+            adapters | {place},
+        )  # fmt: skip
     except HfGmarError as error:
         raise type(error)(
             f"{source.name!r} is an adapter, and its adapter_config.json names a base model that "
@@ -396,23 +413,30 @@ class _Weights:
         """Load a model, with its adapter if there is one; check that no weights are missing."""
         source = self.source
         place = source.base or source
-        model, missing, misfits = self._of(place, config)
+        model, missing, misfits, unused = self._of(place, config)
         if source.base is not None:
             with self._reworded(source):
                 weights = adapter_weights(source, self.use_safetensors)
                 if classes := classes_of(weights, model):
                     config.num_labels = classes
-                    model, missing, misfits = self._of(place, config)
+                    model, missing, misfits, unused = self._of(place, config)
                 model, replaced = attach(source, model, weights)
             missing -= replaced
             misfits = {name: shapes for name, shapes in misfits.items() if name not in replaced}
         check_complete(source, config, missing, misfits)
+        if unused:
+            warnings.warn(unused_weights(place.name, unused), stacklevel=3)
         return model
 
     def _of(
         self, place: Source, config: PreTrainedConfig
-    ) -> tuple[PreTrainedModel, set[str], dict[str, Any]]:
-        """Load a model without adapter; return names of missing weights, and other shapes."""
+    ) -> tuple[PreTrainedModel, set[str], dict[str, Any], list[str]]:
+        """Load a model without adapter.
+
+        Returns:
+            The model, the names of missing weights, those of other shapes, and the names of weights
+            that its layers have no place for.
+        """
         loader: Any = (
             AutoModelForImageClassification
             if place.kind == CLASSIFIER
@@ -434,7 +458,8 @@ class _Weights:
                 **self.settings,
             )
         misfits = {name: shapes for name, *shapes in info.get("mismatched_keys", ())}
-        return model, set(info.get("missing_keys", ())), misfits
+        unused = [name for name in info.get("unexpected_keys", ()) if _is_in_layer(model, name)]
+        return model, set(info.get("missing_keys", ())), misfits, sorted(unused)
 
     @contextmanager
     def _reworded(self, source: Source) -> Iterator[None]:
@@ -447,6 +472,20 @@ class _Weights:
             raise model_load_error(
                 source, error, self.attn_implementation, self.use_safetensors
             ) from error
+
+
+def _is_in_layer(model: nn.Module, weight: str) -> bool:
+    """Whether a weight is of a layer of the model, or of one more than its config asks for.
+
+    Others are of parts that the model does without, such as a pooler, a mask token or a text model.
+    """
+    path, _, name = weight.rpartition(".")
+    modules = dict(model.named_modules())
+    if path in modules:
+        return name in ("weight", "bias")
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return isinstance(modules[path], nn.ModuleList)
 
 
 def _check_files(source: Source, config: PreTrainedConfig) -> None:

@@ -247,6 +247,16 @@ def misfit_error(name: str, misfits: Mapping[str, Sequence[Sequence[int]]]) -> M
     )
 
 
+def unused_weights(name: str, weights: Sequence[str]) -> str:
+    """Say that a model is another one than its weights were trained as."""
+    return (
+        f"the weights of {name!r} hold {', '.join(weights[:3])}{' ...' if weights[3:] else ''} "
+        f"({len(weights)} in all), for which its config has no place: they are left out, and the "
+        "model gives other scores than the trained one; give the folder the config.json that it "
+        "was trained with (number of layers, biases)"
+    )
+
+
 def takes_prompts(config: PreTrainedConfig) -> bool:
     """Whether models of this type score images by text prompts."""
     names = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -358,6 +368,12 @@ def _quoted(pattern: str, cause: BaseException) -> str:
 def _weights_error(
     source: Source, error: Exception, use_safetensors: bool
 ) -> ModelLoadError | None:
+    if type(error).__name__ == "SafetensorError":
+        return ModelLoadError(
+            f"the safetensors weights of {source.name!r} can't be read: {_reason(error)}; the file "
+            "is damaged, incomplete, or a pointer of Git LFS (then run 'git lfs pull'): get it "
+            "anew from where the model comes from"
+        )
     is_unreadable = isinstance(error, OSError | EOFError | pickle.UnpicklingError)
     if not is_unreadable or source.has("model.safetensors", "model.safetensors.index.json"):
         return None

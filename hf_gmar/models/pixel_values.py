@@ -111,7 +111,7 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     Raises:
         InputError: the range of the pixels is not known.
     """
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(with_16_bits(image))
     # Pillow's own conversion clips all values above 255 to white.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert(mode)
@@ -123,18 +123,29 @@ def to_rgb(image: Image.Image, mode: str = "RGB") -> Image.Image:
     return image.convert(mode)
 
 
+def with_16_bits(image: Image.Image) -> Image.Image:
+    """Give a PGM file with 16 bits their mode: Pillow opens it with 32, in the range of 16."""
+    return image.convert("I;16") if (image.format, image.mode) == ("PPM", "I") else image
+
+
+_SIZES = {"do_resize": "size", "do_center_crop": "crop_size", "do_pad": "pad_size"}
+"""A processor's steps that make an image of a size, with the names of the sizes."""
+
+
 def check_resized(processor: BaseImageProcessor, height: int, width: int) -> None:
     """Raise an InputError if a processor makes an image of more pixels than Pillow reads.
 
-    Processors that set the shortest edge make a thin strip very long.
+    Processors that set the shortest edge make a thin strip very long. A processor's config may also
+    name any size.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if not limit:
         return
     name = type(processor).__name__
-    for setting in ("size", "crop_size", "pad_size"):
+    for step, setting in _SIZES.items():
         sides = [_setting(processor, setting, side) for side in ("height", "width")]
-        if math.prod(sides) > 2 * limit:  # Pillow refuses files above twice its limit
+        is_on = getattr(processor, step, False)
+        if is_on and math.prod(sides) > 2 * limit:  # Pillow refuses files above twice its limit
             raise InputError(
                 f"the image processor {name} has a {setting} of {sides[0]:,} x {sides[1]:,}: more "
                 f"than {2 * limit:,} pixels in all; give it another size (size=..., on the command "

@@ -16,7 +16,7 @@ import pytest
 
 from hf_gmar.data import draw_scene
 from tests.reference.tolerances import PATIENCE
-from tests.support.command import run
+from tests.support.command import run, run_elsewhere
 from tests.support.interpreter import Interpreter
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,28 @@ def test_mistakes_are_one_line(tmp_path: Path, words: list[str], needed: str) ->
     assert done.code in (1, 2)
     assert needed in done.error
     assert not list(tmp_path.glob("out/rows*"))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "first", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+    ],
+    ids=len,
+)
+def test_processes_that_cannot_be_joined_are_one_line(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Batch systems leave such settings behind."""
+    (done,) = run_elsewhere(
+        [["evaluate", "scenes:1", "--model", "bundled"]], tmp_path, **environment
+    )
+    assert done.code == 1
+    assert done.error.startswith("the processes that the environment names can't be joined (")
+    assert f"'WORLD_SIZE': {environment['WORLD_SIZE']!r}" in done.error
+    assert done.error.endswith("start them with 'accelerate launch', or unset WORLD_SIZE")
 
 
 def test_a_run_with_other_settings_is_named(tmp_path: Path, whole: Path) -> None:

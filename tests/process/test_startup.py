@@ -75,6 +75,34 @@ def test_a_terminal_of_few_letters_gets_the_others_as_escapes(encoding: str) -> 
     assert "No such command 'explain\\u2713'" in printed
 
 
+def test_a_window_system_that_is_not_there_does_not_matter() -> None:
+    code = "from hf_gmar.cli.options import command; command(lambda: __import__('matplotlib'))()"
+    environment = {**os.environ, "MPLBACKEND": "bogus"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("words", [["--help"], ["explain", "--help"], ["--version"]])
+def test_help_that_cannot_be_written_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_gmar", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    code = "import os; from tests.support.command import run; os.rmdir(os.getcwd())\n"
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = run_python(["-c", f"{code}print(run('methods').error)"], folder)
+    assert done.stdout.startswith("the current folder does not exist any more; change to another")
+
+
 @pytest.mark.parametrize("environment", [{}, COMPLETION], ids=["help", "completion"])
 def test_the_installed_command_loads_nothing_heavy(environment: dict[str, str]) -> None:
     loaded, printed = started(installed(), *([] if environment else ["--help"]), **environment)

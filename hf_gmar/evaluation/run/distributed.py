@@ -14,13 +14,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
-from hf_gmar.errors import EvaluationError, HfGmarError
+from hf_gmar.errors import EvaluationError, HfGmarError, reason_of
 
 Value = TypeVar("Value")
 
 _POLL_SECONDS = 0.02
 # A process may wait for the slowest process longer than PyTorch's default of half an hour.
 _TIMEOUT = timedelta(days=30)
+
+_LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,27 @@ class Processes:
 
     @classmethod
     def launched(cls, cpu: bool = True) -> Processes:
-        """Join the processes of accelerate's launcher, if any; ``cpu`` keeps models on the CPU."""
-        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
-            distributed.is_available() and distributed.is_initialized()
-        )
-        if not launched:
-            return cls()
-        with warnings.catch_warnings():
-            # accelerate sets the number of threads unless the user did, and warns about it.
-            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-            state = PartialState(cpu=cpu, timeout=_TIMEOUT)
+        """Join the processes of accelerate's launcher, if any; ``cpu`` keeps models on the CPU.
+
+        Raises:
+            EvaluationError: the environment names other processes, but not how to join them.
+        """
+        try:
+            launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 or (
+                distributed.is_available() and distributed.is_initialized()
+            )
+            if not launched:
+                return cls()
+            with warnings.catch_warnings():
+                # accelerate sets the number of threads unless the user did, and warns about it.
+                warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+                state = PartialState(cpu=cpu, timeout=_TIMEOUT)
+        except (ValueError, RuntimeError) as error:
+            given = {name: os.environ[name] for name in _LAUNCHED if name in os.environ}
+            raise EvaluationError(
+                f"the processes that the environment names can't be joined ({given}): "
+                f"{reason_of(error)}; start them with 'accelerate launch', or unset WORLD_SIZE"
+            ) from error
         device = "cpu" if state.device.type == "cpu" else str(state.device)
         return cls(state.process_index, state.num_processes, device)
 

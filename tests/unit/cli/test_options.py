@@ -46,6 +46,46 @@ def test_an_option_of_one_value_is_given_once(name: str, option: Any) -> None:
     assert "it is given 2 times; give it once" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        (name, option)
+        for name, command in _COMMANDS.items()
+        for option in command.params
+        if option.name in ("images", "data", "model", "output", "processor", "cache_dir")
+        or "--model" in option.opts
+    ],
+    ids=lambda item: getattr(item, "name", item),
+)
+def test_an_empty_place_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: Any
+) -> None:
+    """A variable of the shell that is not set gives one."""
+    monkeypatch.chdir(tmp_path)
+    is_option = place.param_type_name == "option"
+    done = run(name, *([place.opts[-1], ""] if is_option else [""]))
+    assert done.code == 2
+    text = " ".join(done.err.replace("│", " ").split())
+    assert "it is empty; name a file or folder, '.' for the current one" in text
+
+
+def test_a_url_and_a_pipe_are_no_image_files(tmp_path: Path) -> None:
+    words = ("--model", "bundled", "--output", tmp_path / "out")
+    for url in ("https://a.b/c.png", "s3://a/b.png", "file:///a.png"):
+        done = run("explain", url, *words)
+        assert (done.code, "is a URL" in done.error, "download it" in done.error) == (2, True, True)
+    for file in ("/dev/null", tmp_path / "pipe"):
+        if file != "/dev/null":
+            os.mkfifo(file)
+        error = run("explain", file, *words).error
+        assert error.startswith(f"{file} is a pipe or a device, and can't be read as an image file")
+
+
+def test_a_terminal_without_columns_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert type(shared.out)().width == 80
+
+
 def test_only_these_take_several_values() -> None:
     """A new option that may be repeated must be one of which no value is dropped."""
     several = {

@@ -455,6 +455,12 @@ def test_300_scenes_unless_the_user_says() -> None:
     assert len(open_data("scenes", SHAPES)) == 300
 
 
+@pytest.mark.parametrize("number", ["-1", "1e3", "", " 3", "9" * 30, "x" * 500])
+def test_a_number_of_scenes_that_is_none_is_not_looked_for_on_the_hub(number: str) -> None:
+    with pytest.raises(OptionError, match="number of scenes is a whole number, as in 'scenes:300'"):
+        open_data(f"scenes:{number}", SHAPES)
+
+
 @pytest.mark.parametrize("source", ["scenes:0", "scenes:1000001"])
 def test_as_many_scenes_as_are_held_out(source: str) -> None:
     with pytest.raises(OptionError, match=r"between 1 and 1000000"):

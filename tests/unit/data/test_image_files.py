@@ -121,6 +121,18 @@ def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
     assert np.abs(read.astype(int) - np.arange(256)).max() <= 1
 
 
+@pytest.mark.parametrize("most", [65_535, 1000])
+def test_grey_maps_of_sixteen_bits_keep_their_brightness(tmp_path: Path, most: int) -> None:
+    """Pillow opens them in a mode of 32 bits, in the range of 16."""
+    ramp = np.linspace(0, most, 256).round().astype(">u2")
+    (tmp_path / "ramp.pgm").write_bytes(b"P5 256 1 %d\n" % most + ramp.tobytes())
+    with Image.open(tmp_path / "ramp.pgm") as opened:
+        images = open_image(tmp_path / "ramp.pgm"), load_image(opened)
+    for image in images:
+        read = np.asarray(image)[0, :, 0]
+        assert np.abs(read.astype(int) - np.arange(256)).max() <= 1
+
+
 def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).random((4, 4), np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(ImageFileError, match="mode 'F'"):

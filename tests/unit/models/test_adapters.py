@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_what_is_wrong_with_an_adapter(
     change(tmp_path)
     with pytest.raises(ModelLoadError, match=text):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abc"])
+def test_an_adapter_that_is_its_own_base_model_is_one_short_error(
+    tmp_path: Path, names: str
+) -> None:
+    for name, base in zip(names, names[1:] + names[0], strict=True):
+        (tmp_path / name).mkdir()
+        values = {"base_model_name_or_path": str(tmp_path / base), "peft_type": "LORA"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelLoadError, match="an adapter that is its own base model; write") as got:
+        load_model(tmp_path / "a")
+    assert len(str(got.value)) < 500 * (len(names) + 1)
 
 
 def test_a_pickled_adapter(tmp_path: Path) -> None:

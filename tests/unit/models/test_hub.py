@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -449,7 +450,7 @@ def test_pickled_weights_by_another_name_are_not_read(model: Path) -> None:
             load_model(model)
     folders.edit(model / "config.json", transformers_weights=None)
     (model / "pytorch_model.bin").rename(model / "model.safetensors")
-    with pytest.raises(ModelLoadError, match="could not be loaded"):  # read as what it is called
+    with pytest.raises(ModelLoadError, match=r"weights of .* can't be read"):
         load_model(model)
 
 
@@ -649,6 +650,31 @@ def test_a_tokenizer_whose_library_panics(tmp_path: Path) -> None:
         load_model(folder, prompts=PROMPTS)
 
 
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [({"num_hidden_layers": 4}, "vit.layers.4."), ({"qkv_bias": False}, "k_proj.bias")],
+)
+def test_weights_that_the_config_has_no_place_for_are_said(
+    model: Path, config: dict[str, object], lost: str
+) -> None:
+    folders.edit(model / "config.json", **config)
+    with pytest.warns(UserWarning, match="no place: they are left out") as said:
+        load_model(model)
+    assert lost in str(said[0].message)
+    assert "give the folder the config.json that it was trained with" in str(said[0].message)
+
+
+def test_weights_of_parts_that_a_classifier_does_without_are_not_said(
+    model: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = model / "model.safetensors"
+    parts = ("vit.pooler.dense.weight", "vit.embeddings.mask_token", "text.w.bias", "logit_scale")
+    unused = {part: torch.zeros(1) for part in parts}
+    save_file({**load_file(file), **unused}, file, {"format": "pt"})
+    load_model(model)
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+
+
 def test_a_path_and_a_home_folder_are_local(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(model.parent))
     for name in (model, "~/model"):
@@ -659,6 +685,15 @@ def test_a_path_and_a_home_folder_are_local(model: Path, monkeypatch: pytest.Mon
 def test_damaged_files_are_an_error_of_ours(model: Path, damage: str) -> None:
     (model / damage).write_bytes((model / damage).read_bytes()[:50])
     with pytest.raises(ModelLoadError):
+        load_model(model)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<html>"]
+)
+def test_weights_that_are_no_weights_say_where_to_get_them(model: Path, content: bytes) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=r"Git LFS .then run 'git lfs pull'.: get it"):
         load_model(model)
 
 
@@ -682,6 +717,14 @@ def test_swin_loads_but_is_not_explained(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(OptionError, match="device"):
         pick_device(name)
+
+
+def test_a_device_that_is_not_there_is_said_in_a_line() -> None:
+    """PyTorch lists all of its backends."""
+    with pytest.raises(OptionError) as caught:
+        pick_device("xla")
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).endswith("name another one, such as 'cpu', or 'auto'")
 
 
 def test_auto_is_a_device_that_works() -> None:

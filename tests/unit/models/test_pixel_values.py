@@ -20,6 +20,7 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
+from transformers.image_utils import SizeDict
 
 import hf_gmar.pipeline  # noqa: F401  # registers the task
 from hf_gmar import GMAR, evaluate
@@ -324,17 +325,21 @@ def test_a_processor_whose_settings_are_damaged(
         measure_view(processor, (30, 20))
 
 
-@pytest.mark.parametrize("name", ["size", "crop_size", "pad_size"])
-def test_a_processor_that_makes_too_many_pixels(name: str, bundled: LoadedModel) -> None:
-    processor = copy.deepcopy(bundled.processor)
-    setattr(processor, name, {"height": 10**6, "width": 10**6})
-    image = Image.new("RGB", (20, 30))
-    for call in (
-        lambda: pixel_values(processor, image, 3),
-        lambda: measure_view(processor, (30, 20)),
-    ):
-        with pytest.raises(InputError, match=rf"has a {name} of 1,000,000 x .* --size"):
-            call()
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [("do_resize", "size"), ("do_center_crop", "crop_size"), ("do_pad", "pad_size")],
+)
+def test_a_processor_that_makes_too_many_pixels_of_any_image(step: str, name: str) -> None:
+    """Its config may name any size: this one takes 120 GB."""
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    setattr(processor, name, SizeDict(height=200_000, width=200_000))
+    small = Image.new("RGB", (9, 9))
+    setattr(processor, step, True)
+    for image in (small, np.asarray(small)):
+        with pytest.raises(InputError, match=rf"has a {name} of 200,000 x 200,000: more .* --size"):
+            pixel_values(processor, image, 3)
+    setattr(processor, step, False)
+    assert pixel_values(processor, small, 3).shape == (1, 3, 9, 9)
 
 
 def test_a_strip_of_which_the_processor_makes_too_many_pixels(tmp_path: Path) -> None:
