@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,7 +121,8 @@ def evaluate(
     # Check names before the download of a model.
     check_names(methods, metrics, perturbations)
     cpu = model.device == "cpu" or pick_device("auto").type == "cpu"
-    processes = Processes.launched(cpu=cpu)
+    with _joining():
+        processes = Processes.launched(cpu=cpu)
     loaded = model.load(not re.fullmatch(r"scenes(:\d+)?", data), processes.device)
     images = open_data(
         data,
@@ -163,6 +166,33 @@ def evaluate(
     if processes.is_main:
         _print(result)
     raise typer.Exit(0 if any(cell.mean is not None for cell in result.summary.cells) else 1)
+
+
+_PATIENCE = 5  # seconds
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    """Say after some seconds for what a run waits, and let a signal end it at once.
+
+    Processes join in C++, where no handler that is written in Python runs.
+    """
+    text = (
+        f"waiting for the other processes of WORLD_SIZE={os.environ.get('WORLD_SIZE')}; start them "
+        "with 'accelerate launch', or stop and unset WORLD_SIZE"
+    )
+    timer = threading.Timer(_PATIENCE, note, [text])
+    timer.daemon = True
+    timer.start()
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -308,6 +308,10 @@ def _source(
 ) -> Source:
     """Check a model's name, revision and token; ``adapters`` are those that have it as base."""
     name = str(model)
+    if not name.strip():
+        raise ModelLoadError(
+            f"the name of the model is empty; name a folder, a model on the Hub, or {BUNDLED!r}"
+        )
     folder = bundled_folder() if name == BUNDLED else expanded(name)
     is_local = kind_of(folder) == "folder"
     place = str(folder) if is_local else name

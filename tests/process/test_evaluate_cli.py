@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -146,6 +149,25 @@ def test_processes_that_cannot_be_joined_are_one_line(
     assert done.error.startswith("the processes that the environment names can't be joined (")
     assert f"'WORLD_SIZE': {environment['WORLD_SIZE']!r}" in done.error
     assert done.error.endswith("start them with 'accelerate launch', or unset WORLD_SIZE")
+
+
+def test_processes_that_never_come_are_waited_for_with_a_word(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+    }  # fmt: skip
+    words = [sys.executable, "-m", "hf_gmar", "evaluate", "scenes:1", "--model", "bundled"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        lines = iter(process.stderr.readline, "")  # type: ignore[union-attr]
+        said = next(line for line in lines if "waiting for" in line)
+        assert "the other processes of WORLD_SIZE=2; start them with 'accelerate" in said
+        process.terminate()
+        assert process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_a_run_with_other_settings_is_named(tmp_path: Path, whole: Path) -> None:

@@ -476,7 +476,9 @@ def test_weights_in_several_files(model: Path) -> None:
     assert all(torch.equal(again[name], value) for name, value in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["a" * 5000, "owner/" + "a" * 300, "~nobody-of-this-name/model"])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a" * 5000, "owner/" + "a" * 300, "~nobody-of-this-name/model"]
+)
 def test_names_that_no_system_takes(name: str) -> None:
     with pytest.raises(ModelLoadError):
         load_model(name)
