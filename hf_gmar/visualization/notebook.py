@@ -6,8 +6,11 @@ import base64
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from hf_gmar._utils.html import html_text
@@ -19,7 +22,17 @@ class NotebookFigure(Figure):
     """A matplotlib figure that a notebook shows, whether pyplot is imported or not.
 
     Notebooks learn from pyplot how to show a plain ``Figure``; before, they print its size.
+
+    Names in a figure never go to LaTeX, which runs commands and which matplotlib's settings may ask
+    for.
     """
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure with matplotlib's own letters."""
+        with mpl.rc_context({"text.usetex": False}):
+            for text in self.findobj(Text):
+                text.set_usetex(False)
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return _png(self)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from hf_gmar.evaluation.report.results import Curve, Difference, ExampleMaps, Measure, Results
 from hf_gmar.evaluation.report.tables import direction
 from hf_gmar.visualization.grid import GridColumn, grid_figure
+from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.text import legend_columns, wrapped
 
 _PANELS = 5  # curves side by side
@@ -46,7 +47,7 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     across = min(len(methods), _PANELS)
     down = math.ceil(len(methods) / across)
     width, height = 2.1 * max(across, 3) + 0.7, 1.95 * down + 1.4
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, method in zip(panels, methods, strict=False):
         _draw_curves(panel, curves, method, results.baseline)
@@ -107,7 +108,7 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     lines = max(name.count("\n") for name in names) + 1
     height = (0.07 + 0.14 * lines) * len(methods) + 0.9
     width = 2.3 * max(across, 2) + 1.8
-    figure = Figure(figsize=(width, height * down + 0.9), layout="constrained")
+    figure = NotebookFigure(figsize=(width, height * down + 0.9), layout="constrained")
     panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for panel, measure in zip(panels, measures, strict=False):
         _draw_forest(panel, [results.by_place[measure.label, name].difference for name in methods])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -248,6 +249,29 @@ def test_hidden_characters_are_drawn_as_escapes(name: str) -> None:
             texts += [text.get_text() for text in figure.findobj(Text)]
     assert hidden_in("".join(texts)) <= {"\n"}
     assert ("\x1b" not in name) or any(r"\x1b]52" in text.replace("\n", "") for text in texts)
+
+
+def test_names_never_go_to_latex() -> None:
+    """Which matplotlib's settings may ask for, and which can run commands."""
+    with mpl.rc_context({"text.usetex": True}):
+        name, picture = r"\input{/etc/passwd} $x$ a_b", Image.new("RGB", (60, 60))
+        rows: list[dict[str, Any]] = [
+            {"index": number, "key": name, "method": label, "values": {"deletion:blur": number / 9},
+             "curves": {"blur": {"morf": [1, 0], "lerf": [1, 0]}}, "fractions": [0, 1]}
+            for number in range(3) for label in (name, "random")
+        ]  # fmt: skip
+        summary = summarize(rows, {}, {"deletion": False}, "random")
+        example = ExampleMaps(picture, name, {name: torch.rand(4, 4)})
+        for figure in (
+            overlay_figure(picture, torch.rand(4, 4), name, name),
+            examples_figure(summary, [example]),
+            curves_figure(summary, "blur"),
+            differences_figure(summary, summary.compared(summary.measures)),
+            head_maps_figure(picture, torch.rand(2, 2, 3, 3), name, name),
+            importance_figure(np.ones((2, 2), np.float32), None, name, name),
+        ):
+            figure.savefig(BytesIO(), format="png")  # fails where there is no LaTeX
+            assert not any(text.get_usetex() for text in figure.findobj(Text))
 
 
 def test_a_text_that_fits_is_not_changed() -> None:
