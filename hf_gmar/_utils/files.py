@@ -71,7 +71,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
     archive = BytesIO()
     np.savez(archive, **{name: _encodable_texts(value) for name, value in arrays.items()})
     with whole_file(path) as part:
-        part.write_bytes(archive.getbuffer())
+        part.write_bytes(archive.getvalue())
 
 
 def _encodable_texts(value: Any) -> Any:
