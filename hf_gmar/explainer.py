@@ -235,29 +235,26 @@ class Explainer:
     ) -> Iterator[Any]:
         """Explain a batch of one size, or yield or raise the error of a single image."""
         images = [item for item in batch if isinstance(item, _Prepared)]
-        results: Iterator[Any] = iter(())
-        if images:
-            try:
-                results = iter(self._results(images, question))
-            except Exception as error:
-                if not return_errors:
-                    raise
-                if len(images) > 1:  # the other images of the batch need not fail
-                    singles = ([image] for image in images)
-                    results = (
-                        result
-                        for single in singles
-                        for result in self._explained(list(single), question, True)
-                    )
-                else:
-                    results = iter([error])
+        try:
+            results = self._results(images, question) if images else []
+        except Exception as error:
+            if not return_errors:
+                raise
+            several = len(images) > 1  # one image may have failed, and the others need not
+            results = [self._alone(image, question) for image in images] if several else [error]
+        found = iter(results)
         for item in batch:
-            if isinstance(item, _Prepared):
-                yield next(results)
-            elif return_errors:
-                yield item
-            else:
-                raise item
+            result = next(found) if isinstance(item, _Prepared) else item
+            if isinstance(result, Exception) and not return_errors:
+                raise result
+            yield result
+
+    def _alone(self, image: _Prepared, question: _Question) -> Any:
+        """Explain one image, or return the error."""
+        try:
+            return self._results([image], question)[0]
+        except Exception as error:  # noqa: BLE001  # of any model
+            return error
 
     def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
         loaded = self.loaded

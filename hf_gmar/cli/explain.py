@@ -21,6 +21,7 @@ from hf_gmar.cli.options import (
     print_table,
 )
 from hf_gmar.errors import OptionError
+from hf_gmar.evaluation.choices import Autocast
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import sample_image
 
@@ -63,9 +64,9 @@ def explain(
     engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
     precision: Annotated[
-        str | None,
+        Autocast | None,
         typer.Option(
-            help="Precision of the forward: bfloat16 or float16 by autocast; default: the model's.",
+            help="Precision of the forward, by autocast; default: the model's.",
             rich_help_panel="Model",
         ),
     ] = None,

@@ -249,12 +249,9 @@ class Inputs:
 
     def open(self, path: Path) -> Any:
         """Open an image file with the model's channels; a ``.npy`` file gives an array."""
-        from hf_gmar.data.image_files import open_array, open_image
-        from hf_gmar.models.pixel_values import MODES
+        from hf_gmar.data.image_files import read_input
 
-        if path.suffix.lower() == ".npy":
-            return open_array(path)
-        return open_image(path, MODES.get(self.loaded.channels, "RGB"))
+        return read_input(path, self.loaded.channels)
 
     def picture(self, image: Any) -> Image:
         """Return the picture of an image from :meth:`open`, in RGB."""

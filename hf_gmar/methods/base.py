@@ -20,6 +20,7 @@ from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
+from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
@@ -240,6 +241,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             (torch.Size([2, 8]), torch.Size([3, 2]), torch.Size([3, 2, 8, 8]))
         """
         self.check_contrast(contrast)
+        check_option("top_k", top_k, range(1, 2**31))
         specs = (
             [RecordingTarget(None, contrast, rank) for rank in range(top_k)]
             if targets is None

@@ -29,6 +29,13 @@ WORDS: dict[str, Sequence[str]] = {
     "evaluate": ("--methods", "gmar", "--metrics", "average-drop"),
 }
 
+STEPS: dict[str, tuple[Any, str]] = {  # what each command calls once for a result
+    "explain": (GMAR, "attribute_with_scores"),
+    "heads": (importance, "head_importance"),
+    "compare": (comparison, "_seeded_call"),
+    "evaluate": (per_image, "predict"),
+}
+
 pytestmark = pytest.mark.usefixtures("few_dots")
 
 
@@ -82,11 +89,7 @@ def test_a_stop_lists_what_was_finished(
     command: str, number: signal.Signals, code: int,
 ) -> None:  # fmt: skip
     place: Any
-    place, name = {
-        "explain": (GMAR, "attribute_with_scores"),
-        "heads": (importance, "head_importance"),
-        "compare": (comparison, "_seeded_call"),
-    }[command]
+    place, name = STEPS[command]
     stop = second_call(getattr(place, name), lambda: signal.raise_signal(number))
     monkeypatch.setattr(place, name, stop)
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
@@ -121,12 +124,7 @@ def test_a_stop_that_python_drops_ends_the_command_all_the_same(
 ) -> None:  # fmt: skip
     """It counts after the result in whose making it came."""
     place: Any
-    place, name = {
-        "explain": (GMAR, "attribute_with_scores"),
-        "heads": (importance, "head_importance"),
-        "compare": (comparison, "_seeded_call"),
-        "evaluate": (per_image, "predict"),
-    }[command]
+    place, name = STEPS[command]
     stop = second_call(getattr(place, name), lambda: Dropping(number))
     monkeypatch.setattr(place, name, stop)
     output, hook = tmp_path / "out", sys.unraisablehook

@@ -147,6 +147,12 @@ def test_one_forward_gives_scores_and_maps(bundled: LoadedModel, method: str) ->
         assert torch.allclose(maps, built.attribute_patches(pixels, classes), atol=1e-5)
 
 
+@pytest.mark.parametrize("top_k", [0, -1, True, "2"])
+def test_numbers_of_classes_that_are_none(explainer: Explainer, top_k: Any) -> None:
+    with pytest.raises(OptionError, match="top_k must be"):
+        explainer.method.attribute_with_scores(explainer.loaded.pixels(SCENES[0]), top_k=top_k)
+
+
 def test_a_method_of_ones_own_need_not_resolve_its_targets(bundled: LoadedModel) -> None:
     class Ones(AttributionMethod):
         source, cost, class_specific = "this test", "forward", False
