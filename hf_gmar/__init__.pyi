@@ -20,6 +20,8 @@ from .comparison.run import compare
 from .evaluation.evaluator import Evaluation, evaluate
 from .explainer import Explainer, explain
 from .explanation import Explanation
+from .explanations import Explanations
+from .faithfulness import FaithfulnessCheck, SufficientSet
 from .heads.ablation import HeadAblation, ablate_heads
 from .heads.head_methods import head_maps
 from .heads.importance import HeadImportance, head_importance
@@ -53,6 +55,8 @@ __all__ = [
     "Evaluation",
     "Explainer",
     "Explanation",
+    "Explanations",
+    "FaithfulnessCheck",
     "GradSAM",
     "GradientRollout",
     "HeadAblation",
@@ -64,6 +68,7 @@ __all__ = [
     "MethodSpec",
     "RandomAttribution",
     "RawAttention",
+    "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",
     "ZeroShotModel",

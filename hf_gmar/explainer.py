@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ from hf_gmar._utils.validation import check_option
 from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
 from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explanation import Explanation
-from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.explanations import Explanations
+from hf_gmar.faithfulness import ModelInput
+from hf_gmar.methods.base import AttributionMethod, ScoredAttribution
+from hf_gmar.methods.registry import METHODS, with_options
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
@@ -43,7 +45,9 @@ def explain(
     model: Any,
     target: ClassName | Sequence[ClassName] | None = None,
     contrast: ClassName | None = None,
-    method: str = "gmar",
+    method: str | Sequence[str] = "gmar",
+    *,
+    check: bool = False,
     **options: Any,
 ) -> Any:
     """Explain why a model sees a class in an image.
@@ -55,12 +59,14 @@ def explain(
         target: the class, by label, index or prompt, or a list of classes. ``None`` is the most
             probable class of each image.
         contrast: a class whose score is subtracted: why the target rather than this one?
-        method: the name of the method; ``hf-gmar methods`` lists them.
+        method: the name of the method, or a list of names; ``hf-gmar methods`` lists them.
+        check: ask the model what each map is worth, see :meth:`Explanation.check`; the answer is
+            drawn below the map.
         **options: further arguments of :class:`Explainer` and of the method.
 
     Returns:
-        An :class:`~hf_gmar.Explanation`; a list of them for a list of classes; and for a list of
-        images, a list with what each image gives.
+        An :class:`~hf_gmar.Explanation`; :class:`~hf_gmar.Explanations`, a list of them, for a list
+        of classes or of methods; and for a list of images, a list with what each image gives.
 
     Raises:
         HfGmarError: see :class:`Explainer`.
@@ -72,26 +78,27 @@ def explain(
     """
     explainer = Explainer(model, method, **options)
     if isinstance(image, list | tuple):
-        return list(explainer.stream(image, target, contrast))
-    return explainer(image, target, contrast)
+        return list(explainer.stream(image, target, contrast, check=check))
+    return explainer(image, target, contrast, check=check)
 
 
 class Explainer:
-    """A model with a method, to explain any number of images.
+    """A model with one method or several, to explain any number of images.
 
     Args:
         model: see :func:`explain`.
-        method: the name of the method.
+        method: the name of the method, or a list of names; options may follow a name, as in
+            ``"gmar:norm=l2"``.
         processor: the image processor of a model that comes without one, or its name or folder.
         prompts: the classes of an image-text model that is named.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for a faster forward by
             autocast; ``None`` leaves the model's own.
-        **options: options of the method, such as ``norm="l2"``.
+        **options: options of the methods, such as ``norm="l2"``; each method takes those that it
+            has.
 
     Attributes:
         loaded: the model and its processor.
-        method: the method on that model.
-        settings: the settings that are saved with each result.
+        methods: the methods on that model.
 
     Raises:
         OptionError: an unknown method, option or precision, or no image processor.
@@ -108,31 +115,35 @@ class Explainer:
     def __init__(
         self,
         model: Any,
-        method: str = "gmar",
+        method: str | Sequence[str] = "gmar",
         *,
         processor: BaseImageProcessor | str | Path | None = None,
         prompts: Sequence[str] | None = None,
         precision: str | None = None,
         **options: Any,
     ) -> None:
-        METHODS.check(method, options)
+        specs = with_options(method, options)
         if precision is not None:
             check_option("precision", precision, PRECISIONS)
         self.loaded: LoadedModel = as_loaded(model, processor, prompts)
-        self.method: AttributionMethod = METHODS.build(method, self.loaded.model, **options)
+        model = self.loaded.model
+        self.methods: list[AttributionMethod] = [
+            METHODS.build(name, model, **values) for name, values in specs
+        ]
         self.precision = precision
-        self.settings = self._settings(method, options)
+        self._settings = [self._settings_of(name, values) for name, values in specs]
+        self._is_list = not isinstance(method, str)
 
     def __repr__(self) -> str:
-        """Name the model and the method."""
-        name, method = brief(self.loaded.name), brief(self.settings["method"])
-        return f"Explainer({name!r}, method={method!r})"
+        """Name the model and the methods."""
+        methods = ", ".join(settings["method"] for settings in self._settings)
+        return f"Explainer({brief(self.loaded.name)!r}, method={brief(methods)!r})"
 
     def _repr_html_(self) -> str:
-        """Show the facts of model and method in a notebook."""
+        """Show the facts of the model and the methods in a notebook."""
         precision = {} if self.precision is None else {"precision": self.precision}
-        facts = {**self.loaded.facts(), **self.method.facts(), **precision}
-        return html_facts(facts, "Explainer")
+        tables = html_facts({**self.loaded.facts(), **precision}, "Explainer")
+        return tables + "".join(html_facts(method.facts()) for method in self.methods)
 
     def __call__(
         self,
@@ -140,6 +151,8 @@ class Explainer:
         target: ClassName | Sequence[ClassName] | None = None,
         contrast: ClassName | None = None,
         top_k: int = 1,
+        *,
+        check: bool = False,
     ) -> Any:
         """Explain one image.
 
@@ -149,10 +162,12 @@ class Explainer:
             target: see :func:`explain`.
             contrast: see :func:`explain`.
             top_k: without a target, the number of most probable classes to explain.
+            check: see :func:`explain`.
 
         Returns:
-            An :class:`~hf_gmar.Explanation`; a list of them, in the order of the classes, for a
-            list of targets or a ``top_k`` above 1.
+            An :class:`~hf_gmar.Explanation`; :class:`~hf_gmar.Explanations`, in the order of the
+            classes and for each of them of the methods, for a list of targets, a list of methods or
+            a ``top_k`` above 1.
 
         Raises:
             ImageFileError: the image is missing, broken or too large.
@@ -162,7 +177,7 @@ class Explainer:
                 classes, so it takes no contrast.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
-        (result,) = self.stream([image], target, contrast, top_k, batch_size=1)
+        (result,) = self.stream([image], target, contrast, top_k, check=check, batch_size=1)
         return result
 
     def stream(
@@ -172,6 +187,7 @@ class Explainer:
         contrast: ClassName | None = None,
         top_k: int = 1,
         *,
+        check: bool = False,
         batch_size: int = 4,
         num_workers: int = 0,
         return_errors: bool = False,
@@ -183,17 +199,18 @@ class Explainer:
             target: see :func:`explain`.
             contrast: see :func:`explain`.
             top_k: see :meth:`__call__`.
+            check: see :func:`explain`.
             batch_size: the number of images in a forward; images of other sizes begin a new batch.
             num_workers: threads that read and process images while the model runs.
             return_errors: yield the error of an image in its place instead of raising it.
         """
-        question = self._question(target, contrast, top_k)
+        question = self._question(target, contrast, top_k, check)
         check_option("batch_size", batch_size, range(1, 2**20))
         prepared = _in_threads(self._prepared, images, num_workers, 2 * batch_size)
         for batch in _batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
 
-    def _settings(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _settings_of(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
         known = {name: value for name, value in values.items() if value is not None}
         loaded = self.loaded
@@ -204,11 +221,12 @@ class Explainer:
             settings["prompts"] = loaded.model.prompts
         return settings
 
-    def _question(self, target: Any, contrast: Any, top_k: int) -> _Question:
+    def _question(self, target: Any, contrast: Any, top_k: int, check: bool) -> _Question:
         check_option("top_k", top_k, range(1, 2**31))
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
-        self.method.check_contrast(contrast)
+        for method in self.methods:
+            method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
@@ -216,8 +234,8 @@ class Explainer:
         other = None if contrast is None else classes_of_model(self.loaded.model, [contrast])[0]
         if targets is not None and other in targets:
             raise TargetError("target and contrast are the same class; name two")
-        is_list = top_k > 1 or isinstance(target, list | tuple)
-        return _Question(targets, other, top_k, is_list)
+        is_list = self._is_list or top_k > 1 or isinstance(target, list | tuple)
+        return _Question(targets, other, top_k, is_list, check)
 
     def _prepared(self, image: Any) -> _Prepared | Exception:
         """Read and process an image; an error is returned, to be raised in its place."""
@@ -257,49 +275,66 @@ class Explainer:
             return error
 
     def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
-        loaded = self.loaded
-        pixels = torch.cat([image.pixels for image in images])
-        with self._autocast(pixels.device):
-            found = self.method.attribute_with_scores(
-                pixels,
-                question.targets,
-                contrast=question.contrast,
-                top_k=question.top_k,
-                **loaded.forward_kwargs,
-            )
-        kind = ScoreKind.of(loaded.config, found.scores)
-        scores = kind.convert(found.scores).flatten(1).cpu()
-        settings, other = self.settings, None
-        if question.contrast is not None:
-            other = label_of(loaded.config, question.contrast)
-            settings = {**settings, "contrast": other, "contrast_target": question.contrast}
+        loaded, contrast = self.loaded, question.contrast
+        found = self._attributions(torch.cat([image.pixels for image in images]), question)
+        kind = ScoreKind.of(loaded.config, found[0].scores)
+        scores = kind.convert(found[0].scores).flatten(1).cpu()
+        other = None if contrast is None else label_of(loaded.config, contrast)
+        more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
         results: list[Any] = []
         for number, image in enumerate(images):
-            classes = found.classes[:, number].tolist()
-            maps = found.maps[:, number].float().cpu()
-            explanations = [
+            subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, self._half)
+            explanations = Explanations(
                 Explanation(
                     image.source,
                     image.picture,
                     image.view,
-                    patches,
+                    attribution.maps[rank, number].float().cpu(),
                     index,
                     label_of(loaded.config, index),
                     float(scores[number, index]),
                     kind,
-                    settings,
+                    {**settings, **more},
                     other,
-                    question.contrast,
+                    contrast,
+                    subject=subject,
                 )
-                for index, patches in zip(classes, maps, strict=True)
-            ]
+                for rank, index in enumerate(found[0].classes[:, number].tolist())
+                for settings, attribution in zip(self._settings, found, strict=True)
+            )
+            explanations = explanations.checked() if question.check else explanations
             results.append(explanations if question.is_list else explanations[0])
         return results
 
-    def _autocast(self, device: torch.device) -> Any:
+    def _attributions(self, pixels: Tensor, question: _Question) -> list[ScoredAttribution]:
+        """Return the maps of each method, all of the same classes."""
+        found: list[ScoredAttribution] = []
+        targets: Any = question.targets
+        with self._autocast(pixels.device):
+            for method in self.methods:
+                found.append(
+                    method.attribute_with_scores(
+                        pixels,
+                        targets,
+                        contrast=question.contrast,
+                        top_k=question.top_k if targets is None else 1,
+                        **self.loaded.forward_kwargs,
+                    )
+                )
+                targets = list(found[0].classes)  # of each image, so that no rounding changes them
+        return found
+
+    @property
+    def _half(self) -> torch.dtype | None:
+        """The dtype of autocast, or ``None``."""
         if self.precision in (None, "float32"):
-            return nullcontext()
-        return torch.autocast(device.type, getattr(torch, str(self.precision)))
+            return None
+        half: torch.dtype = getattr(torch, str(self.precision))
+        return half
+
+    def _autocast(self, device: torch.device) -> Any:
+        half = self._half
+        return nullcontext() if half is None else torch.autocast(device.type, half)
 
 
 @dataclass(frozen=True)
@@ -310,6 +345,7 @@ class _Question:
     contrast: int | None
     top_k: int
     is_list: bool
+    check: bool
 
 
 @dataclass(frozen=True)

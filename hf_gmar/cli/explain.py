@@ -15,18 +15,23 @@ from hf_gmar.cli.options import (
     Inputs,
     ModelOptions,
     command,
+    err,
     method_options,
     out,
     print_lines,
     print_table,
 )
-from hf_gmar.errors import OptionError
+from hf_gmar.errors import HfGmarError, OptionError
 from hf_gmar.evaluation.choices import Autocast
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.methods.registry import METHODS, with_options
 from hf_gmar.models.defaults import sample_image
 
 if TYPE_CHECKING:
     from hf_gmar.explanation import Explanation
+    from hf_gmar.explanations import Explanations
+    from hf_gmar.faithfulness import FaithfulnessCheck
+
+_METHODS = ("gmar", "attn-lrp")  # what the model looks at, and what speaks for the class
 
 
 @command
@@ -48,12 +53,25 @@ def explain(
         typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="The explanation method; 'hf-gmar methods' lists them.")
-    ] = "gmar",
+        list[str] | None,
+        typer.Option(
+            help=f"One or more methods, side by side; default: {' '.join(_METHODS)}. "
+            "'hf-gmar methods' lists them.",
+            metavar="NAME...",
+        ),
+    ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            help="Ask the model what each map is worth: its score with the map's best patches "
+            "alone and without them, beside random patches. Default: for a single image.",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            help="An option of the method, such as --option head_fusion=max; may be repeated.",
+            help="An option of the methods that have it, such as --option head_fusion=max; may be "
+            "repeated.",
             metavar="NAME=VALUE",
         ),
     ] = None,
@@ -76,12 +94,13 @@ def explain(
     if target and top_k > 1:
         raise OptionError("give either --target (those classes) or --top-k (the best), not both")
     options = method_options(option, norm=norm, alpha=alpha, engine=engine)
-    METHODS.check(method, options)
-    METHODS[method].check_contrast(contrast)
+    methods = method or list(_METHODS)
+    for name, _ in with_options(methods, options):
+        METHODS[name].check_contrast(contrast)
     inputs = Inputs.prepare(model, images, output, target or (), contrast)
     from hf_gmar.explainer import Explainer
 
-    explainer = Explainer(inputs.loaded, method, precision=precision, **options)
+    explainer = Explainer(inputs.loaded, methods, precision=precision, **options)
     results = explainer.stream(
         inputs.paths,
         inputs.targets or None,
@@ -91,6 +110,7 @@ def explain(
         num_workers=1,  # reads images while the model runs
         return_errors=True,
     )
+    asked = len(inputs.paths) == 1 if check is None else check
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
 
@@ -99,9 +119,9 @@ def explain(
         found = next(results)
         if isinstance(found, Exception):
             raise found
-        for result in found if isinstance(found, list) else [found]:
-            files.extend(result.save(output / result.file_name(stem)))
-            rows.append((name, result))
+        found = _checked(found, path) if asked else found
+        files.extend(found.save(output, stem))
+        rows.extend((name, result) for result in found)
 
     try:
         failed = inputs.for_each("Explaining", explain_one)
@@ -114,12 +134,43 @@ def explain(
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 
+def _checked(found: Explanations, path: Path) -> Explanations:
+    """Check the maps; without a check, if the model can't be asked."""
+    try:
+        return found.checked()
+    except HfGmarError as error:
+        err.print(f"{visible(path)} is explained, but not checked: {error}", highlight=False)
+        return found
+
+
 def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
-    """Tabulate the explained classes with their scores."""
+    """Tabulate the explained classes with their scores, and the checks of their maps."""
     kind = rows[0][1].score_kind
+    checks = [result.faithfulness for _, result in rows]
+    several = len({result.method_title for _, result in rows}) > 1
+    first = next(filter(None, checks), None)
+    headings = ["image", "class", kind.measure]
+    headings += ["method"] * several
+    if first is not None:
+        share = f"{first.fractions[first.middle]:.0%}"
+        headings += [f"best {share} alone", "without them", "verdict"]
     table = Table(title="Explanations")
-    for heading in ("image", "class", kind.measure):
+    for heading in headings:
         table.add_column(heading, overflow="fold")
-    for name, result in rows:
-        table.add_row(visible(name), visible(result.label), kind.text(result.score))
+    for (name, result), check in zip(rows, checks, strict=True):
+        cells = [visible(name), visible(result.label), kind.text(result.score)]
+        cells += [result.method_title] * several
+        if first is not None:
+            cells += _cells(check)
+        table.add_row(*cells)
     return table
+
+
+def _cells(check: FaithfulnessCheck | None) -> list[str]:
+    """Return the scores of a check, beside those of random patches, and its verdict."""
+    if check is None:
+        return ["", "", "not checked"]
+    number, text = check.middle, check.score_kind.text
+    pairs = zip((check.keep[number], check.remove[number]), check.baselines(number), strict=True)
+    scores = [f"{text(value)} (random {text(random.mean)})" for value, random in pairs]
+    return [*scores, f"{check.verdict} than random"]

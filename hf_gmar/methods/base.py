@@ -80,6 +80,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """Whether values may be negative: evidence against the class."""
     unit: ClassVar[str] = "relevance"
     """The meaning of a patch's value, for the colour bar of a figure."""
+    shows: ClassVar[str] = ""
+    """The question that the map answers, in a few words."""
     _options: dict[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:

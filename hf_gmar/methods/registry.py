@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hf_gmar._utils.registry import Registry
+from hf_gmar.errors import OptionError
 
 if TYPE_CHECKING:  # listing the names does not import PyTorch
     from hf_gmar.methods.base import AttributionMethod
@@ -51,3 +54,42 @@ def register_method(name: str, method: type[AttributionMethod]) -> None:
         True
     """
     METHODS.register(name, method)
+
+
+def with_options(
+    methods: str | Sequence[str], options: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return each method's name with its options.
+
+    Args:
+        methods: a name, or a list of names; options may follow each, as in ``"gmar:norm=l2"``.
+        options: further options; each method takes those that it has.
+
+    Raises:
+        OptionError: there is no method, a method is named twice, or an option is unknown to all
+            methods or given twice.
+
+    Example:
+        >>> with_options(["gmar:norm=l2", "attn-lrp"], {"alpha": 0.5})
+        [('gmar', {'norm': 'l2', 'alpha': 0.5}), ('attn-lrp', {})]
+    """
+    names = [methods] if isinstance(methods, str) else list(methods)
+    if not names:
+        raise OptionError(f"name a method; there are {', '.join(METHODS)}")
+    specs = [METHODS.parse(name) for name in names]
+    if len(names) == 1:
+        METHODS.check(specs[0][0], options)
+    known = [METHODS.options(name) for name, _ in specs]
+    for option in options:
+        if not any(option in of_method for of_method in known):
+            raise OptionError(f"none of the methods {', '.join(names)} has an option {option}")
+        if any(option in own for _, own in specs):
+            raise OptionError(f"the option {option} is given twice; give it once")
+    taken = [
+        (name, {**own, **{key: value for key, value in options.items() if key in of_method}})
+        for (name, own), of_method in zip(specs, known, strict=True)
+    ]
+    twice = [label for label, count in Counter(METHODS.label(*spec) for spec in taken).items() if count > 1]
+    if twice:
+        raise OptionError(f"the method {twice[0]} is named twice; name it once")
+    return taken
