@@ -21,7 +21,7 @@ from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.methods.registry import METHODS, method_title
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.models.score_kind import ScoreKind
 
@@ -67,7 +67,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
-        title = METHODS[self.method].__name__
+        title = method_title(self.method, self.settings)
         shorter = replace(
             self, label=brief(self.label), contrast=self.contrast and brief(self.contrast)
         )
@@ -217,7 +217,7 @@ class Explanation:
     def caption(self) -> str:
         """The image, the settings and what a reader has to know of the numbers, in one line."""
         options = ", ".join(
-            f"{key} {value}"
+            f"{key} {method_title(value) if key == 'method' else value}"
             for key, value in self.settings.items()
             if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
         )

@@ -62,6 +62,7 @@ class AttnLRP(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "AttnLRP"
     source = "Achtibat et al., ICML 2024, arXiv 2402.05602"
     cost = "forward + backward"
     signed = True

@@ -28,6 +28,7 @@ class GradientRollout(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Gradient rollout"
     source = "Chefer et al., ICCV 2021, arXiv 2103.15679"
     cost = "forward + backward"
     unit = "attention x positive gradient,\nrolled out"
