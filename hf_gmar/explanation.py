@@ -83,7 +83,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
-        title = METHODS[self.method].__name__
+        title = method_title(self.method, self.settings)
         shorter = replace(
             self, label=brief(self.label), contrast=self.contrast and brief(self.contrast)
         )
@@ -152,9 +152,7 @@ class Explanation:
         )
         return check
 
-    def sufficient_set(
-        self, share: float = 0.9, perturbation: str = PERTURBATION
-    ) -> SufficientSet:
+    def sufficient_set(self, share: float = 0.9, perturbation: str = PERTURBATION) -> SufficientSet:
         """Find the fewest patches of highest relevance with which the model keeps the class.
 
         Sets are tried from one patch on, up to 40 patches one by one, then in steps of 5 %. Source:
@@ -410,7 +408,7 @@ class Explanation:
 def caption_of(source: str, settings: Mapping[str, Any], *notes: str) -> str:
     """Join the name of an image, the settings and notes to one line."""
     options = ", ".join(
-        f"{key} {value}"
+        f"{key} {method_title(value) if key == 'method' else value}"
         for key, value in settings.items()
         if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
     )

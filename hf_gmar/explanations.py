@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,9 @@ class Explanations(list[Explanation]):
         from hf_gmar.visualization.explanation_grid import Cell, Column, explanation_grid
 
         rows = {_row(result): result.title for result in self}
-        columns = {result.method_title: Column(result.method_title, result.shows) for result in self}
+        columns = {
+            result.method_title: Column(result.method_title, result.shows) for result in self
+        }
         cells = {}
         for result in self:
             place = list(rows).index(_row(result)), list(columns).index(result.method_title)

@@ -284,9 +284,7 @@ class FaithfulnessCheck:
     def from_dict(cls, values: Mapping[str, Any]) -> FaithfulnessCheck:
         """Return the check of :meth:`to_dict`, also after JSON made lists of its tuples."""
         rows = {name: tuple(values[name]) for name in ("fractions", "keep", "remove")}
-        draws = {
-            name: tuple(map(tuple, values[name])) for name in ("random_keep", "random_remove")
-        }
+        draws = {name: tuple(map(tuple, values[name])) for name in ("random_keep", "random_remove")}
         kind = ScoreKind(values["score_kind"])
         return cls(**{**values, **rows, **draws, "score_kind": kind})
 
@@ -483,9 +481,7 @@ def sufficient_set(
     before = max((size for size in sizes if size < found[0]), default=0)
     found = smallest(range(before + 1, found[0])) or found
     mask = masks(found[0]).unflatten(0, bound.grid)
-    return SufficientSet(
-        explained.label, explained.kind, whole, share, found[1], mask, drawn
-    )
+    return SufficientSet(explained.label, explained.kind, whole, share, found[1], mask, drawn)
 
 
 _AT_ONCE = 4  # numbers of patches between two looks at the scores

@@ -70,11 +70,12 @@ def compare(
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     from rich.progress import Progress, TextColumn
 
-    from hf_gmar.comparison.method_specs import as_method_specs
+    from hf_gmar.comparison.method_specs import as_method_specs, titles_of
     from hf_gmar.comparison.run import compare as side_by_side
 
     images_by_name = _read(inputs)
     specs = as_method_specs([*as_method_specs(methods or None), *(captum or [])])
+    titles = titles_of(specs)
     files: list[Path] = []
     columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
 
@@ -96,12 +97,12 @@ def compare(
                 measure=measure,
                 seed=seed,
                 progress=lambda label: bar.update(
-                    task, description=f"Comparing: {visible(label)}", advance=1
+                    task, description=f"Comparing: {visible(titles[label])}", advance=1
                 ),
                 finished=save_maps,
             )
         _print_table(result)
-        print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
+        print_lines(result.failure_lines())
         files[:] = result.save(output)
     finally:  # what was finished is listed after a stop as well
         print_lines(files)

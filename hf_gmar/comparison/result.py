@@ -6,9 +6,9 @@ import functools
 import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,7 @@ class Comparison:
         contrasts: the names of the classes whose scores were subtracted, or ``None``.
         pictures: the images, cropped to the part that the model saw.
         settings: other settings that the result depends on.
+        titles: names of the methods as papers write them, by label; a label without one is shown.
     """
 
     maps: dict[str, Tensor]
@@ -75,6 +76,7 @@ class Comparison:
     contrasts: tuple[str, ...] | None
     pictures: tuple[Image.Image, ...]
     settings: dict[str, Any]
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Count the images, and name the methods."""
@@ -87,7 +89,7 @@ class Comparison:
         from hf_gmar.visualization.notebook import html_image
 
         hidden = len(self.names) - _SHOWN
-        notes = [f"{label} failed: {reason}" for label, reason in self.failures.items()]
+        notes = list(self.failure_lines())
         notes += [f"and {counted(hidden, 'more image')}: figure() draws all"] * (hidden > 0)
         lines = "".join(map(html_line, [R_EXPLAINED, *notes]))
         picture = html_image(self._figure(_SHOWN), f"{self!r}. {self._caption()}")
@@ -117,6 +119,15 @@ class Comparison:
         """Seconds of each method divided by the seconds of a plain forward just before."""
         return {label: cost.ratio for label, cost in self.costs.items()}
 
+    def title(self, label: str) -> str:
+        """Return the name of a method for a reader."""
+        return self.titles.get(label, label)
+
+    def failure_lines(self) -> Iterator[str]:
+        """Yield a line for each method that failed, with the reason."""
+        for label, reason in self.failures.items():
+            yield f"{self.title(label)} failed: {reason}"
+
     def figure(self) -> Figure:
         """Draw one row for each image and one column for each method, with one colour scale.
 
@@ -132,7 +143,7 @@ class Comparison:
         maps, failures = self.maps, self.failures
         columns = [
             GridColumn(
-                label,
+                self.title(label),
                 self._cost_text(label),
                 maps[label][:images] if label in maps else None,
                 failures.get(label, ""),
@@ -237,10 +248,10 @@ class Comparison:
 
     def _row(self, row: Mapping[str, Any]) -> list[str]:
         if row["failure"] is not None:
-            return [row["method"], *["-"] * (len(self._cost_columns) + len(self.maps))]
+            return [self.title(row["method"]), *["-"] * (len(self._cost_columns) + len(self.maps))]
         correlations = row["rank_correlation"]
         return [
-            row["method"],
+            self.title(row["method"]),
             *(_cell(row[name], form, unit) for _, name, form, unit in self._cost_columns),
             *(_cell(correlations[other], ".2f") for other in self.maps),
         ]
@@ -250,8 +261,8 @@ class Comparison:
         ruler = [":--" if number < 2 else "--:" for number in range(len(headings))]
         rows = [[number, markdown(method), *numbers] for number, method, *numbers in rows]
         lines = [f"| {' | '.join(row)} |" for row in (headings, ruler, *rows)]
-        for label, reason in self.failures.items():
-            lines += ["", f"{markdown(label)} failed: {markdown(reason)}"]
+        for line in self.failure_lines():
+            lines += ["", markdown(line)]
         return "\n".join(lines)
 
     def _page(self) -> str:

@@ -28,6 +28,7 @@ from hf_gmar.comparison.method_specs import (
     MethodLikes,
     as_method_specs,
     modules_of,
+    titles_of,
 )
 from hf_gmar.comparison.result import Comparison, picture_of
 from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
@@ -171,6 +172,7 @@ def compare(  # noqa: PLR0913  # a keyword each
             "seed": seed,
             "keywords": dict(forward_kwargs),
         },
+        titles=titles_of(specs),
     )
     for spec in specs:
         if progress is not None:

@@ -37,6 +37,7 @@ class AttentionRollout(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Attention rollout"
     shows = "where the model looks"
     source = "Abnar and Zuidema, ACL 2020, arXiv 2005.00928"
     cost = "forward"

@@ -62,6 +62,7 @@ class AttnLRP(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "AttnLRP"
     shows = "what speaks for the class, and against it"
     source = "Achtibat et al., ICML 2024, arXiv 2402.05602"
     cost = "forward + backward"

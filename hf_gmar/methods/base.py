@@ -53,7 +53,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     weights get no gradient, and the model's state is restored afterwards. Threads that explain the
     same model wait for each other; threads that only run it are not affected.
 
-    A subclass sets the four class variables and returns its maps from ``_explain``. Its docstring
+    A subclass sets the class variables and returns its maps from ``_explain``. Its docstring
     lists its own options and errors; the following hold for all methods.
 
     Args:
@@ -70,6 +70,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         OptionError: an unknown option, a value outside its range, or a layer that does not exist.
     """
 
+    title: ClassVar[str]
+    """The name as papers write it, for tables and figures; by default the name of the class."""
     source: ClassVar[str]
     """The paper that defines the method."""
     cost: ClassVar[PassCount]
@@ -83,6 +85,12 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     shows: ClassVar[str] = ""
     """The question that the map answers, in a few words."""
     _options: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class its own name as title, not the title of its base."""
+        super().__init_subclass__(**kwargs)
+        if "title" not in vars(cls):
+            cls.title = cls.__name__
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Note the options, which a subclass turns into other things, for the representation."""
@@ -112,7 +120,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         """Return names and values: method, options, source, cost, and what its values say."""
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return {
-            "method": type(self).__name__,
+            "method": self.title,
             **({"options": options} if options else {}),
             "source": getattr(self, "source", "not named"),
             "cost": getattr(self, "cost", "not named"),

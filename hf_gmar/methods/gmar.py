@@ -45,6 +45,7 @@ class GMAR(AttentionMethod):
         torch.Size([2, 6, 4])
     """
 
+    title = "GMAR"
     shows = "where the model looks"
     source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
     cost = "forward + backward"

@@ -25,6 +25,7 @@ class GradSAM(AttentionMethod):
         torch.Size([2, 3, 96, 96])
     """
 
+    title = "Grad-SAM"
     shows = "what raises the score of the class"
     source = "Barkan et al., CIKM 2021, arXiv 2204.11073"
     cost = "forward + backward"

@@ -28,6 +28,7 @@ class GradientRollout(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Gradient rollout"
     shows = "what raises the score of the class"
     source = "Chefer et al., ICCV 2021, arXiv 2103.15679"
     cost = "forward + backward"

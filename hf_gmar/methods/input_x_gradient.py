@@ -38,6 +38,7 @@ class InputXGradient(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Input × gradient"  # noqa: RUF001  # the sign of a product
     shows = "what speaks for the class, and against it"
     source = "Shrikumar et al., 2016, arXiv 1605.01713"
     cost = "forward + backward"

@@ -47,6 +47,7 @@ class LeGrad(AttentionMethod):
         torch.Size([2, 3, 96, 96])
     """
 
+    title = "LeGrad"
     shows = "what raises the score of the class"
     source = "Bousselham et al., ICCV 2025, arXiv 2404.03214"
     cost = "forward + backward + head re-evaluation"

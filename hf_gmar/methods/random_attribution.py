@@ -37,6 +37,7 @@ class RandomAttribution(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Random"
     shows = "nothing: random numbers"
     source = "none: the random baseline"
     cost = "forward"

@@ -34,6 +34,7 @@ class RawAttention(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Raw attention"
     shows = "where the model looks"
     source = "as in Caron et al., ICCV 2021, arXiv 2104.14294"
     cost = "forward"

@@ -44,6 +44,7 @@ class TokenGradCAM(AttributionMethod):
         (torch.Size([2, 8, 8]), True)
     """
 
+    title = "Token Grad-CAM"
     shows = "what raises the score of the class"
     source = "Selvaraju et al., ICCV 2017, arXiv 1610.02391"
     cost = "forward + backward"

@@ -13,7 +13,10 @@ from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.text import wrapped
 
 _SIZE = (6.4, 3.1)  # inches
-_MAP, _RANDOM = "#d55e00", "0.6"  # orange of Okabe and Ito, which colour-blind people tell from grey
+_MAP, _RANDOM = (
+    "#d55e00",
+    "0.6",
+)  # orange of Okabe and Ito, which colour-blind people tell from grey
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,7 @@ def draw_grid(
     """Draw the picture; the canvas knows where its texts are."""
     layout = _Layout.of(image, rows, columns, cells, caption)
     canvas = Canvas(Image.new("RGB", (dots(layout.size[0]), dots(layout.size[1])), "white"))
-    small = image.convert("RGB").resize(
-        (dots(layout.width), dots(layout.height)), reducing_gap=2.0
-    )
+    small = image.convert("RGB").resize((dots(layout.width), dots(layout.height)), reducing_gap=2.0)
     seen = view.scaled(small.height, small.width)
     for number, heading in enumerate(layout.headings):
         middle, top = layout.middle(number), layout.size[1] - _MARGIN

@@ -245,7 +245,7 @@ def kept_image(image: Image.Image, mask: Tensor, view: ImageView) -> Image.Image
         >>> picture.getpixel((0, 0)), picture.getpixel((3, 0))
         ((255, 255, 255), (128, 128, 128))
     """
-    shown = view.project(mask.float()).nan_to_num(0).numpy() > 0.5  # noqa: PLR2004  # half a pixel
+    shown = view.project(mask.float()).nan_to_num(0).numpy() > 0.5  # half a pixel
     rest = Image.new("RGB", image.size, _LEFT_OUT)
     return Image.composite(
         image.convert("RGB"), rest, Image.fromarray(shown.astype(np.uint8) * 255)

@@ -384,7 +384,7 @@ def test_it_draws_itself_in_a_notebook(result: Explanation, label: str) -> None:
     page.feed(named._repr_html_())
     assert page.tags == ["img"]
     text = page.images[0]["alt"] or ""
-    for part in ("99.9%", "model bundled", "method gmar", "norm l1"):
+    for part in ("99.9%", "model bundled", "method GMAR", "norm l1"):
         assert part in text
     assert "\x1b" not in text + repr(named)
     encoded = (page.images[0]["src"] or "").removeprefix("data:image/png;base64,")
