@@ -19,12 +19,12 @@ from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
 from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
-from hf_gmar.errors import OptionError, TargetError
+from hf_gmar.errors import HfGmarError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.explanation import Explanation
 from hf_gmar.explanations import Explanations
 from hf_gmar.faithfulness import ModelInput
 from hf_gmar.methods.base import AttributionMethod, ScoredAttribution
-from hf_gmar.methods.registry import METHODS, with_options
+from hf_gmar.methods.registry import METHODS, method_title, with_options
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.image_view import ImageView, measure_view
@@ -98,7 +98,7 @@ class Explainer:
 
     Attributes:
         loaded: the model and its processor.
-        methods: the methods on that model.
+        methods: the methods on that model, by name and options, such as ``"gmar (norm=l2)"``.
 
     Raises:
         OptionError: an unknown method, option or precision, or no image processor.
@@ -126,24 +126,32 @@ class Explainer:
         if precision is not None:
             check_option("precision", precision, PRECISIONS)
         self.loaded: LoadedModel = as_loaded(model, processor, prompts)
-        model = self.loaded.model
-        self.methods: list[AttributionMethod] = [
-            METHODS.build(name, model, **values) for name, values in specs
-        ]
+        self.methods: dict[str, AttributionMethod] = {}
+        self._failures: dict[str, HfGmarError] = {}
+        for name, values in specs:
+            label = METHODS.label(name, values)
+            try:
+                self.methods[label] = METHODS.build(name, self.loaded.model, **values)
+            except UnsupportedModelError as error:
+                self._failures[method_title(name, values)] = error
+        if not self.methods:
+            raise next(iter(self._failures.values()))
         self.precision = precision
-        self._settings = [self._settings_of(name, values) for name, values in specs]
+        self._settings = {
+            METHODS.label(name, values): self._settings_of(name, values) for name, values in specs
+        }
         self._is_list = not isinstance(method, str)
 
     def __repr__(self) -> str:
         """Name the model and the methods."""
-        methods = ", ".join(settings["method"] for settings in self._settings)
+        methods = ", ".join(settings["method"] for settings in self._settings.values())
         return f"Explainer({brief(self.loaded.name)!r}, method={brief(methods)!r})"
 
     def _repr_html_(self) -> str:
         """Show the facts of the model and the methods in a notebook."""
         precision = {} if self.precision is None else {"precision": self.precision}
         tables = html_facts({**self.loaded.facts(), **precision}, "Explainer")
-        return tables + "".join(html_facts(method.facts()) for method in self.methods)
+        return tables + "".join(html_facts(method.facts()) for method in self.methods.values())
 
     def __call__(
         self,
@@ -225,7 +233,7 @@ class Explainer:
         check_option("top_k", top_k, range(1, 2**31))
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
-        for method in self.methods:
+        for method in self.methods.values():
             method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
@@ -275,54 +283,77 @@ class Explainer:
             return error
 
     def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
-        loaded, contrast = self.loaded, question.contrast
-        found = self._attributions(torch.cat([image.pixels for image in images]), question)
-        kind = ScoreKind.of(loaded.config, found[0].scores)
-        scores = kind.convert(found[0].scores).flatten(1).cpu()
-        other = None if contrast is None else label_of(loaded.config, contrast)
-        more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
+        """Explain images of one size in a batch."""
+        found, failures = self._attributions(
+            torch.cat([image.pixels for image in images]), question
+        )
+        if failures and len(images) > 1:  # perhaps of one image, and the others need not fail
+            return [self._results([image], question)[0] for image in images]
+        failures = {**self._failures, **failures}
         results: list[Any] = []
         for number, image in enumerate(images):
-            subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, self._half)
-            explanations = Explanations(
-                Explanation(
-                    image.source,
-                    image.picture,
-                    image.view,
-                    attribution.maps[rank, number].float().cpu(),
-                    index,
-                    label_of(loaded.config, index),
-                    float(scores[number, index]),
-                    kind,
-                    {**settings, **more},
-                    other,
-                    contrast,
-                    subject=subject,
-                )
-                for rank, index in enumerate(found[0].classes[:, number].tolist())
-                for settings, attribution in zip(self._settings, found, strict=True)
-            )
+            explanations = Explanations(self._of_image(image, number, found, question), failures)
             explanations = explanations.checked() if question.check else explanations
             results.append(explanations if question.is_list else explanations[0])
         return results
 
-    def _attributions(self, pixels: Tensor, question: _Question) -> list[ScoredAttribution]:
-        """Return the maps of each method, all of the same classes."""
-        found: list[ScoredAttribution] = []
+    def _attributions(
+        self, pixels: Tensor, question: _Question
+    ) -> tuple[dict[str, ScoredAttribution], dict[str, HfGmarError]]:
+        """Return the maps of each method, all of the same classes, and the errors of others."""
+        found: dict[str, ScoredAttribution] = {}
+        failures: dict[str, HfGmarError] = {}
         targets: Any = question.targets
-        with self._autocast(pixels.device):
-            for method in self.methods:
-                found.append(
-                    method.attribute_with_scores(
+        for label, method in self.methods.items():
+            try:
+                with self._autocast(pixels.device):
+                    found[label] = method.attribute_with_scores(
                         pixels,
                         targets,
                         contrast=question.contrast,
                         top_k=question.top_k if targets is None else 1,
                         **self.loaded.forward_kwargs,
                     )
+            except HfGmarError as error:
+                settings = self._settings[label]
+                failures[method_title(settings["method"], settings)] = error
+            else:  # the classes of each image, which rounding might change in another forward
+                targets = list(found[label].classes)
+        if not found:
+            raise next(iter(failures.values()))
+        return found, failures
+
+    def _of_image(
+        self,
+        image: _Prepared,
+        number: int,
+        found: Mapping[str, ScoredAttribution],
+        question: _Question,
+    ) -> Iterator[Explanation]:
+        """Yield the explanations of an image in a batch."""
+        loaded, contrast = self.loaded, question.contrast
+        first = next(iter(found.values()))
+        kind = ScoreKind.of(loaded.config, first.scores)
+        scores = kind.convert(first.scores[number : number + 1]).flatten().tolist()
+        other = None if contrast is None else label_of(loaded.config, contrast)
+        more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
+        subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, self._half)
+        for rank, index in enumerate(first.classes[:, number].tolist()):
+            for label, attribution in found.items():
+                yield Explanation(
+                    image.source,
+                    image.picture,
+                    image.view,
+                    attribution.maps[rank, number].float().cpu(),
+                    index,
+                    label_of(loaded.config, index),
+                    scores[index],
+                    kind,
+                    {**self._settings[label], **more},
+                    other,
+                    contrast,
+                    subject=subject,
                 )
-                targets = list(found[0].classes)  # of each image, so that no rounding changes them
-        return found
 
     @property
     def _half(self) -> torch.dtype | None:

@@ -199,8 +199,8 @@ class Explanation:
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
         ``score_kind`` (softmax, sigmoid or value), ``source``, ``contrast`` and its target,
-        ``settings`` (JSON), ``faithfulness`` (JSON, or empty), ``version``, and the bytes of a small JPEG of the image;
-        ``numpy.load`` reads it without pickle, and so does :meth:`load`.
+        ``settings`` (JSON), ``faithfulness`` (JSON, or empty), ``version``, and the bytes of a
+        small JPEG of the image; ``numpy.load`` reads it without pickle, and so does :meth:`load`.
 
         Args:
             path: the folder and the name of the files; a suffix ``.npz`` or ``.png`` is dropped.

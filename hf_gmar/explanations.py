@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.names import file_name, slug
+from hf_gmar.errors import HfGmarError, reason_of
 from hf_gmar.explanation import COMPRESSION, Explanation, caption_of
 from hf_gmar.faithfulness import (
     DRAWS,
@@ -30,6 +31,9 @@ _LONGEST_PART = 80  # bytes of the classes, and of the methods, in a file name
 class Explanations(list[Explanation]):
     """The explanations of one image, a list: for each class, the methods in their order.
 
+    Attributes:
+        failures: the errors of methods without a map, by the title of the method.
+
     Example:
         >>> from hf_gmar import explain
         >>> from hf_gmar.data import draw_scene
@@ -38,8 +42,16 @@ class Explanations(list[Explanation]):
         >>> [(result.label, result.method) for result in results]
         [('heart', 'gmar'), ('heart', 'attn-lrp'), ('cross', 'gmar'), ('cross', 'attn-lrp')]
         >>> [check.verdict for check in results.check()]
-        ['no better', 'better', 'no better', 'better']
+        ['better', 'better', 'better', 'better']
     """
+
+    def __init__(
+        self,
+        explanations: Iterable[Explanation] = (),
+        failures: Mapping[str, HfGmarError] | None = None,
+    ) -> None:
+        super().__init__(explanations)
+        self.failures = dict(failures or {})
 
     def check(
         self,
@@ -57,7 +69,8 @@ class Explanations(list[Explanation]):
     def checked(self) -> Explanations:
         """Return the explanations with their checks, to be drawn and saved."""
         pairs = zip(self, self.check(), strict=True)
-        return Explanations(replace(result, faithfulness=check) for result, check in pairs)
+        checked = (replace(result, faithfulness=check) for result, check in pairs)
+        return Explanations(checked, self.failures)
 
     def picture(self, scale: Scale = "max") -> Image.Image:
         """Draw one row for each class and one column for each method.
@@ -71,12 +84,16 @@ class Explanations(list[Explanation]):
         columns = {
             result.method_title: Column(result.method_title, result.shows) for result in self
         }
-        cells = {}
+        cells: dict[tuple[int, int], Cell] = {}
         for result in self:
             place = list(rows).index(_row(result)), list(columns).index(result.method_title)
             check = result.faithfulness
-            verdict, numbers = ("", "") if check is None else (check.verdict, check.numbers)
-            cells[place] = Cell(result.patches, result.unit, verdict, numbers, result.flatness)
+            verdict, texts = ("", []) if check is None else (check.verdict, check.lines)
+            texts = [*texts, *filter(None, [result.flatness])]
+            cells[place] = Cell(result.patches, result.unit, verdict, tuple(texts))
+        for title, error in self.failures.items():
+            columns[title] = Column(title)
+            cells[0, len(columns) - 1] = Cell(None, texts=(f"failed: {reason_of(error)}",))
         first = self[0]
         return explanation_grid(
             first.image,
@@ -114,7 +131,7 @@ class Explanations(list[Explanation]):
             OSError: a file can't be written.
         """
         folder = Path(folder)
-        if len(self) == 1:
+        if len(self) == 1 and not self.failures:
             return self[0].save(folder / self[0].file_name(stem))
         picture = folder / f"{self.file_name(stem)}.png"
         archives = [folder / f"{result.file_name(stem)}.npz" for result in self]

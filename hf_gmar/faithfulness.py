@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from rich.table import Table
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.html import html_line, html_table
-from hf_gmar._utils.stats import prediction_interval
 from hf_gmar._utils.text import brief, visible
 from hf_gmar._utils.validation import check_option, check_positive
 from hf_gmar.errors import InputError, OptionError
@@ -39,8 +38,8 @@ Verdict: TypeAlias = Literal["better", "no better", "worse"]
 FRACTIONS = (0.1, 0.2, 0.4)
 """Shares of the patches that are kept and removed."""
 
-DRAWS = 8
-"""Random orders of the patches. With four, the interval is 1.5 times as wide."""
+DRAWS = 9
+"""Random orders of the patches: one in ten random maps is better than all of the others."""
 
 PERTURBATION = "token-dropping"
 """How patches are removed."""
@@ -75,7 +74,7 @@ class ModelInput:
         perturbed = PERTURBATIONS.build(name, **options)
         adapter = ModelAdapter.of(self.model)
         pixels = self.pixels.to(adapter.vision_model.device)
-        settings = {"autocast": self.autocast, "forward_kwargs": self.forward_kwargs}
+        settings: Any = {"autocast": self.autocast, "forward_kwargs": self.forward_kwargs}
         batch = max_batch_size(adapter, pixels, _MEMORY, perturbation=perturbed, **settings)
         return perturbed.bind(adapter, pixels, batch=batch, **settings)
 
@@ -111,28 +110,17 @@ class ExplainedScore:
         return result
 
 
-@dataclass(frozen=True)
-class RandomBaseline:
-    """The score with random patches, one number for each draw.
+class RandomScore(NamedTuple):
+    """The score with random patches: mean, lowest and highest of the draws."""
 
-    Attributes:
-        values: the scores.
-        bounds: the lowest and the highest score that there can be.
-    """
+    mean: float
+    low: float
+    high: float
 
-    values: tuple[float, ...]
-    bounds: tuple[float, float]
-
-    @property
-    def mean(self) -> float:
-        """The mean over the draws."""
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The ends between which 95 % of random choices fall."""
-        low, high = prediction_interval(self.values)
-        return max(low, self.bounds[0]), min(high, self.bounds[1])
+    @classmethod
+    def of(cls, values: Sequence[float]) -> RandomScore:
+        """Summarize the scores of the draws."""
+        return cls(math.fsum(values) / len(values), min(values), max(values))
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,28 +163,25 @@ class FaithfulnessCheck:
         return html_line(self.sentence) + html_table(self.table()) + picture
 
     @property
-    def advantage(self) -> tuple[float, float, float]:
-        """The mean advantage over random patches, with the ends of its 95 % interval.
+    def advantages(self) -> tuple[float, ...]:
+        """The map's advantage over each random choice of patches, from -1 to 1 for probabilities.
 
-        The advantage over a draw is the mean, over fractions and both questions, of keep minus
-        random keep and of random remove minus remove. A random map's advantage over other random
-        maps is outside of the interval around zero in 5 of 100 cases.
+        The mean, over the fractions, of half of (keep - random keep) + (random remove - remove).
         """
-        draws = range(len(self.random_keep[0]))
-        values = [math.fsum(self._advantages(draw)) / len(self.fractions) / 2 for draw in draws]
-        return (math.fsum(values) / len(values), *prediction_interval(values))
-
-    def _advantages(self, draw: int) -> Iterator[float]:
-        for kept, removed, others, rest in zip(
-            self.keep, self.remove, self.random_keep, self.random_remove, strict=True
-        ):
-            yield kept - others[draw]
-            yield rest[draw] - removed
+        own = math.fsum(self.keep) - math.fsum(self.remove)
+        others = zip(
+            zip(*self.random_keep, strict=True), zip(*self.random_remove, strict=True), strict=True
+        )
+        differences = (math.fsum(kept) - math.fsum(removed) for kept, removed in others)
+        return tuple((own - other) / len(self.fractions) / 2 for other in differences)
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the map's patches matter more to the model than random ones."""
-        _, low, high = self.advantage
+        """Better or worse than all random choices, or else no better than random.
+
+        One of ``draws + 1`` random maps is better than all others, and one is worse.
+        """
+        low, high = min(self.advantages), max(self.advantages)
         return "better" if low > 0 else "worse" if high < 0 else "no better"
 
     @property
@@ -207,13 +192,17 @@ class FaithfulnessCheck:
     @property
     def verdict_text(self) -> str:
         """The verdict as a sentence."""
-        return f"{self.verdict.capitalize()} than random patches."
+        draws = len(self.advantages)
+        if self.verdict != "no better":
+            return f"{self.verdict.capitalize()} than all {draws} random choices."
+        beaten = sum(advantage > 0 for advantage in self.advantages)
+        return f"No better than random patches: it beats {beaten} of {draws} random choices."
 
     @property
     def sentence(self) -> str:
         """The scores at the middle fraction, and the verdict."""
         number, text = self.middle, self.score_kind.text
-        kept, removed = self.baselines(number)
+        kept, removed = self.random(number)
         is_value = self.score_kind is ScoreKind.VALUE
         says = "gives {} a value of" if is_value else "says {} at"
         return (
@@ -224,51 +213,46 @@ class FaithfulnessCheck:
         )
 
     @property
-    def numbers(self) -> str:
-        """The scores at the middle fraction, in short."""
+    def lines(self) -> list[str]:
+        """The verdict, and the scores at the middle fraction, in short."""
         number, text = self.middle, self.score_kind.text
-        kept, removed = self.baselines(number)
-        return (
-            f"Its top {self.fractions[number]:.0%} of patches alone: {text(self.keep[number])} "
-            f"(random {text(kept.mean)}). All others: {text(self.remove[number])} "
-            f"(random {text(removed.mean)})."
-        )
+        kept, removed = self.random(number)
+        share = f"{self.fractions[number]:.0%}"
+        return [
+            self.verdict_text,
+            f"Its top {share} alone: {text(self.keep[number])} (random {text(kept.mean)})",
+            f"Without them: {text(self.remove[number])} (random {text(removed.mean)})",
+        ]
 
-    def baselines(self, number: int) -> tuple[RandomBaseline, RandomBaseline]:
+    def random(self, number: int) -> tuple[RandomScore, RandomScore]:
         """Return the random scores of a fraction: with only these patches, and without them."""
-        bounds = (-math.inf, math.inf) if self.score_kind is ScoreKind.VALUE else (0.0, 1.0)
-        return (
-            RandomBaseline(self.random_keep[number], bounds),
-            RandomBaseline(self.random_remove[number], bounds),
-        )
+        return RandomScore.of(self.random_keep[number]), RandomScore.of(self.random_remove[number])
 
     def table(self) -> Table:
-        """Tabulate the scores of each fraction, with the intervals of random patches."""
+        """Tabulate the scores of each fraction, with the range of random patches."""
         text = self.score_kind.text
         table = Table(title=visible(f"{self.label}: {text(self.score)} with all patches"))
         for heading in ("patches", "only these", "only random ones", "without", "without random"):
             table.add_column(heading, justify="right")
         for number, fraction in enumerate(self.fractions):
             cells = []
-            pairs = zip(
-                (self.keep[number], self.remove[number]), self.baselines(number), strict=True
-            )
-            for value, baseline in pairs:
-                low, high = map(text, baseline.interval)
-                cells += [text(value), f"{text(baseline.mean)} ({low} to {high})"]
+            values = self.keep[number], self.remove[number]
+            for value, scores in zip(values, self.random(number), strict=True):
+                mean, low, high = map(text, scores)
+                cells += [text(value), f"{mean} ({low} to {high})"]
             table.add_row(f"{fraction:.0%}", *cells)
         return table
 
     def figure(self) -> Figure:
-        """Draw the scores over the share of patches, beside the intervals of random patches."""
+        """Draw the scores over the share of patches, beside the range of random patches."""
         from hf_gmar.visualization.check_figure import Panel, check_figure
 
         panels = [
-            Panel(title, values, [(item.mean, *item.interval) for item in baselines])
-            for title, values, baselines in zip(
+            Panel(title, values, list(scores))
+            for title, values, scores in zip(
                 ("Only these patches", "All but these patches"),
                 (self.keep, self.remove),
-                zip(*map(self.baselines, range(len(self.fractions))), strict=True),
+                zip(*map(self.random, range(len(self.fractions))), strict=True),
                 strict=True,
             )
         ]

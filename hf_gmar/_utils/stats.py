@@ -1,10 +1,8 @@
-"""Means over images with confidence intervals, prediction intervals, and rank correlations."""
+"""Means over images with confidence intervals, and rank correlations."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -72,40 +70,6 @@ def _split(total: int, size: int) -> list[int]:
     """Split a total into parts of at most ``size``."""
     size = max(size, 1)
     return [min(size, total - start) for start in range(0, total, size)]
-
-
-def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends between which 95 of 100 further values fall, if all are normal.
-
-    Student's t quantile is approximated to 1 % for 3 values and to 0.1 % for more: Abramowitz and
-    Stegun, "Handbook of Mathematical Functions", 1964, equation 26.7.5.
-
-    Args:
-        values: at least 3 draws.
-
-    Example:
-        >>> low, high = prediction_interval([1.0, 2.0, 3.0, 4.0])
-        >>> round(low, 2), round(high, 2)
-        (-2.09, 7.09)
-    """
-    count, mean = len(values), math.fsum(values) / len(values)
-    freedom = count - 1
-    variance = math.fsum((value - mean) ** 2 for value in values) / freedom
-    width = _t_quantile(freedom) * math.sqrt(variance * (1 + 1 / count))
-    return mean - width, mean + width
-
-
-def _t_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution."""
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def average_ranks(values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from hf_gmar.cli.options import (
     print_lines,
     print_table,
 )
-from hf_gmar.errors import HfGmarError, OptionError
+from hf_gmar.errors import HfGmarError, OptionError, one_line
 from hf_gmar.evaluation.choices import Autocast
 from hf_gmar.methods.registry import METHODS, with_options
 from hf_gmar.models.defaults import sample_image
@@ -113,6 +113,7 @@ def explain(
     asked = len(inputs.paths) == 1 if check is None else check
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
+    failed_methods: dict[str, str] = {}
 
     def explain_one(path: Path, stem: str) -> None:
         name = "bundled scene" if path == sample_image() else str(path)
@@ -122,6 +123,8 @@ def explain(
         found = _checked(found, path) if asked else found
         files.extend(found.save(output, stem))
         rows.extend((name, result) for result in found)
+        for title, error in found.failures.items():
+            failed_methods[title] = f"{title} failed: {one_line(error)}"
 
     try:
         failed = inputs.for_each("Explaining", explain_one)
@@ -130,8 +133,10 @@ def explain(
             print_table(_table(rows))
             if note := rows[0][1].score_kind.note:
                 out.print(note, highlight=False)
+        print_lines(failed_methods.values())
         print_lines(files)
-    raise typer.Exit(1 if failed or inputs.failed else 0)
+    # A method that nobody named may not fit the model.
+    raise typer.Exit(1 if failed or inputs.failed or (method and failed_methods) else 0)
 
 
 def _checked(found: Explanations, path: Path) -> Explanations:
@@ -153,7 +158,7 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     headings += ["method"] * several
     if first is not None:
         share = f"{first.fractions[first.middle]:.0%}"
-        headings += [f"best {share} alone", "without them", "verdict"]
+        headings += [f"top {share} (random)", "others (random)", "verdict"]
     table = Table(title="Explanations")
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -171,6 +176,6 @@ def _cells(check: FaithfulnessCheck | None) -> list[str]:
     if check is None:
         return ["", "", "not checked"]
     number, text = check.middle, check.score_kind.text
-    pairs = zip((check.keep[number], check.remove[number]), check.baselines(number), strict=True)
-    scores = [f"{text(value)} (random {text(random.mean)})" for value, random in pairs]
+    pairs = zip((check.keep[number], check.remove[number]), check.random(number), strict=True)
+    scores = [f"{text(value)} ({text(random.mean)})" for value, random in pairs]
     return [*scores, f"{check.verdict} than random"]

@@ -26,7 +26,7 @@ class Panel:
     Attributes:
         title: which patches the model sees.
         values: the score with a map's patches, for each fraction.
-        random: mean of the score with random patches, and the ends of its interval.
+        random: mean, lowest and highest score with random patches, for each fraction.
     """
 
     title: str
@@ -88,7 +88,7 @@ def _draw(axes: Axes, fractions: Sequence[float], panel: Panel, score: float) ->
     axes.axhline(score, color="0.3", linewidth=0.8, linestyle=":", label="the whole image")
     axes.errorbar(
         places, means, (down, up), fmt="_", color=_RANDOM, elinewidth=7, markersize=14,
-        markeredgecolor="0.25", label="random patches, 95 % of them",
+        markeredgecolor="0.25", label="random patches: mean and range",
     )  # fmt: skip
     axes.plot(places, panel.values, "o", color=_MAP, markersize=6, label="the map's patches")
     axes.set_xticks(places, [f"{share:.0%}" for share in fractions], fontsize=9)

@@ -10,7 +10,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hf_gmar.models.image_view import ImageView
-from hf_gmar.visualization.overlay import OPACITY, Scale, colour_scale, overlay_image
+from hf_gmar.visualization.overlay import (
+    OPACITY,
+    ColourScale,
+    Scale,
+    colour_scale,
+    overlay_image,
+)
 from hf_gmar.visualization.picture import GREY, Canvas, dots
 from hf_gmar.visualization.text import wrapped
 
@@ -44,19 +50,17 @@ class Cell:
     """A map with what is known of it.
 
     Attributes:
-        patches: relevance of each patch, (rows, columns).
+        patches: relevance of each patch, (rows, columns); ``None`` for a method without a map.
         unit: the meaning of a patch's value.
         verdict: ``"better"``, ``"no better"`` or ``"worse"`` than random patches; empty if the map
-            was not checked.
-        numbers: the numbers of the check.
-        note: what else a reader must know.
+            was not checked. It is the colour of the first text.
+        texts: what is known of the map.
     """
 
-    patches: Tensor
-    unit: str
+    patches: Tensor | None
+    unit: str = ""
     verdict: str = ""
-    numbers: str = ""
-    note: str = ""
+    texts: tuple[str, ...] = ()
 
 
 def explanation_grid(
@@ -120,7 +124,8 @@ def draw_grid(
         canvas.image.paste(small, canvas.place(layout.left(0) + layout.indent, below))
         for column in range(len(columns)):
             if cell := cells.get((row, column)):
-                _draw_cell(canvas, layout, cell, column + 1, below, small, seen, scale)
+                corner = layout.left(column + 1), below
+                _draw_cell(canvas, layout, cell, corner, small, seen, scale)
     canvas.text(layout.caption, layout.size[0] / 2, 0.1, 9, "md", GREY)
     return canvas
 
@@ -191,44 +196,53 @@ class _Layout:
         return self.size[1] - self.head - row * self.band
 
 
-def _lines(cell: Cell, width: float) -> list[str]:
-    """Return the lines of text below a map; the first is the verdict."""
-    verdict = f"{cell.verdict.capitalize()} than random patches" if cell.verdict else ""
-    texts = [wrapped(verdict, width / 1.12, 9, 2)]  # bold letters are wider
-    texts += [wrapped(text, width, 9, 5) for text in (cell.numbers, cell.note)]
-    return [line for text in texts for line in text.splitlines()]
+def _lines(cell: Cell, width: float) -> list[tuple[str, bool]]:
+    """Return the lines of text below a map, each with whether it belongs to the verdict."""
+    lines = []
+    for number, text in enumerate(cell.texts):
+        is_verdict = bool(cell.verdict) and number == 0
+        room = width / 1.12 if is_verdict else width  # bold letters are wider
+        lines += [(line, is_verdict) for line in wrapped(text, room, 9, 5).splitlines()]
+    return lines
 
 
 def _draw_cell(
     canvas: Canvas,
     layout: _Layout,
     cell: Cell,
-    column: int,
-    top: float,
+    corner: tuple[float, float],
     small: Image.Image,
     seen: ImageView,
     scale: Scale,
 ) -> None:
     """Draw a map over the image, its colours, and the text below it."""
-    colours = colour_scale(cell.patches, scale)
-    heatmap = seen.project(cell.patches.float().cpu(), smooth=True)
-    overlay = overlay_image(small, heatmap, colours.name, scale=(colours.low, colours.high))
-    left = layout.left(column) + layout.indent
-    canvas.image.paste(overlay, canvas.place(left, top))
+    left, top = corner[0] + layout.indent, corner[1]
     below = top - layout.height - 0.08
-    start, end = canvas.place(left, below), canvas.place(left + layout.width, below - _BAR)
+    if cell.patches is not None:
+        colours = colour_scale(cell.patches, scale)
+        heatmap = seen.project(cell.patches.float().cpu(), smooth=True)
+        overlay = overlay_image(small, heatmap, colours.name, scale=(colours.low, colours.high))
+        canvas.image.paste(overlay, canvas.place(left, top))
+        _draw_bar(canvas, colours, cell.unit, (left, below), layout.width)
+    for number, (line, is_verdict) in enumerate(_lines(cell, layout.column)):
+        colour = _COLOURS[cell.verdict] if is_verdict else "black"
+        lower = below - _BAR - 0.24 - number * _LINE
+        canvas.text(line, corner[0], lower, 9, "la", colour, is_verdict)
+
+
+def _draw_bar(
+    canvas: Canvas, colours: ColourScale, unit: str, corner: tuple[float, float], width: float
+) -> None:
+    """Draw the colours of a map with the values at their ends."""
+    left, top = corner
+    start, end = canvas.place(left, top), canvas.place(left + width, top - _BAR)
     ramp = np.linspace(colours.low, colours.high, end[0] - start[0], dtype=np.float32)[None]
     strip = colours.picture(np.repeat(ramp, end[1] - start[1], axis=0))
     paper = Image.new("RGB", strip.size, "white")
     canvas.image.paste(Image.blend(paper, strip, OPACITY), start)
     ImageDraw.Draw(canvas.image).rectangle((*start, *end), outline="black")
-    text = below - _BAR - 0.04
+    text = top - _BAR - 0.04
     canvas.text(f"{colours.low:.2g}", left, text, 8, "la", GREY)
-    canvas.text(f"{colours.high:.2g}", left + layout.width, text, 8, "ra", GREY)
-    unit = wrapped(" ".join(cell.unit.split()), layout.width - 1, 8, 1)
-    canvas.text(unit, left + layout.width / 2, text, 8, "ma", GREY)
-    text -= 0.2
-    for number, line in enumerate(_lines(cell, layout.column)):
-        is_verdict = bool(cell.verdict) and number == 0
-        colour = _COLOURS[cell.verdict] if is_verdict else "black"
-        canvas.text(line, layout.left(column), text - number * _LINE, 9, "la", colour, is_verdict)
+    canvas.text(f"{colours.high:.2g}", left + width, text, 8, "ra", GREY)
+    meaning = wrapped(" ".join(unit.split()), width - 1, 8, 1)
+    canvas.text(meaning, left + width / 2, text, 8, "ma", GREY)

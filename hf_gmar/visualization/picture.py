@@ -196,6 +196,7 @@ def _draw_legend(canvas: Canvas, layout: Layout) -> None:
 
 
 def dots(inches: float) -> int:
+    """Convert inches to dots."""
     return round(inches * DOTS)
 
 
