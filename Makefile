@@ -11,7 +11,7 @@ help: ## say what there is to make
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.installed ## explain the bundled sample with the bundled model
-	$(BIN)/hf-gmar explain --top-k 2
+	$(BIN)/hf-gmar explain --target heart --target cross
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal tests hf_gmar benchmarks

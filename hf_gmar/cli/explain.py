@@ -152,22 +152,20 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     """Tabulate the explained classes with their scores, and the checks of their maps."""
     kind = rows[0][1].score_kind
     checks = [result.faithfulness for _, result in rows]
-    several = len({result.method_title for _, result in rows}) > 1
     first = next(filter(None, checks), None)
-    headings = ["image", "class", kind.measure]
-    headings += ["method"] * several
+    images = {name for name, _ in rows}
+    several = len(images) > 1  # a single one is named in the title
+    table = Table(title="Explanations" if several else f"Explanations of {visible(*images)}")
+    headings = ["image"] * several + ["class", kind.measure, "method"]
     if first is not None:
         share = f"{first.fractions[first.middle]:.0%}"
-        headings += [f"top {share} (random)", "others (random)", "verdict"]
-    table = Table(title="Explanations")
+        headings += [f"top {share} alone (random)", "without them (random)", "than random"]
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for (name, result), check in zip(rows, checks, strict=True):
-        cells = [visible(name), visible(result.label), kind.text(result.score)]
-        cells += [result.method_title] * several
-        if first is not None:
-            cells += _cells(check)
-        table.add_row(*cells)
+        cells = [visible(name)] * several + [visible(result.label), kind.text(result.score)]
+        cells.append(visible(result.method_title))
+        table.add_row(*cells, *(_cells(check) if first is not None else []))
     return table
 
 
@@ -178,4 +176,4 @@ def _cells(check: FaithfulnessCheck | None) -> list[str]:
     number, text = check.middle, check.score_kind.text
     pairs = zip((check.keep[number], check.remove[number]), check.random(number), strict=True)
     scores = [f"{text(value)} ({text(random.mean)})" for value, random in pairs]
-    return [*scores, f"{check.verdict} than random"]
+    return [*scores, check.verdict]

@@ -40,7 +40,7 @@ def of_scene(seed: int, method: str = "attn-lrp") -> Explanation:
 def truth(seed: int) -> Tensor:
     """The object of the explained class, as a map."""
     scene, result = draw_scene(seed), of_scene(seed)
-    return patch_coverage(scene.masks[0], result.view, tuple(result.patches.shape)).float()
+    return patch_coverage(scene.masks[0], result.view, (8, 8)).float()
 
 
 def subject(result: Explanation) -> ModelInput:
@@ -190,9 +190,9 @@ def test_what_a_check_refuses(options: dict[str, Any], text: str) -> None:
 
 
 def test_one_patch_has_no_others() -> None:
-    config = ViTConfig(
+    config: Any = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        image_size=16, patch_size=16, num_labels=3,
+        image_size=16, patch_size=16, id2label={0: "a", 1: "b", 2: "c"},
     )  # fmt: skip
     model = ViTForImageClassification(config).eval()
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})

@@ -27,7 +27,8 @@ SINGLE = [
     if option.param_type_name == "option" and not (option.multiple or option.is_eager)
 ]
 SEVERAL = {
-    ("explain", "target"), ("explain", "option"), ("explain", "method"), ("evaluate", "methods"), ("evaluate", "metrics"),
+    ("explain", "target"), ("explain", "option"), ("explain", "method"), ("evaluate", "methods"),
+    ("evaluate", "metrics"),
     ("evaluate", "perturbations"), ("evaluate", "captum"), ("compare", "methods"),
     ("compare", "captum"), *((name, "prompts") for name in ("explain", "compare", "heads",
     "evaluate")),
