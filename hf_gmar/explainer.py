@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.precision import check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
 from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
@@ -33,9 +33,6 @@ from hf_gmar.models.wrappers import ZeroShotModel
 
 ClassName: TypeAlias = int | str
 """A class: its index, its label, a comma-separated part of its label, or its prompt."""
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-"""Precisions of a model's forward; the last two by autocast."""
 
 
 def explain(
@@ -116,8 +113,7 @@ class Explainer:
         **options: Any,
     ) -> None:
         METHODS.check(method, options)
-        if precision is not None:
-            check_option("precision", precision, PRECISIONS)
+        check_precision(precision)
         self.loaded: LoadedModel = as_loaded(model, processor, prompts)
         self.method: AttributionMethod = METHODS.build(method, self.loaded.model, **options)
         self.precision = precision
@@ -259,7 +255,7 @@ class Explainer:
     def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
         loaded = self.loaded
         pixels = torch.cat([image.pixels for image in images])
-        with self._autocast(pixels.device):
+        with forward_precision(self.precision, pixels.device):
             found = self.method.attribute_with_scores(
                 pixels,
                 question.targets,
@@ -295,11 +291,6 @@ class Explainer:
             ]
             results.append(explanations if question.is_list else explanations[0])
         return results
-
-    def _autocast(self, device: torch.device) -> Any:
-        if self.precision in (None, "float32"):
-            return nullcontext()
-        return torch.autocast(device.type, getattr(torch, str(self.precision)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
@@ -21,7 +22,6 @@ from hf_gmar.cli.options import (
     print_table,
 )
 from hf_gmar.errors import OptionError
-from hf_gmar.evaluation.choices import Autocast
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import sample_image
 
@@ -64,7 +64,7 @@ def explain(
     engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
     precision: Annotated[
-        Autocast | None,
+        Precision | None,
         typer.Option(
             help="Precision of the forward, by autocast; default: the model's.",
             rich_help_panel="Model",
