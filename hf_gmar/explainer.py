@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.precision import check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
-from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
+from hf_gmar.data.image_files import ImageSource
+from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explanation import Explanation
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import classes_of_model, label_of
-from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
@@ -215,22 +212,18 @@ class Explainer:
         is_list = top_k > 1 or isinstance(target, list | tuple)
         return _Question(targets, other, top_k, is_list)
 
-    def _prepared(self, image: Any) -> _Prepared | Exception:
+    def _prepared(self, image: Any) -> PreparedImage | Exception:
         """Read and process an image; an error is returned, to be raised in its place."""
         try:
-            loaded = self.loaded
-            value = read_input(image, loaded.channels)
-            picture = picture_of_input(value, loaded.channels)
-            view = measure_view(loaded.processor, (picture.height, picture.width))
-            return _Prepared(name_of_image(image), picture, view, loaded.pixels(value))
+            return prepare_image(self.loaded, image).ready()
         except Exception as error:  # noqa: BLE001  # of any decoder or processor
             return error
 
     def _explained(
-        self, batch: list[_Prepared | Exception], question: _Question, return_errors: bool
+        self, batch: list[PreparedImage | Exception], question: _Question, return_errors: bool
     ) -> Iterator[Any]:
         """Explain a batch of one size, or yield or raise the error of a single image."""
-        images = [item for item in batch if isinstance(item, _Prepared)]
+        images = [item for item in batch if isinstance(item, PreparedImage)]
         try:
             results = self._results(images, question) if images else []
         except Exception as error:
@@ -240,19 +233,19 @@ class Explainer:
             results = [self._alone(image, question) for image in images] if several else [error]
         found = iter(results)
         for item in batch:
-            result = next(found) if isinstance(item, _Prepared) else item
+            result = next(found) if isinstance(item, PreparedImage) else item
             if isinstance(result, Exception) and not return_errors:
                 raise result
             yield result
 
-    def _alone(self, image: _Prepared, question: _Question) -> Any:
+    def _alone(self, image: PreparedImage, question: _Question) -> Any:
         """Explain one image, or return the error."""
         try:
             return self._results([image], question)[0]
         except Exception as error:  # noqa: BLE001  # of any model
             return error
 
-    def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
+    def _results(self, images: list[PreparedImage], question: _Question) -> list[Any]:
         loaded = self.loaded
         pixels = torch.cat([image.pixels for image in images])
         with forward_precision(self.precision, pixels.device):
@@ -275,7 +268,7 @@ class Explainer:
             maps = found.maps[:, number].float().cpu()
             explanations = [
                 Explanation(
-                    image.source,
+                    image.name,
                     image.picture,
                     image.view,
                     patches,
@@ -303,16 +296,6 @@ class _Question:
     is_list: bool
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """One image, ready for the model."""
-
-    source: str
-    picture: Image.Image
-    view: ImageView
-    pixels: Tensor
-
-
 def _in_threads(
     function: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int
 ) -> Iterator[Any]:
@@ -330,13 +313,13 @@ def _in_threads(
 
 
 def _batches(
-    items: Iterable[_Prepared | Exception], size: int
-) -> Iterator[list[_Prepared | Exception]]:
+    items: Iterable[PreparedImage | Exception], size: int
+) -> Iterator[list[PreparedImage | Exception]]:
     """Group images of one size; errors stay in their places."""
-    batch: list[_Prepared | Exception] = []
+    batch: list[PreparedImage | Exception] = []
     shape: torch.Size | None = None
     for item in items:
-        if isinstance(item, _Prepared):
+        if isinstance(item, PreparedImage):
             if batch and shape is not None and item.pixels.shape != shape:
                 yield batch
                 batch = []

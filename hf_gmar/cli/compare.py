@@ -146,7 +146,7 @@ def _read(inputs: Inputs) -> dict[str, Any]:
     count = Counter(path.name for path in inputs.paths)
     for path in inputs.paths:
         try:
-            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.read(path).value
         except HfGmarError as error:
             say(error, path)
     if not images:

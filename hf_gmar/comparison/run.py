@@ -32,13 +32,12 @@ from hf_gmar.comparison.method_specs import (
     titles_of,
 )
 from hf_gmar.comparison.result import Comparison, picture_of
-from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
+from hf_gmar.data.image_files import ImageSource
+from hf_gmar.data.prepared_image import prepare_image
 from hf_gmar.errors import InputError, reason_of
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import seen_part
 from hf_gmar.models.labels import classes_of_model, config_of, label_of
-from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
@@ -228,20 +227,19 @@ class _Batch:
     def read(cls, loaded: LoadedModel, sources: Any) -> _Batch:
         """Read and process images; an InputError for pixel values of several sizes."""
         sources = sources if isinstance(sources, list) else [sources]
-        values = [read_input(source, loaded.channels) for source in sources]
-        pixels = [loaded.pixels(value) for value in values]
+        prepared = [prepare_image(loaded, source) for source in sources]
+        pixels = [image.pixels for image in prepared]
         sizes = sorted({tuple(each.shape[-2:]) for each in pixels})
         if len(sizes) > 1:
             raise InputError(
                 f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, "
                 f"{sizes[1]}, ...), and one figure needs one; give images of one size"
             )
-        pictures = (picture_of_input(value, loaded.channels) for value in values)
         try:
-            seen = [seen_part(loaded.processor, picture) for picture in pictures]
+            seen = [image.seen for image in prepared]
         except InputError:  # its transform of the image is not known
             seen = None
-        files = [name_of_image(source) for source in sources]
+        files = [image.name for image in prepared]
         names = [name if name != "image" else f"image {n + 1}" for n, name in enumerate(files)]
         return cls(torch.cat(pixels), seen, list(make_unique(names, "{} ({})")))
 
