@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
-from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
+from hf_gmar.data.image_files import ImageSource
+from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.explanation import Explanation
 from hf_gmar.explanations import Explanations
@@ -27,17 +26,12 @@ from hf_gmar.methods.base import AttributionMethod, ScoredAttribution
 from hf_gmar.methods.registry import METHODS, method_title, with_options
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import classes_of_model, label_of
-from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
 ClassName: TypeAlias = int | str
 """A class: its index, its label, a comma-separated part of its label, or its prompt."""
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-"""Precisions of a model's forward; the last two by autocast."""
 
 
 def explain(
@@ -123,8 +117,7 @@ class Explainer:
         **options: Any,
     ) -> None:
         specs = with_options(method, options)
-        if precision is not None:
-            check_option("precision", precision, PRECISIONS)
+        check_precision(precision)
         self.loaded: LoadedModel = as_loaded(model, processor, prompts)
         self.methods: dict[str, AttributionMethod] = {}
         self._failures: dict[str, HfGmarError] = {}
@@ -245,22 +238,18 @@ class Explainer:
         is_list = self._is_list or top_k > 1 or isinstance(target, list | tuple)
         return _Question(targets, other, top_k, is_list, check)
 
-    def _prepared(self, image: Any) -> _Prepared | Exception:
+    def _prepared(self, image: Any) -> PreparedImage | Exception:
         """Read and process an image; an error is returned, to be raised in its place."""
         try:
-            loaded = self.loaded
-            value = read_input(image, loaded.channels)
-            picture = picture_of_input(value, loaded.channels)
-            view = measure_view(loaded.processor, (picture.height, picture.width))
-            return _Prepared(name_of_image(image), picture, view, loaded.pixels(value))
+            return prepare_image(self.loaded, image).ready()
         except Exception as error:  # noqa: BLE001  # of any decoder or processor
             return error
 
     def _explained(
-        self, batch: list[_Prepared | Exception], question: _Question, return_errors: bool
+        self, batch: list[PreparedImage | Exception], question: _Question, return_errors: bool
     ) -> Iterator[Any]:
         """Explain a batch of one size, or yield or raise the error of a single image."""
-        images = [item for item in batch if isinstance(item, _Prepared)]
+        images = [item for item in batch if isinstance(item, PreparedImage)]
         try:
             results = self._results(images, question) if images else []
         except Exception as error:
@@ -270,19 +259,19 @@ class Explainer:
             results = [self._alone(image, question) for image in images] if several else [error]
         found = iter(results)
         for item in batch:
-            result = next(found) if isinstance(item, _Prepared) else item
+            result = next(found) if isinstance(item, PreparedImage) else item
             if isinstance(result, Exception) and not return_errors:
                 raise result
             yield result
 
-    def _alone(self, image: _Prepared, question: _Question) -> Any:
+    def _alone(self, image: PreparedImage, question: _Question) -> Any:
         """Explain one image, or return the error."""
         try:
             return self._results([image], question)[0]
         except Exception as error:  # noqa: BLE001  # of any model
             return error
 
-    def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
+    def _results(self, images: list[PreparedImage], question: _Question) -> list[Any]:
         """Explain images of one size in a batch."""
         found, failures = self._attributions(
             torch.cat([image.pixels for image in images]), question
@@ -306,7 +295,7 @@ class Explainer:
         targets: Any = question.targets
         for label, method in self.methods.items():
             try:
-                with self._autocast(pixels.device):
+                with forward_precision(self.precision, pixels.device):
                     found[label] = method.attribute_with_scores(
                         pixels,
                         targets,
@@ -325,7 +314,7 @@ class Explainer:
 
     def _of_image(
         self,
-        image: _Prepared,
+        image: PreparedImage,
         number: int,
         found: Mapping[str, ScoredAttribution],
         question: _Question,
@@ -337,11 +326,12 @@ class Explainer:
         scores = kind.convert(first.scores[number : number + 1]).flatten().tolist()
         other = None if contrast is None else label_of(loaded.config, contrast)
         more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
-        subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, self._half)
+        half = autocast_dtype(self.precision)
+        subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, half)
         for rank, index in enumerate(first.classes[:, number].tolist()):
             for label, attribution in found.items():
                 yield Explanation(
-                    image.source,
+                    image.name,
                     image.picture,
                     image.view,
                     attribution.maps[rank, number].float().cpu(),
@@ -355,18 +345,6 @@ class Explainer:
                     subject=subject,
                 )
 
-    @property
-    def _half(self) -> torch.dtype | None:
-        """The dtype of autocast, or ``None``."""
-        if self.precision in (None, "float32"):
-            return None
-        half: torch.dtype = getattr(torch, str(self.precision))
-        return half
-
-    def _autocast(self, device: torch.device) -> Any:
-        half = self._half
-        return nullcontext() if half is None else torch.autocast(device.type, half)
-
 
 @dataclass(frozen=True)
 class _Question:
@@ -377,16 +355,6 @@ class _Question:
     top_k: int
     is_list: bool
     check: bool
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """One image, ready for the model."""
-
-    source: str
-    picture: Image.Image
-    view: ImageView
-    pixels: Tensor
 
 
 def _in_threads(
@@ -406,13 +374,13 @@ def _in_threads(
 
 
 def _batches(
-    items: Iterable[_Prepared | Exception], size: int
-) -> Iterator[list[_Prepared | Exception]]:
+    items: Iterable[PreparedImage | Exception], size: int
+) -> Iterator[list[PreparedImage | Exception]]:
     """Group images of one size; errors stay in their places."""
-    batch: list[_Prepared | Exception] = []
+    batch: list[PreparedImage | Exception] = []
     shape: torch.Size | None = None
     for item in items:
-        if isinstance(item, _Prepared):
+        if isinstance(item, PreparedImage):
             if batch and shape is not None and item.pixels.shape != shape:
                 yield batch
                 batch = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_gmar._utils.files import kind_of
+from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
@@ -62,6 +63,13 @@ def compare(
         bool,
         typer.Option(help="Measure time and memory of each method, in two to six runs of it."),
     ] = True,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Precision of the forwards, by autocast; default: the model's.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
 ) -> None:
@@ -95,6 +103,7 @@ def compare(
                 inputs.contrast,
                 names=list(images_by_name),
                 measure=measure,
+                precision=precision,
                 seed=seed,
                 progress=lambda label: bar.update(
                     task, description=f"Comparing: {visible(titles[label])}", advance=1
@@ -137,7 +146,7 @@ def _read(inputs: Inputs) -> dict[str, Any]:
     count = Counter(path.name for path in inputs.paths)
     for path in inputs.paths:
         try:
-            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.read(path).value
         except HfGmarError as error:
             say(error, path)
     if not images:

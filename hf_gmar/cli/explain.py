@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
@@ -22,7 +23,6 @@ from hf_gmar.cli.options import (
     print_table,
 )
 from hf_gmar.errors import HfGmarError, OptionError, one_line
-from hf_gmar.evaluation.choices import Autocast
 from hf_gmar.methods.registry import METHODS, with_options
 from hf_gmar.models.defaults import sample_image
 
@@ -82,7 +82,7 @@ def explain(
     engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
     precision: Annotated[
-        Autocast | None,
+        Precision | None,
         typer.Option(
             help="Precision of the forward, by autocast; default: the model's.",
             rich_help_panel="Model",

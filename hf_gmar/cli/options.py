@@ -40,8 +40,7 @@ from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from hf_gmar.data.prepared_image import PreparedImage
     from hf_gmar.models.hub import LoadedModel
 
 
@@ -248,17 +247,11 @@ class Inputs:
         """The class of a command that takes one; ``None`` if it is not named."""
         return self.targets[0] if self.targets else None
 
-    def open(self, path: Path) -> Any:
-        """Open an image file with the model's channels; a ``.npy`` file gives an array."""
-        from hf_gmar.data.image_files import read_input
+    def read(self, path: Path) -> PreparedImage:
+        """Read an image file for the model; a ``.npy`` file gives an array."""
+        from hf_gmar.data.prepared_image import prepare_image
 
-        return read_input(path, self.loaded.channels)
-
-    def picture(self, image: Any) -> Image:
-        """Return the picture of an image from :meth:`open`, in RGB."""
-        from hf_gmar.models.pixel_values import picture_of_input
-
-        return picture_of_input(image, self.loaded.channels)
+        return prepare_image(self.loaded, path)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
         """Call ``work`` with each image file and its result stem; return the number of failures.
