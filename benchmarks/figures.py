@@ -64,6 +64,14 @@ def demo() -> Image.Image:
     return picture
 
 
+def check() -> Figure:
+    """Draw the check of the page."""
+    figure: Figure = (
+        explain(draw_scene(18).image, "bundled", "heart", method="attn-lrp").check().figure()
+    )
+    return figure
+
+
 def comparison() -> Figure:
     """Compare all methods, and Captum's Occlusion, on three scenes."""
     loaded, scenes = load_model("bundled"), [draw_scene(seed) for seed in SEEDS]
@@ -178,6 +186,7 @@ def _report_figures() -> Iterator[tuple[str, Callable[[], Figure]]]:
 
 FIGURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "docs/images/demo.png": demo,
+    "docs/images/check.png": check,
     "docs/images/comparison.png": comparison,
     "docs/images/captum_side_by_side.png": captum_side_by_side,
     "docs/images/heads_of_a_class.png": heads_of_a_class,

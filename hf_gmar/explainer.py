@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._utils.html import html_facts
