@@ -24,7 +24,7 @@ from hf_gmar.cli.options import (
     say,
     stop_if_interrupted,
 )
-from hf_gmar.errors import HfGmarError, OptionError
+from hf_gmar.errors import HfGmarError, OptionError, one_line
 from hf_gmar.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ def compare(
             rich_help_panel="Model",
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Ask the model whether each map is better than random."),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
 ) -> None:
@@ -110,6 +114,7 @@ def compare(
                 ),
                 finished=save_maps,
             )
+        result = _checked(result) if check else result
         _print_table(result)
         print_lines(result.failure_lines())
         files[:] = result.save(output)
@@ -117,6 +122,15 @@ def compare(
         print_lines(files)
     failed = inputs.failed or len(images_by_name) < len(inputs.paths)
     raise typer.Exit(1 if failed or not result.maps else 0)
+
+
+def _checked(result: Comparison) -> Comparison:
+    """Check the maps; without a check, if the model can't be asked."""
+    try:
+        return result.checked()
+    except HfGmarError as error:
+        err.print(f"The maps are not checked: {one_line(error)}", highlight=False)
+        return result
 
 
 def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
-from hf_gmar._utils.precision import check_precision, forward_precision
+from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
@@ -35,6 +35,7 @@ from hf_gmar.comparison.result import Comparison, picture_of
 from hf_gmar.data.image_files import ImageSource
 from hf_gmar.data.prepared_image import prepare_image
 from hf_gmar.errors import InputError, reason_of
+from hf_gmar.faithfulness import ModelInput
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import classes_of_model, config_of, label_of
@@ -54,6 +55,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     names: Sequence[str] | None = None,
     processor: BaseImageProcessor | str | Path | None = None,
     measure: bool = True,
+    check: bool = False,
     precision: str | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -91,6 +93,7 @@ def compare(  # noqa: PLR0913  # a keyword each
             of once.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for faster forwards by
             autocast, of Captum's methods as well; ``None`` leaves the model's own.
+        check: ask the model what each map is worth, see :meth:`Comparison.check`.
         seed: seed of Captum's random numbers, so that results are reproducible. A
             ``RandomAttribution`` has its own seed.
         progress: called with the label of each method before it runs.
@@ -154,6 +157,8 @@ def compare(  # noqa: PLR0913  # a keyword each
     config = config_of(adapter)
     kind = ScoreKind.of(config, scores)
     explained = kind.convert(scores).flatten(1).gather(1, resolved.target[:, None])
+    half = autocast_dtype(precision)
+    against = [None] * count if resolved.against is None else resolved.against.tolist()
     result = Comparison(
         maps,
         failures,
@@ -179,6 +184,8 @@ def compare(  # noqa: PLR0913  # a keyword each
             "keywords": dict(forward_kwargs),
         },
         titles=titles_of(specs),
+        contrast_targets=tuple(against),
+        subjects=tuple(ModelInput(model, each, forward_kwargs, half) for each in pixels.split(1)),
     )
     for spec in specs:
         if progress is not None:
@@ -195,7 +202,7 @@ def compare(  # noqa: PLR0913  # a keyword each
                 failures[spec.name] = reason_of(error)
         if finished is not None:
             finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
-    return result
+    return result.checked() if check else result
 
 
 def _by_index(adapter: ModelAdapter, target: Any) -> Target:

@@ -12,6 +12,9 @@ from matplotlib.ticker import PercentFormatter
 from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.text import wrapped
 
+VERDICT_COLOURS = {"better": "#0072b2", "no better": "#595959", "worse": "#d55e00"}
+"""Colours of verdicts, by Okabe and Ito: colour-blind people tell them apart."""
+
 _SIZE = (6.4, 3.1)  # inches
 _MAP, _RANDOM = (
     "#d55e00",

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from hf_gmar.models.image_view import ImageView
+from hf_gmar.visualization.check_figure import VERDICT_COLOURS
 from hf_gmar.visualization.overlay import (
     OPACITY,
     ColourScale,
@@ -28,8 +29,7 @@ _LINE = 0.165  # height of a line of 9 points
 _BAR = 0.1  # height of a colour bar
 _TITLE = 0.3  # above the images of a row
 
-_COLOURS = {"better": "#0072b2", "no better": "#595959", "worse": "#d55e00"}
-"""Colours of Okabe and Ito, which colour-blind people tell apart."""
+_BOLD = 1.2  # how much wider bold letters are
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ class _Layout:
             (wrapped(item.title, column, 12, 1), *wrapped(item.shows, column, 9, 2).splitlines())
             for item in columns
         ]
-        titles = [wrapped(title, across - 2 * _MARGIN, 11, 2) for title in rows]
+        room = (across - 2 * _MARGIN) / _BOLD
+        titles = [wrapped(title, room, 12, 2) for title in rows]
         below = max((len(_lines(cell, column)) for cell in cells.values()), default=0)
         tall = max((title.count("\n") + 1 for title in titles), default=1)
         band = _TITLE * tall + height + 0.1 + _BAR + 0.2 + _LINE * below + 0.2
@@ -201,7 +202,7 @@ def _lines(cell: Cell, width: float) -> list[tuple[str, bool]]:
     lines = []
     for number, text in enumerate(cell.texts):
         is_verdict = bool(cell.verdict) and number == 0
-        room = width / 1.12 if is_verdict else width  # bold letters are wider
+        room = width / _BOLD if is_verdict else width
         lines += [(line, is_verdict) for line in wrapped(text, room, 9, 5).splitlines()]
     return lines
 
@@ -225,7 +226,7 @@ def _draw_cell(
         canvas.image.paste(overlay, canvas.place(left, top))
         _draw_bar(canvas, colours, cell.unit, (left, below), layout.width)
     for number, (line, is_verdict) in enumerate(_lines(cell, layout.column)):
-        colour = _COLOURS[cell.verdict] if is_verdict else "black"
+        colour = VERDICT_COLOURS[cell.verdict] if is_verdict else "black"
         lower = below - _BAR - 0.24 - number * _LINE
         canvas.text(line, corner[0], lower, 9, "la", colour, is_verdict)
 
