@@ -28,7 +28,7 @@ types: $(VENV)/.installed-dev ## check types
 
 docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their pictures are stale
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
-	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py
+	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py tests/project/test_tour.py
 
 examples: $(VENV)/.installed-dev ## run every example
 	$(BIN)/python -m pytest -n auto -m example tests/process

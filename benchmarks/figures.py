@@ -1,4 +1,4 @@
-"""Draws every picture of the pages, and the reports of the committed results.
+"""Draws every picture of the pages, the reports of the committed results, and the tour.
 
     python -m benchmarks.figures
     python -m benchmarks.figures docs/images/demo.png
@@ -29,6 +29,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import tour
 from benchmarks.growth import Curve as GrowthCurve
 from benchmarks.growth import Growth, growth_figure
 from hf_gmar import ablate_heads, compare, head_importance, load_model
@@ -304,6 +305,8 @@ def main(
                 figure.save(part, "PNG", optimize=True)
         stored[name] = {"file": digest(path), **drawn}
         typer.echo(name)
+    if not names:
+        tour.main()
     for name in RESULTS:
         with whole_file(ROOT / "docs" / "results" / name / "report.md") as part:
             part.write_text(report(name), encoding="utf-8")

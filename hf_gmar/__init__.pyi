@@ -11,6 +11,7 @@ from . import (
     pipeline,
     visualization,
 )
+from ._core.model_adapter import ModelLike
 from ._core.token_layout import TokenLayout, register_layout
 from ._utils.version import __version__
 from .comparison.method_specs import MethodSpec
@@ -66,6 +67,7 @@ __all__ = [
     "LeGrad",
     "LogitsModel",
     "MethodSpec",
+    "ModelLike",
     "RandomAttribution",
     "RawAttention",
     "SufficientSet",

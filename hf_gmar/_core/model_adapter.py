@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -23,6 +23,18 @@ from hf_gmar._core.token_layout import (
     registered_layout,
 )
 from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+
+
+class ModelHolder(Protocol):
+    """What holds a model: the result of ``load_model``, a pipeline of Transformers, a Trainer."""
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+
+
+ModelLike: TypeAlias = Callable[..., Any] | ModelHolder
+"""A model, a callable that returns class scores, or what holds a model."""
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
 
@@ -47,7 +59,7 @@ class ModelAdapter:
     own_readout: bool = True
 
     @classmethod
-    def of(cls, model: Callable[..., Any], readout: ReadoutSpec = None) -> ModelAdapter:
+    def of(cls, model: ModelLike, readout: ReadoutSpec = None) -> ModelAdapter:
         """Find backbone, vision model and layout; an adapter is returned unchanged.
 
         Raises:
@@ -186,7 +198,7 @@ def model_in(holder: Any) -> Any:
     return inner if isinstance(inner, nn.Module) and is_holder else holder
 
 
-def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
+def find_backbone(model: ModelLike) -> PreTrainedModel:
     """Find the one Transformers model in a module, bound method or partial."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()

@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter, model_in
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -44,7 +44,7 @@ from hf_gmar.models.wrappers import ZeroShotModel
 
 
 def compare(  # noqa: PLR0913  # a keyword each
-    model: Any,
+    model: ModelLike | str | Path,
     inputs: PixelInputs | ImageSource | Sequence[ImageSource] = None,
     methods: MethodLikes | None = None,
     target: Target | str | Sequence[int | str] = None,
@@ -131,9 +131,9 @@ def compare(  # noqa: PLR0913  # a keyword each
     if loaded is not None and _are_images(inputs):
         batch = _Batch.read(loaded, inputs)
         inputs, images, names = batch.pixels, images or batch.images, names or batch.names
-    model = model_in(model)
+    network: Any = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
-    adapter = ModelAdapter.of(model, readout)
+    adapter = ModelAdapter.of(network, readout)
     target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
@@ -150,7 +150,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     if scores.dim() == 2:  # a class for each image, in a form that all methods accept
         target, contrast = resolved.target, resolved.against
     grid = adapter.layout.grid(*pixels.shape[-2:])
-    task = AttributionTask(model, readout, pixels, target, contrast, grid, forward_kwargs)
+    task = AttributionTask(network, readout, pixels, target, contrast, grid, forward_kwargs)
     maps: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     failures: dict[str, str] = {}
@@ -174,7 +174,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         pictures=tuple(images),
         settings={
             "model": type(adapter.backbone).__name__ if loaded is None else loaded.name,
-            **({"prompts": model.prompts} if isinstance(model, ZeroShotModel) else {}),
+            **({"prompts": network.prompts} if isinstance(network, ZeroShotModel) else {}),
             "captum": [spec.name for spec in specs if spec.is_captum],
             "device": str(pixels.device),
             "dtype": str(pixels.dtype).removeprefix("torch."),

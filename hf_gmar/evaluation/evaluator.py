@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.registry import Registry
 from hf_gmar.comparison.method_specs import MethodLikes, as_method_specs
@@ -94,7 +95,7 @@ class Evaluation:
 
 
 def evaluate(  # noqa: PLR0913  # a keyword each
-    model: LoadedModel | Callable[..., Any],
+    model: ModelLike | str | Path,
     data: ImageDataset | Sequence[Any] | str | Path,
     methods: MethodLikes | None = None,
     metrics: Sequence[Spec | Metric[Any]] | None = None,

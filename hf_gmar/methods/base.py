@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors, target_list
-from hf_gmar._core.model_adapter import ModelAdapter, model_in
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -101,7 +101,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         method._options = given  # its own
         return method
 
-    def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
+    def __init__(self, model: ModelLike, readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout)
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)

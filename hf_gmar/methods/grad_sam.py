@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import PositiveGradientRule
 
@@ -31,6 +31,6 @@ class GradSAM(AttentionMethod):
     cost = "forward + backward"
     unit = "attention x positive gradient"
 
-    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+    def __init__(self, model: ModelLike, **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)
         self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import GradientRolloutRule
 
@@ -34,6 +34,6 @@ class GradientRollout(AttentionMethod):
     cost = "forward + backward"
     unit = "attention x positive gradient,\nrolled out"
 
-    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+    def __init__(self, model: ModelLike, **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)
         self.rule = GradientRolloutRule()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import accumulation_dtype, predict
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -44,9 +44,7 @@ class RandomAttribution(AttributionMethod):
     unit = "random number"
     class_specific = False
 
-    def __init__(
-        self, model: Callable[..., Any], seed: int = 0, readout: ReadoutSpec = None
-    ) -> None:
+    def __init__(self, model: ModelLike, seed: int = 0, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)

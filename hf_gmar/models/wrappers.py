@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
-from hf_gmar._core.model_adapter import model_in, scores_of, unwrapped
+from hf_gmar._core.model_adapter import ModelLike, model_in, scores_of, unwrapped
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
@@ -35,7 +35,7 @@ class LogitsModel(nn.Module):
         torch.Size([1, 3, 96, 96])
     """
 
-    def __init__(self, model: Callable[..., Any], **forward_kwargs: Any) -> None:
+    def __init__(self, model: ModelLike, **forward_kwargs: Any) -> None:
         super().__init__()
         self.model = model_in(model)
         self.forward_kwargs = forward_kwargs
