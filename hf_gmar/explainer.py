@@ -328,9 +328,9 @@ class Explainer:
         other = None if contrast is None else label_of(loaded.config, contrast)
         more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
         half = autocast_dtype(self.precision)
-        subject = ModelInput(loaded.model, image.pixels, loaded.forward_kwargs, half)
         for rank, index in enumerate(first.classes[:, number].tolist()):
             for label, attribution in found.items():
+                adapter = self.methods[label].adapter
                 yield Explanation(
                     image.name,
                     image.picture,
@@ -343,7 +343,7 @@ class Explainer:
                     {**self._settings[label], **more},
                     other,
                     contrast,
-                    subject=subject,
+                    subject=ModelInput(adapter, image.pixels, loaded.forward_kwargs, half),
                 )
 
 

@@ -52,13 +52,13 @@ class ModelInput:
     """A model with the pixel values of one image, to ask the model about parts of the image.
 
     Attributes:
-        model: the model, in any form that methods take.
+        adapter: the model.
         pixels: pixel values, (1, channels, height, width).
         forward_kwargs: further keyword arguments of the model's forward.
         autocast: dtype of autocast, or ``None``.
     """
 
-    model: Callable[..., Any]
+    adapter: ModelAdapter
     pixels: Tensor
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
@@ -72,7 +72,7 @@ class ModelInput:
         """
         name, options = PERTURBATIONS.parse(perturbation)
         perturbed = PERTURBATIONS.build(name, **options)
-        adapter = ModelAdapter.of(self.model)
+        adapter = self.adapter
         pixels = self.pixels.to(adapter.vision_model.device)
         settings: Any = {"autocast": self.autocast, "forward_kwargs": self.forward_kwargs}
         batch = max_batch_size(adapter, pixels, _MEMORY, perturbation=perturbed, **settings)

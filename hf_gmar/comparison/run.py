@@ -185,7 +185,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         },
         titles=titles_of(specs),
         contrast_targets=tuple(against),
-        subjects=tuple(ModelInput(model, each, forward_kwargs, half) for each in pixels.split(1)),
+        subjects=tuple(ModelInput(adapter, each, forward_kwargs, half) for each in pixels.split(1)),
     )
     for spec in specs:
         if progress is not None:

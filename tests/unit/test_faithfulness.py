@@ -53,7 +53,7 @@ def score_of(result: Explanation, kept: Sequence[int], name: str = "token-droppi
     mask = torch.zeros(1, result.patches.numel(), dtype=torch.bool)
     mask[0, list(kept)] = True
     asked = subject(result)
-    bound = PERTURBATIONS.build(name).bind(asked.model, asked.pixels)
+    bound = PERTURBATIONS.build(name).bind(asked.adapter, asked.pixels)
     scores = bound.scores(mask.reshape(1, *result.patches.shape)).double()
     return float(scores[0, result.target].sigmoid())  # the bundled model's classes are independent
 
