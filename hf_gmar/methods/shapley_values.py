@@ -18,14 +18,12 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import ResolvedTarget, Target, TargetSpec, scores_at
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._utils.validation import check_option, shown
+from hf_gmar._utils.validation import check_groups, check_option, check_samples, shown
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.perturbations.base import CopyPlan, PerturbationInput
 from hf_gmar.perturbations.token_removal import fewest_patches
 from hf_gmar.perturbations.tokens import TokenDropping
-
-_COUNTS = range(1, 2**31)
 
 Advance: TypeAlias = Callable[[int], None]
 """Called with the number of copies that a forward has scored."""
@@ -117,17 +115,12 @@ class ShapleyValues(AttributionMethod):
         readout: ReadoutSpec = None,
     ) -> None:
         super().__init__(model, readout)
-        check_option("samples", samples, _COUNTS)
-        if samples % 2:
-            raise OptionError(
-                f"samples must be even, as each permutation comes with its reverse, got {samples}"
-            )
         check_option("seed", seed, range(2**32))
-        check_option("batch_size", batch_size, _COUNTS)
+        check_option("batch_size", batch_size, range(1, 2**31))
         if not isinstance(progress, bool):
             raise OptionError(f"progress must be True or False, got {shown(progress)}")
-        self.samples, self.seed = int(samples), int(seed)
-        self.groups = _checked_groups(groups)
+        self.samples, self.groups = check_samples(samples), check_groups(groups)
+        self.seed = int(seed)
         self.batch_size, self.progress = int(batch_size), progress
 
     def attribute_with_errors(
@@ -355,17 +348,6 @@ def _explained(scores: Tensor, targets: Sequence[ResolvedTarget], rows: Tensor) 
         return own if target.against is None else own - scores_at(scores, target.against[rows])
 
     return torch.stack([of(target) for target in targets]).detach().cpu()
-
-
-def _checked_groups(groups: Any) -> tuple[int, int]:
-    if isinstance(groups, str) or not isinstance(groups, Sequence) or len(groups) != 2:
-        raise OptionError(
-            "groups must be the rows and columns of patches in a player, such as (2, 2), got "
-            f"{shown(groups)}"
-        )
-    for size in groups:
-        check_option("groups", size, _COUNTS)
-    return int(groups[0]), int(groups[1])
 
 
 @contextmanager
