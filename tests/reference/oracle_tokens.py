@@ -71,12 +71,14 @@ class Relevance(NamedTuple):
 
     Attributes:
         tokens: of each token that enters the lowest layer, (N,).
+        layers: of each token that enters each layer, lowest first, (N,) each.
         biases: what biases took.
         softmax: what the constant parts of the softmaxes took.
         logit: all that there was.
     """
 
     tokens: Array
+    layers: list[Array]
     biases: float
     softmax: float
     logit: float
@@ -108,9 +110,11 @@ class VitRelevance:
         below = np.zeros_like(top)
         below[:1] = of_cls
         below = self._norm_down("vit.layernorm", entered[-1], below)
+        by_layer: list[Array] = []
         for index in reversed(range(self.depth)):
             below = self._layer_down(entered[index], f"vit.layers.{index}", below)
-        return Relevance(below.sum(-1), self.biases, self.softmax, float(logits[0, target]))
+            by_layer.insert(0, below.sum(-1))
+        return Relevance(by_layer[0], by_layer, self.biases, self.softmax, float(logits[0, target]))
 
     def _layer(self, x: Array, name: str) -> Array:
         middle = x + self._attention(self._norm(f"{name}.layernorm_before", x), name)

@@ -38,6 +38,7 @@ from tests.reference.cases import (
     Around,
     ModelCase,
     every_model,
+    shared,
 )
 from tests.reference.models import SIZES, OwnHead, build
 from tests.reference.parity import relative_error, same
@@ -128,6 +129,30 @@ def test_relevance_equals_the_oracle(case: ModelCase, gamma: float) -> None:
         case.images(torch.float64), TARGETS, **case.forward_kwargs
     )
     assert relative_error(got, np.stack(patches)) < 1e-10
+
+
+@pytest.mark.parametrize("gamma", [0, 0.25])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_lower_half_of_the_layers_equals_the_oracle(depth: int, gamma: float) -> None:
+    model, half = VIT.build(num_hidden_layers=depth).double(), {1: 1, 2: 1, 3: 2, 4: 2}[depth]
+    patches = [
+        np.mean(one.layers[:half], axis=0)[1:].reshape(VIT.grid)
+        for one in relevance(VIT, model, gamma)
+    ]
+    images = VIT.images(torch.float64)
+    with unchanged(model):
+        got = AttnLRP(model, gamma, "lower").attribute_patches(images, TARGETS)
+    assert relative_error(got, np.stack(patches)) < 1e-10
+
+
+@every_model
+def test_the_lower_half_of_every_family(case: ModelCase) -> None:
+    """Several targets, and layers that are called by keyword."""
+    explain = AttnLRP(shared(case), layers="lower")
+    several = explain.attribute_targets(case.images(), [2, TARGETS], **case.forward_kwargs)
+    alone = explain.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
+    assert same(several[1], alone)
+    assert not same(alone, maps(AttnLRP, case))
 
 
 @pytest.mark.parametrize("gamma", [0, 0.25])
@@ -282,6 +307,12 @@ def test_a_layer_that_does_not_exist(layer: Any) -> None:
 def test_a_gamma_out_of_range(gamma: Any) -> None:
     with pytest.raises(OptionError, match="gamma must be"):
         AttnLRP(VIT.build(), gamma=gamma)
+
+
+@pytest.mark.parametrize("layers", ["upper", 0, None])
+def test_layers_that_do_not_exist(layers: Any) -> None:
+    with pytest.raises(OptionError, match="layers must be one of 'input', 'lower'"):
+        AttnLRP(VIT.build(), layers=layers)
 
 
 # Modes, precision and threads
