@@ -99,6 +99,8 @@ def _forward(
             scores = request.call(adapter)
     runs.check(request.inputs, scores)
     if isinstance(mode, LRPMode):
+        if retried := mode.retry(scores):
+            return _forward(adapter, request, layers, retried)
         mode.check(scores)
     return scores, [recorder.checked()[0] for recorder in recorders]
 

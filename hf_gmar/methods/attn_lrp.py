@@ -31,7 +31,8 @@ class AttnLRP(AttributionMethod):
       with the sign of a linear layer's output count 1 + gamma times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
       is a constant.
-    - activations (GELU, SiLU, ReLU, ...): the identity rule. In a written-out product such as
+    - activations (GELU, SiLU, ReLU, PReLU, tanh, ...): the identity rule. For a sigmoid or softplus
+      $f$, the constant $f(0)$ keeps its share, as a bias does. In a written-out product such as
       $x \cdot \operatorname{sigmoid}(1.702 x)$, the second factor is a constant.
     - products of two activations (attention and values, queries and keys, gates as in DINOv2
       giant): half to each. If one factor is learned, as the query of SigLIP's pooling head, the
@@ -43,8 +44,10 @@ class AttnLRP(AttributionMethod):
     relevance of the prefix tokens do not sum to the score: biases and the constant part of each
     softmax take a share.
 
-    Attention always runs as SDPA. A function without a rule is an error if the score depends on it.
-    A custom ``torch.autograd.Function`` of the model is not detected and keeps its gradient.
+    Attention always runs as SDPA. A model in which a sigmoid or tanh is an activation, such as that
+    of a pooler, runs forward once more to tell it from a factor. A function without a rule is an
+    error if the score depends on it. A custom ``torch.autograd.Function`` of the model is not
+    detected and keeps its gradient.
 
     For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
     the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head).

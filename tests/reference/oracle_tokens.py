@@ -7,7 +7,7 @@ step takes what the step above gave and says what each of its inputs gets.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,9 +87,14 @@ class Relevance(NamedTuple):
 class VitRelevance:
     """AttnLRP of a ``ViTForImageClassification``, step by step from its weights."""
 
-    def __init__(self, model: Any, gamma: float = 0.0) -> None:
-        """Take the weights; gamma is of the gamma rule for linear layers."""
-        self.gamma = gamma
+    def __init__(
+        self, model: Any, gamma: float = 0.0, activation: Callable[[Array], Array] | None = None
+    ) -> None:
+        """Take the weights; gamma is of the gamma rule for linear layers.
+
+        The activation of the MLPs is a GELU, if it is not another one.
+        """
+        self.gamma, self.activation = gamma, activation or _gelu
         self.weights = {name: _array(value) for name, value in model.state_dict().items()}
         self.heads = model.config.num_attention_heads
         self.depth = model.config.num_hidden_layers
@@ -168,12 +173,17 @@ class VitRelevance:
         return _linear_shares(x, centring, x @ centring.T, relevance)
 
     def _mlp(self, x: Array, name: str) -> Array:
-        return self._linear(f"{name}.mlp.fc2", _gelu(self._linear(f"{name}.mlp.fc1", x)))
+        inside = self._linear(f"{name}.mlp.fc1", x)
+        return self._linear(f"{name}.mlp.fc2", self.activation(inside))
 
     def _mlp_down(self, x: Array, name: str, relevance: Array) -> Array:
         inside = self._linear(f"{name}.mlp.fc1", x)
-        of_gelu = self._linear_down(f"{name}.mlp.fc2", _gelu(inside), relevance)
-        return self._linear_down(f"{name}.mlp.fc1", x, of_gelu)  # a GELU passes it on
+        active = self.activation(inside)
+        relevance = self._linear_down(f"{name}.mlp.fc2", active, relevance)
+        at_zero = self.activation(np.zeros_like(inside))  # like a bias; the rest is passed on
+        of_zero = np.where(at_zero == 0, 0, at_zero / active * relevance)
+        self.biases += float(of_zero.sum())
+        return self._linear_down(f"{name}.mlp.fc1", x, relevance - of_zero)
 
     def _split(self, x: Array) -> list[Array]:
         return np.split(x, self.heads, axis=1)
