@@ -39,6 +39,7 @@ from .methods.legrad import LeGrad
 from .methods.random_attribution import RandomAttribution
 from .methods.raw_attention import RawAttention
 from .methods.registry import register_method
+from .methods.shapley_values import ShapleyValues
 from .methods.token_grad_cam import TokenGradCAM
 from .metrics.registry import register_metric
 from .models.hub import load_model
@@ -70,6 +71,7 @@ __all__ = [
     "ModelLike",
     "RandomAttribution",
     "RawAttention",
+    "ShapleyValues",
     "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",

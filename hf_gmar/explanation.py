@@ -44,7 +44,13 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
 
 _NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target")  # the title names the classes
 _LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a file name
-_DEFAULTS = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
+_DEFAULTS = {
+    "start_layer": 0,
+    "engine": "streaming",
+    "checkpoint": False,
+    "batch_size": 8,
+    "progress": False,
+}
 
 
 @dataclass(frozen=True, repr=False)

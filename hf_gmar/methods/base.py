@@ -26,9 +26,13 @@ from hf_gmar.errors import OptionError
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 PassCount: TypeAlias = Literal[
-    "forward", "forward + backward", "forward + backward + head re-evaluation"
+    "forward",
+    "forward + backward",
+    "forward + backward + head re-evaluation",
+    "forward for each player and sample",
 ]
-"""Passes through the model for one map; ``heads``: the class head once more for each layer."""
+"""Passes through the model for one map. Head re-evaluation: the class head runs once more for each
+layer. Player and sample: see :class:`~hf_gmar.methods.ShapleyValues`."""
 
 
 class ScoredAttribution(NamedTuple):
@@ -84,6 +88,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """The meaning of a patch's value, for the colour bar of a figure."""
     shows: ClassVar[str] = ""
     """The question that the map answers, in a few words."""
+    by_default: ClassVar[bool] = True
+    """Whether comparisons and evaluations that name no methods run it."""
     _options: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -26,6 +26,7 @@ METHODS: Registry[AttributionMethod] = Registry(
         "token-grad-cam": "hf_gmar.methods.token_grad_cam:TokenGradCAM",
         "input-x-gradient": "hf_gmar.methods.input_x_gradient:InputXGradient",
         "attn-lrp": "hf_gmar.methods.attn_lrp:AttnLRP",
+        "shapley-values": "hf_gmar.methods.shapley_values:ShapleyValues",
         "random": "hf_gmar.methods.random_attribution:RandomAttribution",
     },
     positional=1,  # the model
