@@ -41,6 +41,7 @@ class RandomAttribution(AttributionMethod):
     cost = "forward"
     unit = "random number"
     class_specific = False
+    needs_scores = False
 
     def __init__(
         self, model: Callable[..., Any], seed: int = 0, readout: ReadoutSpec = None
