@@ -39,9 +39,10 @@ from .methods.registry import register_method
 from .methods.token_grad_cam import TokenGradCAM
 from .metrics.registry import register_metric
 from .models.hub import load_model
-from .models.wrappers import LogitsModel, ZeroShotModel
+from .models.wrappers import LogitsModel, SimilarityModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
+from .questions import SimilarTo
 
 __all__ = [
     "GMAR",
@@ -64,6 +65,8 @@ __all__ = [
     "MethodSpec",
     "RandomAttribution",
     "RawAttention",
+    "SimilarTo",
+    "SimilarityModel",
     "TokenGradCAM",
     "TokenLayout",
     "ZeroShotModel",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
@@ -30,9 +33,22 @@ from hf_gmar.models.labels import classes_of_model, label_of
 from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
+from hf_gmar.questions import (
+    SimilarTo,
+    check_without_class,
+    head_for,
+    label_without_class,
+    method_on,
+    similar_indices,
+    similar_targets,
+    similarity_model,
+)
 
 ClassName: TypeAlias = int | str
 """A class: its index, its label, a comma-separated part of its label, or its prompt."""
+
+Question: TypeAlias = ClassName | SimilarTo
+"""What is explained: a class, or the similarity to another image."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """Precisions of a model's forward; the last two by autocast."""
@@ -41,8 +57,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def explain(
     image: Any,
     model: Any,
-    target: ClassName | Sequence[ClassName] | None = None,
-    contrast: ClassName | None = None,
+    target: Question | Sequence[Question] | None = None,
+    contrast: Question | None = None,
     method: str = "gmar",
     **options: Any,
 ) -> Any:
@@ -53,8 +69,10 @@ def explain(
         model: a name on the Hub, a local folder, ``"bundled"``, what ``load_model`` returns, a
             pipeline, a Trainer, or a model of Transformers or PEFT.
         target: the class, by label, index or prompt, or a list of classes. ``None`` is the most
-            probable class of each image.
-        contrast: a class whose score is subtracted: why the target rather than this one?
+            probable class of each image. :class:`~hf_gmar.SimilarTo` explains the similarity to
+            another image instead.
+        contrast: a class whose score is subtracted: why the target rather than this one? Another
+            ``SimilarTo`` for a similarity.
         method: the name of the method; ``hf-gmar methods`` lists them.
         **options: further arguments of :class:`Explainer` and of the method.
 
@@ -70,6 +88,8 @@ def explain(
         >>> explain(draw_scene(18).image, "bundled", target=["heart", "cross"])
         [Explanation(heart 99.9%, image, GMAR), Explanation(cross 99.7%, image, GMAR)]
     """
+    if similar_targets(target, contrast):
+        options = {"head": None, **options}  # a class head is not needed
     explainer = Explainer(model, method, **options)
     if isinstance(image, list | tuple):
         return list(explainer.stream(image, target, contrast))
@@ -86,6 +106,8 @@ class Explainer:
         prompts: the classes of an image-text model that is named.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for a faster forward by
             autocast; ``None`` leaves the model's own.
+        head: whether a named model is loaded with its class head, see
+            :func:`~hf_gmar.load_model`. Methods without gradients need none.
         **options: options of the method, such as ``norm="l2"``.
 
     Attributes:
@@ -113,13 +135,15 @@ class Explainer:
         processor: BaseImageProcessor | str | Path | None = None,
         prompts: Sequence[str] | None = None,
         precision: str | None = None,
+        head: bool | None = True,
         **options: Any,
     ) -> None:
         METHODS.check(method, options)
         if precision is not None:
             check_option("precision", precision, PRECISIONS)
-        self.loaded: LoadedModel = as_loaded(model, processor, prompts)
-        self.method: AttributionMethod = METHODS.build(method, self.loaded.model, **options)
+        self.loaded: LoadedModel = as_loaded(model, processor, prompts, head_for(method, head))
+        self.method: AttributionMethod = method_on(method, self.loaded.model, options)
+        self._options = options
         self.precision = precision
         self.settings = self._settings(method, options)
 
@@ -137,8 +161,8 @@ class Explainer:
     def __call__(
         self,
         image: ImageSource,
-        target: ClassName | Sequence[ClassName] | None = None,
-        contrast: ClassName | None = None,
+        target: Question | Sequence[Question] | None = None,
+        contrast: Question | None = None,
         top_k: int = 1,
     ) -> Any:
         """Explain one image.
@@ -168,8 +192,8 @@ class Explainer:
     def stream(
         self,
         images: Iterable[ImageSource],
-        target: ClassName | Sequence[ClassName] | None = None,
-        contrast: ClassName | None = None,
+        target: Question | Sequence[Question] | None = None,
+        contrast: Question | None = None,
         top_k: int = 1,
         *,
         batch_size: int = 4,
@@ -187,11 +211,25 @@ class Explainer:
             num_workers: threads that read and process images while the model runs.
             return_errors: yield the error of an image in its place instead of raising it.
         """
+        if items := similar_targets(target, contrast):
+            about = images, *similar_indices(target, contrast), top_k
+            how: Any = {"batch_size": batch_size, "num_workers": num_workers}
+            yield from self._similar(items).stream(*about, **how, return_errors=return_errors)
+            return
         question = self._question(target, contrast, top_k)
         check_option("batch_size", batch_size, range(1, 2**20))
         prepared = _in_threads(self._prepared, images, num_workers, 2 * batch_size)
         for batch in _batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
+
+    def _similar(self, items: Sequence[SimilarTo]) -> Explainer:
+        """Return an explainer whose classes are the similarities to some images."""
+        other = copy.copy(self)
+        other.loaded = similarity_model(self.loaded, items)
+        other.method = METHODS.build(self.settings["method"], other.loaded.model, **self._options)
+        settings = {name: value for name, value in self.settings.items() if name != "prompts"}
+        other.settings = {**settings, "similar_to": list(map(str, items))}
+        return other
 
     def _settings(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
@@ -208,6 +246,7 @@ class Explainer:
         check_option("top_k", top_k, range(1, 2**31))
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
+        check_without_class(self.method, target, contrast, top_k)
         self.method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
@@ -269,6 +308,8 @@ class Explainer:
             )
         kind = ScoreKind.of(loaded.config, found.scores)
         scores = kind.convert(found.scores).flatten(1).cpu()
+        if (no_class := label_without_class(self.method, found.scores)) is not None:
+            kind = ScoreKind.NONE
         settings, other = self.settings, None
         if question.contrast is not None:
             other = label_of(loaded.config, question.contrast)
@@ -283,9 +324,9 @@ class Explainer:
                     image.picture,
                     image.view,
                     patches,
-                    index,
-                    label_of(loaded.config, index),
-                    float(scores[number, index]),
+                    index if no_class is None else NO_CLASS,
+                    label_of(loaded.config, index) if no_class is None else no_class,
+                    float(scores[number, index]) if no_class is None else math.nan,
                     kind,
                     settings,
                     other,

@@ -17,7 +17,7 @@ FLOORS = (
     {"_core", "_utils"},
     {"_engines", "models", "perturbations"},
     {"data", "methods", "metrics", "visualization"},
-    {"comparison", "explanation", "heads"},
+    {"comparison", "explanation", "heads", "questions"},
     {"explainer"},
     {"pipeline"},
     {"evaluation"},
