@@ -214,7 +214,7 @@ class Explainer:
         if items := similar_targets(target, contrast):
             about = images, *similar_indices(target, contrast), top_k
             how: Any = {"batch_size": batch_size, "num_workers": num_workers}
-            yield from self._similar(items).stream(*about, **how, return_errors=return_errors)
+            yield from self.similar_to(*items).stream(*about, **how, return_errors=return_errors)
             return
         question = self._question(target, contrast, top_k)
         check_option("batch_size", batch_size, range(1, 2**20))
@@ -222,8 +222,8 @@ class Explainer:
         for batch in _batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
 
-    def _similar(self, items: Sequence[SimilarTo]) -> Explainer:
-        """Return an explainer whose classes are the similarities to some images."""
+    def similar_to(self, *items: SimilarTo) -> Explainer:
+        """Return an explainer whose classes are the similarities to some images, embedded once."""
         other = copy.copy(self)
         other.loaded = similarity_model(self.loaded, items)
         other.method = METHODS.build(self.settings["method"], other.loaded.model, **self._options)

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from hf_gmar._utils.text import visible
+from hf_gmar.cli.no_class import FromPatch, NoClass, SimilarFile
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -47,9 +48,15 @@ def explain(
         str | None,
         typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
     ] = None,
+    similar_to: SimilarFile = None,
+    from_patch: FromPatch = None,
     method: Annotated[
-        str, typer.Option(help="The explanation method; 'hf-gmar methods' lists them.")
-    ] = "gmar",
+        str | None,
+        typer.Option(
+            help="The explanation method; 'hf-gmar methods' lists them. Default: gmar, with "
+            "--from-patch raw-attention."
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,16 +82,21 @@ def explain(
     """Run ``hf-gmar explain``."""
     if target and top_k > 1:
         raise OptionError("give either --target (those classes) or --top-k (the best), not both")
-    options = method_options(option, norm=norm, alpha=alpha, engine=engine)
+    no_class = NoClass.parse(similar_to, from_patch)
+    no_class.check(target=target, contrast=contrast, top_k=top_k > 1, prompts=model.prompts)
+    method = no_class.method(method)
+    options = method_options(option, norm=norm, alpha=alpha, engine=engine, readout=no_class.place)
     METHODS.check(method, options)
     METHODS[method].check_contrast(contrast)
-    inputs = Inputs.prepare(model, images, output, target or (), contrast)
+    head = no_class.head(method)
+    inputs = Inputs.prepare(model, images, output, target or (), contrast, head=head)
     from hf_gmar.explainer import Explainer
 
     explainer = Explainer(inputs.loaded, method, precision=precision, **options)
+    explainer, targets = no_class.asked(explainer, inputs.targets)
     results = explainer.stream(
         inputs.paths,
-        inputs.targets or None,
+        targets or None,
         inputs.contrast,
         top_k,
         batch_size=batch_size,
@@ -116,10 +128,14 @@ def explain(
 
 def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     """Tabulate the explained classes with their scores."""
+    from hf_gmar.models.score_kind import ScoreKind
+
     kind = rows[0][1].score_kind
     table = Table(title="Explanations")
-    for heading in ("image", "class", kind.measure):
+    has_score = kind is not ScoreKind.NONE
+    for heading in ("image", "class", kind.measure) if has_score else ("image", "map"):
         table.add_column(heading, overflow="fold")
     for name, result in rows:
-        table.add_row(visible(name), visible(result.label), kind.text(result.score))
+        cells = visible(name), visible(result.label), kind.text(result.score)
+        table.add_row(*cells[: len(table.columns)])
     return table
