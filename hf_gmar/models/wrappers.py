@@ -184,7 +184,7 @@ class SimilarityModel(nn.Module):
         >>> from hf_gmar import GMAR, load_model
         >>> pixels = torch.rand(2, 3, 96, 96)
         >>> model = SimilarityModel(load_model("bundled").model, pixels[1:])
-        >>> round(float(model(pixels)[1, 0]), 4)
+        >>> round(model(pixels)[1, 0].item(), 4)
         1.0
         >>> GMAR(model).attribute(pixels, target=0).shape
         torch.Size([2, 3, 96, 96])

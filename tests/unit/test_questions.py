@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from hf_gmar import (
     RawAttention,
     SimilarityModel,
     SimilarTo,
+    compare,
+    evaluate,
     explain,
     load_model,
 )
@@ -241,6 +244,14 @@ def test_a_backbone_that_lacks_weights(tmp_path: Path) -> None:
 def test_prompts_are_classes() -> None:
     with pytest.raises(OptionError, match="prompts are the classes"):
         load_model("anything", prompts=["a dog"], head=False)
+
+
+def test_similarity_is_evaluated_as_a_value() -> None:
+    loaded = tiny()
+    similar = replace(loaded, model=SimilarityModel(loaded.model, loaded.pixels(OTHER)))
+    found = evaluate(similar, "scenes:2", ["gmar", "random"], ["deletion"], steps=2)
+    assert found.settings["score"] == "value"
+    assert "similar to image 0" in compare(similar, [ONE], ["gmar"], measure=False).labels[0]
 
 
 def test_any_form_of_the_other_image() -> None:
