@@ -43,9 +43,10 @@ from .methods.shapley_values import ShapleyValues
 from .methods.token_grad_cam import TokenGradCAM
 from .metrics.registry import register_metric
 from .models.hub import load_model
-from .models.wrappers import LogitsModel, ZeroShotModel
+from .models.wrappers import LogitsModel, SimilarityModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
+from .questions import SimilarTo
 
 __all__ = [
     "GMAR",
@@ -72,6 +73,8 @@ __all__ = [
     "RandomAttribution",
     "RawAttention",
     "ShapleyValues",
+    "SimilarTo",
+    "SimilarityModel",
     "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",

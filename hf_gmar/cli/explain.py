@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
+from hf_gmar.cli.no_class import DEFAULT_METHODS, FromPatch, NoClass, SimilarFile
 from hf_gmar.cli.options import (
     Images,
     Inputs,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from hf_gmar.explanations import Explanations
     from hf_gmar.faithfulness import FaithfulnessCheck
 
-_METHODS = ("gmar", "attn-lrp")  # what the model looks at, and what speaks for the class
-
 
 @command
 def explain(
@@ -52,10 +51,12 @@ def explain(
         str | None,
         typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
     ] = None,
+    similar_to: SimilarFile = None,
+    from_patch: FromPatch = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One or more methods, side by side; default: {' '.join(_METHODS)}. "
+            help=f"One or more methods, side by side; default: {' '.join(DEFAULT_METHODS)}. "
             "'hf-gmar methods' lists them.",
             metavar="NAME...",
         ),
@@ -93,24 +94,28 @@ def explain(
     """Run ``hf-gmar explain``."""
     if target and top_k > 1:
         raise OptionError("give either --target (those classes) or --top-k (the best), not both")
-    options = method_options(option, norm=norm, alpha=alpha, engine=engine)
-    methods = method or list(_METHODS)
-    for name, _ in with_options(methods, options):
+    no_class = NoClass.parse(similar_to, from_patch)
+    no_class.check(target=target, contrast=contrast, top_k=top_k > 1, prompts=model.prompts)
+    methods = no_class.methods(method)
+    options = method_options(option, norm=norm, alpha=alpha, engine=engine, readout=no_class.place)
+    names = [name for name, _ in with_options(methods, options)]
+    for name in names:
         METHODS[name].check_contrast(contrast)
-    inputs = Inputs.prepare(model, images, output, target or (), contrast)
+    head = no_class.head(names)
+    inputs = Inputs.prepare(model, images, output, target or (), contrast, head=head)
     from hf_gmar.explainer import Explainer
 
     explainer = Explainer(inputs.loaded, methods, precision=precision, **options)
+    explainer, targets = no_class.asked(explainer, inputs.targets)
     results = explainer.stream(
         inputs.paths,
-        inputs.targets or None,
+        targets or None,
         inputs.contrast,
         top_k,
         batch_size=batch_size,
         num_workers=1,  # reads images while the model runs
         return_errors=True,
     )
-    asked = len(inputs.paths) == 1 if check is None else check
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
     failed_methods: dict[str, str] = {}
@@ -120,7 +125,8 @@ def explain(
         found = next(results)
         if isinstance(found, Exception):
             raise found
-        found = _checked(found, path) if asked else found
+        if check or (check is None and len(inputs.paths) == 1 and found[0].has_score):
+            found = _checked(found, path)
         files.extend(found.save(output, stem))
         rows.extend((name, result) for result in found)
         for title, error in found.failures.items():
@@ -156,15 +162,17 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     images = {name for name, _ in rows}
     several = len(images) > 1  # a single one is named in the title
     table = Table(title="Explanations" if several else f"Explanations of {visible(*images)}")
-    headings = ["image"] * several + ["class", kind.measure, "method"]
+    has_score = rows[0][1].has_score
+    headings = ["image"] * several + (["class", kind.measure] if has_score else ["map"])
+    headings.append("method")
     if first is not None:
         share = f"{first.fractions[first.middle]:.0%}"
         headings += [f"top {share} alone (random)", "without them (random)", "than random"]
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for (name, result), check in zip(rows, checks, strict=True):
-        cells = [visible(name)] * several + [visible(result.label), kind.text(result.score)]
-        cells.append(visible(result.method_title))
+        cells = [visible(name)] * several + [visible(result.label)]
+        cells += [kind.text(result.score)] * has_score + [visible(result.method_title)]
         table.add_row(*cells, *(_cells(check) if first is not None else []))
     return table
 

@@ -28,6 +28,7 @@ from benchmarks.interrupts import WAYS
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
+from hf_gmar.data import draw_scene
 from hf_gmar.methods import METHODS
 from tests.support.interpreter import run_python
 
@@ -69,6 +70,15 @@ def test_the_interrupts_print_their_table() -> None:
     assert total.startswith(f"| all | {len(WAYS)} | 0 | nothing |")
     for name in WAYS:
         assert f"| {name} | 1 | 0 | nothing |" in done.stdout
+
+
+def test_the_questions_print_their_table(tmp_path: Path) -> None:
+    for seed in (3, 18):
+        draw_scene(seed).image.save(tmp_path / f"{seed}.png")
+    words = ["-m", "benchmarks.questions", tmp_path, "--batch", "1", "--repeats", "1"]
+    lines = run_python(words, ROOT).stdout.splitlines()
+    assert lines[4].startswith("| GMAR, a class | 1.00 | ")
+    assert len(lines) == 4 + 9
 
 
 def _check_numbers(found: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ def test_arguments_of_the_images_and_scores_of_two_dimensions() -> None:
     scale, pixels = torch.tensor([1.0, 2.0, -3.0]), VIT.images()
     wanted = ShapleyValues(VIT.build(), 2, GROUPS).attribute_patches(pixels, [5, 0, 4])
     shapley = ShapleyValues(Scaled(), 2, GROUPS)
-    targets: list[tuple[int, ...]] = [(1, 2), (0, 0), (1, 1)]
+    targets: Any = [(1, 2), (0, 0), (1, 1)]
     assert same(shapley.attribute_patches(pixels, targets, scale), wanted * scale[:, None, None])
     by_name = shapley.attribute_patches(pixels, targets, scale=scale)
     assert same(by_name, wanted * scale[:, None, None])
