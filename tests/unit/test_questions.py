@@ -164,7 +164,7 @@ def test_attention_of_no_class(
     assert (result.label, result.title, result.target) == (label, label, -1)
     assert math.isnan(result.score)
     assert result.probability is None
-    assert repr(result) == f"Explanation({label}, image, RawAttention)"
+    assert repr(result) == f"Explanation({label}, image, Raw attention)"
     assert "nan" not in f"{result.title} {result.caption} {result._repr_html_()[-400:]}"
     assert result.picture().size[0] > 100
     name = result.file_name("x")

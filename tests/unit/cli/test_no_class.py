@@ -49,7 +49,8 @@ def test_similarity_on_the_command_line(images: list[Path], body: Path, tmp_path
     folder = tmp_path / "out"
     for model in (body, "bundled"):
         shutil.rmtree(folder, ignore_errors=True)
-        done = run("explain", one, "--similar-to", other, "--model", model, "--output", folder)
+        words = "--method", "gmar", "--no-check", "--similar-to", other, "--model", model
+        done = run("explain", one, *words, "--output", folder)
         result = the_result(done, folder)
         wanted = explain(one, str(model), SimilarTo(other))
         assert result.label == wanted.label == "similar to other.png"
