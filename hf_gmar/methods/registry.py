@@ -37,6 +37,8 @@ METHODS: Registry[AttributionMethod] = Registry(
 def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """Return a method's title with the options that differ from their defaults.
 
+    The readout is left out: it is a fact of the model, or is in the label of the map.
+
     Args:
         name: the name of the method.
         settings: values of options by name; names of other things are ignored.
@@ -52,7 +54,7 @@ def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     changed = [
         f"{option} {settings[option]}"
         for option, default in METHODS.options(name).items()
-        if option in settings and settings[option] != default
+        if option in settings and settings[option] != default and option != "readout"
     ]
     title = METHODS[name].title
     return f"{title} ({', '.join(changed)})" if changed else title
