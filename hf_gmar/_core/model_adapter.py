@@ -96,7 +96,8 @@ class ModelAdapter:
         if place is not None:
             _check_no_scores(place, needs_scores)
             readout = "place"
-        if not needs_scores and module is backbone and not gives_scores(backbone, vision_model):
+        reads_scores = needs_scores or (readout == "place" and place is None)
+        if not reads_scores and module is backbone and not gives_scores(backbone, vision_model):
             module = backbone = vision_model
             readout = embedding_readout(vision_model) if readout is None else readout
         layout = layout_for(backbone, vision_model, readout)

@@ -100,11 +100,13 @@ class LoadedModel:
             f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}" for weight in weights
         )
         configured = any(hasattr(part, "config") for part in self.model.modules())
-        classes = len(labels_of(self.config)) if configured else 0
+        classes = str(len(labels_of(self.config)) if configured else 0)
+        if isinstance(self.model, PreTrainedModel) and type(self.model).__name__.endswith("Model"):
+            classes = "none: no class head"
         return {
             "model": self.name,
             "model class": type(self.model).__name__,
-            "classes": str(classes or "not named"),
+            "classes": "not named" if classes == "0" else classes,
             "parameters": f"{sum(weight.numel() for weight in weights):,}",
             "dtype and device": "; ".join(types),
             "image processor": type(self.processor).__name__,

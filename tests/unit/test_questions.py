@@ -211,7 +211,9 @@ def test_a_named_backbone(backbone: str) -> None:
     with pytest.raises(ModelLoadError, match=r"no trained image classifier.*head=False"):
         load_model(backbone)
     for head in (False, None):
-        assert type(load_model(backbone, head=head).model) is Dinov2Model
+        loaded = load_model(backbone, head=head)
+        assert type(loaded.model) is Dinov2Model
+        assert loaded.facts()["classes"] == "none: no class head"
     assert explain(ONE, backbone, target=SimilarTo(ONE)).score == pytest.approx(1, abs=1e-5)
     result = explain(ONE, backbone, method="raw-attention", readout=(1, 2))
     assert result.label == "attention from patch (1, 2)"

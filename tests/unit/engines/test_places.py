@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from transformers import BeitConfig, BeitForSemanticSegmentation, ViTConfig, ViTModel
 
 from hf_gmar import (
     GMAR,
@@ -214,6 +214,17 @@ def test_what_a_place_needs() -> None:
         GMAR(Dense()).attribute(IMAGES, region, contrast=region)
     with pytest.raises(TargetError, match="is a region of scores, and one score is needed"):
         resolve_targets((2, slice(0, 2), 1), torch.zeros(1, 5, 4, 4))
+
+
+def test_a_head_that_reads_several_layers() -> None:
+    layers: Any = {"out_indices": [0, 1, 2, 3], "pool_scales": [1, 2], "use_mean_pooling": False}
+    model = build(BeitForSemanticSegmentation, BeitConfig, **layers)
+    explain = InputXGradient(model, readout="place")
+    maps = explain.attribute_targets(IMAGES, [(2, 3, 5), (2, slice(8, 12), slice(8, 12))])
+    assert maps.shape == (2, 3, 4, 4)
+    assert not same(maps[0], maps[1])
+    found = AttentionRollout(model, readout="place").attribute_patches(IMAGES, (2, 3, 5))
+    assert same(found, AttentionRollout(model, readout=(0, 1)).attribute_patches(IMAGES))
 
 
 def test_a_dense_model_from_one_patch_needs_no_target() -> None:
