@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +18,7 @@ from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
+from hf_gmar.data.batches import batches, in_threads
 from hf_gmar.data.image_files import ImageSource
 from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, UnsupportedModelError
@@ -231,8 +230,8 @@ class Explainer:
             return
         question = self._question(target, contrast, top_k, check)
         check_option("batch_size", batch_size, range(1, 2**20))
-        prepared = _in_threads(self._prepared, images, num_workers, 2 * batch_size)
-        for batch in _batches(prepared, batch_size):
+        prepared = in_threads(self._prepared, images, num_workers, 2 * batch_size)
+        for batch in batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
 
     def similar_to(self, *items: SimilarTo) -> Explainer:
@@ -404,39 +403,3 @@ class _Question:
     top_k: int
     is_list: bool
     check: bool
-
-
-def _in_threads(
-    function: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int
-) -> Iterator[Any]:
-    """Map items in order; threads work ``ahead`` items before they are needed."""
-    check_option("num_workers", threads, range(1025))
-    if not threads:
-        yield from map(function, items)
-        return
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(function, item) for item in islice(source, ahead)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(function, item) for item in islice(source, 1)]
-
-
-def _batches(
-    items: Iterable[PreparedImage | Exception], size: int
-) -> Iterator[list[PreparedImage | Exception]]:
-    """Group images of one size; errors stay in their places."""
-    batch: list[PreparedImage | Exception] = []
-    shape: torch.Size | None = None
-    for item in items:
-        if isinstance(item, PreparedImage):
-            if batch and shape is not None and item.pixels.shape != shape:
-                yield batch
-                batch = []
-            shape = item.pixels.shape
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch, shape = [], None
-    if batch:
-        yield batch

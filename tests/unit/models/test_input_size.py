@@ -76,7 +76,7 @@ def test_the_message_leads_to_a_map(
     tmp_path: Path, vit: Path, photo: Path, words: list[str], size: tuple[int, int], keywords: Any
 ) -> None:
     out = tmp_path / "out"
-    base = ["explain", photo, "--model", vit, "--target", "1", "--output", out]
+    base = ["explain", photo, "--model", vit, "--target", "1", "--output", out, "--method", "gmar"]
     done = run(*base)
     assert done.code == 1
     assert "--size 64)" in done.error

@@ -95,7 +95,8 @@ def test_an_image_is_opened_with_the_channels_of_the_model(
         Image.fromarray(values).save(tmp_path / name, lossless=True, exact=True)
     else:
         save(values, tmp_path / name)
-    done = run("explain", tmp_path / name, "--model", folder, "--output", tmp_path / "out")
+    words = "--method", "gmar", "--model", folder
+    done = run("explain", tmp_path / name, *words, "--output", tmp_path / "out")
     assert done.code == 0, done.err
     loaded = load_model(folder)
     pixels = by_hand(loaded, values)
