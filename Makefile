@@ -11,7 +11,7 @@ help: ## say what there is to make
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.installed ## explain the bundled sample with the bundled model
-	$(BIN)/hf-gmar explain --top-k 2
+	$(BIN)/hf-gmar explain --target heart --target cross
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal tests hf_gmar benchmarks
@@ -28,7 +28,7 @@ types: $(VENV)/.installed-dev ## check types
 
 docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their pictures are stale
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
-	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py
+	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py tests/project/test_tour.py
 
 examples: $(VENV)/.installed-dev ## run every example
 	$(BIN)/python -m pytest -n auto -m example tests/process

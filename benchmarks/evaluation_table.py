@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_gmar._utils.files import whole_file
+from hf_gmar.methods.registry import title_of_label
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -48,7 +49,8 @@ def table(name: str) -> str:
     ]
     for method in summary["methods"]:
         texts = [_cell_text(cells, method, measure) for measure in measures]
-        lines.append(f"| {method} | {' | '.join(texts)} |")
+        kind = summary["settings"]["methods"][method]["class"]
+        lines.append(f"| {title_of_label(method, kind)} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 

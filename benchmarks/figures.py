@@ -1,4 +1,4 @@
-"""Draws every picture of the pages, and the reports of the committed results.
+"""Draws every picture of the pages, the reports of the committed results, and the tour.
 
     python -m benchmarks.figures
     python -m benchmarks.figures docs/images/demo.png
@@ -27,7 +27,9 @@ from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
+from PIL import Image
 
+from benchmarks import tour
 from benchmarks.growth import Curve as GrowthCurve
 from benchmarks.growth import Growth, growth_figure
 from hf_gmar import ablate_heads, compare, head_importance, load_model
@@ -52,9 +54,22 @@ _CELLS = 4  # an array is stored as means of so many rows and columns
 _POINTS = 6  # a line is stored as so many of its points
 
 
-def demo() -> Figure:
+def demo() -> Image.Image:
     """Explain the bundled scene, as ``make demo`` does."""
-    figure: Figure = replace(explain(sample_image(), "bundled"), source="bundled scene").figure()
+    methods = ["gmar", "attn-lrp"]
+    results = explain(sample_image(), "bundled", ["heart", "cross"], method=methods, check=True)
+    picture: Image.Image = results.picture()
+    picture.info["texts"] = [
+        text for result in results for text in (result.title, *result.faithfulness.lines)
+    ]
+    return picture
+
+
+def check() -> Figure:
+    """Draw the check of the page."""
+    figure: Figure = (
+        explain(draw_scene(18).image, "bundled", "heart", method="attn-lrp").check().figure()
+    )
     return figure
 
 
@@ -170,8 +185,9 @@ def _report_figures() -> Iterator[tuple[str, Callable[[], Figure]]]:
             yield f"docs/results/{name}/{picture.file}", picture.draw
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {
+FIGURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "docs/images/demo.png": demo,
+    "docs/images/check.png": check,
     "docs/images/comparison.png": comparison,
     "docs/images/captum_side_by_side.png": captum_side_by_side,
     "docs/images/heads_of_a_class.png": heads_of_a_class,
@@ -183,12 +199,15 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 """What draws each picture, by its path."""
 
 
-def contents(figure: Figure) -> dict[str, Any]:
-    """Describe what a figure shows, independent of fonts, dots and places.
+def contents(figure: Figure | Image.Image) -> dict[str, Any]:
+    """Describe what a picture shows, independent of fonts, dots and places.
 
     Returns:
         ``texts``, without those of ticks, and ``numbers``: the means of arrays, points of lines.
     """
+    if isinstance(figure, Image.Image):
+        values = np.asarray(figure, dtype=float) / 255
+        return {"texts": figure.info["texts"], "numbers": [_means(values)]}
     ticks = {text for tick in figure.findobj(Tick) for text in tick.findobj(Text)}
     texts = [text for text in figure.findobj(Text) if text not in ticks]
     numbers: list[list[float]] = []
@@ -279,9 +298,15 @@ def main(
     for name in names or FIGURES:
         figure, path = FIGURES[name](), ROOT / name
         drawn = contents(figure)
-        save_figure(figure, path)
+        if isinstance(figure, Figure):
+            save_figure(figure, path)
+        else:
+            with whole_file(path) as part:
+                figure.save(part, "PNG", optimize=True)
         stored[name] = {"file": digest(path), **drawn}
         typer.echo(name)
+    if not names:
+        tour.main()
     for name in RESULTS:
         with whole_file(ROOT / "docs" / "results" / name / "report.md") as part:
             part.write_text(report(name), encoding="utf-8")

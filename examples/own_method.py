@@ -4,13 +4,12 @@ python examples/own_method.py [--output FOLDER]
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hf_gmar import load_model
+from hf_gmar import ModelLike, load_model
 from hf_gmar.data import draw_scene
 from hf_gmar.methods import AttentionMethod, Block, LayerResult, Sums
 from hf_gmar.visualization import overlay_figure, save_figure
@@ -35,7 +34,7 @@ class SignedAttention(AttentionMethod):
     cost = "forward + backward"
     signed = True
 
-    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, model: ModelLike, **options: Any) -> None:
         """Take the common options of methods on attention."""
         super().__init__(model, **options)
         self.rule = SignedRule()

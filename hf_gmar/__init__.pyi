@@ -11,6 +11,7 @@ from . import (
     pipeline,
     visualization,
 )
+from ._core.model_adapter import ModelLike
 from ._core.token_layout import TokenLayout, register_layout
 from ._utils.version import __version__
 from .comparison.method_specs import MethodSpec
@@ -20,6 +21,8 @@ from .comparison.run import compare
 from .evaluation.evaluator import Evaluation, evaluate
 from .explainer import Explainer, explain
 from .explanation import Explanation
+from .explanations import Explanations
+from .faithfulness import FaithfulnessCheck, SufficientSet
 from .heads.ablation import HeadAblation, ablate_heads
 from .heads.head_methods import head_maps
 from .heads.importance import HeadImportance, head_importance
@@ -54,6 +57,8 @@ __all__ = [
     "Evaluation",
     "Explainer",
     "Explanation",
+    "Explanations",
+    "FaithfulnessCheck",
     "GradSAM",
     "GradientRollout",
     "HeadAblation",
@@ -63,10 +68,12 @@ __all__ = [
     "LeGrad",
     "LogitsModel",
     "MethodSpec",
+    "ModelLike",
     "RandomAttribution",
     "RawAttention",
     "SimilarTo",
     "SimilarityModel",
+    "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",
     "ZeroShotModel",

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
-from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
-from hf_gmar.errors import OptionError, TargetError
+from hf_gmar.data.batches import batches, in_threads
+from hf_gmar.data.image_files import ImageSource
+from hf_gmar.data.prepared_image import PreparedImage, prepare_image
+from hf_gmar.errors import HfGmarError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.explanation import Explanation
-from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.explanations import Explanations
+from hf_gmar.faithfulness import ModelInput
+from hf_gmar.methods.base import AttributionMethod, ScoredAttribution
+from hf_gmar.methods.registry import METHODS, method_title, with_options
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import ImageView, measure_view
 from hf_gmar.models.labels import classes_of_model, label_of
-from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.questions import (
@@ -50,16 +49,15 @@ ClassName: TypeAlias = int | str
 Question: TypeAlias = ClassName | SimilarTo
 """What is explained: a class, or the similarity to another image."""
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-"""Precisions of a model's forward; the last two by autocast."""
-
 
 def explain(
     image: Any,
     model: Any,
     target: Question | Sequence[Question] | None = None,
     contrast: Question | None = None,
-    method: str = "gmar",
+    method: str | Sequence[str] = "gmar",
+    *,
+    check: bool = False,
     **options: Any,
 ) -> Any:
     """Explain why a model sees a class in an image.
@@ -73,12 +71,14 @@ def explain(
             another image instead.
         contrast: a class whose score is subtracted: why the target rather than this one? Another
             ``SimilarTo`` for a similarity.
-        method: the name of the method; ``hf-gmar methods`` lists them.
+        method: the name of the method, or a list of names; ``hf-gmar methods`` lists them.
+        check: ask the model what each map is worth, see :meth:`Explanation.check`; the answer is
+            drawn below the map.
         **options: further arguments of :class:`Explainer` and of the method.
 
     Returns:
-        An :class:`~hf_gmar.Explanation`; a list of them for a list of classes; and for a list of
-        images, a list with what each image gives.
+        An :class:`~hf_gmar.Explanation`; :class:`~hf_gmar.Explanations`, a list of them, for a list
+        of classes or of methods; and for a list of images, a list with what each image gives.
 
     Raises:
         HfGmarError: see :class:`Explainer`.
@@ -92,28 +92,29 @@ def explain(
         options = {"head": None, **options}  # a class head is not needed
     explainer = Explainer(model, method, **options)
     if isinstance(image, list | tuple):
-        return list(explainer.stream(image, target, contrast))
-    return explainer(image, target, contrast)
+        return list(explainer.stream(image, target, contrast, check=check))
+    return explainer(image, target, contrast, check=check)
 
 
 class Explainer:
-    """A model with a method, to explain any number of images.
+    """A model with one method or several, to explain any number of images.
 
     Args:
         model: see :func:`explain`.
-        method: the name of the method.
+        method: the name of the method, or a list of names; options may follow a name, as in
+            ``"gmar:norm=l2"``.
         processor: the image processor of a model that comes without one, or its name or folder.
         prompts: the classes of an image-text model that is named.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for a faster forward by
             autocast; ``None`` leaves the model's own.
         head: whether a named model is loaded with its class head, see
             :func:`~hf_gmar.load_model`. Methods without gradients need none.
-        **options: options of the method, such as ``norm="l2"``.
+        **options: options of the methods, such as ``norm="l2"``; each method takes those that it
+            has.
 
     Attributes:
         loaded: the model and its processor.
-        method: the method on that model.
-        settings: the settings that are saved with each result.
+        methods: the methods on that model, by name and options, such as ``"gmar (norm=l2)"``.
 
     Raises:
         OptionError: an unknown method, option or precision, or no image processor.
@@ -130,7 +131,7 @@ class Explainer:
     def __init__(
         self,
         model: Any,
-        method: str = "gmar",
+        method: str | Sequence[str] = "gmar",
         *,
         processor: BaseImageProcessor | str | Path | None = None,
         prompts: Sequence[str] | None = None,
@@ -138,25 +139,36 @@ class Explainer:
         head: bool | None = True,
         **options: Any,
     ) -> None:
-        METHODS.check(method, options)
-        if precision is not None:
-            check_option("precision", precision, PRECISIONS)
-        self.loaded: LoadedModel = as_loaded(model, processor, prompts, head_for(method, head))
-        self.method: AttributionMethod = method_on(method, self.loaded.model, options)
-        self._options = options
+        specs = with_options(method, options)
+        check_precision(precision)
+        self.loaded: LoadedModel = as_loaded(model, processor, prompts, head_for(specs, head))
+        self.methods: dict[str, AttributionMethod] = {}
+        self._failures: dict[str, HfGmarError] = {}
+        for name, values in specs:
+            label = METHODS.label(name, values)
+            try:
+                self.methods[label] = method_on(name, self.loaded.model, values)
+            except UnsupportedModelError as error:
+                self._failures[method_title(name, values)] = error
+        if not self.methods:
+            raise next(iter(self._failures.values()))
         self.precision = precision
-        self.settings = self._settings(method, options)
+        self._settings = {
+            METHODS.label(name, values): self._settings_of(name, values) for name, values in specs
+        }
+        self._specs = specs
+        self._is_list = not isinstance(method, str)
 
     def __repr__(self) -> str:
-        """Name the model and the method."""
-        name, method = brief(self.loaded.name), brief(self.settings["method"])
-        return f"Explainer({name!r}, method={method!r})"
+        """Name the model and the methods."""
+        methods = ", ".join(settings["method"] for settings in self._settings.values())
+        return f"Explainer({brief(self.loaded.name)!r}, method={brief(methods)!r})"
 
     def _repr_html_(self) -> str:
-        """Show the facts of model and method in a notebook."""
+        """Show the facts of the model and the methods in a notebook."""
         precision = {} if self.precision is None else {"precision": self.precision}
-        facts = {**self.loaded.facts(), **self.method.facts(), **precision}
-        return html_facts(facts, "Explainer")
+        tables = html_facts({**self.loaded.facts(), **precision}, "Explainer")
+        return tables + "".join(html_facts(method.facts()) for method in self.methods.values())
 
     def __call__(
         self,
@@ -164,6 +176,8 @@ class Explainer:
         target: Question | Sequence[Question] | None = None,
         contrast: Question | None = None,
         top_k: int = 1,
+        *,
+        check: bool = False,
     ) -> Any:
         """Explain one image.
 
@@ -173,10 +187,12 @@ class Explainer:
             target: see :func:`explain`.
             contrast: see :func:`explain`.
             top_k: without a target, the number of most probable classes to explain.
+            check: see :func:`explain`.
 
         Returns:
-            An :class:`~hf_gmar.Explanation`; a list of them, in the order of the classes, for a
-            list of targets or a ``top_k`` above 1.
+            An :class:`~hf_gmar.Explanation`; :class:`~hf_gmar.Explanations`, in the order of the
+            classes and for each of them of the methods, for a list of targets, a list of methods or
+            a ``top_k`` above 1.
 
         Raises:
             ImageFileError: the image is missing, broken or too large.
@@ -186,7 +202,7 @@ class Explainer:
                 classes, so it takes no contrast.
             ModelOutputError: the model gives no scores or no finite gradient.
         """
-        (result,) = self.stream([image], target, contrast, top_k, batch_size=1)
+        (result,) = self.stream([image], target, contrast, top_k, check=check, batch_size=1)
         return result
 
     def stream(
@@ -196,6 +212,7 @@ class Explainer:
         contrast: Question | None = None,
         top_k: int = 1,
         *,
+        check: bool = False,
         batch_size: int = 4,
         num_workers: int = 0,
         return_errors: bool = False,
@@ -207,31 +224,40 @@ class Explainer:
             target: see :func:`explain`.
             contrast: see :func:`explain`.
             top_k: see :meth:`__call__`.
+            check: see :func:`explain`.
             batch_size: the number of images in a forward; images of other sizes begin a new batch.
             num_workers: threads that read and process images while the model runs.
             return_errors: yield the error of an image in its place instead of raising it.
         """
         if items := similar_targets(target, contrast):
             about = images, *similar_indices(target, contrast), top_k
-            how: Any = {"batch_size": batch_size, "num_workers": num_workers}
+            how: Any = {"check": check, "batch_size": batch_size, "num_workers": num_workers}
             yield from self.similar_to(*items).stream(*about, **how, return_errors=return_errors)
             return
-        question = self._question(target, contrast, top_k)
+        question = self._question(target, contrast, top_k, check)
         check_option("batch_size", batch_size, range(1, 2**20))
-        prepared = _in_threads(self._prepared, images, num_workers, 2 * batch_size)
-        for batch in _batches(prepared, batch_size):
+        prepared = in_threads(self._prepared, images, num_workers, 2 * batch_size)
+        for batch in batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
 
     def similar_to(self, *items: SimilarTo) -> Explainer:
         """Return an explainer whose classes are the similarities to some images, embedded once."""
         other = copy.copy(self)
         other.loaded = similarity_model(self.loaded, items)
-        other.method = METHODS.build(self.settings["method"], other.loaded.model, **self._options)
-        settings = {name: value for name, value in self.settings.items() if name != "prompts"}
-        other.settings = {**settings, "similar_to": list(map(str, items))}
+        build, model = METHODS.build, other.loaded.model
+        other.methods = {
+            METHODS.label(name, values): build(name, model, **values)
+            for name, values in self._specs
+            if METHODS.label(name, values) in self.methods
+        }
+        more = {"similar_to": list(map(str, items)), "prompts": None}
+        other._settings = {
+            label: {name: value for name, value in {**own, **more}.items() if value is not None}
+            for label, own in self._settings.items()
+        }
         return other
 
-    def _settings(self, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _settings_of(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
         known = {name: value for name, value in values.items() if value is not None}
         loaded = self.loaded
@@ -242,12 +268,13 @@ class Explainer:
             settings["prompts"] = loaded.model.prompts
         return settings
 
-    def _question(self, target: Any, contrast: Any, top_k: int) -> _Question:
+    def _question(self, target: Any, contrast: Any, top_k: int, check: bool) -> _Question:
         check_option("top_k", top_k, range(1, 2**31))
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
-        check_without_class(self.method, target, contrast, top_k)
-        self.method.check_contrast(contrast)
+        for method in self.methods.values():
+            check_without_class(method, target, contrast, top_k)
+            method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
@@ -255,25 +282,21 @@ class Explainer:
         other = None if contrast is None else classes_of_model(self.loaded.model, [contrast])[0]
         if targets is not None and other in targets:
             raise TargetError("target and contrast are the same class; name two")
-        is_list = top_k > 1 or isinstance(target, list | tuple)
-        return _Question(targets, other, top_k, is_list)
+        is_list = self._is_list or top_k > 1 or isinstance(target, list | tuple)
+        return _Question(targets, other, top_k, is_list, check)
 
-    def _prepared(self, image: Any) -> _Prepared | Exception:
+    def _prepared(self, image: Any) -> PreparedImage | Exception:
         """Read and process an image; an error is returned, to be raised in its place."""
         try:
-            loaded = self.loaded
-            value = read_input(image, loaded.channels)
-            picture = picture_of_input(value, loaded.channels)
-            view = measure_view(loaded.processor, (picture.height, picture.width))
-            return _Prepared(name_of_image(image), picture, view, loaded.pixels(value))
+            return prepare_image(self.loaded, image).ready()
         except Exception as error:  # noqa: BLE001  # of any decoder or processor
             return error
 
     def _explained(
-        self, batch: list[_Prepared | Exception], question: _Question, return_errors: bool
+        self, batch: list[PreparedImage | Exception], question: _Question, return_errors: bool
     ) -> Iterator[Any]:
         """Explain a batch of one size, or yield or raise the error of a single image."""
-        images = [item for item in batch if isinstance(item, _Prepared)]
+        images = [item for item in batch if isinstance(item, PreparedImage)]
         try:
             results = self._results(images, question) if images else []
         except Exception as error:
@@ -283,64 +306,95 @@ class Explainer:
             results = [self._alone(image, question) for image in images] if several else [error]
         found = iter(results)
         for item in batch:
-            result = next(found) if isinstance(item, _Prepared) else item
+            result = next(found) if isinstance(item, PreparedImage) else item
             if isinstance(result, Exception) and not return_errors:
                 raise result
             yield result
 
-    def _alone(self, image: _Prepared, question: _Question) -> Any:
+    def _alone(self, image: PreparedImage, question: _Question) -> Any:
         """Explain one image, or return the error."""
         try:
             return self._results([image], question)[0]
         except Exception as error:  # noqa: BLE001  # of any model
             return error
 
-    def _results(self, images: list[_Prepared], question: _Question) -> list[Any]:
-        loaded = self.loaded
-        pixels = torch.cat([image.pixels for image in images])
-        with self._autocast(pixels.device):
-            found = self.method.attribute_with_scores(
-                pixels,
-                question.targets,
-                contrast=question.contrast,
-                top_k=question.top_k,
-                **loaded.forward_kwargs,
-            )
-        kind = ScoreKind.of(loaded.config, found.scores)
-        scores = kind.convert(found.scores).flatten(1).cpu()
-        if (no_class := label_without_class(self.method, found.scores)) is not None:
-            kind = ScoreKind.NONE
-        settings, other = self.settings, None
-        if question.contrast is not None:
-            other = label_of(loaded.config, question.contrast)
-            settings = {**settings, "contrast": other, "contrast_target": question.contrast}
+    def _results(self, images: list[PreparedImage], question: _Question) -> list[Any]:
+        """Explain images of one size in a batch."""
+        found, failures = self._attributions(
+            torch.cat([image.pixels for image in images]), question
+        )
+        if failures and len(images) > 1:  # perhaps of one image, and the others need not fail
+            return [self._results([image], question)[0] for image in images]
+        failures = {**self._failures, **failures}
         results: list[Any] = []
         for number, image in enumerate(images):
-            classes = found.classes[:, number].tolist()
-            maps = found.maps[:, number].float().cpu()
-            explanations = [
-                Explanation(
-                    image.source,
-                    image.picture,
-                    image.view,
-                    patches,
-                    index if no_class is None else NO_CLASS,
-                    label_of(loaded.config, index) if no_class is None else no_class,
-                    float(scores[number, index]) if no_class is None else math.nan,
-                    kind,
-                    settings,
-                    other,
-                    question.contrast,
-                )
-                for index, patches in zip(classes, maps, strict=True)
-            ]
+            explanations = Explanations(self._of_image(image, number, found, question), failures)
+            explanations = explanations.checked() if question.check else explanations
             results.append(explanations if question.is_list else explanations[0])
         return results
 
-    def _autocast(self, device: torch.device) -> Any:
-        if self.precision in (None, "float32"):
-            return nullcontext()
-        return torch.autocast(device.type, getattr(torch, str(self.precision)))
+    def _attributions(
+        self, pixels: Tensor, question: _Question
+    ) -> tuple[dict[str, ScoredAttribution], dict[str, HfGmarError]]:
+        """Return the maps of each method, all of the same classes, and the errors of others."""
+        found: dict[str, ScoredAttribution] = {}
+        failures: dict[str, HfGmarError] = {}
+        targets: Any = question.targets
+        for label, method in self.methods.items():
+            try:
+                with forward_precision(self.precision, pixels.device):
+                    found[label] = method.attribute_with_scores(
+                        pixels,
+                        targets,
+                        contrast=question.contrast,
+                        top_k=question.top_k if targets is None else 1,
+                        **self.loaded.forward_kwargs,
+                    )
+            except HfGmarError as error:
+                settings = self._settings[label]
+                failures[method_title(settings["method"], settings)] = error
+                continue
+            if found[label].scores.shape[1]:  # rounding might change classes in another forward
+                targets = list(found[label].classes)
+        if not found:
+            raise next(iter(failures.values()))
+        return found, failures
+
+    def _of_image(
+        self,
+        image: PreparedImage,
+        number: int,
+        found: Mapping[str, ScoredAttribution],
+        question: _Question,
+    ) -> Iterator[Explanation]:
+        """Yield the explanations of an image in a batch."""
+        loaded, contrast = self.loaded, question.contrast
+        first = next(iter(found.values()))
+        kind = ScoreKind.of(loaded.config, first.scores)
+        scores = kind.convert(first.scores[number : number + 1]).flatten().tolist()
+        no_class = {
+            label: label_without_class(self.methods[label], first.scores) for label in found
+        }
+        other = None if contrast is None else label_of(loaded.config, contrast)
+        more = {} if contrast is None else {"contrast": other, "contrast_target": contrast}
+        half = autocast_dtype(self.precision)
+        for rank, index in enumerate(first.classes[:, number].tolist()):
+            for label, attribution in found.items():
+                adapter, start = self.methods[label].adapter, no_class[label]
+                yield Explanation(
+                    image.name,
+                    image.picture,
+                    image.view,
+                    attribution.maps[rank, number].float().cpu(),
+                    index if start is None else NO_CLASS,
+                    label_of(loaded.config, index) if start is None else start,
+                    scores[index] if start is None else math.nan,
+                    kind if start is None else ScoreKind.NONE,
+                    {**self._settings[label], **more},
+                    other,
+                    contrast,
+                    subject=ModelInput(adapter, image.pixels, loaded.forward_kwargs, half),
+                )
 
 
 @dataclass(frozen=True)
@@ -351,49 +405,4 @@ class _Question:
     contrast: int | None
     top_k: int
     is_list: bool
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """One image, ready for the model."""
-
-    source: str
-    picture: Image.Image
-    view: ImageView
-    pixels: Tensor
-
-
-def _in_threads(
-    function: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int
-) -> Iterator[Any]:
-    """Map items in order; threads work ``ahead`` items before they are needed."""
-    check_option("num_workers", threads, range(1025))
-    if not threads:
-        yield from map(function, items)
-        return
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(function, item) for item in islice(source, ahead)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(function, item) for item in islice(source, 1)]
-
-
-def _batches(
-    items: Iterable[_Prepared | Exception], size: int
-) -> Iterator[list[_Prepared | Exception]]:
-    """Group images of one size; errors stay in their places."""
-    batch: list[_Prepared | Exception] = []
-    shape: torch.Size | None = None
-    for item in items:
-        if isinstance(item, _Prepared):
-            if batch and shape is not None and item.pixels.shape != shape:
-                yield batch
-                batch = []
-            shape = item.pixels.shape
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch, shape = [], None
-    if batch:
-        yield batch
+    check: bool

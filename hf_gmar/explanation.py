@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,19 @@ from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.version import __version__
-from hf_gmar.errors import InputError
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.errors import InputError, OptionError
+from hf_gmar.faithfulness import (
+    DRAWS,
+    FRACTIONS,
+    PERTURBATION,
+    ExplainedScore,
+    FaithfulnessCheck,
+    ModelInput,
+    SufficientSet,
+    check_maps,
+    sufficient_set,
+)
+from hf_gmar.methods.registry import METHODS, method_title
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.models.score_kind import ScoreKind
 
@@ -52,6 +64,8 @@ class Explanation:
         settings: model, method and options.
         contrast: the name of the contrast class, if any.
         contrast_target: its index.
+        faithfulness: the check that is drawn and saved with the map, if there is any.
+        subject: the model with its image; ``None`` for an explanation from a file.
     """
 
     source: str
@@ -65,10 +79,12 @@ class Explanation:
     settings: dict[str, Any]
     contrast: str | None = None
     contrast_target: int | None = None
+    faithfulness: FaithfulnessCheck | None = field(default=None, compare=False)
+    subject: ModelInput | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
-        title = METHODS[self.method].__name__
+        title = method_title(self.method, self.settings)
         shorter = replace(
             self, label=brief(self.label), contrast=self.contrast and brief(self.contrast)
         )
@@ -103,14 +119,95 @@ class Explanation:
             title += f" rather than {contrast}"
         return title
 
+    def check(
+        self,
+        fractions: Sequence[float] = FRACTIONS,
+        draws: int = DRAWS,
+        perturbation: str = PERTURBATION,
+        seed: int = 0,
+    ) -> FaithfulnessCheck:
+        """Ask the model what the map is worth on this image.
+
+        The model sees only the patches of highest relevance, then all others, and the same for
+        random patches.
+
+        Args:
+            fractions: shares of the patches that are kept and removed, above 0 and below 1.
+            draws: number of random choices of patches, at least 3.
+            perturbation: how patches are removed: a name in ``hf_gmar.perturbations``, with options
+                as in ``"blur:radius=8"``. Dropped tokens leave nothing in their place.
+            seed: seed of the random patches.
+
+        Raises:
+            OptionError: an option is outside its range, or the explanation is from a file.
+            InputError: the image has a single patch.
+            UnsupportedModelError: the perturbation does not apply to the model.
+
+        Example:
+            >>> from hf_gmar import explain
+            >>> from hf_gmar.data import draw_scene
+            >>> explain(draw_scene(18).image, "bundled", method="attn-lrp").check().verdict
+            'better'
+        """
+        (check,) = check_maps(
+            self._asked, [(self.patches, self._explained)], fractions, draws, perturbation, seed
+        )
+        return check
+
+    def sufficient_set(self, share: float = 0.9, perturbation: str = PERTURBATION) -> SufficientSet:
+        """Find the fewest patches of highest relevance with which the model keeps the class.
+
+        Sets are tried from one patch on, up to 40 patches one by one, then in steps of 5 %. Source:
+        a sufficient input subset, Carter et al., AISTATS 2019 (arXiv 1810.03805), here of the
+        map's highest patches.
+
+        Args:
+            share: the share of the whole image's score that they must keep, at most 1.
+            perturbation: see :meth:`check`.
+
+        Raises:
+            OptionError: an option is outside its range, or the explanation is from a file.
+            InputError: the score of the whole image is not positive.
+            UnsupportedModelError: the perturbation does not apply to the model.
+        """
+        from hf_gmar.visualization.overlay import kept_image
+
+        return sufficient_set(
+            self._asked,
+            self.patches,
+            self._explained,
+            share,
+            perturbation,
+            lambda mask: kept_image(self.image, mask, self.view),
+        )
+
+    @property
+    def _asked(self) -> ModelInput:
+        if self.target == NO_CLASS:
+            raise OptionError(
+                f"the map shows the {self.label}, and is of no class, so there is no score to ask "
+                "the model for"
+            )
+        if self.subject is None:
+            raise OptionError(
+                "the explanation is from a file, without its model; explain the image again to ask "
+                "the model about it"
+            )
+        return self.subject
+
+    @property
+    def _explained(self) -> ExplainedScore:
+        label = self.label if self.contrast is None else f"{self.label} rather than {self.contrast}"
+        return ExplainedScore(label, self.score_kind, self.target, self.contrast_target)
+
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write a picture, ``PATH.png``, and the numbers, ``PATH.npz``: both or none of them.
 
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
         ``score_kind`` (softmax, sigmoid, value or none), ``source``, ``contrast`` and its target,
-        ``settings`` (JSON), ``version``, and the bytes of a small JPEG of the image;
-        ``numpy.load`` reads it without pickle, and so does :meth:`load`.
+        ``settings`` (JSON), ``faithfulness`` (JSON, or empty), ``version``, and the bytes of a
+        small JPEG of the image; ``numpy.load`` reads it without pickle, and so does :meth:`load`.
 
         Args:
             path: the folder and the name of the files; a suffix ``.npz`` or ``.png`` is dropped.
@@ -125,24 +222,29 @@ class Explanation:
         stem = path.name.removesuffix(".npz").removesuffix(".png")
         picture, archive = (path.with_name(f"{stem}{suffix}") for suffix in (".png", ".npz"))
         with whole_file(picture) as drawing, whole_file(archive) as arrays:
-            save_arrays(
-                arrays,
-                patches=self.patches.numpy(),
-                size=self.view.size,
-                box=self.view.box,
-                target=self.target,
-                label=self.label,
-                score=self.score,
-                score_kind=self.score_kind.value,
-                source=self.source,
-                contrast=self.contrast or "",
-                contrast_target=-1 if self.contrast_target is None else self.contrast_target,
-                settings=json.dumps(self.settings),
-                version=__version__,
-                image=_jpeg(self.image),
-            )
-            self.picture().save(drawing, "PNG", compress_level=_COMPRESSION)
+            self.save_numbers(arrays)
+            self.picture().save(drawing, "PNG", compress_level=COMPRESSION)
         return picture, archive
+
+    def save_numbers(self, path: Path) -> None:
+        """Write the archive of :meth:`save` alone."""
+        save_arrays(
+            path,
+            patches=self.patches.numpy(),
+            size=self.view.size,
+            box=self.view.box,
+            target=self.target,
+            label=self.label,
+            score=self.score,
+            score_kind=self.score_kind.value,
+            source=self.source,
+            contrast=self.contrast or "",
+            contrast_target=-1 if self.contrast_target is None else self.contrast_target,
+            settings=json.dumps(self.settings),
+            faithfulness=json.dumps(self.faithfulness.to_dict()) if self.faithfulness else "",
+            version=__version__,
+            image=_jpeg(self.image),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
@@ -170,7 +272,7 @@ class Explanation:
                 height, width = data["size"].tolist()
                 with Image.open(BytesIO(data["image"].tobytes())) as small:
                     image = small.convert("RGB").resize((width, height))
-                contrast = int(data["contrast_target"])
+                contrast, check = int(data["contrast_target"]), str(data["faithfulness"])
                 return cls(
                     str(data["source"]),
                     image,
@@ -183,6 +285,7 @@ class Explanation:
                     json.loads(str(data["settings"])),
                     str(data["contrast"]) if contrast >= 0 else None,
                     contrast if contrast >= 0 else None,
+                    FaithfulnessCheck.from_dict(json.loads(check)) if check else None,
                 )
         except Exception as error:  # of NumPy, Pillow or JSON, whatever a broken file provokes
             if kind_of(archive) != "file":
@@ -218,17 +321,17 @@ class Explanation:
     @property
     def caption(self) -> str:
         """The image, the settings and what a reader has to know of the numbers, in one line."""
-        options = ", ".join(
-            f"{key} {value}"
-            for key, value in self.settings.items()
-            if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
-        )
-        notes = [self.score_kind.note, self._flatness]
-        return "   ".join([self.source, f"({options})", *filter(None, notes)])
+        return caption_of(self.source, self.settings, self.score_kind.note, self.flatness)
 
     @property
-    def _flatness(self) -> str:
-        """Say that the values hardly differ, if they do."""
+    def _below(self) -> str:
+        """The lines below the picture: the check, if any, and the caption."""
+        check = [] if self.faithfulness is None else [self.faithfulness.sentence]
+        return "\n".join([*check, " ".join(self.caption.splitlines())])
+
+    @property
+    def flatness(self) -> str:
+        """A sentence for a map whose values hardly differ; empty for others."""
         low, high = float(self.patches.min()), float(self.patches.max())
         if not 0 < _FLAT * high <= low:
             return ""
@@ -246,7 +349,7 @@ class Explanation:
         from hf_gmar.visualization.overlay import overlay_figure
 
         return overlay_figure(
-            self.image, self.patches, self.title, self.caption, self.view, self._unit, scale
+            self.image, self.patches, self.title, self._below, self.view, self.unit, scale
         )
 
     def picture(self, scale: Scale = "max") -> Image.Image:
@@ -258,12 +361,23 @@ class Explanation:
         from hf_gmar.visualization.picture import overlay_picture
 
         return overlay_picture(
-            self.image, self.patches, self.title, self.caption, self.view, self._unit, scale
+            self.image, self.patches, self.title, self._below, self.view, self.unit, scale
         )
 
     @property
-    def _unit(self) -> str:
+    def unit(self) -> str:
+        """The meaning of a patch's value."""
         return METHODS[self.method].unit
+
+    @property
+    def shows(self) -> str:
+        """The question that the method's maps answer, in a few words."""
+        return METHODS[self.method].shows
+
+    @property
+    def method_title(self) -> str:
+        """The method as papers write it, with the options that are not its defaults."""
+        return method_title(self.method, self.settings)
 
     def overlay(
         self,
@@ -295,7 +409,17 @@ class Explanation:
         """Show the picture in a notebook, with its class, method and settings."""
         from hf_gmar.visualization.notebook import html_image
 
-        return html_image(self.picture(), f"{self.title}   {self.caption}")
+        return html_image(self.picture(), f"{self.title}   {self._below}")
+
+
+def caption_of(source: str, settings: Mapping[str, Any], *notes: str) -> str:
+    """Join the name of an image, the settings and notes to one line."""
+    options = ", ".join(
+        f"{key} {method_title(value) if key == 'method' else value}"
+        for key, value in settings.items()
+        if key not in _NOT_IN_CAPTION and (key, value) not in _DEFAULTS.items()
+    )
+    return "   ".join([source, f"({options})", *filter(None, notes)])
 
 
 _FLAT = 0.5  # share of the highest value below which no patch of a flat map is
@@ -310,7 +434,7 @@ def _jpeg(image: Image.Image) -> NDArray[np.uint8]:
 
 
 _SMALL = 768  # pixels of the longer side
-_COMPRESSION = 1  # of the picture: a third of the time for some more bytes
+COMPRESSION = 1  # of the picture: a third of the time for some more bytes
 
 
 def _class_slug(index: int | None, label: str) -> str:

@@ -12,25 +12,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar.data.image_files import load_image
+from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import DEFAULT_MODEL
-from hf_gmar.models.hub import is_adapter, load_model
+from hf_gmar.models.hub import LoadedModel, is_adapter, load_model
 from hf_gmar.models.hub_errors import incomplete_error, misfit_error, takes_prompts
-from hf_gmar.models.image_view import measure_view
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import classes_of_model, label_of
-from hf_gmar.models.pixel_values import (
-    MODES,
-    channels_last,
-    channels_of,
-    check_resized,
-    picture_of_input,
-    pixel_values,
-    process,
-)
+from hf_gmar.models.pixel_values import check_resized, pixel_values, process
 from hf_gmar.models.score_kind import ScoreKind
 
 TASK = "image-attribution"
@@ -143,11 +134,9 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         Raises:
             InputError: an array has several images, or the processor's geometry can't be measured.
         """
-        channels = channels_of(self.model)
-        if not isinstance(image, _Array):
-            image = load_image(image, MODES.get(channels, "RGB"), timeout)
         processor = self.image_processor if size is None else with_size(self.image_processor, size)
-        pixels = _pixels(processor, image, channels)
+        prepared = prepare_image(LoadedModel(TASK, self.model, processor), image, timeout)
+        pixels = _pixels(prepared)
         if len(pixels) != 1:
             raise InputError(
                 f"an array of the shape {tuple(image.shape)} holds {len(pixels)} images; give a "
@@ -155,8 +144,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             )
         return {
             "pixel_values": pixels.to(self.dtype),
-            "view": measure_view(processor, _size(image, channels)),
-            "image": picture_of_input(image, channels) if overlay else None,
+            "view": prepared.view,
+            "image": prepared.picture if overlay else None,
         }
 
     def _forward(
@@ -254,22 +243,14 @@ def _checked_count(top_k: Any) -> int:
     return int(top_k)
 
 
-def _pixels(processor: Any, image: Image.Image | _Array, channels: int) -> Tensor:
-    if channels != 3:
-        return pixel_values(processor, image, channels)
-    check_resized(processor, *_size(image, channels))
-    what = "an image"
-    if not isinstance(image, Image.Image):
-        what = f"an array of the shape {tuple(image.shape)}"
-    return process(processor, image, what, return_tensors="pt")  # as in image classification
-
-
-def _size(image: Image.Image | _Array, channels: int) -> tuple[int, int]:
-    """Return the height and width."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    height, width = channels_last(image, channels).shape[:2]
-    return height, width
+def _pixels(image: PreparedImage) -> Tensor:
+    """Return pixel values on the CPU; arrays of three channels as in image classification."""
+    loaded, value = image.loaded, image.value
+    if isinstance(value, Image.Image) or loaded.channels != 3:
+        return pixel_values(loaded.processor, value, loaded.channels)
+    check_resized(loaded.processor, *image.size)
+    what = f"an array of the shape {tuple(value.shape)}"
+    return process(loaded.processor, value, what, return_tensors="pt")
 
 
 class _MissingWeightsRecorder(AutoModelForImageClassification):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,6 +181,7 @@ def check_without_class(method: AttributionMethod, target: Any, contrast: Any, t
         )
 
 
-def head_for(method: str, head: bool | None) -> bool | None:
+def head_for(specs: Iterable[tuple[str, Any]], head: bool | None) -> bool | None:
     """Return whether a named model needs a class head: ``None`` if one that it has will do."""
-    return head if METHODS[method].needs_scores or head is False else None
+    needs_scores = any(METHODS[name].needs_scores for name, _ in specs)
+    return head if needs_scores or head is False else None

@@ -1,12 +1,11 @@
 """A method, a metric and a perturbation that hf_gmar finds by the entry points of this package."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_gmar import ModelLike
 from hf_gmar.methods import GMAR
 from hf_gmar.metrics import Curves, Metric
 from hf_gmar.perturbations import CopyPlan, Perturbation, PerturbationInput
@@ -17,7 +16,7 @@ class UpperGMAR(GMAR):
 
     source = "this example"
 
-    def __init__(self, model: Callable[..., Any], alpha: float = 1.0) -> None:
+    def __init__(self, model: ModelLike, alpha: float = 1.0) -> None:
         super().__init__(model, alpha=alpha)
         self.start_layer = self.adapter.layers // 2
 

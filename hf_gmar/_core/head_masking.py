@@ -6,7 +6,6 @@ than One?", NeurIPS 2019 (arXiv 1905.10650).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, resolve_targets, scores_at
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -23,7 +22,7 @@ from hf_gmar.errors import InputError, UnsupportedModelError
 
 
 def scores_with_masked_heads(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: Tensor,
     masked: Tensor,
     additional_forward_args: Any = None,
@@ -66,7 +65,7 @@ def scores_with_masked_heads(
 
 
 def single_head_ablation(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: Tensor,
     target: Target = None,
     *,

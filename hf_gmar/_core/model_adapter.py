@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -26,6 +26,18 @@ from hf_gmar._core.token_layout import (
     registered_layout,
 )
 from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
+
+
+class ModelHolder(Protocol):
+    """What holds a model: the result of ``load_model``, a pipeline of Transformers, a Trainer."""
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+
+
+ModelLike: TypeAlias = Callable[..., Any] | ModelHolder
+"""A model, a callable that returns class scores, or what holds a model."""
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
 
@@ -55,11 +67,7 @@ class ModelAdapter:
 
     @classmethod
     def of(
-        cls,
-        model: Callable[..., Any],
-        readout: ReadoutSpec = None,
-        *,
-        needs_scores: bool = True,
+        cls, model: ModelLike, readout: ReadoutSpec = None, *, needs_scores: bool = True
     ) -> ModelAdapter:
         """Find backbone, vision model and layout; an adapter is returned unchanged.
 
@@ -91,8 +99,8 @@ class ModelAdapter:
         layout = layout_for(backbone, vision_model, readout)
         given = readout is not None and model is not backbone
         own = not given and registered_layout(backbone, vision_model) is None
-        model = _with_hooks(model)
-        return cls(model, backbone, vision_model, layout, own, place, needs_scores)
+        inner = _with_hooks(model)
+        return cls(inner, backbone, vision_model, layout, own, place, needs_scores)
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute class scores (B, C); (B, 0) if they are not needed and the model has none."""
@@ -222,7 +230,7 @@ def model_in(holder: Any) -> Any:
     return inner if isinstance(inner, nn.Module) and is_holder else holder
 
 
-def find_backbone(model: Callable[..., Any]) -> PreTrainedModel:
+def find_backbone(model: ModelLike) -> PreTrainedModel:
     """Find the one Transformers model in a module, bound method or partial."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()

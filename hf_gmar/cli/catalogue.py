@@ -38,7 +38,7 @@ from hf_gmar._core.token_layout import (
 from hf_gmar.errors import UnsupportedModelError, one_line
 from hf_gmar.methods.registry import METHODS
 
-METHOD_COLUMNS = ("method", "Python class", "cost", "class-specific", "values", "source")
+METHOD_COLUMNS = ("method", "name", "Python class", "cost", "class-specific", "values", "source")
 
 COLUMNS = ("family", "model class", "prefix tokens", "pooling", "explained by")
 
@@ -50,10 +50,11 @@ def methods_of_registry() -> list[tuple[str, ...]]:
 
     Example:
         >>> methods_of_registry()[0][:4]
-        ('gmar', 'GMAR', 'forward + backward', 'yes')
+        ('GMAR', 'gmar', 'GMAR', 'forward + backward')
     """
     return [
         (
+            method.title,
             name,
             method.__name__,
             method.cost,

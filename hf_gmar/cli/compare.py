@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_gmar._utils.files import kind_of
+from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
 from hf_gmar.cli.options import (
     Images,
@@ -23,7 +24,7 @@ from hf_gmar.cli.options import (
     say,
     stop_if_interrupted,
 )
-from hf_gmar.errors import HfGmarError, OptionError
+from hf_gmar.errors import HfGmarError, OptionError, one_line
 from hf_gmar.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def compare(
         bool,
         typer.Option(help="Measure time and memory of each method, in two to six runs of it."),
     ] = True,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Precision of the forwards, by autocast; default: the model's.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Ask the model whether each map is better than random."),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of Captum's random methods.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("comparison"),
 ) -> None:
@@ -70,11 +82,12 @@ def compare(
     inputs = Inputs.prepare(model, images, output, [target], contrast, _MOST)
     from rich.progress import Progress, TextColumn
 
-    from hf_gmar.comparison.method_specs import as_method_specs
+    from hf_gmar.comparison.method_specs import as_method_specs, titles_of
     from hf_gmar.comparison.run import compare as side_by_side
 
     images_by_name = _read(inputs)
     specs = as_method_specs([*as_method_specs(methods or None), *(captum or [])])
+    titles = titles_of(specs)
     files: list[Path] = []
     columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
 
@@ -94,19 +107,30 @@ def compare(
                 inputs.contrast,
                 names=list(images_by_name),
                 measure=measure,
+                precision=precision,
                 seed=seed,
                 progress=lambda label: bar.update(
-                    task, description=f"Comparing: {visible(label)}", advance=1
+                    task, description=f"Comparing: {visible(titles[label])}", advance=1
                 ),
                 finished=save_maps,
             )
+        result = _checked(result) if check else result
         _print_table(result)
-        print_lines(f"{label} failed: {reason}" for label, reason in result.failures.items())
+        print_lines(result.failure_lines())
         files[:] = result.save(output)
     finally:  # what was finished is listed after a stop as well
         print_lines(files)
     failed = inputs.failed or len(images_by_name) < len(inputs.paths)
     raise typer.Exit(1 if failed or not result.maps else 0)
+
+
+def _checked(result: Comparison) -> Comparison:
+    """Check the maps; without a check, if the model can't be asked."""
+    try:
+        return result.checked()
+    except HfGmarError as error:
+        err.print(f"The maps are not checked: {one_line(error)}", highlight=False)
+        return result
 
 
 def _check_methods(methods: Sequence[str], captum: Sequence[str]) -> None:
@@ -136,7 +160,7 @@ def _read(inputs: Inputs) -> dict[str, Any]:
     count = Counter(path.name for path in inputs.paths)
     for path in inputs.paths:
         try:
-            images[path.name if count[path.name] == 1 else str(path)] = inputs.open(path)
+            images[path.name if count[path.name] == 1 else str(path)] = inputs.read(path).value
         except HfGmarError as error:
             say(error, path)
     if not images:

@@ -22,6 +22,7 @@ from hf_gmar.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from hf_gmar.data.prepared_image import PreparedImage
     from hf_gmar.heads.importance import HeadImportance
 
 _SHOWN = 5  # the most images whose files are listed
@@ -64,15 +65,12 @@ def heads(
     files: list[list[Path]] = []
 
     def measure(path: Path, stem: str) -> None:
-        image = inputs.open(path)
-        pixels = inputs.loaded.pixels(image)
-        importance = head_importance(network, pixels, inputs.target, **options)
+        image = inputs.read(path)
+        importance = head_importance(network, image.pixels, inputs.target, **options)
         written = [importance.save_numbers(output, Path(file_name(stem, ".heads.npz")).stem)]
         files.append(written)
         if maps:
-            written.append(
-                _draw_maps(inputs, image, output / file_name(stem, ".maps.png"), path.name)
-            )
+            written.append(_draw_maps(image, output / file_name(stem, ".maps.png")))
         results[path] = importance
 
     joined_files: list[Path] = []
@@ -103,7 +101,7 @@ def heads(
         bar = track(results, "Masking", console=err, disable=len(results) < 2)
         ablation = ablate_heads(
             network,
-            (inputs.loaded.pixels(inputs.open(path)) for path in bar),
+            (inputs.read(path).pixels for path in bar),
             joined,
             **inputs.loaded.forward_kwargs,
         )
@@ -114,15 +112,13 @@ def heads(
     raise typer.Exit(1 if failed or inputs.failed else 0)
 
 
-def _draw_maps(inputs: Inputs, image: Any, path: Path, caption: str) -> Path:
+def _draw_maps(image: PreparedImage, path: Path) -> Path:
     """Draw where each head attends; return the path of the picture."""
     from hf_gmar.heads.head_methods import head_maps
-    from hf_gmar.models.image_view import measure_view
     from hf_gmar.visualization.head_figures import head_maps_figure
     from hf_gmar.visualization.overlay import save_figure
 
-    loaded, picture = inputs.loaded, inputs.picture(image)
-    view = measure_view(loaded.processor, (picture.height, picture.width))
-    attention = head_maps(loaded.model, loaded.pixels(image), **loaded.forward_kwargs)[0]
-    save_figure(head_maps_figure(picture, attention, caption=caption, view=view), path)
+    loaded, picture, view = image.loaded, image.picture, image.view
+    attention = head_maps(loaded.model, image.pixels, **loaded.forward_kwargs)[0]
+    save_figure(head_maps_figure(picture, attention, caption=image.name, view=view), path)
     return path

@@ -14,11 +14,11 @@ def methods() -> None:
     from hf_gmar.cli.catalogue import METHOD_COLUMNS, methods_of_registry
 
     table = Table(title="Methods")
-    name, _, *others = METHOD_COLUMNS  # the class name is for Python
-    for heading in (name, *others):
+    title, name, _, *others = METHOD_COLUMNS  # the class name is for Python
+    for heading in (title, name, *others):
         table.add_column(heading)
-    for method, _, *facts in methods_of_registry():
-        table.add_row(*map(visible, (method, *facts)))
+    for method, name, _, *facts in methods_of_registry():
+        table.add_row(*map(visible, (method, name, *facts)))
     print_table(table)
     out.print(
         "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "

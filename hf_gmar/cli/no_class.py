@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,24 +70,24 @@ class NoClass:
                 f"{option} is a question without a class; leave out --{given[0].replace('_', '-')}"
             )
 
-    def method(self, name: str | None) -> str:
-        """Return the method, or the default one.
+    @property
+    def methods(self) -> list[str]:
+        """The default methods of the question; empty for those of other questions."""
+        return [] if self.place is None else ["raw-attention"]
 
-        Raises:
-            OptionError: a method with gradients from a patch.
-        """
-        name = name or ("gmar" if self.place is None else "raw-attention")
-        if self.place is not None and name in METHODS and METHODS[name].needs_scores:
-            able = [one for one in METHODS if not METHODS[one].needs_scores]
+    def check_methods(self, names: Sequence[str]) -> None:
+        """Raise an OptionError for a method with gradients from a patch."""
+        unable = [name for name in names if METHODS[name].needs_scores]
+        if self.place is not None and unable:
+            able = [name for name in METHODS if not METHODS[name].needs_scores]
             raise OptionError(
-                f"--from-patch needs a method without gradients, one of {', '.join(able)}; "
-                f"{name} explains a score: leave --method or --from-patch out"
+                f"--from-patch needs methods without gradients, of {', '.join(able)}; "
+                f"{unable[0]} explains a score: leave it or --from-patch out"
             )
-        return name
 
-    def head(self, method: str) -> bool | None:
+    def head(self, names: Sequence[str]) -> bool | None:
         """Return ``head`` of ``load_model``: a class head, or one if the model has it."""
-        needs_scores = method not in METHODS or METHODS[method].needs_scores
+        needs_scores = any(METHODS[name].needs_scores for name in names)
         return True if needs_scores and self._option is None else None
 
     def asked(self, explainer: Explainer, targets: list[int]) -> tuple[Explainer, list[int]]:

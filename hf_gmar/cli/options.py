@@ -36,11 +36,11 @@ from hf_gmar._utils.files import kind_of, reason_of_system
 from hf_gmar._utils.option_strings import parse_value
 from hf_gmar._utils.text import visible
 from hf_gmar.errors import HfGmarError, OptionError, TargetError, one_line
+from hf_gmar.methods.registry import METHODS
 from hf_gmar.models.defaults import BUNDLED, DEFAULT_MODEL, sample_image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from hf_gmar.data.prepared_image import PreparedImage
     from hf_gmar.models.hub import LoadedModel
 
 
@@ -254,17 +254,11 @@ class Inputs:
         """The class of a command that takes one; ``None`` if it is not named."""
         return self.targets[0] if self.targets else None
 
-    def open(self, path: Path) -> Any:
-        """Open an image file with the model's channels; a ``.npy`` file gives an array."""
-        from hf_gmar.data.image_files import read_input
+    def read(self, path: Path) -> PreparedImage:
+        """Read an image file for the model; a ``.npy`` file gives an array."""
+        from hf_gmar.data.prepared_image import prepare_image
 
-        return read_input(path, self.loaded.channels)
-
-    def picture(self, image: Any) -> Image:
-        """Return the picture of an image from :meth:`open`, in RGB."""
-        from hf_gmar.models.pixel_values import picture_of_input
-
-        return picture_of_input(image, self.loaded.channels)
+        return prepare_image(self.loaded, path)
 
     def for_each(self, description: str, work: Callable[[Path, str], None]) -> int:
         """Call ``work`` with each image file and its result stem; return the number of failures.
@@ -350,7 +344,8 @@ class StrictCommand(TyperCommand):
         """Repeat the option before each of its values."""
         for option in self.params:
             if (option.metavar or "").endswith("..."):
-                args = list(_repeated(option.opts[0], args))
+                fits = is_method if option.name == "method" else _any_word
+                args = list(_repeated(option.opts[0], args, fits))
         if not ctx.resilient_parsing:
             self._check_words(ctx, args)
         rest: list[str] = super().parse_args(ctx, args)
@@ -379,13 +374,27 @@ class StrictCommand(TyperCommand):
                 )
 
 
-def _repeated(option: str, words: list[str]) -> Iterator[str]:
-    in_option = False
+def is_method(word: str) -> bool:
+    """Whether a word names a method, perhaps with options; an image may follow ``--method``."""
+    return word.partition(":")[0] in METHODS
+
+
+def _any_word(_: str) -> bool:
+    return True
+
+
+def _repeated(option: str, words: list[str], fits: Callable[[str], bool]) -> Iterator[str]:
+    """Repeat an option before each further value that fits."""
+    in_option = is_first = False
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         if word == option and following.startswith("-"):
             raise typer.BadParameter("one or more values are needed after it", param_hint=option)
         if word.startswith("-"):
-            in_option = word == option
+            in_option = is_first = word == option
+        elif is_first:
+            is_first = False
+        else:
+            in_option = in_option and fits(word)
         if in_option and word != option:
             yield option
         if not (in_option and word == option):

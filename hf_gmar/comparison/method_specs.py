@@ -20,7 +20,7 @@ from hf_gmar._utils.names import make_unique
 from hf_gmar._utils.option_strings import parse_spec
 from hf_gmar.errors import ModelOutputError, OptionError
 from hf_gmar.methods.base import AttributionMethod
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.methods.registry import METHODS, title_of_label
 from hf_gmar.models.wrappers import LogitsModel
 
 CAPTUM = (
@@ -73,6 +73,18 @@ class MethodSpec:
         if isinstance(self.method, type):
             return METHODS.label(self.method.__name__, self.options)
         return _name_of(self.method)
+
+    @property
+    def title(self) -> str:
+        """The name for a reader: the title of the registry's methods, unless the user gave a label.
+
+        Example:
+            >>> MethodSpec("gmar", options={"norm": "l2"}).title, MethodSpec("gmar", "mine").title
+            ('GMAR (norm l2)', 'mine')
+        """
+        kind = METHODS[self.method] if isinstance(self.method, str) else self.method
+        kind = kind if isinstance(kind, type) else type(kind)
+        return title_of_label(self.name, f"{kind.__module__}.{kind.__qualname__}")
 
     @property
     def is_captum(self) -> bool:
@@ -199,6 +211,12 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
         specs = [_as_spec(method) for method in methods]
     labels = make_unique((spec.name for spec in specs), "{} ({})")
     return [replace(spec, label=label) for spec, label in zip(specs, labels, strict=True)]
+
+
+def titles_of(specs: Sequence[MethodSpec]) -> dict[str, str]:
+    """Return the titles of methods by label; no two are the same."""
+    titles = make_unique((spec.title for spec in specs), "{} ({})")
+    return dict(zip((spec.name for spec in specs), titles, strict=True))
 
 
 def check_captum_names(names: Sequence[str]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar.methods.registry import METHODS
 
 
 def quantus_explain(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: Any,
     targets: Any = None,
     *,

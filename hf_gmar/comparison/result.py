@@ -6,9 +6,9 @@ import functools
 import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,15 @@ from hf_gmar._utils.text import brief, code_span, counted, markdown, visible
 from hf_gmar._utils.version import __version__
 from hf_gmar.comparison.cost import Cost
 from hf_gmar.errors import OptionError
+from hf_gmar.faithfulness import (
+    DRAWS,
+    FRACTIONS,
+    PERTURBATION,
+    ExplainedScore,
+    FaithfulnessCheck,
+    ModelInput,
+    check_maps,
+)
 from hf_gmar.models.score_kind import ScoreKind
 
 if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
@@ -60,6 +69,10 @@ class Comparison:
         contrasts: the names of the classes whose scores were subtracted, or ``None``.
         pictures: the images, cropped to the part that the model saw.
         settings: other settings that the result depends on.
+        titles: names of the methods as papers write them, by label; a label without one is shown.
+        contrast_targets: the indices of the contrasts, ``None`` without any.
+        subjects: the model with each image.
+        checks: for each method, the check of each image, if they were asked for.
     """
 
     maps: dict[str, Tensor]
@@ -75,6 +88,10 @@ class Comparison:
     contrasts: tuple[str, ...] | None
     pictures: tuple[Image.Image, ...]
     settings: dict[str, Any]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    contrast_targets: tuple[int | None, ...] = ()
+    subjects: tuple[ModelInput, ...] = ()
+    checks: Mapping[str, Sequence[FaithfulnessCheck]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Count the images, and name the methods."""
@@ -87,7 +104,7 @@ class Comparison:
         from hf_gmar.visualization.notebook import html_image
 
         hidden = len(self.names) - _SHOWN
-        notes = [f"{label} failed: {reason}" for label, reason in self.failures.items()]
+        notes = list(self.failure_lines())
         notes += [f"and {counted(hidden, 'more image')}: figure() draws all"] * (hidden > 0)
         lines = "".join(map(html_line, [R_EXPLAINED, *notes]))
         picture = html_image(self._figure(_SHOWN), f"{self!r}. {self._caption()}")
@@ -117,6 +134,15 @@ class Comparison:
         """Seconds of each method divided by the seconds of a plain forward just before."""
         return {label: cost.ratio for label, cost in self.costs.items()}
 
+    def title(self, label: str) -> str:
+        """Return the name of a method for a reader."""
+        return self.titles.get(label, label)
+
+    def failure_lines(self) -> Iterator[str]:
+        """Yield a line for each method that failed, with the reason."""
+        for label, reason in self.failures.items():
+            yield f"{self.title(label)} failed: {reason}"
+
     def figure(self) -> Figure:
         """Draw one row for each image and one column for each method, with one colour scale.
 
@@ -132,10 +158,11 @@ class Comparison:
         maps, failures = self.maps, self.failures
         columns = [
             GridColumn(
-                label,
+                self.title(label),
                 self._cost_text(label),
                 maps[label][:images] if label in maps else None,
                 failures.get(label, ""),
+                [check.verdict for check in self.checks.get(label, [])],
             )
             for label in self.order
         ]
@@ -144,6 +171,38 @@ class Comparison:
             for label, score, name in zip(self.labels, self.scores, self.names, strict=True)
         ]
         return grid_figure(self.pictures[:images], titles[:images], columns, self._caption())
+
+    def check(
+        self,
+        fractions: Sequence[float] = FRACTIONS,
+        draws: int = DRAWS,
+        perturbation: str = PERTURBATION,
+        seed: int = 0,
+    ) -> dict[str, list[FaithfulnessCheck]]:
+        """Ask the model what each map is worth, see :meth:`hf_gmar.Explanation.check`.
+
+        Returns:
+            For each method with maps, the check of each image. All methods share the random
+            patches.
+        """
+        checks: dict[str, list[FaithfulnessCheck]] = {label: [] for label in self.maps}
+        for number, subject in enumerate(self.subjects if self.maps else ()):
+            contrast = "" if self.contrasts is None else f" rather than {self.contrasts[number]}"
+            explained = ExplainedScore(
+                self.labels[number] + contrast,
+                self.score_kind,
+                self.targets[number],
+                self.contrast_targets[number],
+            )
+            maps = [(patches[number], explained) for patches in self.maps.values()]
+            found = check_maps(subject, maps, fractions, draws, perturbation, seed)
+            for label, check in zip(checks, found, strict=True):
+                checks[label].append(check)
+        return checks
+
+    def checked(self) -> Comparison:
+        """Return the comparison with its checks, for the figure, the table and the files."""
+        return replace(self, checks=self.check())
 
     def table(self, format: Format = "markdown") -> Any:  # noqa: A002  # the word users know
         """Make a table with the costs and rank correlations of each method, or its failure.
@@ -170,7 +229,8 @@ class Comparison:
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return headings and rows of the table as strings, with numbered methods."""
         numbers = {label: str(number) for number, label in enumerate(self.order, 1)}
-        headings = ["", "method", *(heading for heading, *_ in self._cost_columns)]
+        headings = ["", "method", *["better than random"] * bool(self.checks)]
+        headings += [heading for heading, *_ in self._cost_columns]
         headings += [f"r with {numbers[label]}" for label in self.maps]
         return headings, [[numbers[row["method"]], *self._row(row)] for row in self.records()]
 
@@ -225,8 +285,11 @@ class Comparison:
             "time_to_forward": cost and cost.ratio,
             "peak_bytes": cost and cost.peak,
         }
+        verdicts = [check.verdict for check in self.checks.get(label, [])]
+        better = {"better_than_random": verdicts.count("better"), "checked": len(verdicts)}
         return {
             "method": label,
+            **(better if self.checks else {}),
             **(costs if self.forward is not None else {}),
             "rank_correlation": {
                 other: None if math.isnan(value) else value
@@ -237,10 +300,13 @@ class Comparison:
 
     def _row(self, row: Mapping[str, Any]) -> list[str]:
         if row["failure"] is not None:
-            return [row["method"], *["-"] * (len(self._cost_columns) + len(self.maps))]
+            empty = bool(self.checks) + len(self._cost_columns) + len(self.maps)
+            return [self.title(row["method"]), *["-"] * empty]
         correlations = row["rank_correlation"]
+        better = [f"{row['better_than_random']} of {row['checked']}"] if self.checks else []
         return [
-            row["method"],
+            self.title(row["method"]),
+            *better,
             *(_cell(row[name], form, unit) for _, name, form, unit in self._cost_columns),
             *(_cell(correlations[other], ".2f") for other in self.maps),
         ]
@@ -250,8 +316,8 @@ class Comparison:
         ruler = [":--" if number < 2 else "--:" for number in range(len(headings))]
         rows = [[number, markdown(method), *numbers] for number, method, *numbers in rows]
         lines = [f"| {' | '.join(row)} |" for row in (headings, ruler, *rows)]
-        for label, reason in self.failures.items():
-            lines += ["", f"{markdown(label)} failed: {markdown(reason)}"]
+        for line in self.failure_lines():
+            lines += ["", markdown(line)]
         return "\n".join(lines)
 
     def _page(self) -> str:
@@ -280,6 +346,10 @@ class Comparison:
                 )
             ],
             "score_kind": self.score_kind.value,
+            "checks": {
+                label: [check.to_dict() for check in checks]
+                for label, checks in self.checks.items()
+            },
             "contrasts": self.contrasts,
             "forward": forward and {"seconds": forward.seconds, "peak_bytes": forward.peak},
             "settings": self.settings,
@@ -341,6 +411,12 @@ class Comparison:
         if self.settings.get("captum"):
             sentences.append(
                 "Captum's attributions are summed over channels and over the pixels of each patch."
+            )
+        if self.checks:
+            draws = len(next(iter(self.checks.values()))[0].advantages)
+            sentences.append(
+                "Better than random: the model's scores with and without the map's highest patches "
+                f"are better than with all of {draws} random choices."
             )
         if self.forward is not None:
             sentences.append(

@@ -16,11 +16,12 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter, model_in
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
+from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
@@ -28,21 +29,22 @@ from hf_gmar.comparison.method_specs import (
     MethodLikes,
     as_method_specs,
     modules_of,
+    titles_of,
 )
 from hf_gmar.comparison.result import Comparison, picture_of
-from hf_gmar.data.image_files import ImageSource, name_of_image, read_input
+from hf_gmar.data.image_files import ImageSource
+from hf_gmar.data.prepared_image import prepare_image
 from hf_gmar.errors import InputError, reason_of
+from hf_gmar.faithfulness import ModelInput
 from hf_gmar.models.any_model import as_loaded
 from hf_gmar.models.hub import LoadedModel
-from hf_gmar.models.image_view import seen_part
 from hf_gmar.models.labels import classes_of_model, config_of, label_of
-from hf_gmar.models.pixel_values import picture_of_input
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 
 
 def compare(  # noqa: PLR0913  # a keyword each
-    model: Any,
+    model: ModelLike | str | Path,
     inputs: PixelInputs | ImageSource | Sequence[ImageSource] = None,
     methods: MethodLikes | None = None,
     target: Target | str | Sequence[int | str] = None,
@@ -53,6 +55,8 @@ def compare(  # noqa: PLR0913  # a keyword each
     names: Sequence[str] | None = None,
     processor: BaseImageProcessor | str | Path | None = None,
     measure: bool = True,
+    check: bool = False,
+    precision: str | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     finished: Callable[[Comparison], None] | None = None,
@@ -87,6 +91,9 @@ def compare(  # noqa: PLR0913  # a keyword each
         processor: the image processor of a model that comes without one, or its name or folder.
         measure: measure time and memory of each method, which then runs two to six times instead
             of once.
+        precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for faster forwards by
+            autocast, of Captum's methods as well; ``None`` leaves the model's own.
+        check: ask the model what each map is worth, see :meth:`Comparison.check`.
         seed: seed of Captum's random numbers, so that results are reproducible. A
             ``RandomAttribution`` has its own seed.
         progress: called with the label of each method before it runs.
@@ -116,6 +123,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         (True, True)
     """
     specs = as_method_specs(methods)
+    check_precision(precision)
     loaded: LoadedModel | None = None
     if _are_images(inputs) or isinstance(model, str | Path | LoadedModel):
         loaded = as_loaded(model, processor)
@@ -123,9 +131,9 @@ def compare(  # noqa: PLR0913  # a keyword each
     if loaded is not None and _are_images(inputs):
         batch = _Batch.read(loaded, inputs)
         inputs, images, names = batch.pixels, images or batch.images, names or batch.names
-    model = model_in(model)
+    network: Any = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
-    adapter = ModelAdapter.of(model, readout)
+    adapter = ModelAdapter.of(network, readout)
     target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
@@ -133,7 +141,8 @@ def compare(  # noqa: PLR0913  # a keyword each
     images = _checked_list("images", images, count) or [picture_of(image) for image in pixels]
     modules = [*adapter.modules(), *modules_of(specs)]
     forward = functools.partial(predict, adapter, ForwardRequest(pixels, (), forward_kwargs))
-    with isolated_model(modules), size_errors(adapter, pixels):
+    in_precision = functools.partial(forward_precision, precision, pixels.device)
+    with isolated_model(modules), size_errors(adapter, pixels), in_precision():
         scores, forward_cost = (
             measure_cost(forward, pixels.device) if measure else (forward(), None)
         )
@@ -141,13 +150,15 @@ def compare(  # noqa: PLR0913  # a keyword each
     if scores.dim() == 2:  # a class for each image, in a form that all methods accept
         target, contrast = resolved.target, resolved.against
     grid = adapter.layout.grid(*pixels.shape[-2:])
-    task = AttributionTask(model, readout, pixels, target, contrast, grid, forward_kwargs)
+    task = AttributionTask(network, readout, pixels, target, contrast, grid, forward_kwargs)
     maps: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     failures: dict[str, str] = {}
     config = config_of(adapter)
     kind = ScoreKind.of(config, scores)
     explained = kind.convert(scores).flatten(1).gather(1, resolved.target[:, None])
+    half = autocast_dtype(precision)
+    against = [None] * count if resolved.against is None else resolved.against.tolist()
     result = Comparison(
         maps,
         failures,
@@ -163,19 +174,24 @@ def compare(  # noqa: PLR0913  # a keyword each
         pictures=tuple(images),
         settings={
             "model": type(adapter.backbone).__name__ if loaded is None else loaded.name,
-            **({"prompts": model.prompts} if isinstance(model, ZeroShotModel) else {}),
+            **({"prompts": network.prompts} if isinstance(network, ZeroShotModel) else {}),
             "captum": [spec.name for spec in specs if spec.is_captum],
             "device": str(pixels.device),
             "dtype": str(pixels.dtype).removeprefix("torch."),
+            **({} if precision is None else {"precision": precision}),
             "measured": measure,
             "seed": seed,
             "keywords": dict(forward_kwargs),
         },
+        titles=titles_of(specs),
+        contrast_targets=tuple(against),
+        subjects=tuple(ModelInput(adapter, each, forward_kwargs, half) for each in pixels.split(1)),
     )
     for spec in specs:
         if progress is not None:
             progress(spec.name)
-        with isolated_model(modules):  # for each method, so that it meets no changes of another
+        # For each method, so that it meets no changes of another.
+        with isolated_model(modules), in_precision():
             try:
                 call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
                 if measure:
@@ -186,7 +202,7 @@ def compare(  # noqa: PLR0913  # a keyword each
                 failures[spec.name] = reason_of(error)
         if finished is not None:
             finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
-    return result
+    return result.checked() if check else result
 
 
 def _by_index(adapter: ModelAdapter, target: Any) -> Target:
@@ -218,20 +234,19 @@ class _Batch:
     def read(cls, loaded: LoadedModel, sources: Any) -> _Batch:
         """Read and process images; an InputError for pixel values of several sizes."""
         sources = sources if isinstance(sources, list) else [sources]
-        values = [read_input(source, loaded.channels) for source in sources]
-        pixels = [loaded.pixels(value) for value in values]
+        prepared = [prepare_image(loaded, source) for source in sources]
+        pixels = [image.pixels for image in prepared]
         sizes = sorted({tuple(each.shape[-2:]) for each in pixels})
         if len(sizes) > 1:
             raise InputError(
                 f"the model's processor gives images of {len(sizes)} sizes ({sizes[0]}, "
                 f"{sizes[1]}, ...), and one figure needs one; give images of one size"
             )
-        pictures = (picture_of_input(value, loaded.channels) for value in values)
         try:
-            seen = [seen_part(loaded.processor, picture) for picture in pictures]
+            seen = [image.seen for image in prepared]
         except InputError:  # its transform of the image is not known
             seen = None
-        files = [name_of_image(source) for source in sources]
+        files = [image.name for image in prepared]
         names = [name if name != "image" else f"image {n + 1}" for n, name in enumerate(files)]
         return cls(torch.cat(pixels), seen, list(make_unique(names, "{} ({})")))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.registry import Registry
 from hf_gmar.comparison.method_specs import MethodLikes, as_method_specs
@@ -94,7 +95,7 @@ class Evaluation:
 
 
 def evaluate(  # noqa: PLR0913  # a keyword each
-    model: LoadedModel | Callable[..., Any],
+    model: ModelLike | str | Path,
     data: ImageDataset | Sequence[Any] | str | Path,
     methods: MethodLikes | None = None,
     metrics: Sequence[Spec | Metric[Any]] | None = None,
@@ -183,7 +184,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
     skip = folder if isinstance(data, str | Path) else None
     model_config, count = config_of(method_set.adapter), class_count(method_set.adapter)
     kind = ScoreKind.of(model_config, torch.empty(1, count))
-    evaluated = EvaluatedModel(method_set, loaded.processor, config, kind)
+    evaluated = EvaluatedModel(method_set, loaded, config, kind)
     metrics_by_label = _metrics(metrics, evaluated)
     mode = MODES.get(channels_of(method_set.adapter.vision_model), "RGB")
     images = open_data(data, labels_of(model_config, count), skip=skip, mode=mode)
@@ -283,7 +284,7 @@ def _perturbations(
 def _all_pixels(model: EvaluatedModel, images: ImageDataset) -> Iterator[Tensor]:
     for index in range(len(images)):
         try:
-            yield model.pixels(images[index].image)
+            yield model.prepared(images[index].image).pixels
         except HfGmarError:
             continue  # the evaluation of this image reports the error
 

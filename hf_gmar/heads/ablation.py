@@ -7,7 +7,7 @@ than One?", NeurIPS 2019 (arXiv 1905.10650).
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hf_gmar._core.head_masking import HeadMasker, scores_with_masked_heads, single_head_ablation
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -182,7 +182,7 @@ class HeadAblation:
 
 
 def ablate_heads(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: Batches,
     order_by: HeadImportance | Tensor,
     target: Target = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.inputs import PixelInputs
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.propagation import Block, LayerResult, Sums
@@ -62,7 +62,7 @@ class HeadMaps(AttentionMethod):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         start_layer: int = 0,
         engine: str = "streaming",
         chunk_size: int | None = None,
@@ -113,7 +113,7 @@ class HeadTaylorImportance(AttentionMethod):
     cost = "forward + backward"
     signed = True
 
-    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+    def __init__(self, model: ModelLike, **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)
         self.rule = HeadTaylorRule()
 
@@ -134,7 +134,7 @@ class HeadTaylorImportance(AttentionMethod):
 
 
 def head_maps(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: PixelInputs = None,
     additional_forward_args: Any = None,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from hf_gmar._core.model_adapter import model_in
+from hf_gmar._core.model_adapter import ModelLike, model_in
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.files import save_arrays, save_json, whole_file
@@ -221,7 +221,7 @@ class HeadImportance:
 
 
 def head_importance(
-    model: Callable[..., Any],
+    model: ModelLike,
     inputs: Batches,
     target: Target = None,
     *,

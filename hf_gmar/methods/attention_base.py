@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import FunctionType
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from hf_gmar._core.inputs import PixelInputs, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._core.request import ForwardRequest, GradientOf
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec, engines_of
@@ -57,7 +57,7 @@ class AttentionMethod(AttributionMethod):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         start_layer: int = 0,
         engine: str = "streaming",
         chunk_size: int | None = None,

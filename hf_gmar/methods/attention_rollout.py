@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import FUSIONS, Fusion, RolloutRule
@@ -37,6 +37,8 @@ class AttentionRollout(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Attention rollout"
+    shows = "where the model looks"
     source = "Abnar and Zuidema, ACL 2020, arXiv 2005.00928"
     cost = "forward"
     unit = "share of relevance"
@@ -46,7 +48,7 @@ class AttentionRollout(AttentionMethod):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         head_fusion: Fusion = "mean",
         discard_ratio: float = 0.0,
         alpha: float = 1.0,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -62,13 +62,13 @@ class AttnLRP(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "AttnLRP"
+    shows = "what speaks for the class, and against it"
     source = "Achtibat et al., ICML 2024, arXiv 2402.05602"
     cost = "forward + backward"
     signed = True
 
-    def __init__(
-        self, model: Callable[..., Any], gamma: float = 0.0, readout: ReadoutSpec = None
-    ) -> None:
+    def __init__(self, model: ModelLike, gamma: float = 0.0, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)
         self.gamma = check_number("gamma", gamma, 0)
 

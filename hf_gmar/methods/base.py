@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors, target_list
-from hf_gmar._core.model_adapter import ModelAdapter, model_in
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -53,7 +53,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     weights get no gradient, and the model's state is restored afterwards. Threads that explain the
     same model wait for each other; threads that only run it are not affected.
 
-    A subclass sets the four class variables and returns its maps from ``_explain``. Its docstring
+    A subclass sets the class variables and returns its maps from ``_explain``. Its docstring
     lists its own options and errors; the following hold for all methods.
 
     Args:
@@ -72,6 +72,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         OptionError: an unknown option, a value outside its range, or a layer that does not exist.
     """
 
+    title: ClassVar[str]
+    """The name as papers write it, for tables and figures; by default the name of the class."""
     source: ClassVar[str]
     """The paper that defines the method."""
     cost: ClassVar[PassCount]
@@ -84,7 +86,15 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """The meaning of a patch's value, for the colour bar of a figure."""
     needs_scores: ClassVar[bool] = True
     """Whether the model must return class scores. If not, the target may be of no class."""
+    shows: ClassVar[str] = ""
+    """The question that the map answers, in a few words."""
     _options: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class its own name as title, not the title of its base."""
+        super().__init_subclass__(**kwargs)
+        if "title" not in vars(cls):
+            cls.title = cls.__name__
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Note the options, which a subclass turns into other things, for the representation."""
@@ -95,7 +105,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         method._options = given  # its own
         return method
 
-    def __init__(self, model: Callable[..., Any], readout: ReadoutSpec = None) -> None:
+    def __init__(self, model: ModelLike, readout: ReadoutSpec = None) -> None:
         self.adapter = ModelAdapter.of(model, readout, needs_scores=self.needs_scores)
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)
@@ -114,7 +124,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         """Return names and values: method, options, source, cost, and what its values say."""
         options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
         return {
-            "method": type(self).__name__,
+            "method": self.title,
             **({"options": options} if options else {}),
             "source": getattr(self, "source", "not named"),
             "cost": getattr(self, "cost", "not named"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from hf_gmar._core.inputs import PixelInputs
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.targets import Target
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
@@ -45,13 +45,15 @@ class GMAR(AttentionMethod):
         torch.Size([2, 6, 4])
     """
 
+    title = "GMAR"
+    shows = "where the model looks"
     source = "Jo, Jang and Park, ICIP 2025, arXiv 2504.19414"
     cost = "forward + backward"
     unit = "share of relevance"
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         norm: Norm = "l1",
         alpha: float = 1.0,
         **options: Unpack[AttentionOptions],

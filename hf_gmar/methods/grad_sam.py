@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import PositiveGradientRule
 
@@ -25,10 +25,12 @@ class GradSAM(AttentionMethod):
         torch.Size([2, 3, 96, 96])
     """
 
+    title = "Grad-SAM"
+    shows = "what raises the score of the class"
     source = "Barkan et al., CIKM 2021, arXiv 2204.11073"
     cost = "forward + backward"
     unit = "attention x positive gradient"
 
-    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+    def __init__(self, model: ModelLike, **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)
         self.rule = PositiveGradientRule(self.adapter.layers - self.start_layer, weighted=True)

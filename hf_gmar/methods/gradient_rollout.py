@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import GradientRolloutRule
 
@@ -28,10 +28,12 @@ class GradientRollout(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Gradient rollout"
+    shows = "what raises the score of the class"
     source = "Chefer et al., ICCV 2021, arXiv 2103.15679"
     cost = "forward + backward"
     unit = "attention x positive gradient,\nrolled out"
 
-    def __init__(self, model: Callable[..., Any], **options: Unpack[AttentionOptions]) -> None:
+    def __init__(self, model: ModelLike, **options: Unpack[AttentionOptions]) -> None:
         super().__init__(model, **options)
         self.rule = GradientRolloutRule()

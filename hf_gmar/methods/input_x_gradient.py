@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -38,14 +38,14 @@ class InputXGradient(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Input × gradient"  # noqa: RUF001  # the sign of a product
+    shows = "what speaks for the class, and against it"
     source = "Shrikumar et al., 2016, arXiv 1605.01713"
     cost = "forward + backward"
     unit = "token x gradient"
     signed = True
 
-    def __init__(
-        self, model: Callable[..., Any], layer: int = 0, readout: ReadoutSpec = None
-    ) -> None:
+    def __init__(self, model: ModelLike, layer: int = 0, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)
         self.layer = check_layer("layer", layer, self.adapter.layers)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, Unpack
+from typing import Literal, TypeAlias, Unpack
 
 from hf_gmar._core.layers import layer_modules
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._utils.validation import check_option
 from hf_gmar.methods.attention_base import AttentionMethod, AttentionOptions
 from hf_gmar.methods.layer_rules import PositiveGradientRule
@@ -47,13 +47,15 @@ class LeGrad(AttentionMethod):
         torch.Size([2, 3, 96, 96])
     """
 
+    title = "LeGrad"
+    shows = "what raises the score of the class"
     source = "Bousselham et al., ICCV 2025, arXiv 2404.03214"
     cost = "forward + backward + head re-evaluation"
     unit = "mean positive gradient"
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         layer_scores: LayerScores = "own",
         **options: Unpack[AttentionOptions],
     ) -> None:

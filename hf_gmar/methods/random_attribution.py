@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import accumulation_dtype, predict
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -37,15 +37,15 @@ class RandomAttribution(AttributionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Random"
+    shows = "nothing: random numbers"
     source = "none: the random baseline"
     cost = "forward"
     unit = "random number"
     class_specific = False
     needs_scores = False
 
-    def __init__(
-        self, model: Callable[..., Any], seed: int = 0, readout: ReadoutSpec = None
-    ) -> None:
+    def __init__(self, model: ModelLike, seed: int = 0, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)

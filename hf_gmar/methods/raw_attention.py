@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from hf_gmar._core.inputs import PixelInputs
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_layer
@@ -34,6 +34,8 @@ class RawAttention(AttentionMethod):
         torch.Size([2, 8, 8])
     """
 
+    title = "Raw attention"
+    shows = "where the model looks"
     source = "as in Caron et al., ICCV 2021, arXiv 2104.14294"
     cost = "forward"
     unit = "share of attention"
@@ -43,7 +45,7 @@ class RawAttention(AttentionMethod):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         layer: int = -1,
         engine: str = "streaming",
         chunk_size: int | None = None,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hf_gmar._utils.registry import Registry
+from hf_gmar.errors import OptionError
 
 if TYPE_CHECKING:  # listing the names does not import PyTorch
     from hf_gmar.methods.base import AttributionMethod
@@ -29,6 +33,58 @@ METHODS: Registry[AttributionMethod] = Registry(
 """Methods by their name on the command line, in the pipeline, ``compare`` and ``evaluate``."""
 
 
+def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Return a method's title with the options that differ from their defaults.
+
+    Args:
+        name: the name of the method.
+        settings: values of options by name; names of other things are ignored.
+
+    Raises:
+        OptionError: there is no such method.
+
+    Example:
+        >>> method_title("gmar", {"norm": "l2", "alpha": 1.0, "model": "bundled"})
+        'GMAR (norm l2)'
+    """
+    settings = settings or {}
+    changed = [
+        f"{option} {settings[option]}"
+        for option, default in METHODS.options(name).items()
+        if option in settings and settings[option] != default
+    ]
+    title = METHODS[name].title
+    return f"{title} ({', '.join(changed)})" if changed else title
+
+
+_LABEL = re.compile(r"([a-z0-9][a-z0-9._-]*)((?: \(\w+=.*\))?(?: \(\d+\))?)", re.DOTALL)
+
+
+def title_of_label(label: str, kind: str) -> str:
+    """Return the title for a label that the registry made; other labels are returned unchanged.
+
+    Args:
+        label: the label of a method, such as ``"gmar (norm=l2)"``.
+        kind: module and name of its class; the label of another class is the user's own.
+
+    Example:
+        >>> title_of_label("gmar (norm=l2)", "hf_gmar.methods.gmar.GMAR")
+        'GMAR (norm l2)'
+        >>> title_of_label("my map", "hf_gmar.methods.gmar.GMAR")
+        'my map'
+    """
+    match = _LABEL.fullmatch(label)
+    if match is None or match[1] not in METHODS:
+        return label
+    try:
+        method = METHODS[match[1]]
+    except OptionError:  # another package's, which can't be loaded
+        return label
+    if kind != f"{method.__module__}.{method.__qualname__}":
+        return label
+    return method.title + re.sub(r"(\w+)=", r"\1 ", match[2])
+
+
 def register_method(name: str, method: type[AttributionMethod]) -> None:
     """Register a method under a name in this process.
 
@@ -51,3 +107,46 @@ def register_method(name: str, method: type[AttributionMethod]) -> None:
         True
     """
     METHODS.register(name, method)
+
+
+def with_options(
+    methods: str | Sequence[str], options: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return each method's name with its options.
+
+    Args:
+        methods: a name, or a list of names; options may follow each, as in ``"gmar:norm=l2"``.
+        options: further options; each method takes those that it has.
+
+    Raises:
+        OptionError: there is no method, a method is named twice, or an option is unknown to all
+            methods or given twice.
+
+    Example:
+        >>> with_options(["gmar:norm=l2", "attn-lrp"], {"alpha": 0.5})
+        [('gmar', {'norm': 'l2', 'alpha': 0.5}), ('attn-lrp', {})]
+    """
+    names = [methods] if isinstance(methods, str) else list(methods)
+    if not names:
+        raise OptionError(f"name a method; there are {', '.join(METHODS)}")
+    specs = [METHODS.parse(name) for name in names]
+    if len(names) == 1:
+        METHODS.check(specs[0][0], options)
+    known = [METHODS.options(name) for name, _ in specs]
+    for option in options:
+        if not any(option in of_method for of_method in known):
+            raise OptionError(f"none of the methods {', '.join(names)} has an option {option}")
+        if any(option in own for _, own in specs):
+            raise OptionError(f"the option {option} is given twice; give it once")
+    taken = [
+        (name, {**own, **{key: value for key, value in options.items() if key in of_method}})
+        for (name, own), of_method in zip(specs, known, strict=True)
+    ]
+    twice = [
+        label
+        for label, count in Counter(METHODS.label(*spec) for spec in taken).items()
+        if count > 1
+    ]
+    if twice:
+        raise OptionError(f"the method {twice[0]} is named twice; name it once")
+    return taken

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -44,13 +44,13 @@ class TokenGradCAM(AttributionMethod):
         (torch.Size([2, 8, 8]), True)
     """
 
+    title = "Token Grad-CAM"
+    shows = "what raises the score of the class"
     source = "Selvaraju et al., ICCV 2017, arXiv 1610.02391"
     cost = "forward + backward"
     unit = "tokens x mean gradient"
 
-    def __init__(
-        self, model: Callable[..., Any], layer: int = -1, readout: ReadoutSpec = None
-    ) -> None:
+    def __init__(self, model: ModelLike, layer: int = -1, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)
         self.layer = check_layer("layer", layer, self.adapter.layers)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_gmar._core.execution import predict
 from hf_gmar._core.head_masking import scores_with_masked_heads
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
 from hf_gmar.metrics.context import Explain, MetricContext
@@ -63,7 +63,7 @@ class ContextBuilder:
         True
     """
 
-    model: Callable[..., Any]
+    model: ModelLike
     score: ScoreChoice | None = None
     batch: int = 8
     readout: ReadoutSpec = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from hf_gmar._core.execution import exclusive_eval, graph_enabled
 from hf_gmar._core.inputs import checked_request, size_errors
 from hf_gmar._core.interrupts import deferred_signals
 from hf_gmar._core.layers import layer_modules
-from hf_gmar._core.model_adapter import ModelAdapter, unwrapped
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, unwrapped
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -63,7 +63,7 @@ class Cascade:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         pixels: Tensor,
         seed: int = 0,
         readout: ReadoutSpec = None,
@@ -110,7 +110,7 @@ class Cascade:
 
 
 def randomized_models(
-    model: Callable[..., Any],
+    model: ModelLike,
     pixels: Tensor,
     stages: int = 4,
     seed: int = 0,

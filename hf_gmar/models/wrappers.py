@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar._core.inputs import check_inputs
-from hf_gmar._core.model_adapter import model_in, scores_of, unwrapped
+from hf_gmar._core.model_adapter import ModelLike, model_in, scores_of, unwrapped
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
@@ -38,7 +38,7 @@ class LogitsModel(nn.Module):
         torch.Size([1, 3, 96, 96])
     """
 
-    def __init__(self, model: Callable[..., Any], **forward_kwargs: Any) -> None:
+    def __init__(self, model: ModelLike, **forward_kwargs: Any) -> None:
         super().__init__()
         self.model = model_in(model)
         self.forward_kwargs = forward_kwargs

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_gmar._core.execution import check_finite, exclusive_eval
 from hf_gmar._core.inputs import checked_request, size_errors
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import InputError, ModelOutputError, OptionError
 from hf_gmar.perturbations.token_removal import fewest_patches
@@ -91,7 +91,7 @@ class Perturbation(ABC):
 
     def bind(
         self,
-        model: Callable[..., Any],
+        model: ModelLike,
         pixels: Tensor,
         *,
         batch: int = 8,

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_gmar._core.attention import implementations_of
-from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.model_adapter import ModelAdapter, ModelLike
 from hf_gmar._utils.validation import check_option
 from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.pixels import MeanColour
@@ -76,7 +76,7 @@ def _storages(values: Any) -> Iterator[UntypedStorage]:
 
 
 def max_batch_size(
-    model: Callable[..., Any],
+    model: ModelLike,
     pixels: Tensor,
     budget_bytes: int,
     *,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar.visualization.check_figure import VERDICT_COLOURS
 from hf_gmar.visualization.notebook import NotebookFigure
 from hf_gmar.visualization.overlay import (
     COLOUR_MAP,
@@ -47,12 +48,15 @@ class GridColumn:
         subtitle: one short line, for example the method's cost.
         maps: relevance of each patch, (images, rows, columns); ``None`` if the method failed.
         reason: why the method failed.
+        verdicts: for each image, how the map compares with random patches, a key of
+            ``VERDICT_COLOURS``; empty without a check.
     """
 
     title: str
     subtitle: str = ""
     maps: Tensor | None = None
     reason: str = ""
+    verdicts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ def _draw_column(
             _draw_reason(axes, layout, column.reason)
         else:
             _draw_map(axes, picture, column.maps[row].float().numpy(), signed)
+            if column.verdicts:
+                _draw_verdict(axes, layout, column.verdicts[row])
 
 
 def _draw_head(axes: Axes, layout: _Layout, column: GridColumn) -> None:
@@ -199,6 +205,13 @@ def _draw_map(axes: Axes, picture: Image.Image, values: NDArray[np.float32], sig
     colours, low = (SIGNED_COLOUR_MAP, -1) if signed else (COLOUR_MAP, 0)
     scaled = values / (np.abs(values).max() or 1)
     draw_map(axes, scaled, colours, low, 1, aspect="auto", extent=_UNIT)
+
+
+def _draw_verdict(axes: Axes, layout: _Layout, verdict: str) -> None:
+    """Write the verdict of a check below a map."""
+    colour, text = VERDICT_COLOURS[verdict], f"{verdict} than random"
+    below = -0.05 / layout.cell
+    axes.text(0, below, text, fontsize=8, color=colour, va="top", transform=axes.transAxes)
 
 
 def _draw_reason(axes: Axes, layout: _Layout, reason: str) -> None:

@@ -61,7 +61,7 @@ def overlay_figure(
             negative, they are symmetric about zero over a grey image, and blue marks evidence
             against the class.
         title: the explained class, for example with its probability.
-        caption: one line below the figure.
+        caption: the lines below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
             dark, as the model does not see it. ``None`` is the whole image.
         unit: the meaning of a patch's value: the ``unit`` of the method.
@@ -231,6 +231,30 @@ def overlay_image(
     return Image.composite(under, below, Image.fromarray(seen.astype(np.uint8) * 255))
 
 
+def kept_image(image: Image.Image, mask: Tensor, view: ImageView) -> Image.Image:
+    """Draw only some patches of an image, pixel for pixel; the rest is grey.
+
+    Args:
+        image: the original image.
+        mask: the patches, bool (rows, columns).
+        view: the part of the image that the patches cover.
+
+    Example:
+        >>> image, mask = Image.new("RGB", (4, 2), "white"), torch.tensor([[True, False]])
+        >>> picture = kept_image(image, mask, ImageView.whole(image))
+        >>> picture.getpixel((0, 0)), picture.getpixel((3, 0))
+        ((255, 255, 255), (128, 128, 128))
+    """
+    shown = view.project(mask.float()).nan_to_num(0).numpy() > 0.5  # half a pixel
+    rest = Image.new("RGB", image.size, _LEFT_OUT)
+    return Image.composite(
+        image.convert("RGB"), rest, Image.fromarray(shown.astype(np.uint8) * 255)
+    )
+
+
+_LEFT_OUT = "#808080"
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG with 150 dots per inch; an error leaves no partial file."""
     with whole_file(path) as part:
@@ -282,7 +306,9 @@ def layout_of(
     width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every aspect ratio
     height = width / ratio
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
-    title, caption = wrapped(title, column, 13), wrapped(caption, 2 * column + 1.5, 9)
+    title = wrapped(title, column, 13)
+    lines = (wrapped(line, 2 * column + 1.5, 9) for line in caption.split("\n"))
+    caption = "\n".join(filter(None, lines))
     above = 0.2 + 0.22 * len(title.splitlines())
     below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * view.unexplained
     centre, left = below + row / 2, 0.15 + (column - width) / 2

@@ -27,7 +27,7 @@ from hf_gmar.visualization.overlay import (
 
 DOTS = 120  # per inch: a photo of 500 pixels is not enlarged, and a PNG is written quickly
 
-_GREY = (89, 89, 89)
+GREY = (89, 89, 89)
 _Box = tuple[float, float, float, float]
 
 
@@ -46,7 +46,7 @@ def overlay_picture(
         image: see :func:`~hf_gmar.visualization.overlay_figure`, also for the other arguments.
         patches: relevance of each patch, (rows, columns).
         title: the explained class, for example with its probability.
-        caption: one line below the picture.
+        caption: the lines below the picture.
         view: the part of the image that the patches cover.
         unit: the meaning of a patch's value.
         scale: the values at the ends of the colours.
@@ -79,7 +79,7 @@ def draw(
     layout = layout_of(image, title, caption, patches, view, unit)
     colours = colour_scale(patches, scale)
     canvas = Canvas.of(layout)
-    size = _dots(layout.width), _dots(layout.height)
+    size = dots(layout.width), dots(layout.height)
     small = image.convert("RGB").resize(size, reducing_gap=2.0)
     seen = view.scaled(small.height, small.width)
     canvas.image.paste(small, canvas.place(layout.plain, layout.bottom + layout.height))
@@ -90,7 +90,7 @@ def draw(
     top = layout.centre + layout.height / 2 + 0.08
     canvas.text("the image", middle, top, 13, "md")
     canvas.text(layout.title, middle + layout.column + 0.25, top, 13, "md")
-    canvas.text(layout.caption, layout.size[0] / 2, 0.08, 9, "md", _GREY)
+    canvas.text(layout.caption, layout.size[0] / 2, 0.08, 9, "md", GREY)
     if view.unexplained:
         _draw_legend(canvas, layout)
     _draw_bar(canvas, layout, colours)
@@ -107,19 +107,26 @@ class Canvas:
     @classmethod
     def of(cls, layout: Layout) -> Canvas:
         """Return a white canvas."""
-        width, height = map(_dots, layout.size)
+        width, height = map(dots, layout.size)
         return cls(Image.new("RGB", (width, height), "white"))
 
     def place(self, left: float, top: float) -> tuple[int, int]:
         """Convert inches to dots from the upper left corner."""
-        return _dots(left), self.image.height - _dots(top)
+        return dots(left), self.image.height - dots(top)
 
     def text(
-        self, text: str, x: float, y: float, size: float, anchor: str, colour: object = "black"
+        self,
+        text: str,
+        x: float,
+        y: float,
+        size: float,
+        anchor: str,
+        colour: object = "black",
+        bold: bool = False,
     ) -> None:
         """Draw lines of text at a place; ``anchor`` is one of Pillow, for a single line."""
-        font, pen = _font(size), ImageDraw.Draw(self.image)
-        step = _dots(size * 1.2 / 72)
+        font, pen = _font(size, bold), ImageDraw.Draw(self.image)
+        step = dots(size * 1.2 / 72)
         across, down = self.place(x, y)
         lines = text.replace(r"\$", "$").splitlines()
         for number, line in enumerate(reversed(lines) if anchor[1] == "d" else lines):
@@ -130,7 +137,7 @@ class Canvas:
     def upward(self, text: str, x: float, y: float, size: float) -> None:
         """Draw lines of text that run upwards, centred at a place."""
         font, lines = _font(size), text.replace(r"\$", "$").splitlines()
-        step = _dots(size * 1.2 / 72)
+        step = dots(size * 1.2 / 72)
         pen = ImageDraw.Draw(self.image)
         length = max(round(pen.textlength(line, font=font)) for line in lines)
         strip = Image.new("RGB", (length + 2, step * len(lines) + step // 2), "white")
@@ -149,7 +156,7 @@ def _draw_bar(canvas: Canvas, layout: Layout, colours: ColourScale) -> None:
     """Draw the colours of the overlay with their values."""
     pen = ImageDraw.Draw(canvas.image)
     left, top = canvas.place(layout.bar, layout.centre + layout.length / 2)
-    right, bottom = left + _dots(0.16), top + _dots(layout.length)
+    right, bottom = left + dots(0.16), top + dots(layout.length)
     ramp = np.linspace(colours.high, colours.low, bottom - top, dtype=np.float32)[:, None]
     strip = colours.picture(np.repeat(ramp, right - left, axis=1))
     paper = Image.new("RGB", strip.size, "white")
@@ -164,7 +171,7 @@ def _draw_bar(canvas: Canvas, layout: Layout, colours: ColourScale) -> None:
         share = (value - colours.low) / (colours.high - colours.low)
         inch = layout.centre + (share - 0.5) * layout.length
         down = canvas.place(0, inch)[1]
-        pen.line((right, down, right + _dots(0.04), down), fill="black")
+        pen.line((right, down, right + dots(0.04), down), fill="black")
         text = _tick(value, step)
         canvas.text(text, layout.bar + 0.16 + 0.07, inch, 9, "lm")
         widest = max(widest, pen.textlength(text, font=_font(9)) / DOTS)
@@ -183,17 +190,19 @@ def _draw_legend(canvas: Canvas, layout: Layout) -> None:
     left = layout.overlay + layout.width / 2 - (length + 0.35) / 2
     middle = layout.bottom - 0.16
     start, top = canvas.place(left, middle + 0.05)
-    swatch = (start, top, start + _dots(0.25), top + _dots(0.1))
+    swatch = (start, top, start + dots(0.25), top + dots(0.1))
     ImageDraw.Draw(canvas.image).rectangle(swatch, fill=UNSEEN)
     canvas.text(words, left + 0.35, middle, 10, "lm")
 
 
-def _dots(inches: float) -> int:
+def dots(inches: float) -> int:
+    """Convert inches to dots."""
     return round(inches * DOTS)
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return the font of matplotlib's figures, of ``size`` points."""
-    place = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    place = Path(mpl.get_data_path(), "fonts", "ttf", name)
     return ImageFont.truetype(place, round(size * DOTS / 72))

@@ -67,7 +67,7 @@ def test_no_arguments_explains_the_bundled_scene(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "using bundled" in done.stderr
     names = sorted(path.suffix for path in (tmp_path / "explanations").iterdir())
-    assert names == [".npz", ".png"]
+    assert names == [".npz", ".npz", ".png"]  # of GMAR and AttnLRP
     assert "bundled scene" in done.stdout
     assert "Warning" not in done.stderr
 
@@ -105,7 +105,7 @@ def test_the_hub_unreachable_is_one_clear_line(tmp_path: Path) -> None:
 def test_the_archive_holds_what_python_gives(
     run: Run, bundled: LoadedModel, scene: Image.Image
 ) -> None:
-    done = run("--norm", "l2", "--alpha", "0.5", "--target", "3")
+    done = run("--method", "gmar", "--norm", "l2", "--alpha", "0.5", "--target", "3")
     assert done.code == 0
     (archive,) = done.folder.glob("*.npz")
     with np.load(archive) as stored:
@@ -176,7 +176,8 @@ def test_the_attention_is_what_the_model_is_loaded_with(run: Run, tmp_path: Path
         ("sdpa", "streaming", 0), ("sdpa", "dense", 1), ("eager", "dense", 0),
         ("eager", "streaming", 1),
     ):  # fmt: skip
-        done = run("--model", tmp_path, "--attn-implementation", attention, "--engine", engine)
+        words = "--method", "gmar", "--attn-implementation", attention, "--engine", engine
+        done = run("--model", tmp_path, *words)
         assert done.code == code, (attention, engine, done.err)
         assert "Traceback" not in done.err
 
@@ -312,9 +313,9 @@ def test_code_ran_where_it_was_trusted(of_the_hub: tuple[Path, dict[str, Done]])
 
 
 def test_top_k_gives_the_most_probable_first(run: Run) -> None:
-    done = run("--top-k", "3")
+    done = run("--top-k", "3", "--method", "gmar")
     assert done.code == 0
-    assert len(list(done.folder.glob("*.png"))) == 3
+    assert len(list(done.folder.glob("*.png"))) == 1
     shares = [
         float(np.load(path)["score"])
         for path in sorted(done.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
@@ -323,7 +324,7 @@ def test_top_k_gives_the_most_probable_first(run: Run) -> None:
 
 
 def test_more_classes_than_there_are(run: Run) -> None:
-    assert len(list(run("--top-k", "99").folder.glob("*.npz"))) == 8
+    assert len(list(run("--top-k", "99").folder.glob("*.npz"))) == 2 * 8
 
 
 def test_folders_and_bad_files_side_by_side(run: Run, photos: Path) -> None:
@@ -357,7 +358,7 @@ def test_results_are_written_one_by_one(
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(GMAR, "attribute_with_scores", sometimes)
-    done = run(photos, "--model", "bundled", "--batch-size", "1")
+    done = run(photos, "--model", "bundled", "--batch-size", "1", "--method", "gmar")
     assert done.code != 0
     assert len(list(done.folder.glob("*.npz"))) == len(list(done.folder.glob("*.png"))) == 2
     assert not list(done.folder.glob("*.part"))
@@ -415,9 +416,10 @@ def test_classes_of_one_name_have_results_of_their_own(run: Run, tmp_path: Path)
     config = json.loads((folder / "config.json").read_text())
     config["id2label"] = {str(index): "crane" for index in range(8)}
     (folder / "config.json").write_text(json.dumps(config))
-    done = run("--model", folder, "--top-k", "8")
+    done = run("--model", folder, "--top-k", "8", "--method", "gmar")
     assert done.code == 0
-    assert len(list(done.folder.glob("*.png"))) == len(list(done.folder.glob("*.npz"))) == 8
+    assert len(list(done.folder.glob("*.png"))) == 1
+    assert len(list(done.folder.glob("*.npz"))) == 8
 
 
 def test_a_processor_that_does_not_fit_fails_each_image(

@@ -45,7 +45,7 @@ def test_no_arguments_compare_all_methods_on_the_bundled_scene(tmp_path: Path) -
     assert "Warning" not in done.err
     assert sorted(path.name for path in (tmp_path / "comparison").iterdir()) == FILES
     assert methods_of(tmp_path / "comparison") == list(METHODS)
-    for name in [*METHODS, "maps.npz", "time / forward"]:
+    for name in [*(METHODS[name].title for name in METHODS), "maps.npz", "time / forward"]:
         assert name in done.out
 
 
@@ -87,11 +87,15 @@ def test_a_contrast(output: Path, bundled: LoadedModel, scene: Image.Image) -> N
 
 
 def test_without_measurement_there_are_no_costs(output: Path) -> None:
-    for words, has_costs in ((["--no-measure"], False), ([], True)):
+    for words, has_costs in (
+        (["--no-measure", "--precision", "bfloat16"], False),
+        ([], True),
+    ):
         done = compared(output, "--methods", "gmar", "raw-attention", *words)
         assert done.code == 0, done.err
         stored = json.loads((output / "comparison.json").read_text())
         assert (stored["forward"] is not None) == has_costs
+        assert ("precision" in stored["settings"]) == ("--precision" in words)
         for name in ("seconds", "time_to_forward", "peak_bytes"):
             assert all((name in row) == has_costs for row in stored["methods"])
         page = (output / "comparison.md").read_text()

@@ -61,7 +61,7 @@ def test_the_command_prints_a_table_and_where_the_report_is(tmp_path: Path) -> N
     output = tmp_path / "out"
     done = run("evaluate", *ASKED, "--perturbations", "blur", "token-dropping", "--output", output)
     assert done.code == 0
-    for word in ("gmar", "random", "deletion", "relevance-", "mass", "token-dropping"):
+    for word in ("GMAR", "Random", "deletion", "relevance-", "mass", "token-dropping"):
         assert word in done.out
     for name in ("rows.jsonl", "settings.json", "summary.json", "report.md", "report.html"):
         assert (output / name).stat().st_size > 100

@@ -252,8 +252,8 @@ def test_siglips_own_tokenizer(siglip: Path, photo: Path, tmp_path: Path) -> Non
     assert not (siglip / "tokenizer.json").exists()
     prompts = ["a photo of a heart", "a cat"]
     done = run(
-        "explain", photo, "--model", siglip, "--output", tmp_path / "out", "--top-k", 2,
-        "--prompts", *prompts,
+        "explain", "--method", "gmar", photo, "--model", siglip, "--output", tmp_path / "out",
+        "--top-k", 2, "--prompts", *prompts,
     )  # fmt: skip
     assert done.code == 0, done.err
     right, wrong = (
@@ -280,7 +280,7 @@ def test_siglips_own_tokenizer_without_its_words(siglip: Path, tmp_path: Path) -
 
 def explain(output: Path, *arguments: object) -> tuple[Done, dict[str, Any]]:
     """The command, and what is in its archives, by label."""
-    done = run("explain", "--output", output, *arguments)
+    done = run("explain", "--output", output, "--method", "gmar", *arguments)
     stored = {}
     for archive in output.glob("*.npz"):
         with np.load(archive) as file:

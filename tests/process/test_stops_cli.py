@@ -23,7 +23,7 @@ from tests.support.command import Done, run
 from tests.support.limits import NEEDS_LIMITS, largest_file
 
 WORDS: dict[str, Sequence[str]] = {
-    "explain": ("--batch-size", "1"),
+    "explain": ("--batch-size", "1", "--method", "gmar"),
     "heads": (),
     "compare": ("--methods", "gmar", "random", "--no-measure"),
     "evaluate": ("--methods", "gmar", "--metrics", "average-drop"),

@@ -56,7 +56,7 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
 def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     words = ["-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1"]
     done = run_python([*words, "--output", tmp_path], ROOT)
-    for name in [*METHODS, "Saliency"]:
+    for name in [*(METHODS[name].title for name in METHODS), "Saliency"]:
         assert f"| {name} |" in done.stdout
     stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [image["name"] for image in stored["images"]] == ["scene 18", "scene 3", "scene 7"]

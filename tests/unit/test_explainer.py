@@ -88,12 +88,12 @@ def test_targets_in_the_order_asked(explainer: Explainer, target: Any, labels: l
     assert [each.label for each in results] == labels
     for each in results:
         pixels = explainer.loaded.pixels(SCENES[0])
-        maps = explainer.method.attribute_patches(pixels, each.target)
+        maps = explainer.methods["gmar"].attribute_patches(pixels, each.target)
         assert torch.allclose(each.patches, maps[0], atol=1e-6)
 
 
 def test_the_most_probable_classes(explainer: Explainer) -> None:
-    scores = explainer.method.scores(explainer.loaded.pixels(SCENES[0])).sigmoid()[0]
+    scores = explainer.methods["gmar"].scores(explainer.loaded.pixels(SCENES[0])).sigmoid()[0]
     results = explainer(SCENES[0], top_k=3)
     assert [result.target for result in results] == scores.topk(3).indices.tolist()
     assert [result.probability for result in results] == pytest.approx(scores.topk(3).values)
@@ -103,7 +103,9 @@ def test_the_most_probable_classes(explainer: Explainer) -> None:
 
 def test_a_contrast(explainer: Explainer) -> None:
     result = explainer(SCENES[0], "heart", contrast="cross")
-    expected = explainer.method.attribute_patches(explainer.loaded.pixels(SCENES[0]), 6, None, 4)
+    expected = explainer.methods["gmar"].attribute_patches(
+        explainer.loaded.pixels(SCENES[0]), 6, None, 4
+    )
     assert torch.allclose(result.patches, expected[0], atol=1e-6)
     assert repr(result) == "Explanation(heart 99.9% rather than cross, image, GMAR)"
 
@@ -150,7 +152,9 @@ def test_one_forward_gives_scores_and_maps(bundled: LoadedModel, method: str) ->
 @pytest.mark.parametrize("top_k", [0, -1, True, "2"])
 def test_numbers_of_classes_that_are_none(explainer: Explainer, top_k: Any) -> None:
     with pytest.raises(OptionError, match="top_k must be"):
-        explainer.method.attribute_with_scores(explainer.loaded.pixels(SCENES[0]), top_k=top_k)
+        explainer.methods["gmar"].attribute_with_scores(
+            explainer.loaded.pixels(SCENES[0]), top_k=top_k
+        )
 
 
 def test_a_method_of_ones_own_need_not_resolve_its_targets(bundled: LoadedModel) -> None:
@@ -287,7 +291,7 @@ def test_prompts(bundled: LoadedModel) -> None:
 
 def test_a_forward_in_half_precision(bundled: LoadedModel, explainer: Explainer) -> None:
     half = Explainer(bundled, precision="bfloat16")
-    assert half.settings["precision"] == "bfloat16"
+    assert half(SCENES[0]).settings["precision"] == "bfloat16"
     for image in SCENES:
         found, exact = half(image, "heart"), explainer(image, "heart")
         assert found.patches.dtype == torch.float32
@@ -384,7 +388,7 @@ def test_it_draws_itself_in_a_notebook(result: Explanation, label: str) -> None:
     page.feed(named._repr_html_())
     assert page.tags == ["img"]
     text = page.images[0]["alt"] or ""
-    for part in ("99.9%", "model bundled", "method gmar", "norm l1"):
+    for part in ("99.9%", "model bundled", "method GMAR", "norm l1"):
         assert part in text
     assert "\x1b" not in text + repr(named)
     encoded = (page.images[0]["src"] or "").removeprefix("data:image/png;base64,")

@@ -106,7 +106,7 @@ RESULTS: dict[str, tuple[Callable[[str, LoadedModel], Any], int, int]] = {
     "HeadImportance": (importance, 1, 1),
     "HeadAblation": (ablation, 1, 1),
     "LoadedModel": (lambda name, model: replace(model, name=name), 0, 1),
-    "Explainer": (explainer, 0, 1),
+    "Explainer": (explainer, 0, 2),
     "a method": (method, 0, 1),
 }
 """How to make each result with a name everywhere, and the number of its images and tables."""

@@ -76,7 +76,7 @@ def test_similarity_of_a_backbone(method: str) -> None:
     result = explainer(ONE, target=SimilarTo(OTHER, "the other"))
     pixels, reference = loaded.pixels(ONE), loaded.pixels(OTHER)
     model = SimilarityModel(loaded.model, reference)
-    expected = type(explainer.method)(model).attribute_patches(pixels, 0)
+    expected = type(explainer.methods[method])(model).attribute_patches(pixels, 0)
     assert torch.allclose(result.patches, expected[0], atol=1e-6)
     assert result.score == pytest.approx(float(model(pixels).detach()), abs=1e-6)
     assert (result.label, result.score_kind) == ("similar to the other", ScoreKind.VALUE)
@@ -164,9 +164,11 @@ def test_attention_of_no_class(
     assert (result.label, result.title, result.target) == (label, label, -1)
     assert math.isnan(result.score)
     assert result.probability is None
-    assert repr(result) == f"Explanation({label}, image, RawAttention)"
+    assert repr(result).startswith(f"Explanation({label}, image, Raw attention")
     assert "nan" not in f"{result.title} {result.caption} {result._repr_html_()[-400:]}"
     assert result.picture().size[0] > 100
+    with pytest.raises(OptionError, match="is of no class, so there is no score"):
+        result.check()
     name = result.file_name("x")
     assert name.startswith("x.attention-from-")
     loaded_again = Explanation.load(result.save(tmp_path / name)[1])
@@ -198,8 +200,9 @@ def test_a_place_outside_of_the_image() -> None:
 
 def test_a_backbone_waits_for_a_question() -> None:
     explainer = Explainer(tiny())
-    assert explainer.method.facts()["method"] == "GMAR"
-    for options in ({}, {"target": 3}, {"top_k": 2}):
+    assert explainer.methods["gmar"].facts()["method"]
+    questions: list[Any] = [{}, {"target": 3}, {"top_k": 2}]
+    for options in questions:
         with pytest.raises(UnsupportedModelError, match=r"Dinov2Model .*SimilarTo"):
             explainer(ONE, **options)
     with pytest.raises(UnsupportedModelError, match="class scores of Dinov2Model"):
@@ -262,3 +265,16 @@ def test_any_form_of_the_other_image() -> None:
     assert explainer(OTHER, SimilarTo(np.asarray(ONE))).score == pytest.approx(expected, abs=1e-6)
     assert str(SimilarTo(path)) == "scene.png"
     assert str(SimilarTo(Image.new("RGB", (2, 2)))) == "image"
+
+
+def test_several_methods_and_a_check() -> None:
+    results = Explainer(tiny(), ["gmar", "attn-lrp"])(ONE, SimilarTo(OTHER, "it"), check=True)
+    assert [result.label for result in results] == ["similar to it"] * 2
+    assert all(result.faithfulness is not None for result in results)
+    maps = Explainer(tiny(), ["raw-attention", "attention-rollout"], readout=(1, 2))(ONE)
+    assert [result.label for result in maps] == ["attention from patch (1, 2)"] * 2
+    assert [result.label for result in Explainer(tiny(), ["raw-attention", "random"])(ONE)] == [
+        "attention from CLS",
+        "no class",
+    ]
+    assert maps.picture().size[0] > 100

@@ -50,8 +50,10 @@ def curves_figure(results: Results, perturbation: str) -> Figure:
     figure = NotebookFigure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for panel, method in zip(panels, methods, strict=False):
-        _draw_curves(panel, curves, method, results.baseline)
-        panel.set_title(wrapped(method, (width - 1.0) / across - 0.25, 9, 2), fontsize=9)
+        _draw_curves(panel, curves, method, results)
+        panel.set_title(
+            wrapped(results.title(method), (width - 1.0) / across - 0.25, 9, 2), fontsize=9
+        )
     for panel in panels[max(len(methods) - across, 0) : len(methods)]:
         panel.tick_params(labelbottom=True)  # even if the row below has no panel in this column
     score = str(results.settings.get("score", "score"))
@@ -74,13 +76,14 @@ def _kept(curves: Sequence[Curve]) -> str:
     return "; at 1 the last patch stays, as the model needs one: a different patch in each order"
 
 
-def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, baseline: str | None) -> None:
+def _draw_curves(panel: Axes, curves: Sequence[Curve], method: str, results: Results) -> None:
+    baseline = results.baseline
     for curve in curves:
         colour, order_label = _ORDERS[curve.order]
         if curve.method == baseline != method:
             dashed = {"color": colour, "linewidth": 0.9, "linestyle": (0, (3, 2)), "alpha": 0.8}
             panel.plot(curve.fractions, curve.mean, **dashed)  # type: ignore[arg-type]
-            label = f"{baseline}, the baseline"
+            label = f"{results.title(curve.method)}, the baseline"
             panel.plot([], [], label=label, **dashed | {"color": _GREY})  # type: ignore[arg-type]
         if curve.method != method:
             continue
@@ -104,7 +107,7 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
     methods = [name for name in results.methods if name != results.baseline]
     across = min(len(measures), _FORESTS)
     down = math.ceil(len(measures) / across)
-    names = [wrapped(name, _NAME, 9, 2) for name in methods]
+    names = [wrapped(results.title(name), _NAME, 9, 2) for name in methods]
     lines = max(name.count("\n") for name in names) + 1
     height = (0.07 + 0.14 * lines) * len(methods) + 0.9
     width = 2.3 * max(across, 2) + 1.8
@@ -116,8 +119,8 @@ def differences_figure(results: Results, measures: Sequence[Measure]) -> Figure:
         panel.set_title(title.strip(), fontsize=9)
     panels[0].set_yticks(range(len(methods)), names)
     panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first method at the top
-    baseline = wrapped(f"difference to {results.baseline}, mean and 95 %", width - 0.3, 9, 2)
-    figure.supxlabel(baseline, fontsize=9)
+    baseline = f"difference to {results.title(str(results.baseline))}, mean and 95 %"
+    figure.supxlabel(wrapped(baseline, width - 0.3, 9, 2), fontsize=9)
     _legend(figure, list(panels), len(measures))
     return figure
 
@@ -153,7 +156,7 @@ def examples_figure(results: Results, examples: Sequence[ExampleMaps]) -> Figure
     for name in results.methods:
         if any(name in item.maps for item in chosen):
             maps = [item.maps.get(name, failed).detach().float().cpu() for item in chosen]
-            columns.append(GridColumn(name, maps=torch.stack(maps)))
+            columns.append(GridColumn(results.title(name), maps=torch.stack(maps)))
     caption = (
         "Each map is divided by its largest absolute value: compare the places of the colours, not "
         "their strength. If an image is plain grey, the method failed on it."

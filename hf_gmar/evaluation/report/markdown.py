@@ -88,7 +88,7 @@ def _facts(results: Results) -> Iterator[str]:
     facts["Images"] = f"{results.images}{f', and {broken} broken' if broken else ''}"
     facts["Methods"] = str(len(results.methods))
     if results.baseline is not None:
-        facts["Baseline"] = markdown(results.baseline)
+        facts["Baseline"] = markdown(results.title(results.baseline))
     for fact, setting in (("Explained class", "explained_class"), ("Score", "score")):
         if (value := settings.get(setting)) is not None:
             facts[fact] = _VALUES.get(str(value), markdown(str(value)))
@@ -116,7 +116,7 @@ def _how_to_read(results: Results) -> Iterator[str]:
     yield (
         "A difference is the method's value minus the baseline's value on the same image, averaged "
         "over the images that have both values. Marks show significant differences: "
-        f"{markdown(legend(results.baseline))}. △ and ▽ mean higher and lower if neither direction "
+        f"{markdown(legend(results))}. △ and ▽ mean higher and lower if neither direction "
         "is better. The p-values are of a two-sided sign-flip permutation test with all flips or "
         f"{FLIPS:,} random flips, after Holm's correction over the methods of one measure. They "
         "are in `summary.json`."
@@ -156,7 +156,7 @@ def _tables(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
     compared = results.compared(measures)
     if compared:
         heads, rows = differences(results, compared)
-        yield f"### Differences to {markdown(str(results.baseline))}"
+        yield f"### Differences to {markdown(results.title(str(results.baseline)))}"
         yield markdown_table(["method", *heads], rows)
     missing = [markdown(measure.title) for measure in measures if measure not in compared]
     if missing and results.baseline in results.methods and len(results.methods) > 1:
@@ -170,7 +170,7 @@ def _failures(results: Results) -> Iterator[str]:
         yield markdown_table(
             ["method", "images", "reason"],
             [
-                [Text(label), Text(str(count)), Text(reason)]
+                [Text(results.title(label)), Text(str(count)), Text(reason)]
                 for label, failures in failed.items()
                 for reason, count in Counter(item.reason for item in failures).most_common()
             ],

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar._utils.names import make_unique
+from hf_gmar.methods.registry import title_of_label
 from hf_gmar.metrics.registry import METRICS
 
 Verdict: TypeAlias = Literal["better", "worse", "higher", "lower", "no difference"]
@@ -206,6 +208,21 @@ class Results:
         """The cells by labels of measure and method."""
         return {(cell.measure, cell.method): cell for cell in self.cells}
 
+    @functools.cached_property
+    def titles(self) -> dict[str, str]:
+        """The names of the methods as papers write them, by label; no two are the same."""
+        described = self.settings.get("methods")
+        known = described if isinstance(described, Mapping) else {}
+        titles = [title_of_label(label, _class_of(known.get(label))) for label in self.methods]
+        return dict(zip(self.methods, make_unique(titles, "{} ({})"), strict=True))
+
+    def title(self, label: str) -> str:
+        """Return the name of a method for a reader, also before a comma and a measure."""
+        for method in sorted(self.methods, key=len, reverse=True):
+            if f"{label}, ".startswith(f"{method}, "):
+                return self.titles[method] + label[len(method) :]
+        return label
+
     @property
     def groups(self) -> dict[str, list[Measure]]:
         """The measures by their heading in the report."""
@@ -232,3 +249,8 @@ class Results:
             if failure.method is not None:
                 failures.setdefault(failure.method, []).append(failure)
         return {label: items for label, items in failures.items() if items}
+
+
+def _class_of(description: Any) -> str:
+    """Return the class in the description of a method, or nothing."""
+    return str(description.get("class", "")) if isinstance(description, Mapping) else ""

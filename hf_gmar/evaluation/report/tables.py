@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -75,7 +75,7 @@ def means(results: Results, measures: Sequence[Measure]) -> tuple[list[str], lis
         cells = _cells(results, measure, results.methods)
         heads.append(f"{heading(measure)}, {counted(cells)}")
         columns.append(_column(cells, measure.higher_is_better))
-    return heads, _across(results.methods, columns)
+    return heads, _across(map(results.title, results.methods), columns)
 
 
 def differences(
@@ -87,7 +87,7 @@ def differences(
         _column([cell.difference for cell in _cells(results, measure, others)])
         for measure in measures
     ]
-    return [heading(measure) for measure in measures], _across(others, columns)
+    return [heading(measure) for measure in measures], _across(map(results.title, others), columns)
 
 
 def markdown_table(
@@ -116,7 +116,7 @@ class TerminalTables:
 
     @property
     def _marks(self) -> str:
-        marks = "" if self.results.baseline is None else f"; {legend(self.results.baseline)}"
+        marks = "" if self.results.baseline is None else f"; {legend(self.results)}"
         return f"bold: best mean{marks}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -153,8 +153,9 @@ class TerminalTables:
         return table
 
 
-def legend(baseline: str) -> str:
+def legend(results: Results) -> str:
     """Return the meaning of the marks."""
+    baseline = results.title(str(results.baseline))
     stars = ", ".join(f"{sign} p < {level}" for sign, level in reversed(LEVELS.items()))
     return f"▲ better, ▼ worse than {baseline}: {stars}"
 
@@ -205,7 +206,7 @@ def _number_format(items: Sequence[Cell | Difference]) -> Callable[[float], str]
     return lambda value: f"{value:z.{max(decimals, 0)}f}"  # z avoids -0
 
 
-def _across(methods: Sequence[str], columns: Sequence[Sequence[Text]]) -> list[list[Text]]:
+def _across(methods: Iterable[str], columns: Sequence[Sequence[Text]]) -> list[list[Text]]:
     names = map(Text, methods)
     return [list(row) for row in zip(names, *columns, strict=True)]
 

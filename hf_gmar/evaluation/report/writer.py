@@ -119,9 +119,10 @@ def pictures_of(results: Results, examples: Sequence[ExampleMaps]) -> list[Pictu
         add(faithfulness(name), f"curves-{name}", caption, draw)
     for title, measures in results.groups.items():
         if compared := results.compared(measures):
+            baseline = results.title(str(results.baseline))
             caption = (
-                f"Paired differences to {results.baseline} with 95 % intervals. Filled marks are "
-                "significant after Holm's correction."
+                f"Paired differences to {baseline} with 95 % intervals. "
+                "Filled marks are significant after Holm's correction."
             )
             stem = f"differences-{measures[0].perturbation or title}"
             add(title, stem, caption, partial(differences_figure, results, compared))

@@ -17,7 +17,6 @@ from hf_gmar.evaluation.report.results import ExampleMaps
 from hf_gmar.evaluation.run.per_image import Sample
 from hf_gmar.evaluation.run.plan import Plan
 from hf_gmar.evaluation.run.store import EXAMPLES
-from hf_gmar.models.image_view import seen_part
 from hf_gmar.models.labels import label_of
 
 _SIZE = (384, 384)  # the largest size of a picture
@@ -32,7 +31,7 @@ def save_example(folder: Path, sample: Sample, plan: Plan) -> None:
     label = visible(label_of(plan.model.hf_config, sample.target))
     save_arrays(
         path,
-        picture=np.asarray(_picture(plan, sample)),
+        picture=np.asarray(_picture(sample)),
         title=f"{label}  {_score_text(plan, sample.before)}\n{visible(sample.example.key)}",
         labels=list(sample.maps),
         maps=np.stack([patches.float().numpy() for patches in sample.maps.values()]),
@@ -48,9 +47,9 @@ def _file(folder: Path, index: int) -> Path:
     return folder / EXAMPLES / f"{index:06}.npz"
 
 
-def _picture(plan: Plan, sample: Sample) -> Image.Image:
+def _picture(sample: Sample) -> Image.Image:
     try:
-        seen = seen_part(plan.model.processor, sample.example.image)
+        seen = sample.image.seen
     except InputError:  # the processor's geometry can't be measured
         return picture_of(sample.pixels[0])
     seen.thumbnail(_SIZE)

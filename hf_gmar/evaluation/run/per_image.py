@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hf_gmar._core.execution import predict
@@ -16,6 +15,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar.data.base import Example, ImageDataset, Mask, stable_hash
 from hf_gmar.data.masks import patch_coverage
 from hf_gmar.data.mosaics import MosaicDataset
+from hf_gmar.data.prepared_image import PreparedImage
 from hf_gmar.errors import (
     DataError,
     HfGmarError,
@@ -33,7 +33,6 @@ from hf_gmar.metrics.base import InputKind, Metric
 from hf_gmar.metrics.context import MetricContext
 from hf_gmar.metrics.context_builder import ContextBuilder
 from hf_gmar.metrics.inputs import LocalizationInput
-from hf_gmar.models.image_view import measure_view
 
 _FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
 """Errors that end the run, instead of failing one image."""
@@ -46,7 +45,7 @@ class Sample:
     Attributes:
         index: index of the image in the data set.
         example: the image with its label and masks.
-        pixels: the pixel values, (1, channels, height, width).
+        image: the image as the model takes it.
         predicted: the model's top class.
         target: the explained class.
         before: the target's score.
@@ -55,11 +54,16 @@ class Sample:
 
     index: int
     example: Example
-    pixels: Tensor
+    image: PreparedImage
     predicted: int
     target: int
     before: float
     results: Maps
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixel values, (1, channels, height, width)."""
+        return self.image.pixels
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -120,7 +124,8 @@ class ImageEvaluator:
 
     def _sample(self, index: int) -> Sample:
         model, example = self.model, self.data[index]
-        pixels = model.pixels(example.image)
+        image = model.prepared(example.image)
+        pixels = image.pixels
         with size_errors(model.adapter, pixels):
             logits = predict(model.adapter, ForwardRequest(pixels))
         target = predicted = int(logits[0].argmax())
@@ -128,7 +133,7 @@ class ImageEvaluator:
             target = _checked_label(example, logits.shape[1])
         before = float(model.scores(logits)[0, target])
         results = model.method_set.maps(pixels, target)
-        return Sample(index, example, pixels, predicted, target, before, results)
+        return Sample(index, example, image, predicted, target, before, results)
 
     def _measure_removal(self, sample: Sample, rows: dict[str, Row]) -> None:
         """Measure the metrics of removed and kept patches for each perturbation."""
@@ -149,7 +154,7 @@ class ImageEvaluator:
         metrics = self.plan.metrics_of("localization")
         mask = sample.example.mask_of(sample.target)
         if metrics and mask is not None:
-            cover = self._cover(sample.example.image, mask, sample.pixels)
+            cover = self._cover(sample.image, mask)
             _localize(metrics, sample.maps, cover, rows)
 
     def _measure_mosaic(self, sample: Sample, rows: dict[str, Row]) -> None:
@@ -164,12 +169,12 @@ class ImageEvaluator:
         if sample.index not in mosaics.indices:  # the image has no label
             return
         mosaic = mosaics.mosaic(mosaics.indices.index(sample.index))
-        pixels = self.model.pixels(mosaic.image)
-        results = self.model.method_set.maps(pixels, mosaic.label)
+        image = self.model.prepared(mosaic.image)
+        results = self.model.method_set.maps(image.pixels, mosaic.label)
         for label, result in results.items():
             if isinstance(result, str):
                 _add_undefined(rows[label], {"mosaic": result})
-        cover = self._cover(mosaic.image, mosaic.mask, pixels)
+        cover = self._cover(image, mosaic.mask)
         _localize(metrics, _exact(results), cover, rows)
 
     def _measure_contexts(self, sample: Sample, rows: dict[str, Row]) -> None:
@@ -214,9 +219,9 @@ class ImageEvaluator:
         metrics = self.plan.metrics_of(kind).items()
         return {label: item for label, item in metrics if item.measures(sample.index, count)}
 
-    def _cover(self, image: Image.Image, mask: Mask, pixels: Tensor) -> Tensor:
-        view = measure_view(self.model.processor, (image.height, image.width))
-        return patch_coverage(mask, view, self.model.adapter.layout.grid(*pixels.shape[-2:]))
+    def _cover(self, image: PreparedImage, mask: Mask) -> Tensor:
+        grid = self.model.adapter.layout.grid(*image.pixels.shape[-2:])
+        return patch_coverage(mask, image.view, grid)
 
 
 def _add_undefined(row: Row, reasons: Mapping[str, str]) -> None:

@@ -8,19 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._utils.validation import check_option
+from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.evaluation.choices import Autocast, ExplainedClass
 from hf_gmar.evaluation.run.method_set import MethodSet
 from hf_gmar.metrics.average_drop import ConfidenceMetric
 from hf_gmar.metrics.base import Metric
 from hf_gmar.metrics.score_choice import ScoreChoice
+from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import config_of
-from hf_gmar.models.pixel_values import pixel_values
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.perturbations.base import BoundPerturbation, Perturbation
 from hf_gmar.perturbations.memory import max_batch_size
@@ -72,7 +74,7 @@ class EvaluatedModel:
 
     Attributes:
         method_set: the methods.
-        processor: converts images to pixel values.
+        loaded: the model with its processor, which prepares the images.
         config: the settings of the run.
         kind: what the model's scores are.
 
@@ -81,7 +83,7 @@ class EvaluatedModel:
     """
 
     method_set: MethodSet
-    processor: BaseImageProcessor
+    loaded: LoadedModel
     config: EvaluationConfig
     kind: ScoreKind
 
@@ -109,21 +111,18 @@ class EvaluatedModel:
         """Whether the measured scores are probabilities."""
         return self.score == "probability"
 
-    def pixels(self, image: Any) -> Tensor:
-        """Convert an image to pixel values (1, channels, height, width) on the model's device.
+    def prepared(self, image: Image.Image) -> PreparedImage:
+        """Prepare an image of the data set.
 
         Raises:
-            InputError: the image does not have the model's channels.
+            InputError: the model takes transparency, and the image has none.
         """
-        model: Any = self.adapter.vision_model
-        channels = int(getattr(model.config, "num_channels", 3))
-        if channels == 4 and getattr(image, "mode", "") == "RGB":
+        if self.loaded.channels == 4 and getattr(image, "mode", "") == "RGB":
             raise InputError(
                 "the model takes 4 channels, and the image is in RGB, without transparency; give "
                 "images in RGBA"
             )
-        pixels = pixel_values(self.processor, image, channels)
-        return pixels.to(model.device, model.dtype)
+        return prepare_image(self.loaded, image)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Convert logits (K, C) to the measured scores, float64 on the CPU."""

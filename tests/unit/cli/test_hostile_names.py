@@ -193,7 +193,7 @@ def test_images_of_names_as_long_as_a_file_system_takes(
     assert done.code == 0
     check(done)
     files = [path for path in (tmp_path / "o").rglob("*") if path.is_file()]
-    assert len(files) == {"explain": 4, "heads": 7, "compare": 4}.get(name, len(files))
+    assert len(files) == {"explain": 6, "heads": 7, "compare": 4}.get(name, len(files))
 
 
 LONG = {

@@ -1052,6 +1052,37 @@ def test_nothing_in_the_figure_overlaps_or_is_cut_off(
         assert not any(part.overlaps(other) for other in parts[:index])
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_methods_run_in_the_precision(precision: str) -> None:
+    """As each method does by itself under PyTorch's autocast, Captum's too."""
+    loaded, scene = load_model("bundled"), draw_scene(18).image
+    chosen: Any = ["gmar", "attn-lrp", Saliency, Occlusion, DeepLift]
+    found = compare(loaded, scene, chosen, 6, measure=False, precision=precision)
+    assert found.settings["precision"] == precision
+    pixels = loaded.pixels(scene)
+    with torch.autocast("cpu", getattr(torch, precision)):
+        alone = {
+            "gmar": GMAR(loaded.model).attribute_patches(pixels, 6),
+            "Saliency": avg_pool2d(
+                Saliency(LogitsModel(loaded.model)).attribute(pixels.requires_grad_(), 6).sum(1), 12
+            ) * 144,
+        }  # fmt: skip
+        score = loaded.model(pixels).logits.detach().float().sigmoid()[0, 6]
+    assert found.scores[0] == pytest.approx(float(score), abs=1e-7)
+    exact = compare(loaded, scene, chosen, 6, measure=False, precision="float32")
+    assert found.failures == exact.failures == {}
+    for label, patches in found.maps.items():
+        assert patches.dtype == torch.float32
+        assert not torch.equal(patches, exact.maps[label])
+        if label in alone:
+            assert torch.allclose(patches, alone[label], rtol=1e-5, atol=1e-7)
+
+
+def test_a_precision_that_does_not_exist() -> None:
+    with pytest.raises(OptionError, match="precision must be one of"):
+        compare("bundled", draw_scene(18).image, ["gmar"], precision="int8")
+
+
 def test_errors_are_of_the_family() -> None:
     assert issubclass(OptionError, HfGmarError)
     assert KernelShap.__name__ in CAPTUM

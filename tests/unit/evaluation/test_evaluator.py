@@ -474,7 +474,7 @@ def test_a_measure_that_fails_is_named(bundled: LoadedModel, tmp_path: Path) -> 
     assert failed
     assert "no mosaic for scene-" in failed[0]
     assert len([row for row in found.rows if "average-drop:blur" in row["values"]]) == 4
-    assert "gmar, mosaic" in (tmp_path / "report.md").read_text()
+    assert "GMAR, mosaic" in (tmp_path / "report.md").read_text()
 
 
 def test_a_model_needs_its_processor(tiny: LoadedModel) -> None:
