@@ -9,6 +9,7 @@ from . import (
     models,
     perturbations,
     pipeline,
+    report,
     visualization,
 )
 from ._core.model_adapter import ModelLike
@@ -45,6 +46,7 @@ from .models.hub import load_model
 from .models.wrappers import LogitsModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
+from .report.html_report import ReportWriter, save_report
 
 __all__ = [
     "GMAR",
@@ -70,6 +72,7 @@ __all__ = [
     "ModelLike",
     "RandomAttribution",
     "RawAttention",
+    "ReportWriter",
     "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",
@@ -98,5 +101,7 @@ __all__ = [
     "register_method",
     "register_metric",
     "register_perturbation",
+    "report",
+    "save_report",
     "visualization",
 ]

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
+from hf_gmar.cli.explain_options import ExplainOptions
 from hf_gmar.cli.options import (
     Images,
-    Inputs,
     ModelOptions,
     command,
     err,
-    method_options,
     out,
     print_lines,
     print_table,
 )
-from hf_gmar.errors import HfGmarError, OptionError, one_line
-from hf_gmar.methods.registry import METHODS, with_options
+from hf_gmar.errors import HfGmarError, one_line
 from hf_gmar.models.defaults import sample_image
 
 if TYPE_CHECKING:
@@ -31,35 +28,12 @@ if TYPE_CHECKING:
     from hf_gmar.explanations import Explanations
     from hf_gmar.faithfulness import FaithfulnessCheck
 
-_METHODS = ("gmar", "attn-lrp")  # what the model looks at, and what speaks for the class
-
 
 @command
 def explain(
     model: ModelOptions,
+    question: ExplainOptions,
     images: Images = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The class to explain, as label (or prompt) or index; may be repeated.",
-            metavar="LABEL",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Explain this many of the most probable classes.")
-    ] = 1,
-    contrast: Annotated[
-        str | None,
-        typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"One or more methods, side by side; default: {' '.join(_METHODS)}. "
-            "'hf-gmar methods' lists them.",
-            metavar="NAME...",
-        ),
-    ] = None,
     check: Annotated[
         bool | None,
         typer.Option(
@@ -67,49 +41,10 @@ def explain(
             "alone and without them, beside random patches. Default: for a single image.",
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An option of the methods that have it, such as --option head_fusion=max; may be "
-            "repeated.",
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
-    norm: Annotated[str | None, typer.Option(help="Norm of GMAR's head score: l1 or l2.")] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the residual connection, >= 0.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="Precision of the forward, by autocast; default: the model's.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
     """Run ``hf-gmar explain``."""
-    if target and top_k > 1:
-        raise OptionError("give either --target (those classes) or --top-k (the best), not both")
-    options = method_options(option, norm=norm, alpha=alpha, engine=engine)
-    methods = method or list(_METHODS)
-    for name, _ in with_options(methods, options):
-        METHODS[name].check_contrast(contrast)
-    inputs = Inputs.prepare(model, images, output, target or (), contrast)
-    from hf_gmar.explainer import Explainer
-
-    explainer = Explainer(inputs.loaded, methods, precision=precision, **options)
-    results = explainer.stream(
-        inputs.paths,
-        inputs.targets or None,
-        inputs.contrast,
-        top_k,
-        batch_size=batch_size,
-        num_workers=1,  # reads images while the model runs
-        return_errors=True,
-    )
+    inputs, results = question.prepare(model, images, output)
     asked = len(inputs.paths) == 1 if check is None else check
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
@@ -136,7 +71,7 @@ def explain(
         print_lines(failed_methods.values())
         print_lines(files)
     # A method that nobody named may not fit the model.
-    raise typer.Exit(1 if failed or inputs.failed or (method and failed_methods) else 0)
+    raise typer.Exit(1 if failed or inputs.failed or (question.method and failed_methods) else 0)
 
 
 def _checked(found: Explanations, path: Path) -> Explanations:

@@ -13,6 +13,7 @@ from hf_gmar.cli.heads import heads
 from hf_gmar.cli.methods import methods
 from hf_gmar.cli.models import models
 from hf_gmar.cli.options import SafeGroup, StrictCommand
+from hf_gmar.cli.report import report
 
 app = typer.Typer(
     cls=SafeGroup,
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 _HELP = {  # no docstrings: they are gone under python -OO
     explain: "Write a heatmap (PNG) and its numbers (NPZ) for each image.",
+    report: "Explain images on one HTML page that needs no other file, with all checks.",
     compare: "Explain images by several methods; write one figure, a table and the maps.",
     heads: "Rank the attention heads that a class depends on, over all images.",
     evaluate: (
