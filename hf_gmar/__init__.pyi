@@ -47,6 +47,8 @@ from .models.wrappers import LogitsModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
 from .report.html_report import ReportWriter, save_report
+from .report.model_card import save_card
+from .report.push import push_card
 
 __all__ = [
     "GMAR",
@@ -96,12 +98,14 @@ __all__ = [
     "models",
     "perturbations",
     "pipeline",
+    "push_card",
     "quantus_explain",
     "register_layout",
     "register_method",
     "register_metric",
     "register_perturbation",
     "report",
+    "save_card",
     "save_report",
     "visualization",
 ]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_gmar.cli.card import card
 from hf_gmar.cli.compare import compare
 from hf_gmar.cli.evaluate import evaluate
 from hf_gmar.cli.explain import explain
@@ -31,6 +32,7 @@ _HELP = {  # no docstrings: they are gone under python -OO
         "Measure methods on a data set: faithfulness, localization and robustness of their "
         "maps.\n\nRuns on several processes under 'accelerate launch', and resumes after a stop."
     ),
+    card: "Write a section for a model's card: examples, and what maps are worth on your images.",
     methods: "List the methods with their cost, class dependence, values and papers.",
     models: "List the supported families, or say whether and how one model can be explained.",
 }

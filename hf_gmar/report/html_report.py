@@ -18,12 +18,12 @@ from markupsafe import Markup
 from hf_gmar._utils.files import absence, kind_of, whole_file
 from hf_gmar._utils.text import brief, counted, visible
 from hf_gmar.errors import HfGmarError, InputError, OptionError, one_line
-from hf_gmar.explanation import Explanation, caption_of
+from hf_gmar.explanation import Explanation
 from hf_gmar.explanations import Explanations
 from hf_gmar.faithfulness import FaithfulnessCheck, Verdict
 from hf_gmar.report.chart import charts
 from hf_gmar.report.pictures import Tiles, colour_bar, data_uri
-from hf_gmar.report.summary import Summary, joined, versions
+from hf_gmar.report.summary import Summary, joined, settings_of, versions
 
 _LONGEST = 300  # letters of a name
 _SIGNS: dict[Verdict | None, str] = {"better": "▲", "no better": "=", "worse": "▼", None: "·"}
@@ -125,7 +125,7 @@ class ReportWriter:
         if kind_of(self.path.parent) != "folder":
             raise OptionError(f"{absence(self.path.parent, 'folder')}; make it, or name another")
         self.summary = Summary()
-        self.is_written = False
+        self.is_written = self._is_full = False
         self._title, self._check, self._total = title, check, total
         # Without a name, so that a killed process leaves nothing, and on the disk of the page.
         self._sections: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  # closed by __exit__
@@ -147,7 +147,7 @@ class ReportWriter:
     ) -> None:
         """Write the page, unless no image was explained or the disk refused one."""
         with self._sections:
-            if isinstance(error, OSError):
+            if self._is_full:
                 return
             if self._entries:
                 self._write(stopped=error is not None)
@@ -178,11 +178,15 @@ class ReportWriter:
             name=name,
             rows=self._rows(results),
             failures=[(title, one_line(error)) for title, error in results.failures.items()],
-            settings=_settings(results),
+            settings=[*settings_of(results), *filter(None, [results[0].score_kind.note])],
             note=note,
         )
-        self._sections.write(section)
-        self._sections.flush()  # a full disk is an error here and not at the end
+        try:
+            self._sections.write(section)
+            self._sections.flush()  # a full disk is an error here and not at the end
+        except OSError:
+            self._is_full = True
+            raise
         self.summary.add(results)
         self._models[str(results[0].settings.get("model", ""))] = None
         self._entries.append(_entry(name, results))
@@ -284,21 +288,6 @@ def _table(check: FaithfulnessCheck) -> dict[str, Any]:
         "headings": ["patches", "only these", "only random", "without these", "without random"],
         "rows": rows,
     }
-
-
-def _settings(results: Explanations) -> list[str]:
-    """Return the settings of each method and of the checks, and notes on the scores."""
-    first = results[0]
-    lines = [caption_of("", result.settings).strip().strip("()") for result in results]
-    checks = [result.faithfulness for result in results if result.faithfulness is not None]
-    lines += [
-        f"check by {check.perturbation}, {len(check.advantages)} random choices, seed {check.seed}"
-        for check in checks
-    ]
-    if prompts := first.settings.get("prompts"):
-        lines.append(f"The classes are these texts: {'; '.join(map(str, prompts))}")
-    lines.append(first.score_kind.note)
-    return [brief(line, 2000) for line in dict.fromkeys(lines) if line]
 
 
 def _entry(name: str, results: Explanations) -> _Entry:

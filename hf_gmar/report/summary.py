@@ -11,9 +11,9 @@ import torch
 import transformers
 from rich.table import Table
 
-from hf_gmar._utils.text import visible
+from hf_gmar._utils.text import brief, visible
 from hf_gmar._utils.version import __version__
-from hf_gmar.explanation import Explanation
+from hf_gmar.explanation import Explanation, caption_of
 from hf_gmar.faithfulness import FaithfulnessCheck, Verdict
 from hf_gmar.models.score_kind import ScoreKind
 
@@ -159,3 +159,23 @@ def joined(names: Sequence[str]) -> str:
         ('GMAR and AttnLRP', 'a, b and c')
     """
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def settings_of(results: Sequence[Explanation], with_model: bool = True) -> list[str]:
+    """Return the settings of each method and of the checks of one image, a line each."""
+    left_out = set() if with_model else {"model"}
+    lines = [
+        caption_of(
+            "", {key: result.settings[key] for key in result.settings if key not in left_out}
+        )
+        for result in results
+    ]
+    lines = [line.strip().strip("()") for line in lines]
+    checks = [result.faithfulness for result in results if result.faithfulness is not None]
+    lines += [
+        f"check by {check.perturbation}, {len(check.advantages)} random choices, seed {check.seed}"
+        for check in checks
+    ]
+    if prompts := results[0].settings.get("prompts"):
+        lines.append(f"the classes are these texts: {'; '.join(map(str, prompts))}")
+    return [brief(line, 2000) for line in dict.fromkeys(lines)]

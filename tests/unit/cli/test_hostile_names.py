@@ -26,6 +26,7 @@ NAME = HOSTILE[-1]  # all at once
 COMMANDS = {
     "explain": ["--target", "1", "--target", "6", "--contrast", "0"],
     "report": ["--target", "1", "--contrast", "0", "--title", NAME],
+    "card": ["--target", "1", "--contrast", "0", "--examples", "1"],
     "compare": ["--target", "6", "--contrast", "0", "--methods", "gmar", "random", "grad-sam",
                 "--no-measure"],
     "heads": ["--maps", "--ablate"],
@@ -61,6 +62,8 @@ def words_of(name: str, photos: Path, model: Path, output: Path) -> list[object]
         return [name]
     if name == "models":
         return [name, model]
+    if name == "card":
+        return [name, model, photos, *COMMANDS[name], "--output", output]
     return [name, photos, "--model", model, *COMMANDS[name], "--output", output]
 
 
@@ -77,7 +80,10 @@ class Tags(HTMLParser):
         """Note the tag, and where it points."""
         points = {value or "" for name, value in attrs if name in {"href", "src"}}
         if not all(
-            re.match(r"#section-|#image-|#top$|data:image/|[a-z-]+\.png$", value)
+            re.match(
+                r"#section-|#image-|#top$|data:image/|[a-z-]+\.png$|explanations/example-1\.webp$",
+                value,
+            )
             for value in points
         ):
             self.found.add(f"{tag} to {points}")
@@ -112,7 +118,7 @@ def test_a_command_prints_and_writes_names_as_text(
         assert part in done.out.replace("\n", "")
         assert part in done.err
     files = [path for path in output.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} & {".png", ".npz", ".html"}
+    assert {path.suffix for path in files} & {".png", ".npz", ".html", ".webp"}
     for path in output.glob("examples/*.npz"):
         with np.load(path) as stored:
             title, name_in_file = str(stored["title"]).split("\n")

@@ -29,13 +29,13 @@ SINGLE = [
 SEVERAL = {
     *(
         (name, option)
-        for name in ("explain", "report")
+        for name in ("explain", "report", "card")
         for option in ("target", "option", "method")
     ),
     ("evaluate", "methods"),
     ("evaluate", "metrics"),
     ("evaluate", "perturbations"), ("evaluate", "captum"), ("compare", "methods"),
-    ("compare", "captum"), *((name, "prompts") for name in ("explain", "report", "compare",
+    ("compare", "captum"), *((name, "prompts") for name in ("explain", "report", "card", "compare",
     "heads", "evaluate")),
 }  # fmt: skip
 

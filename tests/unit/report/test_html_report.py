@@ -181,13 +181,16 @@ def test_an_image_that_fails_is_named(bundled: LoadedModel, tmp_path: Path) -> N
     assert len(read(path).all("section")) == 2
 
 
-def test_a_stop_leaves_what_was_finished(results: list[Explanations], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, OSError])
+def test_a_stop_leaves_what_was_finished(
+    results: list[Explanations], tmp_path: Path, kind: type[BaseException]
+) -> None:
     def stopped() -> Iterator[Explanations]:
         yield results[0]
-        raise KeyboardInterrupt
+        raise kind
 
     path = tmp_path / "report.html"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(kind):
         save_report(stopped(), path, check=False)
     assert "Stopped before the end: this is 1 image." in read(path).text
     assert read(path).all("section") == [{"class": "image", "id": "image-1"}]
