@@ -9,6 +9,7 @@ from . import (
     models,
     perturbations,
     pipeline,
+    report,
     visualization,
 )
 from ._core.model_adapter import ModelLike
@@ -47,6 +48,9 @@ from .models.wrappers import LogitsModel, SimilarityModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
 from .questions import SimilarTo
+from .report.html_report import ReportWriter, save_report
+from .report.model_card import save_card
+from .report.push import push_card
 
 __all__ = [
     "GMAR",
@@ -72,6 +76,7 @@ __all__ = [
     "ModelLike",
     "RandomAttribution",
     "RawAttention",
+    "ReportWriter",
     "ShapleyValues",
     "SimilarTo",
     "SimilarityModel",
@@ -98,10 +103,14 @@ __all__ = [
     "models",
     "perturbations",
     "pipeline",
+    "push_card",
     "quantus_explain",
     "register_layout",
     "register_method",
     "register_metric",
     "register_perturbation",
+    "report",
+    "save_card",
+    "save_report",
     "visualization",
 ]

@@ -47,6 +47,10 @@ class HubUnreachableError(ModelLoadError):
     """The Hub did not answer and the model is not in the local cache."""
 
 
+class PushError(HfGmarError, ValueError):
+    """Nothing could be written to a repository on the Hub."""
+
+
 class ReadoutWarning(UserWarning):
     """The explained score depends on other output tokens than the readout names."""
 

@@ -9,22 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from hf_gmar._utils.precision import Precision
 from hf_gmar._utils.text import visible
-from hf_gmar.cli.no_class import DEFAULT_METHODS, FromPatch, NoClass, SimilarFile
+from hf_gmar.cli.explain_options import ExplainOptions
 from hf_gmar.cli.options import (
     Images,
-    Inputs,
     ModelOptions,
     command,
     err,
-    method_options,
     out,
     print_lines,
     print_table,
 )
-from hf_gmar.errors import HfGmarError, OptionError, one_line
-from hf_gmar.methods.registry import METHODS, with_options
+from hf_gmar.errors import HfGmarError, one_line
 from hf_gmar.models.defaults import sample_image
 
 if TYPE_CHECKING:
@@ -36,31 +32,8 @@ if TYPE_CHECKING:
 @command
 def explain(
     model: ModelOptions,
+    question: ExplainOptions,
     images: Images = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The class to explain, as label (or prompt) or index; may be repeated.",
-            metavar="LABEL",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Explain this many of the most probable classes.")
-    ] = 1,
-    contrast: Annotated[
-        str | None,
-        typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
-    ] = None,
-    similar_to: SimilarFile = None,
-    from_patch: FromPatch = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"One or more methods, side by side; default: {' '.join(DEFAULT_METHODS)}. "
-            "'hf-gmar methods' lists them.",
-            metavar="NAME...",
-        ),
-    ] = None,
     check: Annotated[
         bool | None,
         typer.Option(
@@ -68,54 +41,10 @@ def explain(
             "alone and without them, beside random patches. Default: for a single image.",
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An option of the methods that have it, such as --option head_fusion=max; may be "
-            "repeated.",
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
-    norm: Annotated[str | None, typer.Option(help="Norm of GMAR's head score: l1 or l2.")] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the residual connection, >= 0.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine: streaming or dense.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 4,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="Precision of the forward, by autocast; default: the model's.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explanations"),
 ) -> None:
     """Run ``hf-gmar explain``."""
-    if target and top_k > 1:
-        raise OptionError("give either --target (those classes) or --top-k (the best), not both")
-    no_class = NoClass.parse(similar_to, from_patch)
-    no_class.check(target=target, contrast=contrast, top_k=top_k > 1, prompts=model.prompts)
-    methods = no_class.methods(method)
-    options = method_options(option, norm=norm, alpha=alpha, engine=engine, readout=no_class.place)
-    names = [name for name, _ in with_options(methods, options)]
-    for name in names:
-        METHODS[name].check_contrast(contrast)
-    head = no_class.head(names)
-    inputs = Inputs.prepare(model, images, output, target or (), contrast, head=head)
-    from hf_gmar.explainer import Explainer
-
-    explainer = Explainer(inputs.loaded, methods, precision=precision, **options)
-    explainer, targets = no_class.asked(explainer, inputs.targets)
-    results = explainer.stream(
-        inputs.paths,
-        targets or None,
-        inputs.contrast,
-        top_k,
-        batch_size=batch_size,
-        num_workers=1,  # reads images while the model runs
-        return_errors=True,
-    )
+    inputs, results = question.prepare(model, images, output)
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
     failed_methods: dict[str, str] = {}
@@ -142,7 +71,7 @@ def explain(
         print_lines(failed_methods.values())
         print_lines(files)
     # A method that nobody named may not fit the model.
-    raise typer.Exit(1 if failed or inputs.failed or (method and failed_methods) else 0)
+    raise typer.Exit(1 if failed or inputs.failed or (question.method and failed_methods) else 0)
 
 
 def _checked(found: Explanations, path: Path) -> Explanations:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_gmar.cli.card import card
 from hf_gmar.cli.compare import compare
 from hf_gmar.cli.evaluate import evaluate
 from hf_gmar.cli.explain import explain
@@ -13,6 +14,7 @@ from hf_gmar.cli.heads import heads
 from hf_gmar.cli.methods import methods
 from hf_gmar.cli.models import models
 from hf_gmar.cli.options import SafeGroup, StrictCommand
+from hf_gmar.cli.report import report
 
 app = typer.Typer(
     cls=SafeGroup,
@@ -23,12 +25,14 @@ app = typer.Typer(
 )
 _HELP = {  # no docstrings: they are gone under python -OO
     explain: "Write a heatmap (PNG) and its numbers (NPZ) for each image.",
+    report: "Explain images on one HTML page that needs no other file, with all checks.",
     compare: "Explain images by several methods; write one figure, a table and the maps.",
     heads: "Rank the attention heads that a class depends on, over all images.",
     evaluate: (
         "Measure methods on a data set: faithfulness, localization and robustness of their "
         "maps.\n\nRuns on several processes under 'accelerate launch', and resumes after a stop."
     ),
+    card: "Write a section for a model's card: examples, and what maps are worth on your images.",
     methods: "List the methods with their cost, class dependence, values and papers.",
     models: "List the supported families, or say whether and how one model can be explained.",
 }

@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,8 +222,20 @@ class Inputs:
         contrast: str | None = None,
         most: int | None = None,
         head: bool | None = True,
+        has_pictures: bool = True,
     ) -> Inputs:
         """Find the images, then load the model, so that a typing error costs no download.
+
+        Args:
+            model: the model's options.
+            images: files and folders; the bundled scene without any.
+            output: the folder of the results.
+            targets: the named classes.
+            contrast: the contrast class, if any.
+            most: the largest number of images that the command takes.
+            head: see ``hf_gmar.load_model``.
+            has_pictures: whether the results could be taken for images, so that images in the
+                folder of the results are left out.
 
         Raises:
             OptionError: prompts are wrong, the folder is not writable, or images are too many.
@@ -231,7 +243,7 @@ class Inputs:
         """
         model.check_prompts(bool(images))
         _make_folder(output)
-        paths, failed = _expand(images or [sample_image()], output)
+        paths, failed = _expand(images or [sample_image()], output if has_pictures else None)
         if not paths:
             raise typer.Exit(1)
         if most is not None and len(paths) > most:
@@ -404,21 +416,29 @@ def _repeated(option: str, words: list[str], fits: Callable[[str], bool]) -> Ite
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command.
 
-    The fields of a parameter ``model: ModelOptions`` become options. Warnings print one line. An
+    The fields of a parameter whose type is a dataclass, such as ``model: ModelOptions``, become
+    options. Warnings print one line. An
     ``HfGmarError`` prints one line and exits: with 2 for a wrong option or target, else with 1. So
     do errors of the file system, and an interrupt, which exits with 130 or 143.
     """
-    options = dict(inspect.signature(function, eval_str=True).parameters)
-    model_options = inspect.signature(ModelOptions, eval_str=True).parameters
-    takes_model = "model" in options and options["model"].annotation is ModelOptions
-    if takes_model:
-        del options["model"]
-        options |= model_options
+    own = dict(inspect.signature(function, eval_str=True).parameters)
+    groups: dict[str, Any] = {
+        name: part.annotation for name, part in own.items() if is_dataclass(part.annotation)
+    }
+    fields = {
+        name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()
+    }
+    options: dict[str, inspect.Parameter] = {}
+    for name, option in own.items():  # a command's own option replaces that of a group
+        options |= fields.get(name, {name: option})
+    options |= {name: option for name, option in own.items() if name not in groups}
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        if takes_model:
-            values["model"] = ModelOptions(**{name: values.pop(name) for name in model_options})
+        given = dict(values)
+        for name, group in groups.items():
+            values |= {name: group(**{option: given[option] for option in fields[name]})}
+        values = {name: values[name] for name in own}
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: note(str(message))
             try:
@@ -434,8 +454,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 say(_of_the_system(error, values.get("output")))
                 raise typer.Exit(1) from None
 
-    parameters = [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    signature = [option.replace(kind=option.KEYWORD_ONLY) for option in options.values()]
+    run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     run.__annotations__ = {name: option.annotation for name, option in options.items()}
     return run
 
@@ -549,7 +569,7 @@ def _make_folder(output: Path) -> None:
         ) from error
 
 
-def _expand(sources: list[Path], output: Path) -> tuple[list[Path], int]:
+def _expand(sources: list[Path], output: Path | None) -> tuple[list[Path], int]:
     """Return the image files of ``sources``, and the number of sources that can't be read."""
     from hf_gmar.data.image_files import find_images
 

@@ -1,11 +1,15 @@
-"""A local server that answers as the Hub does, for one or more folders of models or data sets."""
+"""A local server that answers as the Hub does, for one or more folders of models or data sets.
+
+It serves downloads, and commits of those who may write.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,11 +32,16 @@ class _RefusalError(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The two kinds of address that a download uses: facts on a repository, and its files."""
+    """The addresses of a download: facts on a repository, and its files; and those of a commit."""
 
     repositories: ClassVar[Repositories] = {}
     private: ClassVar[Mapping[str, str]] = {}
     gated: ClassVar[Mapping[str, str]] = {}
+    writers: ClassVar[Mapping[str, str]] = {}
+    large: ClassVar[Collection[str]] = ()
+    busy: ClassVar[Collection[str]] = ()
+    commits: ClassVar[dict[str, int]] = {}
+    uploads: ClassVar[dict[str, bytes]] = {}
     requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
@@ -40,7 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         try:
             self._check_token()
-            if path.startswith("api/models/"):
+            if path == "api/whoami-v2":
+                self._whoami()
+            elif path.startswith("api/models/"):
                 self._facts("", path.removeprefix("api/models/"))
             elif path.startswith("api/datasets/"):
                 self._facts("datasets/", path.removeprefix("api/datasets/"))
@@ -51,13 +62,118 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
+    def do_POST(self) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.split("?")[0].strip("/")
+        try:
+            self._check_token()
+            if path == "api/validate-yaml":
+                self._validate(json.loads(body)["content"])
+            elif match := re.fullmatch(r"api/models/(.+)/(preupload|commit)/([^/]+)", path):
+                {"preupload": self._preupload, "commit": self._commit}[match[2]](
+                    match[1], unquote(match[3]), body
+                )
+            elif match := re.fullmatch(r"(.+)\.git/info/lfs/objects/batch", path):
+                self._batch(json.loads(body)["objects"])
+            else:
+                self._answer(b"", {}, 404)
+        except _RefusalError as refusal:
+            self._answer(b"", refusal.headers, refusal.status)
+
+    def do_PUT(self) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        self.uploads[self.path.rpartition("/")[2]] = self.rfile.read(
+            int(self.headers["Content-Length"])
+        )
+        self._answer(b"", {})
+
+    def _json(self, value: object, status: int = 200) -> None:
+        self._answer(json.dumps(value).encode(), {"Content-Type": "application/json"}, status)
+
+    def _whoami(self) -> None:
+        if self._token() is None:
+            raise _RefusalError(401)
+        self._json({"type": "user", "name": f"owner of {self._token()}"})
+
+    def _validate(self, content: str) -> None:
+        """Refuse one licence; the real rules are many."""
+        bad = "license: of my own" in content
+        errors = [{"message": '"license" must be one of a list'}] if bad else []
+        self._json({"errors": errors, "warnings": []}, 400 if bad else 200)
+
+    def _check_writer(self, name: str, can_propose: bool) -> None:
+        if not can_propose and self._token() != self.writers.get(name):
+            raise _RefusalError(403, message="Forbidden: you must use a write token")
+
+    def _preupload(self, name: str, revision: str, body: bytes) -> None:
+        folder, _ = self._folder(name, revision)
+        self._check_writer(name, "create_pr=1" in self.path)
+        if name in self.busy:
+            self.commits[name] = self.commits.get(name, 0) + 1
+        files = []
+        for file in json.loads(body)["files"]:
+            is_text = file["path"].endswith(".md")
+            mode = "regular" if is_text or name not in self.large else "lfs"
+            there = folder / file["path"]
+            oid = _entry(there, folder)["oid"] if there.is_file() else None
+            files.append(
+                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+            )
+        self._json({"files": files})
+
+    def _batch(self, objects: list[dict[str, object]]) -> None:
+        here = f"http://{self.headers['Host']}/lfs"
+        actions = [
+            {**one, "actions": {"upload": {"href": f"{here}/{one['oid']}"}}} for one in objects
+        ]
+        self._json({"transfer": "basic", "objects": actions})
+
+    def _commit(self, name: str, revision: str, body: bytes) -> None:
+        folder, commit = self._folder(name, revision)
+        proposed = "create_pr=1" in self.path
+        self._check_writer(name, proposed)
+        lines = [json.loads(line) for line in body.splitlines()]
+        if lines[0]["value"].get("parentCommit", commit) != commit:
+            raise _RefusalError(412, message="A commit has happened since")
+        if not proposed:
+            for line in lines[1:]:
+                self._apply(folder, line["key"], line["value"])
+            self.commits[name] = self.commits.get(name, 0) + 1
+        here = f"http://{self.headers['Host']}/{name}"
+        self._json({
+            "commitUrl": f"{here}/commit/{self._commit_of(name, revision)}",
+            "commitOid": self._commit_of(name, revision),
+            "pullRequestUrl": f"{here}/discussions/1" if proposed else None,
+        })  # fmt: skip
+
+    def _apply(self, folder: Path, key: str, value: dict[str, str]) -> None:
+        path = folder / value["path"]
+        path.parent.mkdir(exist_ok=True)
+        if key == "file":
+            path.write_bytes(base64.b64decode(value["content"]))
+        elif key == "lfsFile":
+            path.write_bytes(self.uploads[value["oid"]])
+        else:
+            assert key == "deletedFile", key
+            path.unlink()
+
+    def _commit_of(self, name: str, revision: str) -> str:
+        """The commit of a branch, another one after each commit."""
+        return commit_of(f"{name}{self.commits.get(name, '')}", revision)
+
     def _token(self) -> str | None:
         given = self.headers.get("Authorization")
         return given and given.removeprefix("Bearer ")
 
     def _check_token(self) -> None:
         """A token that no one has is refused for public repositories too."""
-        if self._token() not in {None, *self.private.values(), *self.gated.values()}:
+        if self._token() not in {
+            None,
+            *self.private.values(),
+            *self.gated.values(),
+            *self.writers.values(),
+        }:
             raise _RefusalError(401, message="Invalid credentials in Authorization header")
 
     def _folder(self, name: str, revision: str) -> tuple[Path, str]:
@@ -67,8 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusalError(401 if self._token() is None else 404, "RepoNotFound")
         folders = found if isinstance(found, dict) else {"main": found}
         for known, folder in folders.items():
-            if revision in (known, commit_of(name, known)):
-                return folder, commit_of(name, known)
+            if revision in (known, self._commit_of(name, known)):
+                return folder, self._commit_of(name, known)
         raise _RefusalError(404, "RevisionNotFound")
 
     def _facts(self, kind_of_repository: str, path: str) -> None:
@@ -77,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind not in ("", "revision", "tree"):
             raise _RefusalError(404)
         folder, commit = self._folder(name, unquote(revision))
-        tree = [_entry(file) for file in sorted(folder.iterdir())]
+        files_in = sorted(file for file in folder.rglob("*") if file.is_file())
+        tree = [_entry(file, folder) for file in files_in]
         files = [{"rfilename": entry["path"]} for entry in tree]
         facts = {"id": name, "modelId": name, "sha": commit, "siblings": files, "private": False}
         content = json.dumps(tree if kind == "tree" else facts).encode()
@@ -121,10 +238,12 @@ def commit_of(name: str, revision: str = "main") -> str:
     return hashlib.sha1(f"{name}@{revision}".encode(), usedforsecurity=False).hexdigest()
 
 
-def _entry(file: Path) -> dict[str, object]:
+def _entry(file: Path, folder: Path) -> dict[str, object]:
     content = file.read_bytes()
-    oid = hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    return {"type": "file", "path": file.name, "size": len(content), "oid": oid}
+    blob = b"blob %d\0" % len(content) + content  # as Git names it
+    oid = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    path = file.relative_to(folder).as_posix()
+    return {"type": "file", "path": path, "size": len(content), "oid": oid}
 
 
 @contextmanager
@@ -132,6 +251,9 @@ def serve_hub(
     repositories: Repositories,
     private: Mapping[str, str] | None = None,
     gated: Mapping[str, str] | None = None,
+    writers: Mapping[str, str] | None = None,
+    large: Collection[str] = (),
+    busy: Collection[str] = (),
 ) -> Iterator[tuple[str, list[str]]]:
     """Serve folders under repository names; gives the address and the list of requests.
 
@@ -140,11 +262,15 @@ def serve_hub(
             data set begins with ``datasets/``.
         private: the token without which a repository does not seem to be there.
         gated: the token without which the files of a repository are refused.
+        writers: the token with which commits to a repository's folder are made.
+        large: repositories whose pictures go to the storage of large files.
+        busy: repositories to which someone else commits while a commit is being prepared.
     """
     requests: list[str] = []
     served = {
         "repositories": repositories, "private": private or {}, "gated": gated or {},
-        "requests": requests,
+        "requests": requests, "writers": writers or {}, "large": large,
+        "busy": busy, "commits": {}, "uploads": {},
     }  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), served))
     thread = Thread(target=server.serve_forever, daemon=True)

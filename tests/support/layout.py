@@ -21,7 +21,7 @@ FLOORS = (
     {"comparison", "explanation", "heads", "questions"},
     {"explanations"},
     {"explainer"},
-    {"pipeline"},
+    {"pipeline", "report"},
     {"evaluation"},
     {"hf_gmar"},  # the names that users import
     {"cli"},

@@ -25,6 +25,8 @@ NAME = HOSTILE[-1]  # all at once
 
 COMMANDS = {
     "explain": ["--target", "1", "--target", "6", "--contrast", "0"],
+    "report": ["--target", "1", "--contrast", "0", "--title", NAME],
+    "card": ["--target", "1", "--contrast", "0", "--examples", "1"],
     "compare": ["--target", "6", "--contrast", "0", "--methods", "gmar", "random", "grad-sam",
                 "--no-measure"],
     "heads": ["--maps", "--ablate"],
@@ -60,6 +62,8 @@ def words_of(name: str, photos: Path, model: Path, output: Path) -> list[object]
         return [name]
     if name == "models":
         return [name, model]
+    if name == "card":
+        return [name, model, photos, *COMMANDS[name], "--output", output]
     return [name, photos, "--model", model, *COMMANDS[name], "--output", output]
 
 
@@ -75,7 +79,13 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note the tag, and where it points."""
         points = {value or "" for name, value in attrs if name in {"href", "src"}}
-        if not all(re.match(r"#section-|data:image/|[a-z-]+\.png$", value) for value in points):
+        if not all(
+            re.match(
+                r"#section-|#image-|#top$|data:image/|[a-z-]+\.png$|explanations/example-1\.webp$",
+                value,
+            )
+            for value in points
+        ):
             self.found.add(f"{tag} to {points}")
         self.found.add(tag)
 
@@ -108,7 +118,7 @@ def test_a_command_prints_and_writes_names_as_text(
         assert part in done.out.replace("\n", "")
         assert part in done.err
     files = [path for path in output.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} & {".png", ".npz"}
+    assert {path.suffix for path in files} & {".png", ".npz", ".html", ".webp"}
     for path in output.glob("examples/*.npz"):
         with np.load(path) as stored:
             title, name_in_file = str(stored["title"]).split("\n")

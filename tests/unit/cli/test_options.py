@@ -27,11 +27,16 @@ SINGLE = [
     if option.param_type_name == "option" and not (option.multiple or option.is_eager)
 ]
 SEVERAL = {
-    ("explain", "target"), ("explain", "option"), ("explain", "method"), ("evaluate", "methods"),
+    *(
+        (name, option)
+        for name in ("explain", "report", "card")
+        for option in ("target", "option", "method")
+    ),
+    ("evaluate", "methods"),
     ("evaluate", "metrics"),
     ("evaluate", "perturbations"), ("evaluate", "captum"), ("compare", "methods"),
-    ("compare", "captum"), *((name, "prompts") for name in ("explain", "compare", "heads",
-    "evaluate")),
+    ("compare", "captum"), *((name, "prompts") for name in ("explain", "report", "card", "compare",
+    "heads", "evaluate")),
 }  # fmt: skip
 
 
