@@ -20,10 +20,9 @@ from PIL import Image
 from rich.console import Console
 
 from hf_gmar import Comparison, compare, load_model
-from hf_gmar.comparison import CAPTUM, MethodSpec
-from hf_gmar.comparison.method_specs import MethodLike
+from hf_gmar.comparison import CAPTUM
+from hf_gmar.comparison.method_specs import MethodLike, as_method_specs
 from hf_gmar.data import draw_scene, open_image
-from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
 
 SEEDS = (18, 3, 7)
@@ -44,8 +43,7 @@ def run(loaded: LoadedModel, images: dict[str, Image.Image], captum: list[str]) 
         loaded.processor(images=image, return_tensors="pt").pixel_values
         for image in images.values()
     ]
-    specs: list[MethodLike] = [MethodSpec(name) for name in METHODS]
-    specs += captum
+    specs: list[MethodLike] = [*as_method_specs(None), *captum]
     batch = torch.cat(pixels).to(loaded.model.device)
     console = Console(stderr=True)
     result = compare(loaded.model, batch, specs, names=list(images), progress=console.print)

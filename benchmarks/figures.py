@@ -81,7 +81,7 @@ def comparison() -> Figure:
         loaded.model,
         loaded.processor(images=images, return_tensors="pt").pixel_values,
         [
-            *map(MethodSpec, METHODS.built_in),
+            *(MethodSpec(name) for name in METHODS.built_in if METHODS[name].by_default),
             "Occlusion",
         ],
         images=images,

@@ -34,6 +34,7 @@ from hf_gmar import (
     AttnLRP,
     LeGrad,
     LogitsModel,
+    ShapleyValues,
     TokenGradCAM,
     attribute_jointly,
     compare,
@@ -52,6 +53,9 @@ WAYS: dict[str, Explain] = {
     "GMAR, dense": lambda model, images: GMAR(model, engine="dense").attribute_patches(images, 1),
     "LeGrad": lambda model, images: LeGrad(model).attribute_patches(images, 1),
     "AttnLRP": lambda model, images: AttnLRP(model).attribute_patches(images, 1),
+    "ShapleyValues": lambda model, images: ShapleyValues(model, samples=2).attribute_patches(
+        images, 1
+    ),
     "TokenGradCAM": lambda model, images: TokenGradCAM(model).attribute_patches(images, 1),
     "jointly": lambda model, images: attribute_jointly(
         [GMAR(model), AttentionRollout(model), TokenGradCAM(model)], images, 1

@@ -60,7 +60,7 @@ def peak_above(run: Run, device: torch.device) -> Peak:
     return Peak(_status("VmHWM") - before)
 
 
-def _free_at_once() -> None:
+def free_at_once() -> None:
     """Make the C library return each freed tensor of a megabyte or more to the system.
 
     By default, it keeps a random part of the freed memory: the peak of the same call then varies by
@@ -125,7 +125,7 @@ def _child(
     sender: Connection[Peak, None], case: Case, contestant: str, device: str, threads: int
 ) -> None:
     try:
-        _free_at_once()
+        free_at_once()
         torch.set_num_threads(threads)
         # The first call makes the libraries load code, which must not count: run a tiny model.
         _run_of(Bench.build(_TINY, torch.device(device)), contestant)()

@@ -40,12 +40,14 @@ from .methods.legrad import LeGrad
 from .methods.random_attribution import RandomAttribution
 from .methods.raw_attention import RawAttention
 from .methods.registry import register_method
+from .methods.shapley_values import ShapleyValues
 from .methods.token_grad_cam import TokenGradCAM
 from .metrics.registry import register_metric
 from .models.hub import load_model
-from .models.wrappers import LogitsModel, ZeroShotModel
+from .models.wrappers import LogitsModel, SimilarityModel, ZeroShotModel
 from .perturbations.registry import register_perturbation
 from .pipeline import ImageAttributionPipeline
+from .questions import SimilarTo
 from .report.html_report import ReportWriter, save_report
 from .report.model_card import save_card
 from .report.push import push_card
@@ -75,6 +77,9 @@ __all__ = [
     "RandomAttribution",
     "RawAttention",
     "ReportWriter",
+    "ShapleyValues",
+    "SimilarTo",
+    "SimilarityModel",
     "SufficientSet",
     "TokenGradCAM",
     "TokenLayout",

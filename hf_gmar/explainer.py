@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
@@ -30,16 +33,29 @@ from hf_gmar.models.hub import LoadedModel
 from hf_gmar.models.labels import classes_of_model, label_of
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
+from hf_gmar.questions import (
+    SimilarTo,
+    check_without_class,
+    head_for,
+    label_without_class,
+    method_on,
+    similar_indices,
+    similar_targets,
+    similarity_model,
+)
 
 ClassName: TypeAlias = int | str
 """A class: its index, its label, a comma-separated part of its label, or its prompt."""
+
+Question: TypeAlias = ClassName | SimilarTo
+"""What is explained: a class, or the similarity to another image."""
 
 
 def explain(
     image: Any,
     model: Any,
-    target: ClassName | Sequence[ClassName] | None = None,
-    contrast: ClassName | None = None,
+    target: Question | Sequence[Question] | None = None,
+    contrast: Question | None = None,
     method: str | Sequence[str] = "gmar",
     *,
     check: bool = False,
@@ -52,8 +68,10 @@ def explain(
         model: a name on the Hub, a local folder, ``"bundled"``, what ``load_model`` returns, a
             pipeline, a Trainer, or a model of Transformers or PEFT.
         target: the class, by label, index or prompt, or a list of classes. ``None`` is the most
-            probable class of each image.
-        contrast: a class whose score is subtracted: why the target rather than this one?
+            probable class of each image. :class:`~hf_gmar.SimilarTo` explains the similarity to
+            another image instead.
+        contrast: a class whose score is subtracted: why the target rather than this one? Another
+            ``SimilarTo`` for a similarity.
         method: the name of the method, or a list of names; ``hf-gmar methods`` lists them.
         check: ask the model what each map is worth, see :meth:`Explanation.check`; the answer is
             drawn below the map.
@@ -71,6 +89,8 @@ def explain(
         >>> explain(draw_scene(18).image, "bundled", target=["heart", "cross"])
         [Explanation(heart 99.9%, image, GMAR), Explanation(cross 99.7%, image, GMAR)]
     """
+    if similar_targets(target, contrast):
+        options = {"head": None, **options}  # a class head is not needed
     explainer = Explainer(model, method, **options)
     if isinstance(image, list | tuple):
         return list(explainer.stream(image, target, contrast, check=check))
@@ -88,6 +108,8 @@ class Explainer:
         prompts: the classes of an image-text model that is named.
         precision: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` for a faster forward by
             autocast; ``None`` leaves the model's own.
+        head: whether a named model is loaded with its class head, see
+            :func:`~hf_gmar.load_model`. Methods without gradients need none.
         **options: options of the methods, such as ``norm="l2"``; each method takes those that it
             has.
 
@@ -115,26 +137,16 @@ class Explainer:
         processor: BaseImageProcessor | str | Path | None = None,
         prompts: Sequence[str] | None = None,
         precision: str | None = None,
+        head: bool | None = True,
         **options: Any,
     ) -> None:
-        specs = with_options(method, options)
+        self._specs = with_options(method, options)
         check_precision(precision)
-        self.loaded: LoadedModel = as_loaded(model, processor, prompts)
-        self.methods: dict[str, AttributionMethod] = {}
-        self._failures: dict[str, HfGmarError] = {}
-        for name, values in specs:
-            label = METHODS.label(name, values)
-            try:
-                self.methods[label] = METHODS.build(name, self.loaded.model, **values)
-            except UnsupportedModelError as error:
-                self._failures[method_title(name, values)] = error
-        if not self.methods:
-            raise next(iter(self._failures.values()))
+        head = head_for([name for name, _ in self._specs], head)
+        self.loaded: LoadedModel = as_loaded(model, processor, prompts, head)
         self.precision = precision
-        self._settings = {
-            METHODS.label(name, values): self._settings_of(name, values) for name, values in specs
-        }
         self._is_list = not isinstance(method, str)
+        self._build()
 
     def __repr__(self) -> str:
         """Name the model and the methods."""
@@ -150,8 +162,8 @@ class Explainer:
     def __call__(
         self,
         image: ImageSource,
-        target: ClassName | Sequence[ClassName] | None = None,
-        contrast: ClassName | None = None,
+        target: Question | Sequence[Question] | None = None,
+        contrast: Question | None = None,
         top_k: int = 1,
         *,
         check: bool = False,
@@ -185,8 +197,8 @@ class Explainer:
     def stream(
         self,
         images: Iterable[ImageSource],
-        target: ClassName | Sequence[ClassName] | None = None,
-        contrast: ClassName | None = None,
+        target: Question | Sequence[Question] | None = None,
+        contrast: Question | None = None,
         top_k: int = 1,
         *,
         check: bool = False,
@@ -206,11 +218,44 @@ class Explainer:
             num_workers: threads that read and process images while the model runs.
             return_errors: yield the error of an image in its place instead of raising it.
         """
+        if items := similar_targets(target, contrast):
+            yield from self.similar_to(*items).stream(
+                images,
+                *similar_indices(target, contrast),
+                top_k,
+                check=check,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                return_errors=return_errors,
+            )
+            return
         question = self._question(target, contrast, top_k, check)
         check_option("batch_size", batch_size, range(1, 2**20))
         prepared = _in_threads(self._prepared, images, num_workers, 2 * batch_size)
         for batch in _batches(prepared, batch_size):
             yield from self._explained(batch, question, return_errors)
+
+    def similar_to(self, *items: SimilarTo) -> Explainer:
+        """Return an explainer whose classes are the similarities to some images, embedded once."""
+        other = copy.copy(self)
+        other.loaded = similarity_model(self.loaded, items)
+        other._build(similar_to=list(map(str, items)))
+        return other
+
+    def _build(self, **settings: Any) -> None:
+        """Build the methods on the model; note those that do not fit it."""
+        self.methods: dict[str, AttributionMethod] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._failures: dict[str, HfGmarError] = {}
+        for name, options in self._specs:
+            label = METHODS.label(name, options)
+            self._settings[label] = {**self._settings_of(name, options), **settings}
+            try:
+                self.methods[label] = method_on(name, self.loaded.model, options)
+            except UnsupportedModelError as error:
+                self._failures[method_title(name, options)] = error
+        if not self.methods:
+            raise next(iter(self._failures.values()))
 
     def _settings_of(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
@@ -228,6 +273,7 @@ class Explainer:
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
         for method in self.methods.values():
+            check_without_class(method, target, contrast, top_k)
             method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
@@ -330,20 +376,22 @@ class Explainer:
         half = autocast_dtype(self.precision)
         for rank, index in enumerate(first.classes[:, number].tolist()):
             for label, attribution in found.items():
-                adapter = self.methods[label].adapter
+                method = self.methods[label]
+                no_class = label_without_class(method, attribution.scores)
+                is_class = no_class is None
                 yield Explanation(
                     image.name,
                     image.picture,
                     image.view,
                     attribution.maps[rank, number].float().cpu(),
-                    index,
-                    label_of(loaded.config, index),
-                    scores[index],
-                    kind,
+                    index if is_class else NO_CLASS,
+                    label_of(loaded.config, index) if no_class is None else no_class,
+                    scores[index] if is_class else math.nan,
+                    kind if is_class else ScoreKind.NONE,
                     {**self._settings[label], **more},
                     other,
                     contrast,
-                    subject=ModelInput(adapter, image.pixels, loaded.forward_kwargs, half),
+                    subject=ModelInput(method.adapter, image.pixels, loaded.forward_kwargs, half),
                 )
 
 

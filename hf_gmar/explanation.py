@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.text import brief
@@ -42,9 +43,15 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
 
     from hf_gmar.visualization.overlay import Scale
 
-_NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target")  # the title names the classes
+_NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target", "similar_to")  # in the title
 _LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a file name
-_DEFAULTS = {"start_layer": 0, "engine": "streaming", "checkpoint": False}
+_DEFAULTS = {
+    "start_layer": 0,
+    "engine": "streaming",
+    "checkpoint": False,
+    "batch_size": 8,
+    "progress": False,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,10 +63,10 @@ class Explanation:
         image: the original image.
         view: the part of the image that the model saw.
         patches: relevance of each patch, (rows, columns).
-        target: the explained class.
-        label: the name of the class.
-        score: its probability, or the value of a model without probabilities.
-        score_kind: what the score is: softmax, sigmoid or value.
+        target: the explained class, -1 for a map of no class.
+        label: the name of the class, or what the map shows without one.
+        score: its probability, or the value of a model without probabilities; NaN without a class.
+        score_kind: what the score is: softmax, sigmoid, value or none.
         settings: model, method and options.
         contrast: the name of the contrast class, if any.
         contrast_target: its index.
@@ -95,9 +102,15 @@ class Explanation:
         return str(self.settings.get("method", "gmar"))
 
     @property
+    def has_score(self) -> bool:
+        """Whether the map is of a class, or of another score."""
+        return self.score_kind is not ScoreKind.NONE
+
+    @property
     def probability(self) -> float | None:
-        """The probability of the class; ``None`` for a model that gives values."""
-        return None if self.score_kind is ScoreKind.VALUE else self.score
+        """The probability of the class; ``None`` for a model that gives values, or no class."""
+        has_none = self.score_kind in (ScoreKind.VALUE, ScoreKind.NONE)
+        return None if has_none else self.score
 
     @functools.cached_property
     def heatmap(self) -> NDArray[np.float32]:
@@ -111,7 +124,7 @@ class Explanation:
     @property
     def title(self) -> str:
         """The class with its probability or value, and the contrast."""
-        title = f"{self.label}  {self.score_kind.text(self.score)}"
+        title = f"{self.label}  {self.score_kind.text(self.score)}".rstrip()
         if self.contrast is not None:  # two spaces stand before the score alone
             contrast = " ".join(self.contrast.split()) or f"class {self.contrast_target}"
             title += f" rather than {contrast}"
@@ -181,6 +194,10 @@ class Explanation:
 
     @property
     def _asked(self) -> ModelInput:
+        if not self.has_score:
+            raise OptionError(
+                "the map is of no class, so the model has no score that patches could change"
+            )
         if self.subject is None:
             raise OptionError(
                 "the explanation is from a file, without its model; explain the image again to ask "
@@ -198,7 +215,7 @@ class Explanation:
 
         The archive has ``patches``, their place on the image (``size`` and ``box`` of
         :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
-        ``score_kind`` (softmax, sigmoid or value), ``source``, ``contrast`` and its target,
+        ``score_kind`` (softmax, sigmoid, value or none), ``source``, ``contrast`` and its target,
         ``settings`` (JSON), ``faithfulness`` (JSON, or empty), ``version``, and the bytes of a
         small JPEG of the image; ``numpy.load`` reads it without pickle, and so does :meth:`load`.
 
@@ -432,4 +449,5 @@ COMPRESSION = 1  # of the picture: a third of the time for some more bytes
 
 def _class_slug(index: int | None, label: str) -> str:
     """Convert a class to a part of a file name; labels need not be unique, so it has the index."""
-    return cut(re.sub(r"[^\w-]+", "-", f"{index}-{label}"), _LONGEST_PART).rstrip("-")
+    text = label if index == NO_CLASS else f"{index}-{label}"
+    return cut(re.sub(r"[^\w-]+", "-", text), _LONGEST_PART).rstrip("-")

@@ -45,6 +45,7 @@ PERTURBATION = "token-dropping"
 """How patches are removed."""
 
 _MEMORY = 2**28  # bytes of a forward
+_SHOWN = 384  # pixels of a small image in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -397,7 +398,10 @@ class SufficientSet:
         """Show the picture and the sentence in a notebook."""
         from hf_gmar.visualization.notebook import html_image
 
-        return html_image(self.picture(), self.sentence) + html_line(self.sentence)
+        picture = self.picture()
+        times = max(_SHOWN // max(picture.size), 1)  # a small image would be hard to see
+        enlarged = picture.resize((picture.width * times, picture.height * times))
+        return html_image(enlarged, self.sentence) + html_line(self.sentence)
 
     @property
     def count(self) -> int:

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hf_gmar.errors import UnsupportedModelError
 
-Rest: TypeAlias = Literal["patches", "tokens", "attention"]
+Rest: TypeAlias = Literal["patches", "tokens", "attention", "place"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Readout:
     Attributes:
         tokens: kinds of prefix tokens that the head reads one by one.
         share: total share of these tokens, spread evenly over them.
-        rest: tokens that get the remaining share: all patches evenly, all tokens evenly, or all
-            tokens by the attention of a pooling head.
+        rest: tokens that get the remaining share: all patches evenly, all tokens evenly, all tokens
+            by the attention of a pooling head, or the patches under the explained place.
         text: the readout in words.
     """
 
@@ -63,6 +63,7 @@ READOUTS: dict[str, Readout] = {
     "patches": Readout((), 0.0, "patches", "mean of the patches"),
     "tokens": Readout((), 0.0, "tokens", "mean of all tokens"),
     "pooling": Readout((), 0.0, "attention", "attention of the pooling head"),
+    "place": Readout((), 0.0, "place", "the patches under the explained place"),
 }
 """Readouts by their name in the methods' ``readout``."""
 
@@ -80,6 +81,8 @@ class Family:
         patch_size: patch size of a tower, an int or (height, width); ``None`` if unknown.
         engines: engines that can explain the family.
         note: further facts for users.
+        embedding: readout of the tower's own embedding of an image, without any class head; may
+            depend on the tower.
     """
 
     title: str
@@ -94,6 +97,7 @@ class Family:
     )
     engines: tuple[str, ...] = ("streaming", "dense")
     note: str = ""
+    embedding: str | ByModel = "cls"
 
 
 _CLS_AND_REGISTERS = ByModel(
@@ -157,13 +161,16 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "vit_msn": Family("ViT-MSN", _CLS, {"ViTMSNForImageClassification": "cls"}),
-    "beit": Family("BEiT", _CLS, {"BeitForImageClassification": _MEAN_OR_CLS}),
+    "beit": Family(
+        "BEiT", _CLS, {"BeitForImageClassification": _MEAN_OR_CLS}, embedding=_MEAN_OR_CLS
+    ),
     "data2vec-vision": Family(
         "Data2VecVision",
         _CLS,
         {"Data2VecVisionForImageClassification": _MEAN_OR_CLS},
         note="fixes its attention when it is built: streaming if loaded as it is (SDPA), dense if "
         "loaded eager",
+        embedding=_MEAN_OR_CLS,
     ),
     "dinov2": Family("DINOv2", _CLS, {"Dinov2ForImageClassification": "cls+patches"}),
     "dinov2_with_registers": Family(
@@ -172,7 +179,7 @@ FAMILIES: dict[str, Family] = {
         {"Dinov2WithRegistersForImageClassification": "cls+patches"},
     ),
     "dinov3_vit": Family("DINOv3 ViT", _CLS_AND_REGISTERS),
-    "ijepa": Family("I-JEPA", (), {"IJepaForImageClassification": "patches"}),
+    "ijepa": Family("I-JEPA", (), {"IJepaForImageClassification": "patches"}, embedding="patches"),
     "pixio": Family("Pixio", _SEVERAL_CLS),
     "mlcd_vision_model": Family("MLCD", _CLS),
     "clip_vision_model": Family(
@@ -200,12 +207,17 @@ FAMILIES: dict[str, Family] = {
         patch_size=lambda vision_model: _timm(vision_model).patch_embed.patch_size,
         engines=("streaming",),
         note="through Transformers' wrapper; gives no attention maps, so streaming alone",
+        embedding=ByModel("what the timm model pools", _timm_readout),
     ),
     "siglip_vision_model": Family(
         "SigLIP, SigLIP 2 of fixed resolution",
         (),
         {"SiglipForImageClassification": "patches"},
         {"SiglipModel": "pooling"},
+        embedding=ByModel(
+            "attention of the pooling head, or mean of the patches without one",
+            lambda vision_model: "pooling" if vision_model.use_head else "patches",
+        ),
     ),
 }
 """Families by the ``model_type`` of the vision tower's config."""

@@ -141,7 +141,8 @@ def pooled_attention(adapter: ModelAdapter) -> Iterator[Callable[[Tensor], Tenso
 
     def attention(scores: Tensor) -> Tensor:
         ((weights, output),) = pooling.checked()
-        if gradients_of(scores.sum(), [output], retain_graph=True)[0] is None:
+        has_scores = bool(scores[:1].numel())
+        if has_scores and gradients_of(scores.sum(), [output], retain_graph=True)[0] is None:
             raise ModelOutputError(
                 "the readout is the attention of the model's pooling head, but the class scores "
                 "do not come from that head; say which tokens your own head reads"
@@ -160,7 +161,7 @@ def class_head_output(adapter: ModelAdapter) -> Iterator[Callable[[Tensor, Tenso
     ModelOutputError if the scores depend on that tensor past the class head, whose readout is
     assumed. If the user gave a readout, it does nothing.
     """
-    if not adapter.own_readout or adapter.model is adapter.backbone:
+    if not adapter.own_readout or adapter.model is adapter.backbone or adapter.place is not None:
         yield lambda *_: None
         return
     outputs: list[Tensor] = []

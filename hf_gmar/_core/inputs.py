@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.places import check_place
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target
 from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
@@ -32,13 +33,14 @@ def checked_request(
     """Build a request from Captum's arguments, after a check of inputs and keywords.
 
     Raises:
-        InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
+        InputError: inputs of a wrong type, shape, size, device or with NaN or infinity, or a
+            readout at a place outside of their grid.
         OptionError: a keyword that the model's forward does not name.
     """
     pixels, kwargs = pixels_of(inputs, kwargs)
     check_inputs(pixels, adapter)
     check_keywords(adapter, kwargs)
-    adapter.layout.grid(*pixels.shape[-2:])
+    check_place(adapter.place, adapter.layout.grid(*pixels.shape[-2:]))
     extra = args if isinstance(args, tuple) else () if args is None else (args,)
     return ForwardRequest(pixels, extra, kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -14,15 +14,18 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_gmar._core.families import UNSUPPORTED, model_type
+from hf_gmar._core.places import Place, place_of
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
     TokenLayout,
+    embedding_readout,
+    gives_scores,
     layers_of,
     layout_for,
     prompted_readout,
     registered_layout,
 )
-from hf_gmar.errors import ModelOutputError, UnsupportedModelError
+from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
 
 
 class ModelHolder(Protocol):
@@ -50,6 +53,8 @@ class ModelAdapter:
         layout: tokens of the vision tower, and the readout.
         own_readout: whether the readout is for the backbone's own class head, not one that the user
             gave for another head.
+        place: row and column of the patch at which maps start, instead of a readout.
+        needs_scores: whether the model must return scores.
     """
 
     model: Callable[..., Any]
@@ -57,10 +62,21 @@ class ModelAdapter:
     vision_model: PreTrainedModel
     layout: TokenLayout
     own_readout: bool = True
+    place: Place | None = None
+    needs_scores: bool = field(default=True, compare=False)
 
     @classmethod
-    def of(cls, model: ModelLike, readout: ReadoutSpec = None) -> ModelAdapter:
+    def of(
+        cls,
+        model: ModelLike,
+        readout: ReadoutSpec = None,
+        *,
+        needs_scores: bool = True,
+    ) -> ModelAdapter:
         """Find backbone, vision model and layout; an adapter is returned unchanged.
+
+        Without ``needs_scores``, a Transformers model without a class head will do: its vision
+        tower runs alone, and the readout is that of the tower's own embedding.
 
         Raises:
             UnsupportedModelError: no Transformers model, several of them, or an unknown family.
@@ -68,21 +84,32 @@ class ModelAdapter:
         """
         if isinstance(model, ModelAdapter) and readout is None:
             return model
-        model = unwrapped(model)
-        backbone = find_backbone(model)
+        module: Any = unwrapped(model)
+        backbone = find_backbone(module)
         vision_model = _tower(backbone)
         _check_takes_images(backbone)
-        _check_has_prompts(model, backbone)
+        if needs_scores:
+            _check_has_prompts(module, backbone)
         _check_weights(backbone)
-        readout = _declared_readout(model) if readout is None else readout
+        readout = _declared_readout(module) if readout is None else readout
+        place = place_of(readout)
+        if place is not None:
+            _check_no_scores(place, needs_scores)
+            readout = "place"
+        reads_scores = needs_scores or (readout == "place" and place is None)
+        if not reads_scores and module is backbone and not gives_scores(backbone, vision_model):
+            module = backbone = vision_model
+            readout = embedding_readout(vision_model) if readout is None else readout
         layout = layout_for(backbone, vision_model, readout)
-        given = readout is not None and model is not backbone
+        given = readout is not None and module is not backbone
         own = not given and registered_layout(backbone, vision_model) is None
-        return cls(_with_hooks(model), backbone, vision_model, layout, own)
+        module = _with_hooks(module)
+        return cls(module, backbone, vision_model, layout, own, place, needs_scores)
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute class scores (B, C)."""
-        return scores_of(self.model(inputs, *args, **kwargs))
+        """Compute class scores (B, C); (B, 0) if they are not needed and the model has none."""
+        output = self.model(inputs, *args, **kwargs)
+        return scores_of(output) if self.needs_scores else scores_if_any(output)
 
     def modules(self) -> list[nn.Module]:
         """List all submodules of the model, itself included."""
@@ -164,6 +191,15 @@ def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} scores images by text prompts: give them with "
             "ZeroShotModel(model, processor, prompts), on the command line with --prompts"
+        )
+
+
+def _check_no_scores(place: Place, needs_scores: bool) -> None:
+    if needs_scores:
+        raise OptionError(
+            f"readout={place} starts a map at one patch, which is for methods without gradients: "
+            "RawAttention, AttentionRollout and head_maps. Shares of prefix tokens are floats such "
+            "as (1.0, 0.0); the score of one place of a dense head has target=(class, row, column)"
         )
 
 
@@ -277,6 +313,25 @@ def scores_of(output: Any) -> Tensor:
             "it in an nn.Module that returns the scores"
         )
     return scores.unsqueeze(1) if scores.dim() == 1 else scores
+
+
+def scores_if_any(output: Any) -> Tensor:
+    """Return the scores of an output, or an empty tensor (B, 0) of a model without a class head."""
+    has_scores = isinstance(output, Tensor)
+    if isinstance(output, dict):
+        has_scores = isinstance(output.get("logits"), Tensor)
+    elif isinstance(output, (tuple, list)) and output:  # it starts with scores or hidden states
+        has_scores = isinstance(output[0], Tensor) and output[0].dim() <= 2
+    first = None if has_scores else _first_tensor(output)
+    return scores_of(output) if first is None else first.new_zeros(len(first), 0)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.dim() else None
+    values = output.values() if isinstance(output, dict) else output
+    parts = map(_first_tensor, values) if isinstance(output, (dict, tuple, list)) else ()
+    return next((part for part in parts if part is not None), None)
 
 
 def _keys(output: Any) -> str:

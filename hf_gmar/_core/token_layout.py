@@ -26,8 +26,9 @@ from hf_gmar._core.families import (
 from hf_gmar._utils.validation import shown
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
-ReadoutSpec: TypeAlias = str | tuple[float, ...] | None
-"""The readout of a user's own head: a name, or a share for each prefix token."""
+ReadoutSpec: TypeAlias = str | tuple[float, ...] | tuple[int, int] | None
+"""The readout of a user's own head: a name, a share (float) for each prefix token, or the row and
+column (two whole numbers) of one patch, for methods without gradients."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class TokenLayout:
             remaining share. ``(1.0,)`` is a CLS head, ``(0.5, 0.5)`` the mean of CLS and
             distillation heads, ``(0.0,)`` a mean over patches.
         patch_size: height and width of a patch in pixels; ``None`` for the config's.
-        rest: tokens that get the remaining share: ``"patches"`` or all ``"tokens"`` evenly, or all
-            tokens by the ``"attention"`` of a pooling head, averaged over its heads.
+        rest: tokens that get the remaining share: ``"patches"`` or all ``"tokens"`` evenly, all
+            tokens by the ``"attention"`` of a pooling head, averaged over its heads, or the patches
+            under the explained ``"place"`` of scores (B, classes, rows, columns).
 
     Raises:
         OptionError: shares below 0 or with a sum over 1, a patch size below 1, or an unknown rest.
@@ -86,21 +88,19 @@ class TokenLayout:
         """Number of tokens before the patches."""
         return len(self.readout)
 
-    def readout_row(
-        self, patches: int, dtype: torch.dtype, pooling: Tensor | None = None
-    ) -> Tensor:
+    def readout_row(self, patches: int, dtype: torch.dtype, given: Tensor | None = None) -> Tensor:
         """Return the readout over all tokens, (prefix + patches,); it sums to 1.
 
         Args:
             patches: number of patches of an image.
             dtype: dtype of the result.
-            pooling: attention of the pooling head over all tokens, (B, prefix + patches), for
-                ``rest="attention"``; the result then has this shape.
+            given: distribution of the remaining share over all tokens, (B, prefix + patches), for
+                ``rest="attention"`` and ``"place"``; the result then has this shape.
         """
         shares = torch.tensor([*self.readout, *[0.0] * patches], dtype=dtype)
         rest = max(0.0, 1.0 - math.fsum(self.readout))  # rounding must not make it negative
-        if pooling is not None:
-            return shares.to(pooling.device) + rest * pooling.to(dtype)
+        if given is not None:
+            return shares.to(given.device) + rest * given.to(dtype)
         shared = slice(self.num_prefix_tokens if self.rest == "patches" else 0, None)
         shares[shared] += rest / len(shares[shared])
         return shares
@@ -206,6 +206,8 @@ def _custom_layout(
         return _layout(prefix_tokens(family, vision_model), readout)
     if registered is None:
         raise UnsupportedModelError(refusal(model, vision_model))
+    if readout == "place":
+        return TokenLayout((0.0,) * registered.num_prefix_tokens, rest="place")
     return TokenLayout(_checked_shares(readout, registered.num_prefix_tokens))
 
 
@@ -251,8 +253,8 @@ def _layout(prefix: tuple[str, ...], readout: str | tuple[float, ...]) -> TokenL
         return TokenLayout(_checked_shares(readout, len(prefix)))
     if readout not in READOUTS:
         raise OptionError(
-            f"readout must be one of {', '.join(map(repr, READOUTS))} or a share for each of "
-            f"{len(prefix)} prefix tokens, got {readout!r}"
+            f"readout must be one of {', '.join(map(repr, READOUTS))}, the (row, column) of a "
+            f"patch, or a share for each of {len(prefix)} prefix tokens, got {readout!r}"
         )
     return TokenLayout(_shares(prefix, readout, READOUTS[readout]), rest=READOUTS[readout].rest)
 
@@ -271,8 +273,8 @@ def _shares(prefix: tuple[str, ...], name: str, readout: Readout) -> tuple[float
 def _checked_shares(readout: Any, prefix: int) -> tuple[float, ...]:
     if not isinstance(readout, tuple) or not _is_tuple_of(numbers.Real, readout, prefix):
         raise OptionError(
-            f"readout must be a tuple with a share for each of {prefix} prefix tokens, got "
-            f"{readout!r}"
+            "readout must be the row and column of a patch as two whole numbers, or a tuple with a "
+            f"share for each of {prefix} prefix tokens, got {readout!r}"
         )
     return readout
 
@@ -286,6 +288,22 @@ def own_readout(family: Family, model: Any, vision_model: Any) -> str | None:
 def prompted_readout(model: Any) -> str | None:
     """Return the readout of an image-text model's image features; ``None`` for other models."""
     return next(_entries_for(model, ZERO_SHOT_CLASSES, package="transformers."), None)
+
+
+def embedding_readout(vision_model: Any) -> str | None:
+    """Return the readout of a tower's own embedding; ``None`` for an unknown family."""
+    family = family_of(vision_model)
+    if family is None:
+        return None
+    readout = family.embedding
+    return str(readout(vision_model)) if callable(readout) else readout
+
+
+def gives_scores(model: Any, vision_model: Any) -> bool:
+    """Whether a Transformers model has a class head whose readout is known."""
+    family = family_of(vision_model)
+    known = family is not None and own_readout(family, model, vision_model) is not None
+    return known or registered_layout(model, vision_model) is not None
 
 
 def _entries_for(model: Any, table: Mapping[str, Any], package: str = "") -> Iterator[Any]:
@@ -322,7 +340,9 @@ def _no_head(model: Any, family: Family) -> str:
         f"it is not known which tokens the class scores of {name} ({family.title}) come from: "
         f"{load}put it into an nn.Module with a head of your own and say which tokens that reads, "
         f"GMAR(model, readout=...) with one of {', '.join(map(repr, READOUTS))}; or register it "
-        f"with hf_gmar.register_layout({name!r}, TokenLayout(readout=...))"
+        f"with hf_gmar.register_layout({name!r}, TokenLayout(readout=...)). Without a class head, "
+        "RawAttention and AttentionRollout need no class, and hf_gmar.SimilarityModel (SimilarTo) "
+        "explains the similarity to another image"
     )
 
 

@@ -25,8 +25,9 @@ from hf_gmar._core.execution import (
 from hf_gmar._core.hooks import class_head_output, pooled_attention
 from hf_gmar._core.layers import recorded_layers, scores_of_layers
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.places import near, place_row, rows_of_target
 from hf_gmar._core.request import ForwardRequest
-from hf_gmar._core.targets import TargetSpec
+from hf_gmar._core.targets import ResolvedTarget, TargetSpec
 from hf_gmar._engines.base import Engine, EngineRun
 from hf_gmar._engines.dense import dense_engine
 from hf_gmar._engines.propagation import RelevancePropagation, RuleSpan
@@ -84,53 +85,73 @@ def run_rules(
         if starts_at_readout:
             from_class_head(run.scores, run.top)
         targets = [target_spec.resolve(run.scores) for target_spec in target_specs]
-        readout = _readout(adapter, request, run, pooling(run.scores))
+        readouts = _readouts(adapter, request, run, targets, pooling(run.scores))
         scores = [run.scores]
         if outputs is not None:  # one score for each explained layer, lowest first
             graded = request.gradient_layers(adapter)
             below = scores_of_layers(adapter, request, outputs.checked(), graded.start)
             scores = [*below, run.scores][: len(graded)]
-        propagations = [RelevancePropagation(spans, readout, layers[-1]) for _ in targets]
+        propagations = [RelevancePropagation(spans, readout, layers[-1]) for readout in readouts]
         # A caller's autocast is for the forward alone, as PyTorch recommends.
         with torch.autocast(run.scores.device.type, enabled=False):
             for number, (target, propagation) in enumerate(zip(targets, propagations, strict=True)):
                 if starts_at_readout:
-                    _check_readout(adapter, run, target.of(run.scores), readout)
+                    _check_readout(adapter, request, run, target.of(run.scores), readouts[number])
                 retain = number < len(targets) - 1
                 run.explain([target.of(score) for score in scores], propagation, retain)
     return [_results(adapter, request, run, propagation) for propagation in propagations]
 
 
-def _readout(
-    adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, pooled: Tensor | None
-) -> Tensor:
-    """Return the relevance above the top layer, (B, N)."""
-    rows, columns = check_tokens(adapter, request, run.top.shape[2])
-    row = adapter.layout.readout_row(rows * columns, accumulation_dtype(run.scores), pooled)
-    return row.to(run.scores.device).expand(len(run.scores), -1)
+def _readouts(
+    adapter: ModelAdapter,
+    request: ForwardRequest,
+    run: EngineRun,
+    targets: Sequence[ResolvedTarget],
+    pooled: Tensor | None,
+) -> list[Tensor]:
+    """Return the relevance above the top layer for each target, (B, N)."""
+    rows, columns = grid = check_tokens(adapter, request, run.top.shape[2])
+    dtype, prefix = accumulation_dtype(run.scores), adapter.layout.num_prefix_tokens
+    given = [pooled] * len(targets)
+    if adapter.layout.rest == "place":
+        patches = (
+            [rows_of_target(target, run.scores, grid, dtype) for target in targets]
+            if adapter.place is None
+            else [place_row(adapter.place, grid, dtype)[None]] * len(targets)
+        )
+        given = [torch.cat([part.new_zeros(len(part), prefix), part], dim=1) for part in patches]
+    readouts = [adapter.layout.readout_row(rows * columns, dtype, one) for one in given]
+    return [row.to(run.scores.device).expand(len(run.scores), -1) for row in readouts]
 
 
-def _check_readout(adapter: ModelAdapter, run: EngineRun, score: Tensor, readout: Tensor) -> None:
+def _check_readout(
+    adapter: ModelAdapter, request: ForwardRequest, run: EngineRun, score: Tensor, readout: Tensor
+) -> None:
     """Warn unless the score depends on the output tokens of the readout, and on no others.
 
-    The readout of Transformers' own class heads needs no check.
+    The readout of Transformers' own class heads needs no check, nor one patch, which is no class
+    head. A dense head may also read the neighbours of the patches under a place.
     """
-    if adapter.own_readout and run.scores.dim() == 2:
+    if adapter.place is not None or (adapter.own_readout and run.scores.dim() == 2):
         return
     (gradient,) = gradients_of(score, [run.top], retain_graph=True)
     if gradient is None:  # the score can't be differentiated
         return
-    read, named = (gradient != 0).any(-1).any(1), readout > 0
-    wrong = (read.any(1) & (read != named).any(1)).nonzero().flatten().tolist()
+    read, named, allowed = (gradient != 0).any(-1).any(1), readout > 0, readout > 0
+    if adapter.layout.rest == "place":
+        grid = adapter.layout.grid(*request.inputs.shape[-2:])
+        allowed = near(readout, adapter.layout.num_prefix_tokens, grid)
+    differs = (read & ~allowed) | (named & ~read)
+    wrong = (read.any(1) & differs.any(1)).nonzero().flatten().tolist()
     if wrong:
         image, others = wrong[0], int((read & ~named)[wrong[0]].sum())
         warnings.warn(
             f"the explained score of image {image} depends on {int((read & named)[image].sum())} "
             f"of the {int(named[image].sum())} output tokens at which the readout starts the map, "
             f"and on {others} others: the map is not that of this score. For the score of one "
-            "place, as in segmentation, take a method that starts at the score itself: AttnLRP, "
-            "InputXGradient, TokenGradCAM, GradSAM or LeGrad. For a class head of your own, "
-            "correct readout=",
+            "place, as in segmentation, say readout='place', or take a method that starts at the "
+            "score itself: AttnLRP, InputXGradient, TokenGradCAM, GradSAM or LeGrad. For a class "
+            "head of your own, correct readout=",
             ReadoutWarning,
             stacklevel=2,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from hf_gmar.errors import OptionError
@@ -72,3 +73,25 @@ def check_layer(name: str, value: Any, layers: int) -> int:
     """Return a layer's index from 0; negative values count from the top."""
     check_option(name, value, range(-layers, layers))
     return int(value) % layers
+
+
+def check_samples(value: Any) -> int:
+    """Return a number of permutations; it must be even, as each comes with its reverse."""
+    check_option("samples", value, range(1, 2**31))
+    if value % 2:
+        raise OptionError(
+            f"samples must be even, as each permutation comes with its reverse, got {value}"
+        )
+    return int(value)
+
+
+def check_groups(value: Any) -> tuple[int, int]:
+    """Return the rows and columns of patches in a group."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise OptionError(
+            "groups must be the rows and columns of patches in a group, such as (2, 2), got "
+            f"{shown(value)}"
+        )
+    for size in value:
+        check_option("groups", size, range(1, 2**31))
+    return int(value[0]), int(value[1])

@@ -45,7 +45,6 @@ def explain(
 ) -> None:
     """Run ``hf-gmar explain``."""
     inputs, results = question.prepare(model, images, output)
-    asked = len(inputs.paths) == 1 if check is None else check
     rows: list[tuple[str, Explanation]] = []
     files: list[Path] = []
     failed_methods: dict[str, str] = {}
@@ -55,7 +54,8 @@ def explain(
         found = next(results)
         if isinstance(found, Exception):
             raise found
-        found = _checked(found, path) if asked else found
+        if check or (check is None and len(inputs.paths) == 1 and found[0].has_score):
+            found = _checked(found, path)
         files.extend(found.save(output, stem))
         rows.extend((name, result) for result in found)
         for title, error in found.failures.items():
@@ -91,15 +91,17 @@ def _table(rows: Sequence[tuple[str, Explanation]]) -> Table:
     images = {name for name, _ in rows}
     several = len(images) > 1  # a single one is named in the title
     table = Table(title="Explanations" if several else f"Explanations of {visible(*images)}")
-    headings = ["image"] * several + ["class", kind.measure, "method"]
+    has_score = rows[0][1].has_score
+    headings = ["image"] * several + (["class", kind.measure] if has_score else ["map"])
+    headings.append("method")
     if first is not None:
         share = f"{first.fractions[first.middle]:.0%}"
         headings += [f"top {share} alone (random)", "without them (random)", "than random"]
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for (name, result), check in zip(rows, checks, strict=True):
-        cells = [visible(name)] * several + [visible(result.label), kind.text(result.score)]
-        cells.append(visible(result.method_title))
+        cells = [visible(name)] * several + [visible(result.label)]
+        cells += [kind.text(result.score)] * has_score + [visible(result.method_title)]
         table.add_row(*cells, *(_cells(check) if first is not None else []))
     return table
 

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from hf_gmar._utils.precision import Precision
+from hf_gmar.cli.no_class import DEFAULT_METHODS, FromPatch, NoClass, SimilarFile
 from hf_gmar.cli.options import Inputs, ModelOptions, method_options
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.registry import METHODS, with_options
-
-DEFAULT_METHODS = ("gmar", "attn-lrp")  # what the model looks at, and what speaks for the class
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class ExplainOptions:
         str | None,
         typer.Option(help="Class whose score is subtracted, as label or index: why not this one?"),
     ] = None
+    similar_to: SimilarFile = None
+    from_patch: FromPatch = None
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,19 +92,40 @@ class ExplainOptions:
             raise OptionError(
                 "give either --target (those classes) or --top-k (the best), not both"
             )
-        options = method_options(self.option, norm=self.norm, alpha=self.alpha, engine=self.engine)
-        methods = self.method or list(DEFAULT_METHODS)
-        for name, _ in with_options(methods, options):
+        no_class = NoClass.parse(self.similar_to, self.from_patch)
+        no_class.check(
+            target=self.target,
+            contrast=self.contrast,
+            top_k=self.top_k > 1,
+            prompts=model.prompts,
+        )
+        methods = no_class.methods(self.method)
+        options = method_options(
+            self.option,
+            norm=self.norm,
+            alpha=self.alpha,
+            engine=self.engine,
+            readout=no_class.place,
+        )
+        names = [name for name, _ in with_options(methods, options)]
+        for name in names:
             METHODS[name].check_contrast(self.contrast)
         inputs = Inputs.prepare(
-            model, images, output, self.target or (), self.contrast, has_pictures=has_pictures
+            model,
+            images,
+            output,
+            self.target or (),
+            self.contrast,
+            has_pictures=has_pictures,
+            head=no_class.head(names),
         )
         from hf_gmar.explainer import Explainer
 
         explainer = Explainer(inputs.loaded, methods, precision=self.precision, **options)
+        explainer, targets = no_class.asked(explainer, inputs.targets)
         results = explainer.stream(
             inputs.paths,
-            inputs.targets or None,
+            targets or None,
             inputs.contrast,
             self.top_k,
             batch_size=self.batch_size,

@@ -22,6 +22,7 @@ def methods() -> None:
     print_table(table)
     out.print(
         "'hf-gmar explain --method NAME' takes these names. Cost: passes through the model for "
-        "each map; head re-evaluation: the class head runs once more for each layer.",
+        "each map; head re-evaluation: the class head runs once more for each layer; player and "
+        "sample: each patch or group of patches, and each random order of them.",
         highlight=False,
     )

@@ -171,8 +171,13 @@ class ModelOptions:
                 "--model, such as --model openai/clip-vit-base-patch32"
             )
 
-    def load(self, has_images: bool, device: str | None = None) -> LoadedModel:
-        """Load the model, on ``device`` if given; print the name of a default model."""
+    def load(
+        self, has_images: bool, device: str | None = None, head: bool | None = True
+    ) -> LoadedModel:
+        """Load the model, on ``device`` if given; print the name of a default model.
+
+        ``head`` is that of ``load_model``; with prompts, it is loaded with them.
+        """
         name = self.name
         if name is None:
             name = DEFAULT_MODEL if has_images else BUNDLED
@@ -184,6 +189,7 @@ class ModelOptions:
         return load_model(
             use_safetensors=not options.pop("pickled"),
             interpolate_pos_encoding=options.pop("interpolate"),
+            head=True if self.prompts else head,
             **options,
         )
 
@@ -216,6 +222,7 @@ class Inputs:
         contrast: str | None = None,
         most: int | None = None,
         has_pictures: bool = True,
+        head: bool | None = True,
     ) -> Inputs:
         """Find the images, then load the model, so that a typing error costs no download.
 
@@ -228,6 +235,7 @@ class Inputs:
             most: the largest number of images that the command takes.
             has_pictures: whether the results could be taken for images, so that images in the
                 folder of the results are left out.
+            head: see ``load_model``.
 
         Raises:
             OptionError: prompts are wrong, the folder is not writable, or images are too many.
@@ -243,7 +251,7 @@ class Inputs:
                 f"{len(paths)} images are too many to compare side by side; give up to {most}, or "
                 "call hf_gmar.compare with batches of your own"
             )
-        loaded = model.load(bool(images))
+        loaded = model.load(bool(images), head=head)
         from hf_gmar.models.labels import classes_of_model
 
         names = [label for label in targets if label is not None]
@@ -333,7 +341,7 @@ def _shown_errors() -> Iterator[None]:
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy of click
 
 
-_PLACES = ("images", "data", "output", "name", "model", "processor", "cache_dir")
+_PLACES = ("images", "data", "output", "name", "model", "processor", "cache_dir", "similar_to")
 """Arguments and options that name a file or folder."""
 
 

@@ -189,7 +189,9 @@ def _notices_hidden() -> Iterator[None]:
 
 
 def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
-    """Make a spec with a unique label for each method; ``None`` is every method of the registry.
+    """Make a spec with a unique label for each method.
+
+    ``None`` is every method of the registry that runs by default, which is all but the costly ones.
 
     Raises:
         OptionError: there is no method, a name does not exist, or an item is no method.
@@ -199,7 +201,8 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
         ['gmar', 'gmar (alpha=0.5)', 'gmar (2)']
     """
     if methods is None:
-        methods = [name for name, _ in METHODS.items()]  # without methods that can't be loaded
+        # Without methods that can't be loaded.
+        methods = [name for name, method in METHODS.items() if method.by_default]
     if isinstance(methods, str | type | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "

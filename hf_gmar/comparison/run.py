@@ -77,9 +77,10 @@ def compare(  # noqa: PLR0913  # a keyword each
             classes themselves, pairs of any of these with options, method objects of hf_gmar or
             Captum on this model (Captum's on ``LogitsModel(model)``), or
             :class:`~hf_gmar.MethodSpec`, which adds a label and keywords. A mapping gives labels.
-            ``None`` is every method of the registry. Captum's attributions are summed over channels
-            and over the pixels of each patch. By default, a patch is the window of Occlusion and
-            the feature of the perturbation methods, and the SHAP methods start from zeros.
+            ``None`` is every method of the registry but the costly ``"shapley-values"``. Captum's
+            attributions are summed over channels and over the pixels of each patch. By default, a
+            patch is the window of Occlusion and the feature of the perturbation methods, and the
+            SHAP methods start from zeros.
         target: the explained class, in any form of hf_gmar's methods, or by label or prompt.
             ``None`` is the top class of each image, the same for all methods.
         contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the

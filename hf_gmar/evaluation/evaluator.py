@@ -126,7 +126,7 @@ def evaluate(  # noqa: PLR0913  # a keyword each
             folder, a CSV file, a data set of the ``datasets`` library, a list of images or of
             pairs (image, class).
         methods: methods as in :func:`~hf_gmar.comparison.run.compare`; ``None`` is every method
-            of the registry.
+            of the registry but the costly ``"shapley-values"``.
         metrics: names in ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
             and options, or your own metrics; ``None`` is :data:`CHEAP`.
         perturbations: how patches are removed: names in ``hf_gmar.perturbations.PERTURBATIONS``,

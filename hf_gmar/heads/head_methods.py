@@ -57,6 +57,7 @@ class HeadMaps(AttentionMethod):
     source = "Vaswani et al., NeurIPS 2017, arXiv 1706.03762: the attention itself"
     cost = "forward"
     class_specific = False
+    needs_scores = False
     gradient = "none"
 
     def __init__(
@@ -84,7 +85,7 @@ class HeadMaps(AttentionMethod):
             Tensor (B, layers, H, rows, columns), lowest layer first, >= 0. Each map sums to at
             most 1 over the patches; the rest of the attention is on prefix tokens such as CLS.
         """
-        spec = TargetSpec()
+        spec = TargetSpec(needs_scores=False)
         heads, patches = self._of_heads(inputs, spec, additional_forward_args, forward_kwargs)
         rows = heads[..., self.adapter.layout.num_prefix_tokens :]
         return rows.reshape(*rows.shape[:3], *patches.shape[1:])

@@ -12,6 +12,7 @@ from .legrad import LeGrad
 from .random_attribution import RandomAttribution
 from .raw_attention import RawAttention
 from .registry import METHODS, register_method
+from .shapley_values import ShapleyAttribution, ShapleyValues
 from .token_grad_cam import TokenGradCAM
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "LeGrad",
     "RandomAttribution",
     "RawAttention",
+    "ShapleyAttribution",
+    "ShapleyValues",
     "Sums",
     "TokenGradCAM",
     "attribute_jointly",

@@ -43,6 +43,7 @@ class AttentionRollout(AttentionMethod):
     cost = "forward"
     unit = "share of relevance"
     class_specific = False
+    needs_scores = False
     gradient = "none"
 
     def __init__(

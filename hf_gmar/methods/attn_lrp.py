@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -12,8 +13,10 @@ from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.lrp import LRPMode
 from hf_gmar._engines.token_gradients import product, token_attributions
-from hf_gmar._utils.validation import check_number
+from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.methods.base import AttributionMethod
+
+RelevanceLayers: TypeAlias = Literal["input", "lower"]
 
 
 class AttnLRP(AttributionMethod):
@@ -29,7 +32,8 @@ class AttnLRP(AttributionMethod):
       with the sign of a linear layer's output count 1 + gamma times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
       is a constant.
-    - activations (GELU, SiLU, ReLU, ...): the identity rule. In a written-out product such as
+    - activations (GELU, SiLU, ReLU, PReLU, tanh, ...): the identity rule. For a sigmoid or softplus
+      $f$, the constant $f(0)$ keeps its share, as a bias does. In a written-out product such as
       $x \cdot \operatorname{sigmoid}(1.702 x)$, the second factor is a constant.
     - products of two activations (attention and values, queries and keys, gates as in DINOv2
       giant): half to each. If one factor is learned, as the query of SigLIP's pooling head, the
@@ -41,14 +45,22 @@ class AttnLRP(AttributionMethod):
     relevance of the prefix tokens do not sum to the score: biases and the constant part of each
     softmax take a share.
 
-    Attention always runs as SDPA. A function without a rule is an error if the score depends on it.
-    A custom ``torch.autograd.Function`` of the model is not detected and keeps its gradient.
+    Attention always runs as SDPA. A model in which a sigmoid or tanh is an activation, such as that
+    of a pooler, runs forward once more to tell it from a factor. A function without a rule is an
+    error if the score depends on it. A custom ``torch.autograd.Function`` of the model is not
+    detected and keeps its gradient.
 
     For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
     the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head).
 
     Args:
         gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
+        layers: where the relevance of the patch tokens is read. ``"input"`` is the input of layer
+            0, as in the paper. ``"lower"`` is the mean over the inputs of the lower half of the
+            layers (rounded up), at the same cost; it is not of the paper. On 184 photos held out
+            from the search that found it, ``"lower"`` raised LeRF minus MoRF by .015 (95 %
+            interval .002 to .029) under token dropping and by .030 (.015 to .046) under blur, with
+            equal GridPG. On scenes with masks, it put .05 less relevance into the mask.
 
     Raises:
         UnsupportedModelError: a model without SDPA, or (while it runs) a function without a rule.
@@ -68,10 +80,19 @@ class AttnLRP(AttributionMethod):
     cost = "forward + backward"
     signed = True
 
-    def __init__(self, model: ModelLike, gamma: float = 0.0, readout: ReadoutSpec = None) -> None:
+    def __init__(
+        self,
+        model: ModelLike,
+        gamma: float = 0.0,
+        layers: RelevanceLayers = "input",
+        readout: ReadoutSpec = None,
+    ) -> None:
         super().__init__(model, readout)
         self.gamma = check_number("gamma", gamma, 0)
+        check_option("layers", layers, get_args(RelevanceLayers))
+        self.layers = layers
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
         lrp = LRPMode(self.gamma)
-        return token_attributions(self.adapter, request, target_specs, 0, product, lrp)
+        count = 1 if self.layers == "input" else (self.adapter.layers + 1) // 2
+        return token_attributions(self.adapter, request, target_specs, range(count), product, lrp)

@@ -26,18 +26,22 @@ from hf_gmar.errors import OptionError
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 PassCount: TypeAlias = Literal[
-    "forward", "forward + backward", "forward + backward + head re-evaluation"
+    "forward",
+    "forward + backward",
+    "forward + backward + head re-evaluation",
+    "forward for each player and sample",
 ]
-"""Passes through the model for one map; ``heads``: the class head once more for each layer."""
+"""Passes through the model for one map. Head re-evaluation: the class head runs once more for each
+layer. Player and sample: see :class:`~hf_gmar.methods.ShapleyValues`."""
 
 
 class ScoredAttribution(NamedTuple):
     """The maps of some images with the scores that they explain.
 
     Attributes:
-        scores: the class scores (B, C), without gradients.
+        scores: the class scores (B, C), without gradients; (B, 0) of a model without a class head.
         classes: the explained class of each image for each of T targets, (T, B); a flat index of
-            the scores of an image.
+            the scores of an image, the first one of a region, or -1 without a class.
         maps: relevance of each patch, (T, B, rows, columns).
     """
 
@@ -61,8 +65,10 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             returns class scores (B, C) and holds exactly one such model.
         readout: which tokens a class head of your own reads: ``"cls"``, ``"patches"`` (their
             mean), ``"cls+patches"`` (half each), ``"tokens"`` (the mean of all), ``"pooling"`` (an
-            attention-pooling head) or a share for each prefix token. ``None`` is for the class
-            heads of Transformers.
+            attention-pooling head), ``"place"`` (the patches under the explained place of scores
+            (B, classes, rows, columns)) or a share (float) for each prefix token. Methods without
+            gradients also take the row and column of one patch, two whole numbers. ``None`` is for
+            the class heads of Transformers and, without gradients, for their backbones.
 
     Raises:
         UnsupportedModelError: an unknown or hierarchical family, no model or several models, or
@@ -84,6 +90,10 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """The meaning of a patch's value, for the colour bar of a figure."""
     shows: ClassVar[str] = ""
     """The question that the map answers, in a few words."""
+    by_default: ClassVar[bool] = True
+    """Whether comparisons and evaluations that name no methods run it."""
+    needs_scores: ClassVar[bool] = True
+    """Whether the model must return class scores. If not, the target may be of no class."""
     _options: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,7 +112,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         return method
 
     def __init__(self, model: ModelLike, readout: ReadoutSpec = None) -> None:
-        self.adapter = ModelAdapter.of(model, readout)
+        self.adapter = ModelAdapter.of(model, readout, needs_scores=self.needs_scores)
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)
 
@@ -144,7 +154,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
                 output of an image processor, also unpacked: ``attribute(**processed)``.
             target: the explained class. An int (all images), a list or 1-D tensor of B class
                 indices, a tuple (or a list of B tuples) if scores have several dimensions for each
-                image, or ``None`` for the top class of each image.
+                image, or ``None`` for the top class of each image. A slice in a tuple explains the
+                mean of a region: ``(3, slice(0, 4), slice(2, 6))``.
             additional_forward_args: further positional arguments of the model: one value or a
                 tuple, as in Captum. ``(None, True)`` interpolates a ViT's positions.
             contrast: a second class, in the same forms as the target. The explained score is then
@@ -158,7 +169,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             inputs, a tuple.
 
         Raises:
-            InputError: inputs of a wrong type, shape, size, device or with NaN or infinity.
+            InputError: inputs of a wrong type, shape, size, device or with NaN or infinity, or a
+                readout at a place outside of the image's grid.
             TargetError: a class index out of range, not one for each image, or a target that is
                 its own contrast.
             ModelOutputError: no scores, no attention maps or no finite gradient.
@@ -253,16 +265,19 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         self.check_contrast(contrast)
         check_option("top_k", top_k, range(1, 2**31))
         specs = (
-            [RecordingTarget(None, contrast, rank) for rank in range(top_k)]
+            [RecordingTarget(None, contrast, self.needs_scores, rank) for rank in range(top_k)]
             if targets is None
-            else [RecordingTarget(target, contrast) for target in target_list(targets)]
+            else [
+                RecordingTarget(target, contrast, self.needs_scores)
+                for target in target_list(targets)
+            ]
         )
         maps = self._maps(inputs, specs, additional_forward_args, forward_kwargs)
         for spec in specs:
             if not spec.seen:  # a method of one's own need not resolve its targets
                 spec.resolve(self.scores(inputs, additional_forward_args, **forward_kwargs))
         scores = specs[0].seen[0][0]
-        count = len(maps) if targets is not None else min(top_k, scores.shape[1])
+        count = len(maps) if targets is not None else max(1, min(top_k, scores.shape[1]))
         classes = torch.stack([spec.seen[0][1] for spec in specs[:count]])
         return ScoredAttribution(scores, classes, torch.stack(maps[:count]))
 
@@ -274,7 +289,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     ) -> Tensor:
         """Return the class scores (B, C) that an explanation refers to, without gradients.
 
-        Arguments and errors are those of :meth:`attribute`, without the target.
+        They are (B, 0) if the model has no class head and the method needs none. Arguments and
+        errors are those of :meth:`attribute`, without the target.
         """
         request = self._request(inputs, additional_forward_args, forward_kwargs)
         with size_errors(self.adapter, request.inputs):
@@ -306,7 +322,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def _target_spec(self, target: Target, contrast: Target) -> TargetSpec:
         self.check_contrast(contrast)
-        return TargetSpec(target, contrast)
+        return TargetSpec(target, contrast, self.needs_scores)
 
     def _request(self, inputs: PixelInputs, args: Any, kwargs: dict[str, Any]) -> ForwardRequest:
         return checked_request(self.adapter, inputs, args, kwargs)

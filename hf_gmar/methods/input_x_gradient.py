@@ -50,4 +50,4 @@ class InputXGradient(AttributionMethod):
         self.layer = check_layer("layer", layer, self.adapter.layers)
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        return token_attributions(self.adapter, request, target_specs, self.layer, product)
+        return token_attributions(self.adapter, request, target_specs, [self.layer], product)

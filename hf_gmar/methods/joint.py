@@ -87,7 +87,8 @@ def attribute_jointly(
     for group in _groups(members):
         if len(group) > 1:
             with suppress(HfGmarError):
-                results |= _one_pass(group, TargetSpec(target, contrast))
+                needs_scores = any(method.needs_scores for _, method, _ in group)
+                results |= _one_pass(group, TargetSpec(target, contrast, needs_scores))
     for index, method in enumerate(methods):
         if index not in results:
             with errors_of(index):
@@ -113,9 +114,9 @@ def _groups(members: Sequence[_Member]) -> list[list[_Member]]:
 def _share_pass(first: _Member, other: _Member) -> bool:
     """Whether the other method can run in the pass of the first."""
     (_, method, request), (_, other_method, other_request) = first, other
-    same_model = method.adapter == other_method.adapter or (
-        method.model is other_method.model and method.adapter.layout == other_method.adapter.layout
-    )
+    adapter, other_adapter = method.adapter, other_method.adapter
+    same_start = adapter.layout == other_adapter.layout and adapter.place == other_adapter.place
+    same_model = adapter == other_adapter or (method.model is other_method.model and same_start)
     same_gradient = other_request.gradient in (request.gradient, "none")
     return same_model and same_gradient and _call_of(first) == _call_of(other)
 

@@ -43,6 +43,7 @@ class RandomAttribution(AttributionMethod):
     cost = "forward"
     unit = "random number"
     class_specific = False
+    needs_scores = False
 
     def __init__(self, model: ModelLike, seed: int = 0, readout: ReadoutSpec = None) -> None:
         super().__init__(model, readout)

@@ -40,6 +40,7 @@ class RawAttention(AttentionMethod):
     cost = "forward"
     unit = "share of attention"
     class_specific = False
+    needs_scores = False
     gradient = "none"
 
     def __init__(

@@ -26,6 +26,7 @@ METHODS: Registry[AttributionMethod] = Registry(
         "token-grad-cam": "hf_gmar.methods.token_grad_cam:TokenGradCAM",
         "input-x-gradient": "hf_gmar.methods.input_x_gradient:InputXGradient",
         "attn-lrp": "hf_gmar.methods.attn_lrp:AttnLRP",
+        "shapley-values": "hf_gmar.methods.shapley_values:ShapleyValues",
         "random": "hf_gmar.methods.random_attribution:RandomAttribution",
     },
     positional=1,  # the model
@@ -35,6 +36,8 @@ METHODS: Registry[AttributionMethod] = Registry(
 
 def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """Return a method's title with the options that differ from their defaults.
+
+    The readout is left out: it is a fact of the model, or is in the label of the map.
 
     Args:
         name: the name of the method.
@@ -51,7 +54,7 @@ def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     changed = [
         f"{option} {settings[option]}"
         for option, default in METHODS.options(name).items()
-        if option in settings and settings[option] != default
+        if option in settings and settings[option] != default and option != "readout"
     ]
     title = METHODS[name].title
     return f"{title} ({', '.join(changed)})" if changed else title

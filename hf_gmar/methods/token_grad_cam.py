@@ -55,7 +55,7 @@ class TokenGradCAM(AttributionMethod):
         self.layer = check_layer("layer", layer, self.adapter.layers)
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        return token_attributions(self.adapter, request, target_specs, self.layer, _weighted)
+        return token_attributions(self.adapter, request, target_specs, [self.layer], _weighted)
 
 
 def _weighted(tokens: Tensor, gradient: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 from .average_drop import AverageDrop, AverageGain, ConfidenceMetric, IncreaseInConfidence
 from .base import InputKind, Metric
-from .context import ContextMetric, Explain, MetricContext
+from .context import ContextMetric, Explain, MetricContext, ShapleyMap
 from .context_builder import ContextBuilder, PatchAttributor, second_class
 from .faithfulness_curves import AOPC, SRG, Deletion, Insertion, InsertionDeletion
 from .head_ablation import HeadAblationArea
@@ -10,6 +10,7 @@ from .patch_ranking import FORMS, Form, kept_count, kept_patches, patch_order, u
 from .randomization import ClassSensitivity, ParameterRandomization, ssim
 from .registry import METRICS, register_metric
 from .robustness import Infidelity, MaxSensitivity
+from .shapley_correlation import ShapleyCorrelation
 from .weight_randomization import Cascade, randomized_models
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "PatchAttributor",
     "PointingGame",
     "RelevanceMass",
+    "ShapleyCorrelation",
+    "ShapleyMap",
     "kept_count",
     "kept_patches",
     "patch_order",

@@ -15,6 +15,10 @@ from hf_gmar.metrics.base import Metric
 Explain: TypeAlias = Callable[[Tensor, int], Tensor]
 """Maps pixel values (1, channels, height, width) and a class to a map (1, rows, columns)."""
 
+ShapleyMap: TypeAlias = Callable[[int, tuple[int, int]], Tensor]
+"""Maps a number of permutations, and the rows and columns of patches in a player, to the Shapley
+values (rows, columns) of the patches for the target's logit."""
+
 RandomizedExplains: TypeAlias = Callable[[int, int], Iterable[Explain]]
 """Takes a number of stages and a seed, and yields the method on the model after each stage. Each
 stage randomizes more weights, from the head down. Call an item before taking the next one."""
@@ -41,6 +45,8 @@ class MetricContext:
             the method has no head importance.
         masked_scores: maps flags (M, layers, H) of masked heads to the scores (M, classes) of the
             image; ``None`` if heads can't be masked.
+        shapley: returns the Shapley values of the patches; ``None`` if nothing computes them, as in
+            a context of :class:`~hf_gmar.metrics.ContextBuilder`.
 
     Raises:
         InputError: the pixels are of more than one image.
@@ -56,6 +62,7 @@ class MetricContext:
     explain_randomized: RandomizedExplains | None = None
     head_importance: Callable[[], Tensor] | None = None
     masked_scores: Callable[[Tensor], Tensor] | None = None
+    shapley: ShapleyMap | None = None
 
     def __post_init__(self) -> None:
         """Check that the pixels are of one image."""

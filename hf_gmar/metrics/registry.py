@@ -30,6 +30,7 @@ METRICS: Registry[Metric[Any]] = Registry(
         "max-sensitivity": "hf_gmar.metrics.robustness:MaxSensitivity",
         "class-sensitivity": "hf_gmar.metrics.randomization:ClassSensitivity",
         "parameter-randomization": "hf_gmar.metrics.randomization:ParameterRandomization",
+        "shapley-correlation": "hf_gmar.metrics.shapley_correlation:ShapleyCorrelation",
         "head-ablation": "hf_gmar.metrics.head_ablation:HeadAblationArea",
     },
 )

@@ -19,6 +19,7 @@ def as_loaded(
     model: Any,
     processor: BaseImageProcessor | str | Path | None = None,
     prompts: Sequence[str] | None = None,
+    head: bool | None = True,
 ) -> LoadedModel:
     """Return any model with its image processor.
 
@@ -29,6 +30,8 @@ def as_loaded(
         processor: an image processor, or its name or folder. By default, that of the name, of the
             pipeline or Trainer, or of the checkpoint from which the model was loaded.
         prompts: the classes of an image-text model that is named.
+        head: whether a named model is loaded with a class head, see
+            :func:`~hf_gmar.load_model`; with prompts, it is always loaded with them.
 
     Raises:
         OptionError: there is no image processor, or prompts are given for a model that is loaded.
@@ -36,7 +39,8 @@ def as_loaded(
     """
     if isinstance(model, str | Path):
         place = processor if isinstance(processor, str | Path) else None
-        loaded = load_model(model, device="auto", prompts=prompts, processor=place)
+        head = head if prompts is None else True
+        loaded = load_model(model, device="auto", prompts=prompts, processor=place, head=head)
         own = processor if isinstance(processor, BaseImageProcessor) else loaded.processor
         return replace(loaded, processor=own)
     if prompts is not None:

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForZeroShotImageClassification,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedConfig,
@@ -59,6 +57,7 @@ from hf_gmar.models.hub_errors import (
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import config_of, labels_of
+from hf_gmar.models.loaders import LOADERS, loads_head, without_untrained_pooler
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.size_limits import check_nesting, check_sizes, limited_sizes
 from hf_gmar.models.wrappers import ZeroShotModel
@@ -101,11 +100,13 @@ class LoadedModel:
             f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}" for weight in weights
         )
         configured = any(hasattr(part, "config") for part in self.model.modules())
-        classes = len(labels_of(self.config)) if configured else 0
+        classes = str(len(labels_of(self.config)) if configured else 0)
+        if isinstance(self.model, PreTrainedModel) and type(self.model).__name__.endswith("Model"):
+            classes = "none: no class head"
         return {
             "model": self.name,
             "model class": type(self.model).__name__,
-            "classes": str(classes or "not named"),
+            "classes": "not named" if classes == "0" else classes,
             "parameters": f"{sum(weight.numel() for weight in weights):,}",
             "dtype and device": "; ".join(types),
             "image processor": type(self.processor).__name__,
@@ -176,8 +177,9 @@ def load_model(  # noqa: PLR0913  # a keyword each
     processor: str | Path | None = None,
     size: Size | None = None,
     interpolate_pos_encoding: bool = False,
+    head: bool | None = True,
 ) -> LoadedModel:
-    """Load a classifier and its image processor.
+    """Load a classifier, or a backbone without a class head, and its image processor.
 
     By default, only safetensors weights are read, and no code from the Hub is run: neither code of
     the repository nor an attention kernel that its config names.
@@ -206,6 +208,9 @@ def load_model(  # noqa: PLR0913  # a keyword each
             text such as ``"224x448"``.
         interpolate_pos_encoding: put this keyword into ``forward_kwargs``, with which the commands,
             ``evaluate`` and ``Explainer`` call the model.
+        head: ``False`` loads the backbone alone, or the whole model of image and text without
+            prompts, for questions without a class. ``None`` loads a class head if the checkpoint's
+            config names one, and else the backbone.
 
     Raises:
         HubUnreachableError: the Hub does not answer and the model is not in the cache.
@@ -214,7 +219,7 @@ def load_model(  # noqa: PLR0913  # a keyword each
             or damaged.
         OptionError: an unknown or unusable device, dtype or attention implementation, an invalid
             token, a revision for a local folder, missing or superfluous prompts, or a prompt that
-            is empty, too long or outside the vocabulary.
+            is empty, too long or outside the vocabulary, or prompts without a head.
         UnsupportedModelError: prompts for a model in repository code that takes none.
 
     Example:
@@ -231,8 +236,12 @@ def load_model(  # noqa: PLR0913  # a keyword each
     attention = {**dict.fromkeys(loading("eager")), **loading(attn_implementation)}
     settings = {"dtype": _pick_dtype(dtype), **attention}
     kind = CLASSIFIER if prompts is None else IMAGE_TEXT_MODEL
+    if prompts is not None and head is not True:
+        raise OptionError("prompts are the classes of a model, and head=False loads it without any")
     source = _source(name, kind, revision, token, cache_dir, trust_remote_code)
     config = _read_config(source)
+    if prompts is None and not loads_head(config, head):
+        source = source.of_kind(MODEL)
     check_prompts(source, config)
     weights = _Weights(source, settings, attn_implementation, use_safetensors)
     backbone = weights.load(config).eval()
@@ -441,11 +450,7 @@ class _Weights:
             The model, the names of missing weights, those of other shapes, and the names of weights
             that its layers have no place for.
         """
-        loader: Any = (
-            AutoModelForImageClassification
-            if place.kind == CLASSIFIER
-            else AutoModelForZeroShotImageClassification
-        )
+        loader: Any = LOADERS[place.kind]
         with self._reworded(place):
             if self.use_safetensors:
                 _check_files(place, config)
@@ -461,9 +466,10 @@ class _Weights:
                 **place.access,
                 **self.settings,
             )
+        missing = without_untrained_pooler(place.kind, model, set(info.get("missing_keys", ())))
         misfits = {name: shapes for name, *shapes in info.get("mismatched_keys", ())}
         unused = [name for name in info.get("unexpected_keys", ()) if _is_in_layer(model, name)]
-        return model, set(info.get("missing_keys", ())), misfits, sorted(unused)
+        return model, missing, misfits, sorted(unused)
 
     @contextmanager
     def _reworded(self, source: Source) -> Iterator[None]:

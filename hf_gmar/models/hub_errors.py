@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ class Source:
         """Keywords for every download."""
         cache = None if self.cache_dir is None else str(expanded(self.cache_dir))
         return {"revision": self.commit or self.revision, "token": self.token, "cache_dir": cache}
+
+    def of_kind(self, kind: str) -> Source:
+        """Return the source, and that of its base model, with another kind of model to load."""
+        base = None if self.base is None else self.base.of_kind(kind)
+        return replace(self, kind=kind, base=base)
 
     def has(self, *names: str) -> bool:
         """Whether one of these files exists."""
@@ -265,9 +270,14 @@ def takes_prompts(config: PreTrainedConfig) -> bool:
 
 def incomplete_error(name: str, missing: Sequence[str], kind: str = CLASSIFIER) -> ModelLoadError:
     """List the missing weights in an error."""
+    advice = (
+        ". Questions without a class need no head: load_model(..., head=False) for SimilarTo "
+        "or a method without gradients, on the command line --similar-to and --from-patch"
+    )
     return ModelLoadError(
         f"the weights of {name!r} lack {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; it "
         f"is no trained {kind.split(maxsplit=1)[1]}, so there is nothing to explain"
+        f"{advice if kind == CLASSIFIER else ''}"
     )
 
 

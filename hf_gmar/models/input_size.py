@@ -100,7 +100,7 @@ def interpolation(model: Any, is_wanted: bool) -> Mapping[str, Any]:
         return {}
     keywords = {"interpolate_pos_encoding": True}
     try:
-        check_keywords(ModelAdapter.of(model), keywords)
+        check_keywords(ModelAdapter.of(model, needs_scores=False), keywords)
     except OptionError as error:
         raise OptionError(
             f"{type(model).__name__} has no interpolate_pos_encoding: it interpolates its "

@@ -1,4 +1,4 @@
-"""What a model's scores are: probabilities by softmax or sigmoid, or plain values."""
+"""What a model's scores are: probabilities by softmax or sigmoid, plain values, or none at all."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ class ScoreKind(StrEnum):
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
     VALUE = "value"
+    NONE = "none"
 
     @classmethod
     def of(cls, config: PreTrainedConfig, scores: Tensor) -> ScoreKind:
         """Decide what the scores (B, C) of a model with this config are.
 
-        A multi-label config means a sigmoid for each class. A regression, a single output and
-        outputs with more dimensions have plain values. Otherwise, a softmax is over the classes.
+        Without any score, (B, 0), there is none. A multi-label config means a sigmoid for each
+        class. A regression, a single output and outputs with more dimensions have plain values.
+        Otherwise, a softmax is over the classes.
         """
+        if not scores[:1].numel():
+            return cls.NONE
         if config.problem_type == "multi_label_classification":
             return cls.SIGMOID
         is_value = config.problem_type == "regression" or scores.dim() != 2 or scores.shape[1] == 1
@@ -50,18 +54,22 @@ class ScoreKind(StrEnum):
     def text(self, score: float) -> str:
         """Format a converted score: a percentage, or a value with four digits or its integer.
 
+        The text of no score is empty.
+
         Example:
             >>> [ScoreKind.VALUE.text(value) for value in (0.012344, -58.25, 12345.6, 3e12)]
             ['0.01234', '-58.25', '12346', '3e+12']
         """
-        if self is not ScoreKind.VALUE:
+        if self in _PROBABILITIES:
             return f"{score:.1%}"
+        if self is ScoreKind.NONE:
+            return ""
         return f"{score:.0f}" if 9999.5 <= abs(score) < 1e9 else f"{score:.4g}"
 
     @property
     def measure(self) -> str:
         """The word for a converted score."""
-        return "value" if self is ScoreKind.VALUE else "probability"
+        return "probability" if self in _PROBABILITIES else "value"
 
     def measured(self, choice: str | None) -> str:
         """Return what metrics measure: ``"probability"``, ``"logit"`` or ``"value"``.
@@ -73,7 +81,7 @@ class ScoreKind(StrEnum):
         Raises:
             OptionError: probabilities of a model that gives values.
         """
-        if self is not ScoreKind.VALUE:
+        if self in _PROBABILITIES:
             return choice or "probability"
         if choice == "probability":
             raise OptionError(
@@ -88,8 +96,11 @@ class ScoreKind(StrEnum):
         return _NOTES[self]
 
 
+_PROBABILITIES = (ScoreKind.SOFTMAX, ScoreKind.SIGMOID)
+
 _NOTES = {
     ScoreKind.SOFTMAX: "",
     ScoreKind.SIGMOID: "Classes are independent: their probabilities need not sum to 100%.",
     ScoreKind.VALUE: "The model gives values, not probabilities.",
+    ScoreKind.NONE: "",
 }

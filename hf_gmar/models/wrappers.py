@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_gmar._core.attention import configs_of
 from hf_gmar._core.execution import evaluation_mode
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
+from hf_gmar._core.inputs import check_inputs
 from hf_gmar._core.model_adapter import ModelLike, model_in, scores_of, unwrapped
 from hf_gmar._core.threads import lock_models
 from hf_gmar._core.token_layout import prompted_readout
 from hf_gmar.errors import OptionError, UnsupportedModelError
+from hf_gmar.models.embeddings import Embedding
 
 
 class LogitsModel(nn.Module):
@@ -117,14 +120,7 @@ class ZeroShotModel(nn.Module):
     def _encoded(self, processor: Any) -> Tensor:
         tokens = self._tokens(getattr(processor, "tokenizer", processor))
         model = self.model
-        with (
-            # Another thread may explain the model, and tensors made in inference mode can't be part
-            # of a graph later.
-            lock_models([*configs_of(model), *model.modules()]),
-            evaluation_mode(model.modules()),
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):
+        with _embedding_once(model):
             features = model.get_text_features(**tokens.to(self.device), return_dict=True)
             return _normalised(features.pooler_output)
 
@@ -154,6 +150,92 @@ class ZeroShotModel(nn.Module):
         return tokens
 
 
+class SimilarityModel(nn.Module):
+    """A model whose scores are the similarity of an image to reference images.
+
+    The score is the cosine of the angle between the embeddings of both images, from -1 to 1. The
+    constructor embeds the reference images once. Every method explains the module: the map says
+    which patches make the image similar.
+
+    The embedding is what the model pools: image features of CLIP and SigLIP; what the class head of
+    a classifier pools; CLS of DINOv2, DINOv3, ViT and CLIP's tower; the pooling head of SigLIP's
+    tower; the mean of the patches of I-JEPA.
+
+    Args:
+        model: a Transformers vision model, with or without a class head, a model of image and text,
+            or a module around one of them; it is shared, not copied.
+        reference_pixels: pixel values (R, channels, height, width) of the reference images, or a
+            list of such tensors of several sizes.
+        names: names of the reference images, for labels.
+        **forward_kwargs: keywords of the vision tower for every call, such as
+            ``interpolate_pos_encoding=True``.
+
+    Attributes:
+        readout: the tokens that the embedding pools.
+        config: labels "similar to NAME", and scores that are values.
+
+    Raises:
+        UnsupportedModelError: a family whose embedding is not known.
+        InputError: reference pixels of a wrong type, shape, size or device.
+        OptionError: not as many names as reference images.
+
+    Example:
+        >>> import torch
+        >>> from hf_gmar import GMAR, load_model
+        >>> pixels = torch.rand(2, 3, 96, 96)
+        >>> model = SimilarityModel(load_model("bundled").model, pixels[1:])
+        >>> round(model(pixels)[1, 0].item(), 4)
+        1.0
+        >>> GMAR(model).attribute(pixels, target=0).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    references: Tensor
+    """Embeddings of the reference images, (R, dimensions), of length 1."""
+
+    def __init__(
+        self,
+        model: Any,
+        reference_pixels: Tensor | Sequence[Tensor],
+        names: Sequence[str] | None = None,
+        **forward_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        embedding = Embedding.of(model)
+        self.model: Any = embedding.adapter.backbone
+        self.readout = embedding.readout
+        self.forward_kwargs = forward_kwargs
+        self._embed = embedding.compute
+        self.register_buffer(
+            "references", self._references(embedding, reference_pixels), persistent=False
+        )
+        count = len(self.references)
+        names = [f"image {n}" for n in range(count)] if names is None else list(names)
+        if len(names) != count:
+            raise OptionError(f"{len(names)} names are given for {count} reference images")
+        self.config = PreTrainedConfig(
+            id2label={n: f"similar to {name}" for n, name in enumerate(names)},
+            problem_type="regression",
+        )
+        self.training = self.model.training
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        """Cosines (B, R) of images, pixel values (B, channels, height, width), and references."""
+        features = _normalised(self._embed(pixel_values, **{**self.forward_kwargs, **kwargs}))
+        return features @ self.references.to(features).T
+
+    def _references(self, embedding: Embedding, pixels: Any) -> Tensor:
+        adapter = embedding.adapter
+        items = list(pixels) if isinstance(pixels, list | tuple) else [pixels]
+        for item in items:
+            check_inputs(item, adapter)
+            adapter.layout.grid(*item.shape[-2:])
+        with _embedding_once(self.model):
+            return torch.cat(
+                [_normalised(self._embed(item.detach(), **self.forward_kwargs)) for item in items]
+            )
+
+
 def _image_text_model(model: Any) -> PreTrainedModel:
     inner = unwrapped(model)
     base = getattr(inner, "get_base_model", None)  # of PEFT, which leaves the adapters in it
@@ -164,6 +246,20 @@ def _image_text_model(model: Any) -> PreTrainedModel:
             f"{', '.join(ZERO_SHOT_CLASSES)}; got {type(inner).__name__}"
         )
     return inner
+
+
+@contextmanager
+def _embedding_once(model: PreTrainedModel) -> Iterator[None]:
+    """Run a model for features that are kept."""
+    with (
+        # Another thread may explain the model, and tensors made in inference mode can't be part of
+        # a graph later.
+        lock_models([*configs_of(model), *model.modules()]),
+        evaluation_mode(model.modules()),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import shapley
 from benchmarks.contest import (
     BACKWARD,
     CONTESTANTS,
@@ -28,6 +31,7 @@ from benchmarks.interrupts import WAYS
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
+from hf_gmar.data import draw_scene
 from hf_gmar.methods import METHODS
 from tests.support.interpreter import run_python
 
@@ -55,7 +59,8 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
 def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     words = ["-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1"]
     done = run_python([*words, "--output", tmp_path], ROOT)
-    for name in [*(METHODS[name].title for name in METHODS), "Saliency"]:
+    titles = [method.title for _, method in METHODS.items() if method.by_default]
+    for name in [*titles, "Saliency"]:
         assert f"| {name} |" in done.stdout
     stored = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [image["name"] for image in stored["images"]] == ["scene 18", "scene 3", "scene 7"]
@@ -68,6 +73,15 @@ def test_the_interrupts_print_their_table() -> None:
     assert total.startswith(f"| all | {len(WAYS)} | 0 | nothing |")
     for name in WAYS:
         assert f"| {name} | 1 | 0 | nothing |" in done.stdout
+
+
+def test_the_questions_print_their_table(tmp_path: Path) -> None:
+    for seed in (3, 18):
+        draw_scene(seed).image.save(tmp_path / f"{seed}.png")
+    words = ["-m", "benchmarks.questions", tmp_path, "--batch", "1", "--repeats", "1"]
+    lines = run_python(words, ROOT).stdout.splitlines()
+    assert lines[4].startswith("| GMAR, a class | 1.00 | ")
+    assert len(lines) == 4 + 9
 
 
 def _check_numbers(found: dict[str, Any]) -> None:
@@ -182,3 +196,32 @@ def test_the_command_and_its_precision_are_measured(photos: Path) -> None:
     last = run_python(words, ROOT).stdout.splitlines()[-1].split("|")[1:-1]
     assert last[0].strip() == "gmar"
     assert 0.99 < float(last[2]) <= float(last[1]) <= 1
+
+
+def test_shapley_values_beside_enumeration() -> None:
+    """The scores of three players, and what each adds on average over the six orders."""
+    values = np.array([1.0, 2.0, 4.0, 8.0, 0.0, 5.0, 3.0, 9.0])  # bit i is player i
+    wanted = np.zeros(3)
+    for order in itertools.permutations(range(3)):
+        before = 0
+        for player in order:
+            wanted[player] += (values[before | 1 << player] - values[before]) / 6
+            before |= 1 << player
+    assert np.allclose(shapley.enumerated(values), wanted)
+    estimates = [shapley.independent_estimate(values, 6, seed) for seed in range(200)]
+    assert np.allclose([one.sum() for one in estimates], 8)
+    assert np.allclose(np.mean(estimates, axis=0), wanted, atol=0.2)
+
+
+def test_the_tables_of_shapley_values(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shapley, "SEEDS", range(1))
+    monkeypatch.setattr(shapley, "groups_for", lambda grid, *_: (grid[0] // 2, grid[1] // 2))
+    shapley.main(images=2, samples=4, few=1, batch=16, side=2, kit=tmp_path)
+    printed = capsys.readouterr()
+    assert "no photos" in printed.err
+    assert "enumeration of 16 coalitions, 1 images" in printed.out
+    assert "| 4 |" in printed.out
+    for name, method in METHODS.items():
+        assert (f"| {name} |" in printed.out) == method.by_default

@@ -71,6 +71,7 @@ from hf_gmar.methods import (
     LeGrad,
     RandomAttribution,
     RawAttention,
+    ShapleyValues,
     TokenGradCAM,
 )
 from tests.reference import oracles
@@ -441,6 +442,12 @@ METHODS = (
     *(
         MethodCase(method.__name__, functools.partial(method), None, engines=("any",))
         for method in (TokenGradCAM, InputXGradient, AttnLRP)
+    ),
+    MethodCase(
+        "shapley-values",
+        functools.partial(ShapleyValues, samples=2, groups=(2, 2)),
+        None,
+        engines=("any",),
     ),
     MethodCase("random", functools.partial(RandomAttribution), None, engines=("any",)),
 )

@@ -7,7 +7,7 @@ step takes what the step above gave and says what each of its inputs gets.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,12 +71,14 @@ class Relevance(NamedTuple):
 
     Attributes:
         tokens: of each token that enters the lowest layer, (N,).
+        layers: of each token that enters each layer, lowest first, (N,) each.
         biases: what biases took.
         softmax: what the constant parts of the softmaxes took.
         logit: all that there was.
     """
 
     tokens: Array
+    layers: list[Array]
     biases: float
     softmax: float
     logit: float
@@ -85,9 +87,14 @@ class Relevance(NamedTuple):
 class VitRelevance:
     """AttnLRP of a ``ViTForImageClassification``, step by step from its weights."""
 
-    def __init__(self, model: Any, gamma: float = 0.0) -> None:
-        """Take the weights; gamma is of the gamma rule for linear layers."""
-        self.gamma = gamma
+    def __init__(
+        self, model: Any, gamma: float = 0.0, activation: Callable[[Array], Array] | None = None
+    ) -> None:
+        """Take the weights; gamma is of the gamma rule for linear layers.
+
+        The activation of the MLPs is a GELU, if it is not another one.
+        """
+        self.gamma, self.activation = gamma, activation or _gelu
         self.weights = {name: _array(value) for name, value in model.state_dict().items()}
         self.heads = model.config.num_attention_heads
         self.depth = model.config.num_hidden_layers
@@ -108,9 +115,11 @@ class VitRelevance:
         below = np.zeros_like(top)
         below[:1] = of_cls
         below = self._norm_down("vit.layernorm", entered[-1], below)
+        by_layer: list[Array] = []
         for index in reversed(range(self.depth)):
             below = self._layer_down(entered[index], f"vit.layers.{index}", below)
-        return Relevance(below.sum(-1), self.biases, self.softmax, float(logits[0, target]))
+            by_layer.insert(0, below.sum(-1))
+        return Relevance(by_layer[0], by_layer, self.biases, self.softmax, float(logits[0, target]))
 
     def _layer(self, x: Array, name: str) -> Array:
         middle = x + self._attention(self._norm(f"{name}.layernorm_before", x), name)
@@ -164,12 +173,17 @@ class VitRelevance:
         return _linear_shares(x, centring, x @ centring.T, relevance)
 
     def _mlp(self, x: Array, name: str) -> Array:
-        return self._linear(f"{name}.mlp.fc2", _gelu(self._linear(f"{name}.mlp.fc1", x)))
+        inside = self._linear(f"{name}.mlp.fc1", x)
+        return self._linear(f"{name}.mlp.fc2", self.activation(inside))
 
     def _mlp_down(self, x: Array, name: str, relevance: Array) -> Array:
         inside = self._linear(f"{name}.mlp.fc1", x)
-        of_gelu = self._linear_down(f"{name}.mlp.fc2", _gelu(inside), relevance)
-        return self._linear_down(f"{name}.mlp.fc1", x, of_gelu)  # a GELU passes it on
+        active = self.activation(inside)
+        relevance = self._linear_down(f"{name}.mlp.fc2", active, relevance)
+        at_zero = self.activation(np.zeros_like(inside))  # like a bias; the rest is passed on
+        of_zero = np.where(at_zero == 0, 0, at_zero / active * relevance)
+        self.biases += float(of_zero.sum())
+        return self._linear_down(f"{name}.mlp.fc1", x, relevance - of_zero)
 
     def _split(self, x: Array) -> list[Array]:
         return np.split(x, self.heads, axis=1)

@@ -18,7 +18,7 @@ FLOORS = (
     {"_engines", "models", "perturbations"},
     {"data", "methods", "metrics", "visualization"},
     {"faithfulness"},
-    {"comparison", "explanation", "heads"},
+    {"comparison", "explanation", "heads", "questions"},
     {"explanations"},
     {"explainer"},
     {"pipeline", "report"},

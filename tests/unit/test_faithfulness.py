@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
 
 from hf_gmar import Explainer, Explanation, Explanations, FaithfulnessCheck, explain
 from hf_gmar.data import draw_scene
@@ -25,7 +25,7 @@ from hf_gmar.faithfulness import ExplainedScore, ModelInput, check_maps
 from hf_gmar.models import LoadedModel
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.perturbations import PERTURBATIONS
-from tests.reference.models import build
+from tests.reference.models import build, own_head
 
 SEEDS = (18, 3, 7)
 
@@ -187,6 +187,14 @@ def test_each_result_of_several_images_is_checked(bundled: LoadedModel) -> None:
 def test_what_a_check_refuses(options: dict[str, Any], text: str) -> None:
     with pytest.raises(OptionError, match=text):
         of_scene(18).check(**options)
+
+
+def test_a_head_of_ones_own_is_asked_with_its_readout() -> None:
+    model = own_head(ViTModel, ViTConfig, lambda tokens: tokens[:, 0])
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    image = Image.effect_noise((32, 32), 90).convert("RGB")
+    result = Explainer(model, processor=processor, readout="cls")(image)
+    assert result.check().score == pytest.approx(result.score, abs=1e-5)
 
 
 def test_one_patch_has_no_others() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,10 +30,12 @@ from hf_gmar.evaluation.run.patch_removal import PatchRemoval
 from hf_gmar.evaluation.run.plan import Plan, number
 from hf_gmar.evaluation.run.store import Row
 from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.shapley_values import ShapleyValues
 from hf_gmar.metrics.base import InputKind, Metric
 from hf_gmar.metrics.context import MetricContext
 from hf_gmar.metrics.context_builder import ContextBuilder
 from hf_gmar.metrics.inputs import LocalizationInput
+from hf_gmar.perturbations.tokens import TokenDropping
 
 _FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
 """Errors that end the run, instead of failing one image."""
@@ -211,7 +214,25 @@ class ImageEvaluator:
             ),
             explain_randomized=context.explain_randomized if movable else None,
             head_importance=context.head_importance if ranks_heads else None,
+            shapley=functools.partial(self._shapley, sample),
         )
+
+    def _shapley(self, sample: Sample, samples: int, groups: tuple[int, int]) -> Tensor:
+        """Return the Shapley values of the patches, (rows, columns), once for all methods."""
+        method_set, pixels, target = self.model.method_set, sample.pixels, sample.target
+
+        def make() -> Tensor:
+            shapley = ShapleyValues(
+                self.model.adapter.model,
+                samples,
+                groups,
+                self.model.config.seed,
+                batch_size=self.model.bind(TokenDropping(), pixels).batch,
+                readout=method_set.readout,
+            )
+            return shapley.attribute_patches(pixels, target)[0].cpu()
+
+        return method_set.cached(("shapley", samples, groups, target), pixels, make)
 
     def _metrics_for(self, sample: Sample, kind: InputKind) -> dict[str, Metric[Any]]:
         """Return the metrics of a kind that measure this image."""

@@ -58,7 +58,8 @@ def test_an_option_of_one_value_is_given_once(name: str, option: Any) -> None:
         (name, option)
         for name, command in _COMMANDS.items()
         for option in command.params
-        if option.name in ("images", "data", "model", "output", "processor", "cache_dir")
+        if option.name
+        in ("images", "data", "model", "output", "processor", "cache_dir", "similar_to")
         or "--model" in option.opts
     ],
     ids=lambda item: getattr(item, "name", item),

@@ -178,7 +178,7 @@ def test_every_family_and_grid(case: ModelCase) -> None:
 
 def test_the_registry_is_the_default() -> None:
     found = quick(vit(), VIT.images())
-    assert list(found.order) == list(METHODS)
+    assert list(found.order) == [name for name in METHODS if name != "shapley-values"]
     assert not found.failures
 
 

@@ -31,14 +31,19 @@ def scenes(bundled: LoadedModel) -> dict[str, NDArray[Any]]:
     }
 
 
+QUICK: dict[str, dict[str, Any]] = {"shapley-values": {"samples": 2, "groups": (4, 4)}}
+
+
 @pytest.mark.parametrize("name", METHODS.built_in)
 def test_every_method(name: str, bundled: LoadedModel, scenes: dict[str, NDArray[Any]]) -> None:
-    inputs, targets = scenes["x_batch"], scenes["y_batch"]
+    inputs, targets, options = scenes["x_batch"], scenes["y_batch"], QUICK.get(name, {})
     model = LogitsModel(bundled.model)
-    found = quantus_explain(model=model, inputs=inputs, targets=targets, method=name, device="cpu")
+    found = quantus_explain(
+        model=model, inputs=inputs, targets=targets, method=name, device="cpu", **options
+    )
     assert isinstance(found, np.ndarray)
     assert (str(found.dtype), found.shape) == ("float32", (4, 1, 96, 96))
-    plain = METHODS.build(name, bundled.model)
+    plain = METHODS.build(name, bundled.model, **options)
     wanted = plain.attribute(torch.from_numpy(inputs), torch.from_numpy(targets))
     assert np.array_equal(found, wanted[:, :1].numpy())
 

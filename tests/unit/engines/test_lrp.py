@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,8 @@ from transformers.activations import ACT2FN
 from transformers.models.clip.modeling_clip import _get_vector_norm
 
 from hf_gmar._core.threads import nested
-from hf_gmar._engines.lrp import LRPMode, gamma_linear
+from hf_gmar._engines.lrp import LRPMode
+from hf_gmar._engines.lrp_rules import gamma_linear
 from hf_gmar.errors import UnsupportedModelError
 
 SHAPE = (2, 5, 6)
@@ -28,8 +30,11 @@ def propagated(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Value, relevance of the value, and what each input gets of it."""
     parts = [value.clone().requires_grad_() for value in inputs]
-    with LRPMode(gamma) as rules:
-        found = function(*parts)
+    mode: LRPMode | None = LRPMode(gamma)
+    while mode is not None:
+        with mode as rules:
+            found = function(*parts)
+        mode = rules.retry(found)
     rules.check(found)
     slopes = numbers(*found.shape, seed=9)
     gradients = torch.autograd.grad(found, parts, slopes, allow_unused=True)
@@ -54,6 +59,11 @@ PASSED_ON: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: ACT2FN[name] for name in ("quick_gelu", "gelu_accurate", "gelu_python", "silu")},
     **{name: ACT2FN[name] for name in ("relu", "mish", "leaky_relu", "swish")},
     "relu6": functional.relu6,
+    "tanh": torch.tanh,
+    "tanh module": nn.Tanh(),
+    "tanh of tanh": lambda x: (3 * x.tanh()).tanh(),
+    "prelu": nn.PReLU(5, 0.3).double(),
+    "prelu of a vector": lambda x: torch.prelu(x, numbers(5, seed=2)),
     "overwriting": lambda x: functional.silu(x * 1, inplace=True),
     "relu by place": lambda x: functional.relu(x * 1, True),
     "hardswish by hand": lambda x: x * functional.hardsigmoid(x),
@@ -77,6 +87,41 @@ def test_relevance_passes_as_it_is(name: str) -> None:
     assert close(value, PASSED_ON[name](numbers(*SHAPE)))
     assert relevance.any()
     assert close(below, relevance)
+
+
+SHIFTED: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "sigmoid": (torch.sigmoid, 0.5),
+    "sigmoid method": (lambda x: x.sigmoid(), 0.5),
+    "sigmoid function": (functional.sigmoid, 0.5),
+    "hardsigmoid": (functional.hardsigmoid, 0.5),
+    "hardsigmoid by place": (lambda x: functional.hardsigmoid(x * 1, inplace=True), 0.5),
+    "softplus": (functional.softplus, math.log(2)),
+    "softplus module": (nn.Softplus(beta=3), math.log(2) / 3),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_the_value_at_zero_keeps_its_share(name: str) -> None:
+    """As a bias does; what is left is of the sign of x, and finite where x is nearly 0."""
+    function, at_zero = SHIFTED[name]
+    x = torch.cat([numbers(*SHAPE), torch.full((2, 5, 1), 1e-9, dtype=torch.float64)], -1)
+    value, relevance, (below,) = propagated(function, x)
+    assert close(value, function(x))
+    wanted = relevance - at_zero * numbers(*value.shape, seed=9)
+    assert torch.allclose(below, wanted, rtol=1e-10, atol=1e-9)
+
+
+def test_a_sigmoid_is_a_factor_or_an_activation_by_its_use() -> None:
+    def both(x: Tensor) -> Tensor:
+        gated = x * torch.sigmoid(1.7 * x)  # a factor: all relevance is x's
+        return (2 * gated).tanh() + 3 * x.sigmoid()  # two activations, one of them of the gate
+
+    x = numbers(*SHAPE)
+    value, relevance, (below,) = propagated(both, x)
+    assert close(value, both(x))
+    first, second = (2 * x * torch.sigmoid(1.7 * x)).tanh(), 3 * x.sigmoid()
+    shares = (first + (second - 1.5)) / (first + second)
+    assert close(below, shares * relevance)
 
 
 def test_an_activation_of_zero_gets_nothing() -> None:
@@ -206,8 +251,6 @@ NO_RULE: dict[str, Callable[[Tensor], Tensor]] = {
     "rdiv": lambda x: 1 / x,
     "div": lambda x: x / x.sum(-1, keepdim=True),
     "divide": lambda x: torch.divide(x, 2, rounding_mode="floor") + x,
-    "sigmoid": torch.sigmoid,
-    "tanh": lambda x: x + x.tanh(),
     "norm": lambda x: x.norm(dim=-1),
     "pow": lambda x: x**2,
     "square": lambda x: x - x.square().mean(),

@@ -22,9 +22,10 @@ from captum.attr import Saliency
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar import GMAR, Evaluation, LogitsModel, evaluate
+from hf_gmar import GMAR, Evaluation, LogitsModel, ShapleyValues, evaluate
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
+from hf_gmar._utils.stats import rank_correlations
 from hf_gmar.comparison import MethodSpec
 from hf_gmar.data import Example, ImageDataset, draw_scene, open_data
 from hf_gmar.errors import (
@@ -184,6 +185,38 @@ def test_metrics_that_ask_again_are_measured_on_some_images(bundled: LoadedModel
     # Captum's methods are built on one model, and have no heads.
     assert first["Saliency"][lost] is first["Saliency"][heads] is first["random"][heads] is None
     assert first["Saliency"]["class-sensitivity"] is not None
+
+
+SHAPLEY = "shapley-correlation:samples=4,groups=[4, 4],images=1"
+SHAPLEY_LABEL = "shapley-correlation (samples=4, groups=(4, 4))"
+
+
+def test_the_correlation_with_shapley_values(bundled: LoadedModel, tmp_path: Path) -> None:
+    methods = ["gmar", "shapley-values:samples=4,groups=[4,4]"]
+    found = evaluate(bundled, "scenes:2", methods, [SHAPLEY], seed=3, output=tmp_path)
+    assert all(SHAPLEY_LABEL not in row["values"] for row in found.rows[2:])
+    plain, exact = (row["values"][SHAPLEY_LABEL] for row in found.rows[:2])
+    assert exact == pytest.approx(1)
+    pixels, target = pixels_of(bundled, draw_scene(0).image), found.rows[0]["target"]
+    shapley = ShapleyValues(bundled.model, 4, (4, 4), seed=3)  # of the logit, as always
+    maps = [one.attribute_patches(pixels, target) for one in (GMAR(bundled.model), shapley)]
+    blocks = [one.unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4)) for one in maps]
+    assert plain == pytest.approx(float(rank_correlations(blocks)[0, 1]))
+    again = evaluate(bundled, "scenes:2", methods, [SHAPLEY], seed=3, output=tmp_path)
+    assert again.rows == found.rows
+
+
+def test_methods_share_the_shapley_values(bundled: LoadedModel) -> None:
+    """Copies of no, 16, 32 and 48 patches run once, however many methods there are."""
+    tokens: list[int] = []
+    handle = bundled.model.vit.layernorm.register_forward_pre_hook(
+        lambda _module, args: tokens.append(args[0].shape[1])
+    )
+    try:
+        evaluate(bundled, "scenes:1", ["gmar", "random", "attn-lrp"], [SHAPLEY])
+    finally:
+        handle.remove()
+    assert [count for count in tokens if count < 65] == [1, 17, 33, 49]
 
 
 def test_copies_and_maps_are_made_once(bundled: LoadedModel) -> None:

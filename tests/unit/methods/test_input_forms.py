@@ -41,9 +41,12 @@ def target_of(method: AttributionMethod, target: Any) -> Any:
     return target if method.class_specific else None
 
 
+QUICK: dict[str, dict[str, Any]] = {"shapley-values": {"samples": 2, "groups": (2, 2)}}
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_takes_what_a_processor_gives(name: str) -> None:
-    method, pixels = METHODS.build(name, VIT.build()), VIT.images()
+    method, pixels = METHODS.build(name, VIT.build(), **QUICK.get(name, {})), VIT.images()
     target = target_of(method, TARGETS)
     wanted = method.attribute(pixels, target)
     given = BatchFeature({"pixel_values": pixels})
@@ -135,9 +138,10 @@ def pixels() -> Tensor:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_takes_a_loaded_model(name: str, bundled: LoadedModel, pixels: Tensor) -> None:
-    method = METHODS.build(name, bundled)
+    options = QUICK.get(name, {})
+    method = METHODS.build(name, bundled, **options)
     target = target_of(method, 6)
-    plain = METHODS.build(name, bundled.model)
+    plain = METHODS.build(name, bundled.model, **options)
     assert method.model is bundled.model
     assert torch.equal(method.attribute(pixels, target), plain.attribute(pixels, target))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from hf_gmar.errors import (
 )
 from hf_gmar.explainer import Explainer
 from hf_gmar.methods import METHODS
+from hf_gmar.methods.base import PassCount
 from hf_gmar.methods.layer_rules import RolloutRule
 from hf_gmar.models import load_model
 from tests.reference import oracles
@@ -67,25 +68,29 @@ every_other_method = pytest.mark.parametrize(
 
 
 class Difference(nn.Module):
-    """The tiny ViT with one score for each image: that of its target minus its contrast's."""
+    """The tiny ViT with one score: that of an image's target minus its contrast's."""
 
-    def __init__(self) -> None:
-        """Hold the model."""
+    def __init__(self, image: int) -> None:
+        """Hold the model and the two classes."""
         super().__init__()
         self.model = VIT.build()
+        self.target, self.contrast = TARGETS[image], CONTRAST[image]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 1)."""
         logits = self.model(pixels).logits
-        rows = range(len(pixels))
-        scores: Tensor = logits[rows, TARGETS] - logits[rows, CONTRAST]
+        scores: Tensor = logits[:, self.target] - logits[:, self.contrast]
         return scores[:, None]
 
 
 @every_gradient_method
 def test_a_contrast_explains_the_difference(method: MethodCase, engine: str) -> None:
     images = VIT.images()
-    wanted = method.made(Difference(), engine).attribute_patches(images, 0)
+    alone = [
+        method.made(Difference(image), engine).attribute_patches(images[image : image + 1], 0)
+        for image in range(BATCH)
+    ]
+    wanted = torch.cat(alone)
     explain = method.made(VIT.build(), engine)
     found = explain.attribute_patches(images, TARGETS, contrast=CONTRAST)
     assert same(found, wanted)
@@ -97,7 +102,11 @@ def test_a_contrast_explains_the_difference(method: MethodCase, engine: str) -> 
 
 
 def test_the_heads_of_a_contrast() -> None:
-    wanted = GMAR(Difference()).head_importance(VIT.images(), 0)
+    alone = [
+        GMAR(Difference(image)).head_importance(VIT.images()[image : image + 1], 0)
+        for image in range(BATCH)
+    ]
+    wanted = torch.cat(alone)
     found = GMAR(VIT.build()).head_importance(VIT.images(), TARGETS, contrast=CONTRAST)
     assert same(found, wanted)
 
@@ -354,8 +363,7 @@ def test_options_of_the_methods() -> None:
 def test_every_method_says_what_it_is(name: str) -> None:
     method = METHODS[name]
     assert method.source
-    passes = "forward", "forward + backward", "forward + backward + head re-evaluation"
-    assert method.cost in passes
+    assert method.cost in get_args(PassCount)
     assert isinstance(method.class_specific, bool)
     assert isinstance(method.signed, bool)
     assert not inspect.isabstract(method)

@@ -25,6 +25,7 @@ TITLES = {
     "token-grad-cam": "Token Grad-CAM",
     "input-x-gradient": "Input × gradient",  # noqa: RUF001  # the sign of a product
     "attn-lrp": "AttnLRP",
+    "shapley-values": "Shapley values",
     "random": "Random",
 }
 KIND = "hf_gmar.methods.gmar.GMAR"

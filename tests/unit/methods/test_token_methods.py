@@ -38,6 +38,7 @@ from tests.reference.cases import (
     Around,
     ModelCase,
     every_model,
+    shared,
 )
 from tests.reference.models import SIZES, OwnHead, build
 from tests.reference.parity import relative_error, same
@@ -128,6 +129,56 @@ def test_relevance_equals_the_oracle(case: ModelCase, gamma: float) -> None:
         case.images(torch.float64), TARGETS, **case.forward_kwargs
     )
     assert relative_error(got, np.stack(patches)) < 1e-10
+
+
+ACTIVATIONS: dict[str, tuple[nn.Module, Callable[[Any], Any]]] = {
+    "tanh": (nn.Tanh(), np.tanh),
+    "sigmoid": (nn.Sigmoid(), lambda x: 1 / (1 + np.exp(-x))),
+    "softplus": (nn.Softplus(), lambda x: np.log1p(np.exp(x))),
+    "silu": (nn.SiLU(), lambda x: x / (1 + np.exp(-x))),
+    "prelu": (nn.PReLU(init=0.25).double(), lambda x: np.where(x > 0, x, x / 4)),
+}
+
+
+@pytest.mark.parametrize("gamma", [0, 0.25])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_relevance_through_an_activation_equals_the_oracle(name: str, gamma: float) -> None:
+    model, (module, plain) = VIT.build().double(), ACTIVATIONS[name]
+    for layer in model.vit.layers:
+        layer.mlp.activation_fn = module
+    images = VIT.images(torch.float64)
+    with unchanged(model):
+        got = AttnLRP(model, gamma).attribute_patches(images, TARGETS)
+    oracle = oracle_tokens.VitRelevance(model, gamma, plain)
+    for patches, image, target in zip(got, images, TARGETS, strict=True):
+        one = oracle.of(oracle_tokens.entering(model, image, target, 0, {})[0], target)
+        assert relative_error(patches, one.tokens[1:].reshape(VIT.grid)) < 1e-9
+        spent = float(patches.sum()) + one.tokens[0] + one.biases + one.softmax
+        assert spent == pytest.approx(one.logit, rel=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0, 0.25])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_lower_half_of_the_layers_equals_the_oracle(depth: int, gamma: float) -> None:
+    model, half = VIT.build(num_hidden_layers=depth).double(), {1: 1, 2: 1, 3: 2, 4: 2}[depth]
+    patches = [
+        np.mean(one.layers[:half], axis=0)[1:].reshape(VIT.grid)
+        for one in relevance(VIT, model, gamma)
+    ]
+    images = VIT.images(torch.float64)
+    with unchanged(model):
+        got = AttnLRP(model, gamma, "lower").attribute_patches(images, TARGETS)
+    assert relative_error(got, np.stack(patches)) < 1e-10
+
+
+@every_model
+def test_the_lower_half_of_every_family(case: ModelCase) -> None:
+    """Several targets, and layers that are called by keyword."""
+    explain = AttnLRP(shared(case), layers="lower")
+    several = explain.attribute_targets(case.images(), [2, TARGETS], **case.forward_kwargs)
+    alone = explain.attribute_patches(case.images(), TARGETS, **case.forward_kwargs)
+    assert same(several[1], alone)
+    assert not same(alone, maps(AttnLRP, case))
 
 
 @pytest.mark.parametrize("gamma", [0, 0.25])
@@ -282,6 +333,12 @@ def test_a_layer_that_does_not_exist(layer: Any) -> None:
 def test_a_gamma_out_of_range(gamma: Any) -> None:
     with pytest.raises(OptionError, match="gamma must be"):
         AttnLRP(VIT.build(), gamma=gamma)
+
+
+@pytest.mark.parametrize("layers", ["upper", 0, None])
+def test_layers_that_do_not_exist(layers: Any) -> None:
+    with pytest.raises(OptionError, match="layers must be one of 'input', 'lower'"):
+        AttnLRP(VIT.build(), layers=layers)
 
 
 # Modes, precision and threads
@@ -480,7 +537,8 @@ def test_other_tokens_than_the_layout_says(method: Callable[..., AttributionMeth
 
 
 NO_RULE: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
-    "probabilities": ("sigmoid", lambda vit, pixels: vit(pixels).logits.sigmoid()),
+    "exponentials": ("exp", lambda vit, pixels: vit(pixels).logits.exp()),
+    "both": ("exp, sigmoid", lambda vit, pixels: vit(pixels).logits.exp().sigmoid()),
     "logs": ("log_softmax", lambda vit, pixels: vit(pixels).logits.log_softmax(-1)),
 }
 
@@ -503,12 +561,28 @@ def test_a_hook_that_watches_does_no_harm() -> None:
     assert seen
 
 
-def test_a_pooler_with_a_tanh_has_no_rule() -> None:
-    inside = build(ViTModel, ViTConfig)
-    model = Around(inside, lambda vit, pixels: vit(pixels).pooler_output)
-    with pytest.raises(UnsupportedModelError, match="through tanh as"):
-        AttnLRP(model, readout="cls").attribute(VIT.images(), 3)
-    assert InputXGradient(model, readout="cls").attribute(VIT.images(), 3).any()
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "quick_gelu"])
+def test_a_pooler_with_a_tanh(activation: str) -> None:
+    """It passes on what it gets; the tanh or sigmoid in each GELU is still a factor."""
+    inside = build(ViTModel, ViTConfig, hidden_act=activation).double()
+    images = VIT.images(torch.float64)
+    pooled = Around(inside, lambda vit, pixels: vit(pixels).pooler_output)
+    flat = Around(inside, lambda vit, pixels: vit.pooler.dense(vit(pixels).last_hidden_state[:, 0]))
+    with unchanged(pooled):
+        found = AttnLRP(pooled, readout="cls").attribute_patches(images, TARGETS)
+    below = AttnLRP(flat, readout="cls").attribute_patches(images, TARGETS)
+    values = flat(images).detach()[range(3), TARGETS]
+    assert same(found, below * (values.tanh() / values)[:, None, None])
+
+
+def test_the_probability_of_a_class() -> None:
+    """It is one half plus what the logit makes of it, in the logit's own proportions."""
+    model, images = VIT.build().double(), VIT.images(torch.float64)
+    probabilities = Around(model, lambda vit, pixels: vit(pixels).logits.sigmoid())
+    found = AttnLRP(probabilities).attribute_patches(images, TARGETS)
+    logits = model(images).logits.detach()[range(3), TARGETS]
+    share = ((logits.sigmoid() - 0.5) / logits)[:, None, None]
+    assert same(found, AttnLRP(model).attribute_patches(images, TARGETS) * share)
 
 
 def test_a_model_that_fixes_another_attention() -> None:

@@ -603,7 +603,7 @@ def test_numbers_of_images_that_are_none(images: Any) -> None:
 
 
 def test_every_metric_says_what_it_is() -> None:
-    assert len(METRICS.built_in) == 18
+    assert len(METRICS.built_in) == 19
     for name, metric in METRICS.items():
         assert metric.name == name
         assert metric.higher_is_better in {True, False}

@@ -214,6 +214,36 @@ def test_rank_correlation_of_classes(left: list[int], right: list[int]) -> None:
     assert value("class-sensitivity", context) == pytest.approx(1 - 6 * squares / (6 * 35))
 
 
+# Shapley values
+
+
+def with_shapley(relevance: Tensor, values: Tensor) -> MetricContext:
+    """A context whose map and Shapley values are these."""
+    return replace(
+        TOY, explain=lambda *_: relevance[None], shapley=lambda samples, _groups: values * samples
+    )
+
+
+def test_the_correlation_with_shapley_values() -> None:
+    relevance = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    values = torch.tensor([[-3.0, 7.0, 8.0], [9.0, 11.0, 10.0]])  # one swap of neighbours
+    wanted = 1 - 6 * 2 / (6 * 35)
+    assert value("shapley-correlation", with_shapley(relevance, values)) == pytest.approx(wanted)
+    assert value("shapley-correlation", with_shapley(relevance, -values)) == pytest.approx(-wanted)
+    assert math.isnan(value("shapley-correlation", TOY))
+    assert math.isnan(value("shapley-correlation", with_shapley(0 * relevance, values)))
+
+
+def test_groups_are_compared_by_their_means() -> None:
+    """Of 3 x 3 patches: a group of four, two of two and one of one."""
+    relevance = torch.tensor([[0.0, 0.0, 3.0], [0.0, 10.0, 3.0], [2.0, 2.0, 9.0]])
+    values = torch.tensor([[5.0, 5.0, 6.0], [5.0, 5.0, 6.0], [4.0, 4.0, 7.0]])
+    context = with_shapley(relevance, values)  # means 2.5, 3, 2, 9 and 5, 6, 4, 7
+    assert value("shapley-correlation", context, groups=(2, 2)) == pytest.approx(1)
+    assert value("shapley-correlation", context) < 0.9
+    assert math.isnan(value("shapley-correlation", context, groups=(5, 3)))  # one group
+
+
 # Randomisation
 
 
@@ -386,6 +416,11 @@ def test_methods_without_importance_of_heads() -> None:
         ("parameter-randomization", {"stages": 0}),
         ("parameter-randomization", {"seed": -1}),
         ("parameter-randomization", {"images": 0}),
+        ("shapley-correlation", {"samples": 0}),
+        ("shapley-correlation", {"samples": 3}),
+        ("shapley-correlation", {"groups": [1, 0]}),
+        ("shapley-correlation", {"groups": 2}),
+        ("shapley-correlation", {"images": 0}),
         ("head-ablation", {"steps": 1}),
         ("head-ablation", {"random_orders": 0}),
         ("head-ablation", {"images": 0}),
