@@ -230,7 +230,7 @@ def test_a_terminal_of_few_letters_gets_the_others_as_escapes(
     to_folder = ["--model", "bundled", "--output", f"out {WORDS}"]
     calls: dict[str, list[object]] = {
         "explain": [name, photo, *to_folder],
-        "report": [name, photo, *to_folder, "--no-check"],
+        "report": [name, photo, *to_folder],
         "card": [name, "bundled", photo, "--output", f"out {WORDS}"],
         "compare": [name, photo, *to_folder, "--no-measure", "--methods", "gmar"],
         "heads": [name, photo, *to_folder],
