@@ -45,6 +45,10 @@ def card(
     ),
 ) -> None:
     """Run ``hf-gmar card``."""
+    if question.from_patch is not None:
+        raise OptionError(
+            "a card says what maps of scores are worth, and --from-patch has no score; leave it out"
+        )
     repository = _repository(name, repo_id, push, create_pr)
     from hf_gmar.report.model_card import CardWriter
     from hf_gmar.report.push import check_push, push_card

@@ -198,7 +198,7 @@ class ReportWriter:
 
     def _checked(self, results: Explanations) -> tuple[Explanations, str]:
         """Check the maps unless they are; return the reason if the model can't be asked."""
-        asked = self._check and all(result.subject is not None for result in results)
+        asked = self._check and all(map(_can_be_asked, results))
         if not asked or all(result.faithfulness is not None for result in results):
             return results, ""
         try:
@@ -235,7 +235,7 @@ class ReportWriter:
             found["sentence"] = check.sentence.removesuffix(f" {check.verdict_text}")
             found["table"] = _table(check)
             found["charts"] = charts(check)
-        if self._check and result.subject is not None:
+        if self._check and _can_be_asked(result):
             try:
                 fewest = result.sufficient_set()
             except HfGmarError as error:
@@ -268,6 +268,11 @@ class ReportWriter:
             shutil.copyfileobj(self._sections, page)
             page.write(module.foot())
         self.is_written = True
+
+
+def _can_be_asked(result: Explanation) -> bool:
+    """Whether the model is there, and has a score that patches could change."""
+    return result.subject is not None and result.has_score
 
 
 def _table(check: FaithfulnessCheck) -> dict[str, Any]:

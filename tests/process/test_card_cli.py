@@ -48,7 +48,8 @@ def test_a_section_is_written(images: Path, tmp_path: Path) -> None:
         (["--push"], "bundled is no repository on the Hub; name the one to push to with --repo-id"),
         (["--repo-id", "me/my-vit"], "--repo-id and --create-pr are for a push; add --push"),
         (["--create-pr"], "--repo-id and --create-pr are for a push; add --push"),
-        (["--examples", "-1"], ""),
+        (["--examples", "-1"], "--examples"),
+        (["--from-patch", "1,1"], "--from-patch has no score; leave it out"),
         (["--target", "nothing"], "nothing"),
     ],
 )

@@ -230,6 +230,8 @@ def test_a_terminal_of_few_letters_gets_the_others_as_escapes(
     to_folder = ["--model", "bundled", "--output", f"out {WORDS}"]
     calls: dict[str, list[object]] = {
         "explain": [name, photo, *to_folder],
+        "report": [name, photo, *to_folder],
+        "card": [name, "bundled", photo, "--output", f"out {WORDS}"],
         "compare": [name, photo, *to_folder, "--no-measure", "--methods", "gmar"],
         "heads": [name, photo, *to_folder],
         "evaluate": [name, ".", *to_folder, *COMMANDS["evaluate"]],
@@ -242,7 +244,7 @@ def test_a_terminal_of_few_letters_gets_the_others_as_escapes(
     assert b"Traceback" not in printed
     lines = printed.decode(charset).splitlines()
     widths = {len(line) for line in lines if line[:1] in {"+", "|"}}
-    if name in {"explain", "compare", "heads", "evaluate"}:
+    if name in {"explain", "report", "card", "compare", "heads", "evaluate"}:
         assert len(widths) == 1  # a table knows the width of escapes
     if len(words) > 1 or name == "none":
         assert "✓".encode(charset, "backslashreplace") in printed

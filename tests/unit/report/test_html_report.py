@@ -251,6 +251,14 @@ def test_a_map_that_cannot_be_checked_says_why(bundled: LoadedModel, tmp_path: P
     assert "No sufficient set: the image is 8 x 8 pixels" in text
 
 
+def test_a_map_of_no_class_has_no_check(bundled: LoadedModel, tmp_path: Path) -> None:
+    result = explain(draw_scene(18).image, bundled, method="raw-attention", readout=(3, 5))
+    text = read(save_report(result, tmp_path / "report.html")).text
+    assert result.label in text
+    assert "suffic" not in text
+    assert "not checked" not in text
+
+
 def check_of(kind: ScoreKind, *scores: float) -> FaithfulnessCheck:
     whole, kept, removed = scores
     random = ((kept / 2,) * 3,)
@@ -258,7 +266,7 @@ def check_of(kind: ScoreKind, *scores: float) -> FaithfulnessCheck:
                              "token-dropping", 0)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ScoreKind)
+@pytest.mark.parametrize("kind", [ScoreKind.SOFTMAX, ScoreKind.SIGMOID, ScoreKind.VALUE])
 @pytest.mark.parametrize("scores", [(0.9, 0.8, 0.1), (0.0, 0.0, 0.0), (1.0, 1.0, 0.0)])
 def test_marks_of_a_chart_stand_at_their_scores(kind: ScoreKind, scores: Any) -> None:
     check = check_of(kind, *scores)
