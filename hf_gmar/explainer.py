@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor
 
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.option_strings import plain_value
 from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
@@ -259,7 +260,7 @@ class Explainer:
 
     def _settings_of(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: plain_value(value) for name, value in values.items() if value is not None}
         loaded = self.loaded
         settings = {"model": loaded.name, "method": method, **known, **loaded.forward_kwargs}
         if self.precision is not None:
