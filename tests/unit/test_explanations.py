@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_gmar import Explainer, Explanation, Explanations, compare, explain
 from hf_gmar.data import draw_scene
-from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
+from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.methods import GMAR, METHODS, AttnLRP
 from hf_gmar.methods.registry import with_options
 from hf_gmar.models import LoadedModel
@@ -145,6 +145,20 @@ def test_lists_of_options_are_the_same_after_a_file(tmp_path: Path) -> None:
     assert loaded.method_title == "Raw attention"
     shapley = Explanation.load(tmp_path / "shapley-values")
     assert shapley.method_title == "Shapley values (samples 2, groups (4, 4))"
+
+
+def test_explanations_of_several_images_are_not_checked_as_one(results: Explanations) -> None:
+    other = explain(draw_scene(3).image, "bundled")
+    with pytest.raises(InputError, match="are of several images"):
+        Explanations([results[0], other]).check()
+
+
+def test_methods_of_one_title_have_a_column_each(
+    results: Explanations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = results.picture().width
+    monkeypatch.setattr(AttnLRP, "title", GMAR.title)
+    assert results.picture().width == width
 
 
 def test_files(results: Explanations, tmp_path: Path) -> None:
