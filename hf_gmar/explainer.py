@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor
 
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.html import html_facts
+from hf_gmar._utils.option_strings import plain_value
 from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.validation import check_option
@@ -33,6 +34,7 @@ from hf_gmar.models.labels import classes_of_model, label_of
 from hf_gmar.models.score_kind import ScoreKind
 from hf_gmar.models.wrappers import ZeroShotModel
 from hf_gmar.questions import (
+    NoQuestion,
     SimilarTo,
     check_without_class,
     head_for,
@@ -256,9 +258,21 @@ class Explainer:
         if not self.methods:
             raise next(iter(self._failures.values()))
 
+    @property
+    def _waiting(self) -> dict[str, HfGmarError]:
+        """The methods that wait for ``SimilarTo``, with the error of other questions."""
+        models = {label: method.adapter.model for label, method in self.methods.items()}
+        return {
+            label: model.error for label, model in models.items() if isinstance(model, NoQuestion)
+        }
+
+    def _title_of(self, label: str) -> str:
+        settings = self._settings[label]
+        return method_title(settings["method"], settings)
+
     def _settings_of(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = {**METHODS.options(method), **options}
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: plain_value(value) for name, value in values.items() if value is not None}
         loaded = self.loaded
         settings = {"model": loaded.name, "method": method, **known, **loaded.forward_kwargs}
         if self.precision is not None:
@@ -271,9 +285,13 @@ class Explainer:
         check_option("top_k", top_k, range(1, 2**31))
         if target is not None and top_k > 1:
             raise OptionError("give either target (those classes) or top_k (the best), not both")
-        for method in self.methods.values():
-            check_without_class(method, target, contrast, top_k)
-            method.check_contrast(contrast)
+        waiting = self._waiting
+        if len(waiting) == len(self.methods):
+            raise next(iter(waiting.values()))
+        for label, method in self.methods.items():
+            if label not in waiting:
+                check_without_class(method, target, contrast, top_k)
+                method.check_contrast(contrast)
         names = list(target) if isinstance(target, list | tuple) else [target]
         if not names:
             raise OptionError("target is an empty list; name a class in it, or leave it out")
@@ -324,7 +342,8 @@ class Explainer:
         )
         if failures and len(images) > 1:  # perhaps of one image, and the others need not fail
             return [self._results([image], question)[0] for image in images]
-        failures = {**self._failures, **failures}
+        waiting = {self._title_of(label): error for label, error in self._waiting.items()}
+        failures = {**self._failures, **waiting, **failures}
         results: list[Any] = []
         for number, image in enumerate(images):
             explanations = Explanations(self._of_image(image, number, found, question), failures)
@@ -340,6 +359,8 @@ class Explainer:
         failures: dict[str, HfGmarError] = {}
         targets: Any = question.targets
         for label, method in self.methods.items():
+            if label in self._waiting:
+                continue
             try:
                 with forward_precision(self.precision, pixels.device):
                     found[label] = method.attribute_with_scores(
@@ -350,8 +371,7 @@ class Explainer:
                         **self.loaded.forward_kwargs,
                     )
             except HfGmarError as error:
-                settings = self._settings[label]
-                failures[method_title(settings["method"], settings)] = error
+                failures[self._title_of(label)] = error
             else:  # the classes of each image, which rounding might change in another forward
                 targets = list(found[label].classes)
         if not found:

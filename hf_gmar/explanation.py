@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,14 @@ from torch import Tensor
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
+from hf_gmar._utils.option_strings import plain_value
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.version import __version__
 from hf_gmar.errors import InputError, OptionError
 from hf_gmar.faithfulness import (
     DRAWS,
     FRACTIONS,
+    NO_MODEL,
     PERTURBATION,
     ExplainedScore,
     FaithfulnessCheck,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:  # matplotlib is loaded when something is drawn
     from hf_gmar.visualization.overlay import Scale
 
 _NOT_IN_CAPTION = ("prompts", "contrast", "contrast_target", "similar_to")  # in the title
+_TEXTS = ("prompts", "similar_to")  # lists
 _LONGEST_PART = 60  # bytes of a class, and of a method with its options, in a file name
 _DEFAULTS = {
     "start_layer": 0,
@@ -54,9 +57,11 @@ _DEFAULTS = {
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """The attribution map of one image for one class.
+
+    Two explanations are equal if they are the same object.
 
     Attributes:
         source: the image's name.
@@ -71,7 +76,8 @@ class Explanation:
         contrast: the name of the contrast class, if any.
         contrast_target: its index.
         faithfulness: the check that is drawn and saved with the map, if there is any.
-        subject: the model with its image; ``None`` for an explanation from a file.
+        subject: the model with its image; ``None`` for an explanation from a file or a
+            pickle.
     """
 
     source: str
@@ -85,8 +91,8 @@ class Explanation:
     settings: dict[str, Any]
     contrast: str | None = None
     contrast_target: int | None = None
-    faithfulness: FaithfulnessCheck | None = field(default=None, compare=False)
-    subject: ModelInput | None = field(default=None, compare=False)
+    faithfulness: FaithfulnessCheck | None = None
+    subject: ModelInput | None = None
 
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
@@ -189,7 +195,7 @@ class Explanation:
             self._explained,
             share,
             perturbation,
-            lambda mask: kept_image(self.image, mask, self.view),
+            functools.partial(kept_image, self.image, view=self.view),
         )
 
     @property
@@ -199,10 +205,7 @@ class Explanation:
                 "the map is of no class, so the model has no score that patches could change"
             )
         if self.subject is None:
-            raise OptionError(
-                "the explanation is from a file, without its model; explain the image again to ask "
-                "the model about it"
-            )
+            raise OptionError(NO_MODEL)
         return self.subject
 
     @property
@@ -283,6 +286,10 @@ class Explanation:
                 with Image.open(BytesIO(data["image"].tobytes())) as small:
                     image = small.convert("RGB").resize((width, height))
                 contrast, check = int(data["contrast_target"]), str(data["faithfulness"])
+                settings = {  # JSON has no tuples
+                    name: value if name in _TEXTS else plain_value(value)
+                    for name, value in json.loads(str(data["settings"])).items()
+                }
                 return cls(
                     str(data["source"]),
                     image,
@@ -292,7 +299,7 @@ class Explanation:
                     str(data["label"]),
                     float(data["score"]),
                     ScoreKind(str(data["score_kind"])),
-                    json.loads(str(data["settings"])),
+                    settings,
                     str(data["contrast"]) if contrast >= 0 else None,
                     contrast if contrast >= 0 else None,
                     FaithfulnessCheck.from_dict(json.loads(check)) if check else None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_gmar._utils.files import whole_file
 from hf_gmar._utils.names import file_name, slug
-from hf_gmar.errors import HfGmarError, reason_of
+from hf_gmar.errors import HfGmarError, InputError, reason_of
 from hf_gmar.explanation import COMPRESSION, Explanation, caption_of
 from hf_gmar.faithfulness import (
     DRAWS,
@@ -60,9 +60,19 @@ class Explanations(list[Explanation]):
         perturbation: str = PERTURBATION,
         seed: int = 0,
     ) -> list[FaithfulnessCheck]:
-        """Check each map as :meth:`Explanation.check` does; all share the random patches."""
+        """Check each map as :meth:`Explanation.check` does; all share the random patches.
+
+        Raises:
+            HfGmarError: see :meth:`Explanation.check`.
+            InputError: the explanations are of several images.
+        """
         if not self:
             return []
+        if any(result._asked.pixels is not self[0]._asked.pixels for result in self):
+            raise InputError(
+                "the explanations are of several images, and a check is of one; check each "
+                "explanation by itself"
+            )
         maps = [(result.patches, result._explained) for result in self]
         return check_maps(self[0]._asked, maps, fractions, draws, perturbation, seed)
 
@@ -81,18 +91,16 @@ class Explanations(list[Explanation]):
         from hf_gmar.visualization.explanation_grid import Cell, Column, explanation_grid
 
         rows = {_row(result): result.title for result in self}
-        columns = {
-            result.method_title: Column(result.method_title, result.shows) for result in self
-        }
+        columns = {_column(result): Column(result.method_title, result.shows) for result in self}
         cells: dict[tuple[int, int], Cell] = {}
         for result in self:
-            place = list(rows).index(_row(result)), list(columns).index(result.method_title)
+            place = list(rows).index(_row(result)), list(columns).index(_column(result))
             check = result.faithfulness
             verdict, texts = ("", []) if check is None else (check.verdict, check.lines)
             texts = [*texts, *filter(None, [result.flatness])]
             cells[place] = Cell(result.patches, result.unit, verdict, tuple(texts))
         for title, error in self.failures.items():
-            columns[title] = Column(title)
+            columns["", title] = Column(title)
             cells[0, len(columns) - 1] = Cell(None, texts=(f"failed: {reason_of(error)}",))
         first = self[0]
         return explanation_grid(
@@ -156,6 +164,11 @@ class Explanations(list[Explanation]):
 
         text = "; ".join(f"{result.title}, {result.method_title}" for result in self)
         return html_image(self.picture(), text) if self else "[]"
+
+
+def _column(result: Explanation) -> tuple[str, str]:
+    """Return what identifies a method with its options; titles need not be unique."""
+    return result.method, result.method_title
 
 
 def _row(result: Explanation) -> tuple[int, int | None]:

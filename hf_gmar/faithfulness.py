@@ -44,6 +44,12 @@ DRAWS = 9
 PERTURBATION = "token-dropping"
 """How patches are removed."""
 
+NO_MODEL = (
+    "the explanation is from a file or a pickle, without its model; explain the image again to ask "
+    "the model about it"
+)
+"""Why there is no check."""
+
 _MEMORY = 2**28  # bytes of a forward
 _SHOWN = 384  # pixels of a small image in a notebook
 
@@ -51,6 +57,8 @@ _SHOWN = 384  # pixels of a small image in a notebook
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelInput:
     """A model with the pixel values of one image, to ask the model about parts of the image.
+
+    Copies share the model. A pickle does not have it: ``None`` is in its place.
 
     Attributes:
         adapter: the model.
@@ -63,6 +71,14 @@ class ModelInput:
     pixels: Tensor
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
+
+    def __deepcopy__(self, _: Any) -> ModelInput:
+        """Share the model, whose weights are many."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the model out of a pickle."""
+        return type(None), ()
 
     def bind(self, perturbation: str) -> BoundPerturbation:
         """Bind a perturbation, such as ``"token-dropping"`` or ``"blur:radius=8"``, to the image.
@@ -275,7 +291,7 @@ class FaithfulnessCheck:
 
 
 def check_maps(
-    subject: ModelInput,
+    subject: ModelInput | None,
     maps: Sequence[tuple[Tensor, ExplainedScore]],
     fractions: Sequence[float] = FRACTIONS,
     draws: int = DRAWS,
@@ -284,8 +300,10 @@ def check_maps(
 ) -> list[FaithfulnessCheck]:
     """Check maps of one image; all of them share the forwards with random patches.
 
+    Patches of equal relevance come in a random order, so a constant map is a random map.
+
     Args:
-        subject: the model with the image.
+        subject: the model with the image; ``None`` if it is from a file or a pickle.
         maps: maps (rows, columns), each with the score that it explains.
         fractions: shares of the patches, above 0 and below 1.
         draws: number of random orders of the patches, at least 3.
@@ -293,10 +311,12 @@ def check_maps(
         seed: seed of the random orders.
 
     Raises:
-        OptionError: an option is outside its range.
+        OptionError: an option is outside its range, or there is no model.
         InputError: the image has a single patch.
         UnsupportedModelError: the perturbation does not apply to the model.
     """
+    if subject is None:
+        raise OptionError(NO_MODEL)
     fractions = _checked_fractions(fractions)
     check_option("draws", draws, range(3, 10_001))
     check_option("seed", seed, range(2**32))
@@ -307,9 +327,12 @@ def check_maps(
             "the image has a single patch, so no patch can be removed from the others; a check "
             "needs two patches or more"
         )
+    draws, seed = int(draws), int(seed)  # NumPy's too, for PyTorch and JSON
     generator = torch.Generator().manual_seed(seed)
-    orders = [patch_order(patches) for patches, _ in maps]
-    orders += [torch.randperm(count, generator=generator) for _ in range(draws)]
+    random = [torch.randperm(count, generator=generator) for _ in range(draws)]
+    # The first row of an image is no guess for patches of equal relevance.
+    shuffled = torch.randperm(count, generator=generator)
+    orders = [_order_of(patches, shuffled) for patches, _ in maps] + random
     kept = torch.stack(
         [_first(order, min(kept_count(count, share), count - 1)) for share in fractions
          for order in orders]
@@ -348,6 +371,11 @@ def _check_of(
     )
 
 
+def _order_of(patches: Tensor, shuffled: Tensor) -> Tensor:
+    """Rank the patches of a map (rows, columns); equal ones come in a shuffled order."""
+    return shuffled[patch_order(patches.flatten()[shuffled][None])]
+
+
 def _first(order: Tensor, count: int) -> Tensor:
     """Return a mask (patches,) of the first patches in an order."""
     mask = torch.zeros(len(order), dtype=torch.bool)
@@ -368,7 +396,7 @@ def _checked_fractions(fractions: Any) -> tuple[float, ...]:
     return values
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SufficientSet:
     """The fewest patches of highest relevance with which the model still gives the class.
 
@@ -388,7 +416,7 @@ class SufficientSet:
     share: float
     kept_score: float
     mask: Tensor
-    drawn: Callable[[Tensor], Image.Image] = field(compare=False)
+    drawn: Callable[[Tensor], Image.Image]
 
     def __repr__(self) -> str:
         """Give the number of patches and the scores."""

@@ -168,12 +168,8 @@ def check_without_class(method: AttributionMethod, target: Any, contrast: Any, t
     """Check a question before the model runs.
 
     Raises:
-        UnsupportedModelError: a model without a class head, and a method that needs scores.
         TargetError: a class for a map of no class.
     """
-    waiting = method.adapter.model
-    if isinstance(waiting, NoQuestion):
-        raise waiting.error
     label = label_without_class(method)
     if label is not None and (target is not None or contrast is not None or top_k > 1):
         raise TargetError(

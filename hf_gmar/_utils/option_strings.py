@@ -44,6 +44,19 @@ def parse_spec(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def plain_value(value: Any) -> Any:
+    """Return an option's value as JSON knows it: NumPy's scalars as Python's, lists as tuples.
+
+    Example:
+        >>> import numpy as np
+        >>> plain_value([np.int64(2), 2]), plain_value(np.float64(0.5)), plain_value("max")
+        ((2, 2), 0.5, 'max')
+    """
+    if isinstance(value, list | tuple):
+        return tuple(map(plain_value, value))
+    return value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value
+
+
 def format_spec(name: str, options: Mapping[str, Any]) -> str:
     """Format a name with its options for tables.
 

@@ -89,8 +89,8 @@ def check_groups(value: Any) -> tuple[int, int]:
     """Return the rows and columns of patches in a group."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise OptionError(
-            "groups must be the rows and columns of patches in a group, such as (2, 2), got "
-            f"{shown(value)}"
+            "groups must be the rows and columns of patches in a group, such as (2, 2), or [2,2] "
+            f"as text, got {shown(value)}"
         )
     for size in value:
         check_option("groups", size, range(1, 2**31))

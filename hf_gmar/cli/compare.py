@@ -179,5 +179,9 @@ def _print_table(result: Comparison) -> None:
         if out.measure(table, options=out.options.update(width=10_000)).maximum <= out.width:
             break
     print_table(table)
-    time = "; time: as a multiple of a plain forward of the same images" if first_r > 2 else ""
-    out.print(f"{R_EXPLAINED}{time}.", highlight=False)
+    notes = [R_EXPLAINED]
+    if result.forward is not None:
+        notes.append("time: as a multiple of a plain forward of the same images")
+    if result.checks:
+        notes.append("better than random: than all random choices of patches")
+    out.print(f"{'; '.join(notes)}.", highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,11 +144,9 @@ def with_options(
         (name, {**own, **{key: value for key, value in options.items() if key in of_method}})
         for (name, own), of_method in zip(specs, known, strict=True)
     ]
-    twice = [
-        label
-        for label, count in Counter(METHODS.label(*spec) for spec in taken).items()
-        if count > 1
-    ]
-    if twice:
-        raise OptionError(f"the method {twice[0]} is named twice; name it once")
+    full = [(name, {**METHODS.options(name), **own}) for name, own in taken]
+    for number, spec in enumerate(full):
+        if spec in full[:number]:  # also with a default that is written out
+            label = METHODS.label(*taken[number])
+            raise OptionError(f"the method {label} is named twice; name it once")
     return taken

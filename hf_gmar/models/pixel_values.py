@@ -233,6 +233,11 @@ def channels_last(image: NDArray[Any] | Tensor, channels: int) -> NDArray[Any]:
     single = array[0] if array.ndim == 4 and len(array) == 1 else array
     if single.ndim == 2 and channels == 1:
         return single[..., None]
+    if single.ndim > 3:
+        raise InputError(
+            f"an array of the shape {array.shape} is several images; give a list of them: "
+            "list(array)"
+        )
     try:
         layout = infer_channel_dimension_format(single, num_channels=channels)
     except ValueError as error:

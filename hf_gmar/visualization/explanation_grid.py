@@ -13,6 +13,7 @@ from hf_gmar.models.image_view import ImageView
 from hf_gmar.visualization.check_figure import VERDICT_COLOURS
 from hf_gmar.visualization.overlay import (
     OPACITY,
+    THIN,
     ColourScale,
     Scale,
     colour_scale,
@@ -27,6 +28,7 @@ _GAP = 0.3  # between columns
 _LEAST = 2.3  # width of a column: the text below a map must fit
 _LINE = 0.165  # height of a line of 9 points
 _BAR = 0.1  # height of a colour bar
+_LEAST_BAR = 0.9  # its width: the numbers below must fit
 _TITLE = 0.3  # above the images of a row
 
 _BOLD = 1.2  # how much wider bold letters are
@@ -155,7 +157,8 @@ class _Layout:
     ) -> _Layout:
         ratio = image.width / image.height
         width = min(2.9 * ratio**0.5, 4.5, 4.5 * ratio)  # about the same area for every shape
-        height, column = width / ratio, max(width, _LEAST)
+        width, height = max(width, THIN), max(width / ratio, THIN)
+        column = max(width, _LEAST)
         across = 2 * _MARGIN + (1 + len(columns)) * (column + _GAP) - _GAP
         headings: list[tuple[str, ...]] = [("the image",)]
         headings += [
@@ -224,7 +227,9 @@ def _draw_cell(
         heatmap = seen.project(cell.patches.float().cpu(), smooth=True)
         overlay = overlay_image(small, heatmap, colours.name, scale=(colours.low, colours.high))
         canvas.image.paste(overlay, canvas.place(left, top))
-        _draw_bar(canvas, colours, cell.unit, (left, below), layout.width)
+        bar = max(layout.width, _LEAST_BAR)
+        start = corner[0] + (layout.column - bar) / 2
+        _draw_bar(canvas, colours, cell.unit, (start, below), bar)
     for number, (line, is_verdict) in enumerate(_lines(cell, layout.column)):
         colour = VERDICT_COLOURS[cell.verdict] if is_verdict else "black"
         lower = below - _BAR - 0.24 - number * _LINE

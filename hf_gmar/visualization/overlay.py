@@ -32,6 +32,7 @@ COLOUR_MAP = "inferno"
 SIGNED_COLOUR_MAP = "RdBu_r"
 """Colour map of maps with negative values: blue below zero, white at zero, red above."""
 
+THIN = 0.05  # inches: each side of a strip must have dots
 OPACITY = 0.6
 """Opacity of a heatmap over its image."""
 
@@ -304,7 +305,7 @@ def layout_of(
     _check_size("view", view.size, image)
     ratio = image.width / image.height
     width = min(3.7 * ratio**0.5, 6.5, 6.5 * ratio)  # about the same area for every aspect ratio
-    height = width / ratio
+    width, height = max(width, THIN), max(width / ratio, THIN)
     column, row = max(width, 3.4), max(height, 2.2)  # the title and the colour bar must fit
     title = wrapped(title, column, 13)
     lines = (wrapped(line, 2 * column + 1.5, 9) for line in caption.split("\n"))

@@ -90,7 +90,7 @@ def test_a_contrast(output: Path, bundled: LoadedModel, scene: Image.Image) -> N
 
 def test_without_measurement_there_are_no_costs(output: Path) -> None:
     for words, has_costs in (
-        (["--no-measure", "--precision", "bfloat16"], False),
+        (["--no-measure", "--precision", "bfloat16", "--check"], False),
         ([], True),
     ):
         done = compared(output, "--methods", "gmar", "raw-attention", *words)
@@ -104,8 +104,9 @@ def test_without_measurement_there_are_no_costs(output: Path) -> None:
         for text in (done.out, page):
             assert ("time" in text) == ("memory" in text) == has_costs
             assert "r with 2" in text
+            assert ("than random" in text) == ("--check" in words)
         (row,) = (line for line in page.splitlines() if line.startswith("| 1 |"))
-        assert row.count("|") == (7 if has_costs else 5)
+        assert row.count("|") == (7 if has_costs else 6)
         assert " - " not in row
 
 

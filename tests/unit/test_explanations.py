@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from hf_gmar import Explainer, Explanation, Explanations, compare, explain
 from hf_gmar.data import draw_scene
-from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
+from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.methods import GMAR, METHODS, AttnLRP
 from hf_gmar.methods.registry import with_options
 from hf_gmar.models import LoadedModel
@@ -74,6 +75,8 @@ def test_options_go_to_the_methods_that_have_them(methods: Any, options: Any, wa
         ([], {}, "name a method; there are gmar, "),
         ("gmra", {}, "there is no method 'gmra'"),
         (["gmar", "gmar"], {}, "the method gmar is named twice"),
+        (["gmar", "gmar:norm=l1"], {}, r"the method gmar \(norm=l1\) is named twice"),
+        (["gmar:norm=l2", "gmar:norm=l2,alpha=1"], {}, "is named twice"),
         (["gmar", "attn-lrp"], {"head_fusion": "max"}, "none of the methods gmar, attn-lrp has an"),
         (["gmar:norm=l2"], {"norm": "l1"}, "the option norm is given twice"),
         ("attn-lrp", {"norm": "l1"}, "the method 'attn-lrp' has no option norm"),
@@ -100,7 +103,7 @@ NAMES = ("heart", "a very long label " * 9, *HOSTILE)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-@pytest.mark.parametrize("size", [(96, 96), (400, 100), (60, 300)], ids=str)
+@pytest.mark.parametrize("size", [(96, 96), (400, 100), (60, 300), (1, 900), (4000, 1)], ids=str)
 def test_no_text_of_the_picture_is_cut_or_lies_on_another(
     size: tuple[int, int], count: int
 ) -> None:
@@ -121,6 +124,41 @@ def test_no_text_of_the_picture_is_cut_or_lies_on_another(
     for (one, a), (other, b) in itertools.combinations(canvas.boxes, 2):
         apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] + 1 or b[3] <= a[1] + 1
         assert apart, (one, other)
+
+
+@pytest.mark.parametrize("size", [(1, 900), (4000, 1)], ids=str)
+def test_strips_have_a_picture(results: Explanations, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    strips = [replace(each, image=image, view=ImageView.whole(image)) for each in results]
+    assert min(strips[0].picture().size) > 100
+    assert min(Explanations(strips).picture().size) > 100
+
+
+def test_lists_of_options_are_the_same_after_a_file(tmp_path: Path) -> None:
+    methods = ["shapley-values:samples=2,groups=[4,4]", "raw-attention"]
+    for result in explain(SCENE, "bundled", method=methods):
+        _, archive = result.save(tmp_path / result.method)
+        loaded = Explanation.load(archive)
+        assert loaded.method_title == result.method_title
+        assert loaded.file_name("a") == result.file_name("a")
+        assert loaded.settings == result.settings
+    assert loaded.method_title == "Raw attention"
+    shapley = Explanation.load(tmp_path / "shapley-values")
+    assert shapley.method_title == "Shapley values (samples 2, groups (4, 4))"
+
+
+def test_explanations_of_several_images_are_not_checked_as_one(results: Explanations) -> None:
+    other = explain(draw_scene(3).image, "bundled")
+    with pytest.raises(InputError, match="are of several images"):
+        Explanations([results[0], other]).check()
+
+
+def test_methods_of_one_title_have_a_column_each(
+    results: Explanations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = results.picture().width
+    monkeypatch.setattr(AttnLRP, "title", GMAR.title)
+    assert results.picture().width == width
 
 
 def test_files(results: Explanations, tmp_path: Path) -> None:

@@ -196,6 +196,18 @@ def test_a_place_outside_of_the_image() -> None:
         explain(ONE, "bundled", method="gmar", readout=(1, 0))
 
 
+@pytest.mark.parametrize("methods", [["raw-attention", "gmar"], ["gmar", "raw-attention"]])
+def test_a_method_that_waits_leaves_the_others(methods: list[str]) -> None:
+    explainer = Explainer(tiny(Dinov2Model, Dinov2Config), methods)
+    for results in explainer.stream([ONE, OTHER]):
+        assert [result.label for result in results] == ["attention from CLS"]
+        assert list(results.failures) == ["GMAR"]
+        assert results.picture().size[0] > 100
+    results = explainer(ONE, SimilarTo(OTHER))
+    assert [result.method for result in results] == methods
+    assert not results.failures
+
+
 def test_a_backbone_waits_for_a_question() -> None:
     explainer = Explainer(tiny())
     assert explainer.methods["gmar"].facts()["method"] == "GMAR"

@@ -88,3 +88,5 @@ def test_ready_makes_each_part_once(cropping: LoadedModel) -> None:
 def test_what_can_not_be_read_is_an_error(cropping: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(ImageFileError, match="there is no"):
         prepare_image(cropping, tmp_path / "missing.png")
+    with pytest.raises(InputError, match=r"is several images; .* list\(array\)"):
+        prepare_image(cropping, np.zeros((2, 32, 32, 3), np.uint8)).ready()
