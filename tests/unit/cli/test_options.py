@@ -30,8 +30,8 @@ SEVERAL = {
     ("explain", "target"), ("explain", "option"), ("explain", "method"), ("evaluate", "methods"),
     ("evaluate", "metrics"),
     ("evaluate", "perturbations"), ("evaluate", "captum"), ("compare", "methods"),
-    ("compare", "captum"), *((name, "prompts") for name in ("explain", "compare", "heads",
-    "evaluate")),
+    ("compare", "captum"), ("app", "models"),
+    *((name, "prompts") for name in ("explain", "compare", "heads", "evaluate", "app")),
 }  # fmt: skip
 
 
