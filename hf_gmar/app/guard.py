@@ -65,6 +65,7 @@ class Guard:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:
+            await _read_away(receive, 4 * self._most)
             await _refuse(send, 413, b"the request is too large")
             return
         await self._app(scope, self._bounded(receive), _with_headers(send))
@@ -91,6 +92,15 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
+async def _read_away(receive: Receive, most: int) -> None:
+    """Drop a body, since a client that still sends would not see the answer."""
+    more = True
+    while more and most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
+        more = message.get("more_body", False)
+
+
 async def _refuse(send: Send, status: int, text: bytes) -> None:
     headers = [(b"content-type", b"text/plain"), *_HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -108,7 +118,7 @@ class NoFiles(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
         """Refuse objects, and keep no input."""
-        if not all(value is None or isinstance(value, str | int | float) for value in inputs):
+        if not all(value is None or isinstance(value, str) for value in inputs):
             raise gr.Error("each input is a text", print_exception=False)
         values: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
         _forget(block_fn.inputs, state)

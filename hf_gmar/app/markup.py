@@ -150,7 +150,9 @@ def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> s
         verdict = check.verdict.replace(" ", "-")
         parts.append(
             f'<section class="gmar-check gmar-{verdict}"><h3>{html_text(result.method_title)}</h3>'
-            f"{_line(check.sentence)}{html_image(check.figure(), check.sentence)}"
+            f"{_line(check.sentence)}"
+            f'<div class="gmar-scroll" tabindex="0" role="group" aria-label="Figure">'
+            f"{html_image(check.figure(), check.sentence)}</div>"
             f"<details><summary>All numbers</summary>{html_table(check.table())}</details>"
             "</section>"
         )

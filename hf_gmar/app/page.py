@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -64,6 +64,13 @@ class Page:
         self.blocks = NoFiles(title="hf-gmar", analytics_enabled=False)
         with self.blocks:
             self._build()
+
+    def warm_up(self, job: Job) -> None:
+        """Explain an example, so that the first visitor does not wait for imports."""
+        question = Question(f"example:{EXAMPLES[0]}", self.models.names[0])
+        with suppress(HfGmarError):
+            answer = answers.answer(question, self.models, self.limits, job)
+            markup.explanation_html(question, answer)
 
     def _build(self) -> None:
         gr.HTML(
@@ -139,9 +146,9 @@ class Page:
         sections = []
         with gr.Tabs():
             for title, action, elem in (
-                ("Is the map right?", "Check against random patches", "check"),
-                ("What the model needs to see", "Show patches one after the other", "reveal"),
-                ("Attention heads", "Show the heads", "heads"),
+                ("Check", "Check against random patches", "check"),
+                ("What it needs to see", "Show patches one after the other", "reveal"),
+                ("Heads", "Show the heads", "heads"),
             ):
                 with gr.Tab(title):
                     button = gr.Button(action, elem_id=f"{elem}-button", size="md")

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_gmar.app.limits import Limits
 from hf_gmar.errors import OptionError
 from hf_gmar.models.defaults import BUNDLED
+
+if TYPE_CHECKING:  # Gradio is imported when the page is built
+    from hf_gmar.app.page import Page
 
 PORT = 7860
 HOST = "127.0.0.1"
@@ -63,47 +66,74 @@ def running(
 ) -> Iterator[str]:
     """Serve the page inside the context; yield its address. See :func:`serve`."""
     limits = limits or Limits()
-    with TemporaryDirectory(prefix="hf-gmar-app-") as folder:
-        os.environ.update(_SETTINGS, GRADIO_TEMP_DIR=folder)
+    with (
+        TemporaryDirectory(prefix="hf-gmar-app-") as folder,
+        _environment(**_SETTINGS, GRADIO_TEMP_DIR=folder),
+    ):
         gradio_or_error()
         _check_address(host, port)
-        from starlette.middleware import Middleware
-
-        from hf_gmar.app.guard import Guard
         from hf_gmar.app.models import PROMPTS, ModelSet
-        from hf_gmar.app.page import Page, page_script, page_style, page_theme
+        from hf_gmar.app.page import Page
 
         page = Page(ModelSet(models, device, prompts or PROMPTS), limits)
-        blocks = page.blocks.queue(
-            max_size=2 * limits.waiting, default_concurrency_limit=None, api_open=False
-        )
-        try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                inbrowser=False,
-                prevent_thread_lock=True,
-                quiet=True,
-                show_error=False,
-                footer_links=[],
-                run_history=False,
-                allowed_paths=[],
-                blocked_paths=[Path.cwd().anchor],
-                max_file_size=1,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=page_theme(),
-                css=page_style(),
-                head=page_script(),
-                app_kwargs={"middleware": [Middleware(Guard, limits=limits)]},
-            )
+        with launched(page, host, port) as address:
+            page.desk.prepare(page.warm_up)
             yield address
-        finally:
-            page.desk.close()
-            blocks.close(verbose=False)
+
+
+@contextmanager
+def launched(page: Page, host: str, port: int) -> Iterator[str]:
+    """Serve a page inside the context; yield its address."""
+    from starlette.middleware import Middleware
+
+    from hf_gmar.app.guard import Guard
+    from hf_gmar.app.page import page_script, page_style, page_theme
+
+    blocks = page.blocks.queue(
+        max_size=2 * page.limits.waiting, default_concurrency_limit=None, api_open=False
+    )
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            allowed_paths=[],
+            blocked_paths=[Path.cwd().anchor],
+            max_file_size=1,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=page_theme(),
+            css=page_style(),
+            head=page_script(),
+            app_kwargs={"middleware": [Middleware(Guard, limits=page.limits)]},
+        )
+        yield address
+    finally:
+        page.desk.close()
+        blocks.close(verbose=False)
+
+
+@contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    """Set environment variables, which Gradio reads, inside the context."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def gradio_or_error() -> Any:

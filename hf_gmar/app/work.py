@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -121,7 +121,7 @@ class Desk:
 
     async def run(
         self, visitor: str, kind: str, work: Callable[[Job], Result]
-    ) -> AsyncIterator[Progress | Done[Result]]:
+    ) -> AsyncGenerator[Progress | Done[Result], None]:
         """Yield the progress of a request from time to time, and its result at the end.
 
         The visitor's request of the same kind stops; an explanation stops those of all kinds. When
@@ -155,16 +155,21 @@ class Desk:
             if self._jobs.get((visitor, kind)) is job:
                 del self._jobs[visitor, kind]
 
+    def prepare(self, work: Callable[[Job], object]) -> None:
+        """Do something before the first request, such as loading modules."""
+        job = self._jobs["", "prepare"] = Job(self._limits.seconds)
+        self._pool.submit(_work, job, work)
+
     def _finished(self, future: asyncio.Future[Any]) -> None:
         self._count -= 1
         if not future.cancelled():
             future.exception()  # nobody may be left to ask for it
 
     def close(self) -> None:
-        """Stop all requests."""
+        """Stop all requests, and wait until they have."""
         for job in list(self._jobs.values()):
             job.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _work(job: Job, work: Callable[[Job], Result]) -> Result:
