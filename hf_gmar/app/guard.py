@@ -121,7 +121,7 @@ class NoFiles(gr.Blocks):
         if not all(value is None or isinstance(value, str) for value in inputs):
             raise gr.Error("each input is a text", print_exception=False)
         values: list[Any] = await super().preprocess_data(block_fn, inputs, state, explicit_call)
-        _forget(block_fn.inputs, state)
+        _forget(state)
         return values
 
     async def postprocess_data(
@@ -129,11 +129,11 @@ class NoFiles(gr.Blocks):
     ) -> Any:
         """Keep no output."""
         values = await super().postprocess_data(block_fn, predictions, state, *args, **options)
-        _forget(block_fn.outputs, state)
+        _forget(state)
         return values
 
 
-def _forget(parts: list[Any], state: Any) -> None:
+def _forget(state: Any) -> None:
+    """Drop the values that Gradio keeps for links to a visitor's session, which are not offered."""
     if state is not None:
-        for part in parts:
-            state._update_value_in_config(part._id, None)
+        state.config_values.clear()

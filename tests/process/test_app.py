@@ -198,6 +198,30 @@ def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a page shows of itself from inside."""
+    done = run_python(["-m", "tests.support.page_inside"], tmp_path_factory.mktemp("inside"))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_link_sets_what_is_allowed(inside: Any) -> None:
+    assert inside["links"] == [
+        ["example:18", "bundled", "", "", "gmar", "attn-lrp"],
+        ["example:5", "bundled", "index:6", "cross", "legrad", ""],
+        ["example:18", "bundled", "", "", "gmar", "grad-sam"],
+        ["example:18", "bundled", "x" * 300, "", "gmar", "attn-lrp"],
+    ]
+
+
+def test_work_stops_when_its_visitor_leaves(inside: Any) -> None:
+    assert inside["stops"] is True
+
+
+def test_nothing_of_a_visitor_stays_in_memory(inside: Any) -> None:
+    assert inside["keeps"] == []
+
+
 def test_without_gradio_a_line_says_how_to_get_it(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['gradio'] = None; sys.argv[1:] = ['app']\n"
     code = hide + "from hf_gmar.cli.main import app; app()"
