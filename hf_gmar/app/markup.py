@@ -134,7 +134,7 @@ def _link(question: Question, first: Explanation) -> str:
     values = {
         "example": seed,
         "model": question.model,
-        "prompts": question.prompts,
+        "prompts": question.prompts if "prompts" in first.settings else "",
         "class": question.target and f"index:{first.target}",
         "contrast": question.contrast and f"index:{first.contrast_target}",
         "methods": ",".join(filter(None, question.methods)),
@@ -219,14 +219,18 @@ def heads_html(item: Heads) -> str:
     return f'{_line(lead)}<gmar-heads data-state="{_json(state)}"></gmar-heads>'
 
 
-def examples_html() -> str:
-    """Return the element that takes an image: a file, one that is pasted or dropped, an example."""
+def examples_html(most: int) -> str:
+    """Return the element that takes an image: a file, one that is pasted or dropped, an example.
+
+    Args:
+        most: the most bytes of a file.
+    """
     examples = []
     for seed in EXAMPLES:
         scene = draw_scene(seed)
         source = _data(_png(scene.image))
         examples.append({"seed": seed, "src": source, "name": ", ".join(scene.names)})
-    return f'<gmar-upload data-examples="{_json(examples)}"></gmar-upload>'
+    return f'<gmar-upload data-most="{most}" data-examples="{_json(examples)}"></gmar-upload>'
 
 
 def example_picture(seed: int) -> str:

@@ -109,7 +109,7 @@ class Page:
         names = self.models.names
         image = gr.HTML(
             f"example:{EXAMPLES[0]}",
-            html_template=markup.examples_html(),
+            html_template=markup.examples_html(self.limits.image_bytes),
             js_on_load=_TAKE_IMAGE,
             elem_id="image",
         )
@@ -210,7 +210,11 @@ class Page:
 
         skipped = [gr.skip()] * 6
         async for item in self._run("explain", work, request):
-            yield [item, *skipped] if isinstance(item, str) else item
+            if isinstance(item, str):  # an error leaves no map of another image
+                result = "" if _ERROR in item else gr.skip()
+                yield [item, result, *skipped[1:]]
+            else:
+                yield item
 
     async def check(
         self,
@@ -294,6 +298,7 @@ class Page:
             raise shown_error(error) from None
 
 
+_ERROR = "gmar-error"
 _SECTIONS = ("check", "reveal", "heads")
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {
@@ -357,7 +362,7 @@ def progress_html(progress: Progress) -> str:
 
 def error_html(error: Exception) -> str:
     """Return an error as a message."""
-    return f'<p class="gmar-error" role="alert">{html_text(_message(error), _LONGEST_ERROR)}</p>'
+    return f'<p class="{_ERROR}" role="alert">{html_text(_message(error), _LONGEST_ERROR)}</p>'
 
 
 def shown_error(error: Exception) -> gr.Error:

@@ -100,11 +100,22 @@ class Upload extends HTMLElement {
     if (!file) return;
     const { source, note } = await prepared(file);
     this.input.value = "";
+    const most = Number(this.dataset.most); // bytes; base64 has four letters for three
+    if (source.length * 0.75 > most + 100) {
+      this.refuse(`The image has more than ${(most / 2 ** 20).toFixed(0)} MB; make it smaller first.`);
+      return;
+    }
     this.choose(source);
     this.note.textContent = note;
   }
 
+  refuse(text) {
+    this.note.textContent = text;
+    this.note.setAttribute("role", "alert");
+  }
+
   choose(value) {
+    this.note.setAttribute("role", "status");
     this.show(value);
     this.dispatchEvent(new CustomEvent("chosen", { detail: value }));
   }
@@ -129,12 +140,18 @@ class Upload extends HTMLElement {
 
 // An element that is drawn from the JSON in its attribute.
 class Drawn extends HTMLElement {
-  async connectedCallback() {
-    if (this.state) return;
-    this.state = JSON.parse(this.dataset.state);
-    this.removeAttribute("data-state");
-    this.image = await loaded(this.state.src);
-    this.build(this.state);
+  static observedAttributes = ["data-state"];
+
+  // Gradio may change the attribute of an element that is there already.
+  async attributeChangedCallback(_name, _before, text) {
+    if (!text) return;
+    const state = JSON.parse(text);
+    this.state = state;
+    const image = await loaded(state.src);
+    if (this.state !== state) return;
+    this.image = image;
+    this.replaceChildren();
+    this.build(state);
   }
 
   canvas(label) {
@@ -306,8 +323,10 @@ class Heads extends Drawn {
 
 // Keeps the state of the page in its address, so that a link leads to it.
 class Link extends HTMLElement {
-  connectedCallback() {
-    const query = new URLSearchParams(this.getAttribute("href").slice(1));
+  static observedAttributes = ["href"];
+
+  attributeChangedCallback(_name, _before, href) {
+    const query = new URLSearchParams(href.slice(1));
     const theme = new URLSearchParams(location.search).get("__theme");
     if (theme) query.set("__theme", theme);
     const text = query.toString();
