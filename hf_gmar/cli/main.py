@@ -15,6 +15,7 @@ from hf_gmar.cli.methods import methods
 from hf_gmar.cli.models import models
 from hf_gmar.cli.options import SafeGroup, StrictCommand
 from hf_gmar.cli.report import report
+from hf_gmar.cli.web_page import app as web_page
 
 app = typer.Typer(
     cls=SafeGroup,
@@ -33,6 +34,7 @@ _HELP = {  # no docstrings: they are gone under python -OO
         "maps.\n\nRuns on several processes under 'accelerate launch', and resumes after a stop."
     ),
     card: "Write a section for a model's card: examples, and what maps are worth on your images.",
+    web_page: "Serve a web page that explains images, on this machine unless --host is given.",
     methods: "List the methods with their cost, class dependence, values and papers.",
     models: "List the supported families, or say whether and how one model can be explained.",
 }

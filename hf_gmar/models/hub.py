@@ -583,6 +583,18 @@ def _panics_as_errors() -> Iterator[None]:
         raise RuntimeError(str(error)) from error
 
 
+def load_tokenizer(name: str | Path) -> Any:
+    """Load the tokenizer of an image-text model, for a ``ZeroShotModel`` with other prompts.
+
+    Args:
+        name: see :func:`load_model`.
+
+    Raises:
+        ModelLoadError: there is no such model, or it has no tokenizer.
+    """
+    return _load_tokenizer(_source(name, IMAGE_TEXT_MODEL, None, None, None, False))
+
+
 def _load_tokenizer(source: Source) -> Any:
     if source.base is not None and not source.has(*VOCABULARIES):
         source = source.base

@@ -19,7 +19,7 @@ from hf_gmar.visualization.overlay import (
     colour_scale,
     overlay_image,
 )
-from hf_gmar.visualization.picture import GREY, Canvas, dots
+from hf_gmar.visualization.picture import GREY, Canvas, dots, enlarged
 from hf_gmar.visualization.text import wrapped
 
 # Inches.
@@ -112,7 +112,7 @@ def draw_grid(
     """Draw the picture; the canvas knows where its texts are."""
     layout = _Layout.of(image, rows, columns, cells, caption)
     canvas = Canvas(Image.new("RGB", (dots(layout.size[0]), dots(layout.size[1])), "white"))
-    small = image.convert("RGB").resize((dots(layout.width), dots(layout.height)), reducing_gap=2.0)
+    small = enlarged(image, layout.width, layout.height)
     seen = view.scaled(small.height, small.width)
     for number, heading in enumerate(layout.headings):
         middle, top = layout.middle(number), layout.size[1] - _MARGIN

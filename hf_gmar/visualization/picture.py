@@ -79,8 +79,7 @@ def draw(
     layout = layout_of(image, title, caption, patches, view, unit)
     colours = colour_scale(patches, scale)
     canvas = Canvas.of(layout)
-    size = dots(layout.width), dots(layout.height)
-    small = image.convert("RGB").resize(size, reducing_gap=2.0)
+    small = enlarged(image, layout.width, layout.height)
     seen = view.scaled(small.height, small.width)
     canvas.image.paste(small, canvas.place(layout.plain, layout.bottom + layout.height))
     heatmap = seen.project(patches.float().cpu(), smooth=True)
@@ -198,6 +197,17 @@ def _draw_legend(canvas: Canvas, layout: Layout) -> None:
 def dots(inches: float) -> int:
     """Convert inches to dots."""
     return round(inches * DOTS)
+
+
+def enlarged(image: Image.Image, width: float, height: float) -> Image.Image:
+    """Return an RGB copy of a size in inches; a line of an image is one dot high.
+
+    Example:
+        >>> enlarged(Image.new("RGB", (3000, 1)), 4.5, 0.0015).size
+        (540, 1)
+    """
+    size = max(1, dots(width)), max(1, dots(height))
+    return image.convert("RGB").resize(size, reducing_gap=2.0)
 
 
 @functools.lru_cache(maxsize=8)

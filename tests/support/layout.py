@@ -22,7 +22,7 @@ FLOORS = (
     {"explanations"},
     {"explainer"},
     {"pipeline", "report"},
-    {"evaluation"},
+    {"app", "evaluation"},
     {"hf_gmar"},  # the names that users import
     {"cli"},
     {"__main__"},

@@ -102,6 +102,13 @@ def test_the_picture_has_a_row_for_each_class_and_a_column_for_each_method(
 NAMES = ("heart", "a very long label " * 9, *HOSTILE)
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_a_line_of_pixels_is_drawn(bundled: LoadedModel, size: tuple[int, int]) -> None:
+    results = explain(Image.new("RGB", size), bundled, method=["raw-attention"])
+    assert results.picture().height > 1
+    assert results[0].picture().height > 1
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("size", [(96, 96), (400, 100), (60, 300), (1, 900), (4000, 1)], ids=str)
 def test_no_text_of_the_picture_is_cut_or_lies_on_another(

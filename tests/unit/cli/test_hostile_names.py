@@ -99,7 +99,8 @@ def check(done: Done) -> None:
 
 
 def test_these_are_all_commands() -> None:
-    assert set(get_command(app).commands) == set(COMMANDS)  # type: ignore[attr-defined]
+    served = {"app"}  # its names are in tests/process/test_app.py
+    assert set(get_command(app).commands) == set(COMMANDS) | served  # type: ignore[attr-defined]
 
 
 @pytest.mark.filterwarnings("error:Glyph")
@@ -170,6 +171,8 @@ def test_a_command_prints_and_writes_names_as_text(
         ["evaluate", "--seed", NAME],
         ["models", f"./{NAME}"],
         ["methods", NAME],
+        ["app", "--models", NAME],
+        ["app", "--host", NAME],
     ],
     ids=lambda words: " ".join(words[:-1]) or "command",
 )

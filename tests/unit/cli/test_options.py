@@ -35,8 +35,8 @@ SEVERAL = {
     ("evaluate", "methods"),
     ("evaluate", "metrics"),
     ("evaluate", "perturbations"), ("evaluate", "captum"), ("compare", "methods"),
-    ("compare", "captum"), *((name, "prompts") for name in ("explain", "report", "card", "compare",
-    "heads", "evaluate")),
+    ("compare", "captum"), ("app", "models"), *((name, "prompts") for name in ("explain", "report",
+    "card", "compare", "heads", "evaluate", "app")),
 }  # fmt: skip
 
 

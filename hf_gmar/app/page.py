@@ -1,0 +1,419 @@
+"""The page: its parts, and which request each of them starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+
+from hf_gmar._utils.html import html_text
+from hf_gmar._utils.text import brief
+from hf_gmar.app import answers, markup
+from hf_gmar.app.answers import METHOD_CHOICES, Answer, ClassScore, Question
+from hf_gmar.app.guard import NoFiles
+from hf_gmar.app.images import EXAMPLES, example_of
+from hf_gmar.app.limits import Limits
+from hf_gmar.app.models import ModelSet
+from hf_gmar.app.work import Desk, Done, Job, Progress, StoppedError
+from hf_gmar.errors import HfGmarError, InputError, one_line
+from hf_gmar.methods.registry import METHODS
+
+_LOG = logging.getLogger(__name__)
+_MOST_CLASSES = 2000  # names in the list; others can be typed
+_LONGEST_ERROR = 600  # letters
+
+TOP_CLASS = ("Most probable class", "")
+NO_CONTRAST = ("None", "")
+NO_METHOD = ("None", "")
+
+_TAKE_IMAGE = """
+const connect = () => {
+  const upload = element.querySelector("gmar-upload");
+  if (!upload || upload.connected) return upload;
+  upload.connected = true;
+  upload.addEventListener("chosen", event => {
+    props.value = event.detail;
+    trigger("upload");
+  });
+  return upload;
+};
+customElements.whenDefined("gmar-upload").then(() => connect()?.show(props.value ?? ""));
+watch("value", () => connect()?.show(props.value ?? ""));
+"""
+
+
+class Page:
+    """The page with its models and its queue.
+
+    Args:
+        models: the models that are offered.
+        limits: what one visitor may ask.
+
+    Attributes:
+        blocks: the application of Gradio.
+        desk: the queue.
+    """
+
+    def __init__(self, models: ModelSet, limits: Limits) -> None:
+        self.models, self.limits = models, limits
+        self.desk = Desk(limits)
+        self.blocks = NoFiles(title="hf-gmar", analytics_enabled=False)
+        with self.blocks:
+            self._build()
+
+    def warm_up(self, job: Job) -> None:
+        """Explain an example, so that the first visitor does not wait for imports."""
+        question = Question(f"example:{EXAMPLES[0]}", self.models.names[0])
+        with suppress(HfGmarError):
+            answer = answers.answer(question, self.models, self.limits, job)
+            markup.explanation_html(question, answer)
+
+    def _build(self) -> None:
+        gr.HTML(
+            "<h1>Why did the model say that?</h1><p>Maps of the patches that led a Vision "
+            "Transformer to a class, and a check of what each map is worth. Images are explained "
+            "and forgotten: none is stored on the server.</p>"
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320, elem_classes="gmar-inputs"):
+                inputs = self._inputs()
+            with gr.Column(scale=5, min_width=320):
+                status = gr.HTML(elem_classes="gmar-status")
+                result = gr.HTML()
+                sections = self._sections()
+        image, model, prompts, target, contrast, *_ = inputs
+        outputs = [status, result, target, contrast, *(section for _, section in sections)]
+        explain: dict[str, Any] = {
+            "fn": self.explain, "inputs": inputs, "outputs": outputs,
+            **_QUIET, "api_name": "explain",
+        }  # fmt: skip
+        hidden = {**explain, "api_name": None, "api_visibility": "private"}
+        forget = {"fn": None, "js": "() => ['', '']", "outputs": [target, contrast]}
+        gr.on([part.input for part in inputs[3:]], **explain)
+        prompts.submit(**forget, **_PRIVATE).then(**hidden)
+        image.upload(**forget, **_PRIVATE).then(**hidden)
+        model.input(
+            self.model_chosen, model, [prompts, target, contrast], **_PRIVATE, **_QUIET
+        ).then(**hidden)
+        self.blocks.load(self.first_state, None, inputs, **_PRIVATE, **_QUIET).then(**hidden)
+        asks = (self.check, self.reveal, self.heads)
+        for ask, (button, section) in zip(asks, sections, strict=True):
+            button.click(ask, inputs, section, **_QUIET, api_name=ask.__name__)
+
+    def _inputs(self) -> list[Any]:
+        """Return the inputs in the order of a question's attributes."""
+        names = self.models.names
+        image = gr.HTML(
+            f"example:{EXAMPLES[0]}",
+            html_template=markup.examples_html(self.limits.image_bytes),
+            js_on_load=_TAKE_IMAGE,
+            elem_id="image",
+        )
+        model = gr.Dropdown(
+            [(brief(name), name) for name in names], value=names[0], label="Model",
+            visible=len(names) > 1, elem_id="model", allow_custom_value=True,
+        )  # fmt: skip
+        prompts = gr.Textbox(
+            "\n".join(self.models.prompts), label="Prompts: the classes, one in a line",
+            lines=3, visible=self.models.takes_prompts(names[0]), elem_id="prompts",
+            info="Shift and Enter explain with them.", max_length=self.limits.letters * 20,
+        )  # fmt: skip
+        target = gr.Dropdown(
+            [TOP_CLASS], value="", label="Class", info="Type to search the names.",
+            allow_custom_value=True, elem_id="class",
+        )  # fmt: skip
+        contrast = gr.Dropdown(
+            [NO_CONTRAST], value="", label="Contrast: rather than", allow_custom_value=True,
+            info="Why the class and not this one?", elem_id="contrast",
+        )  # fmt: skip
+        titles = answers.allowed_methods()
+        first = gr.Dropdown(
+            titles, value=METHOD_CHOICES[0], label="Method", elem_id="method",
+            allow_custom_value=True,
+        )  # fmt: skip
+        second = gr.Dropdown(
+            [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Beside it", elem_id="second",
+            allow_custom_value=True,
+        )  # fmt: skip
+        return [image, model, prompts, target, contrast, first, second]
+
+    def _sections(self) -> list[tuple[Any, Any]]:
+        """Return the button and the output of each further question."""
+        sections = []
+        with gr.Tabs():
+            for title, action, elem in (
+                ("Check", "Check against random patches", "check"),
+                ("What it needs to see", "Show patches one after the other", "reveal"),
+                ("Heads", "Show the heads", "heads"),
+            ):
+                with gr.Tab(title):
+                    button = gr.Button(action, elem_id=f"{elem}-button", size="md")
+                    sections.append((button, gr.HTML(elem_id=elem)))
+        return sections
+
+    def first_state(self, request: gr.Request) -> list[Any]:
+        """Return the inputs that a link names, or those of the beginning."""
+        query: Mapping[str, str] = dict(request.query_params)
+        seed = query.get("example", "")
+        image = f"example:{seed}" if example_of(f"example:{seed}") else f"example:{EXAMPLES[0]}"
+        model = query.get("model", "")
+        model = model if model in self.models.names else self.models.names[0]
+        prompts = query.get("prompts") or "\n".join(self.models.prompts)
+        methods = [name for name in query.get("methods", "").split(",") if name in METHODS]
+        first, *more = methods or METHOD_CHOICES
+        return [
+            image,
+            model,
+            gr.Textbox(
+                prompts[: self.limits.letters * self.limits.prompts],
+                visible=self.models.takes_prompts(model),
+            ),
+            query.get("class", "")[: self.limits.letters],
+            query.get("contrast", "")[: self.limits.letters],
+            first,
+            more[0] if more else "",
+        ]
+
+    def model_chosen(self, model: Any) -> list[Any]:
+        """Show the prompts of a model that takes them, and forget the classes of another model."""
+        with _shown_errors():
+            visible = self.models.takes_prompts(_text(model))
+        return [gr.Textbox(visible=visible), "", ""]
+
+    async def explain(
+        self,
+        image: Any,
+        model: Any,
+        prompts: Any,
+        target: Any,
+        contrast: Any,
+        method: Any,
+        second: Any,
+        request: gr.Request,
+    ) -> AsyncIterator[Any]:
+        """Explain an image: yield the outputs of the page."""
+        question = _question(image, model, prompts, target, contrast, method, second)
+
+        def work(job: Job) -> list[Any]:
+            answer = answers.answer(question, self.models, self.limits, job)
+            job.report("Drawing")
+            return [
+                "",
+                markup.explanation_html(question, answer),
+                *_class_lists(question, answer),
+                *[""] * len(_SECTIONS),
+            ]
+
+        skipped = [gr.skip()] * 6
+        async for item in self._run("explain", work, request):
+            if isinstance(item, str):  # an error leaves no map of another image
+                result = "" if _ERROR in item else gr.skip()
+                yield [item, result, *skipped[1:]]
+            else:
+                yield item
+
+    async def check(
+        self,
+        image: Any,
+        model: Any,
+        prompts: Any,
+        target: Any,
+        contrast: Any,
+        method: Any,
+        second: Any,
+        request: gr.Request,
+    ) -> AsyncIterator[str]:
+        """Check the maps against random patches."""
+        question = _question(image, model, prompts, target, contrast, method, second)
+        async for item in self._ask("check", question, request, _checked):
+            yield item
+
+    async def reveal(
+        self,
+        image: Any,
+        model: Any,
+        prompts: Any,
+        target: Any,
+        contrast: Any,
+        method: Any,
+        second: Any,
+        request: gr.Request,
+    ) -> AsyncIterator[str]:
+        """Ask the model about its most relevant patches alone."""
+        question = _question(image, model, prompts, target, contrast, method, second)
+        async for item in self._ask("reveal", question, request, _revealed):
+            yield item
+
+    async def heads(
+        self,
+        image: Any,
+        model: Any,
+        prompts: Any,
+        target: Any,
+        contrast: Any,
+        method: Any,
+        second: Any,
+        request: gr.Request,
+    ) -> AsyncIterator[str]:
+        """Show the attention heads."""
+        question = _question(image, model, prompts, target, contrast, method, second)
+        async for item in self._ask("heads", question, request, _headed):
+            yield item
+
+    async def _ask(
+        self,
+        kind: str,
+        question: Question,
+        request: gr.Request,
+        further: Callable[[Answer, Job], str],
+    ) -> AsyncIterator[str]:
+        """Explain the image again, which gives the same map, and ask about it."""
+
+        def work(job: Job) -> str:
+            return further(answers.answer(question, self.models, self.limits, job), job)
+
+        async for item in self._run(kind, work, request):
+            yield item
+
+    async def _run(
+        self, kind: str, work: Callable[[Job], Any], request: gr.Request
+    ) -> AsyncIterator[Any]:
+        """Yield the progress as HTML, and the result; raise errors as messages of the page."""
+        shown: Progress | None = None
+        try:
+            async for item in self.desk.run(request.session_hash or "", kind, work):
+                if isinstance(item, Done):
+                    yield item.result
+                elif item != shown:
+                    shown = item
+                    yield progress_html(item)
+        except StoppedError:
+            yield gr.skip() if kind != "explain" else [gr.skip()] * 7
+        except Exception as error:  # noqa: BLE001  # of any model
+            yield error_html(error)
+            raise shown_error(error) from None
+
+
+_ERROR = "gmar-error"
+_SECTIONS = ("check", "reveal", "heads")
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_QUIET: dict[str, Any] = {
+    "show_progress": "hidden", "trigger_mode": "multiple", "concurrency_limit": None,
+}  # fmt: skip
+
+
+def _checked(answer: Answer, job: Job) -> str:
+    return markup.checks_html(answer.results, answers.check(answer, job))
+
+
+def _revealed(answer: Answer, job: Job) -> str:
+    return markup.reveals_html(answers.reveal(answer, job))
+
+
+def _headed(answer: Answer, job: Job) -> str:
+    return markup.heads_html(answers.heads(answer, job))
+
+
+def _question(*values: Any) -> Question:
+    with _shown_errors():
+        image, model, prompts, target, contrast, *methods = map(_text, values)
+    return Question(image, model, prompts, target, contrast, tuple(methods))
+
+
+def _text(value: Any) -> str:
+    """Return an input, which the page sends as a text, but a program may send as anything.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"each input is a text; got {type(value).__name__}")
+    return value
+
+
+def _class_lists(question: Question, answer: Answer) -> list[Any]:
+    """Return the lists of classes, from the most probable one, with the chosen ones."""
+    first = answer.results[0]
+    choices = [_choice(item) for item in answer.classes[:_MOST_CLASSES]]
+    target = f"index:{first.target}" if question.target.strip() else ""
+    contrast = "" if first.contrast_target is None else f"index:{first.contrast_target}"
+    return [
+        gr.Dropdown([TOP_CLASS, *choices], value=target),
+        gr.Dropdown([NO_CONTRAST, *choices], value=contrast),
+    ]
+
+
+def _choice(item: ClassScore) -> tuple[str, str]:
+    return f"{brief(item.label, 80)}  {item.score}", f"index:{item.index}"
+
+
+def progress_html(progress: Progress) -> str:
+    """Return a line that says how far a request is."""
+    share = "" if progress.share is None else f' value="{progress.share:.2f}"'
+    text = html_text(progress.text)
+    return f'<p role="status"><progress{share} aria-label="{text}"></progress> {text} …</p>'
+
+
+def error_html(error: Exception) -> str:
+    """Return an error as a message."""
+    return f'<p class="{_ERROR}" role="alert">{html_text(_message(error), _LONGEST_ERROR)}</p>'
+
+
+def shown_error(error: Exception) -> gr.Error:
+    """Return an error for Gradio, whose text is escaped; log one that hf_gmar does not expect."""
+    if not isinstance(error, HfGmarError):
+        _LOG.error("a request failed", exc_info=error)
+    text = html_text(_message(error), _LONGEST_ERROR)
+    return gr.Error(text, title="No answer", print_exception=False)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, HfGmarError):
+        return one_line(error)
+    return "the server could not answer this; its owner finds the reason in the log"
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Raise errors of hf_gmar as messages of the page."""
+    try:
+        yield
+    except HfGmarError as error:
+        raise shown_error(error) from None
+
+
+def page_theme() -> gr.themes.Base:
+    """Return Gradio's theme with the fonts of the visitor's system, and legible greys."""
+    theme = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
+    )
+
+
+def page_style() -> str:
+    """Return the style sheet of the page's own elements."""
+    return _asset("page.css")
+
+
+def page_script() -> str:
+    """Return the script of the page's own elements, as HTML."""
+    return f"<script type='module'>{_asset('elements.js')}</script>"
+
+
+def _asset(name: str) -> str:
+    return (files("hf_gmar") / "assets" / "app" / name).read_text(encoding="utf-8")
