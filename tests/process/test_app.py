@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,18 @@ from hf_gmar import explain, load_model
 from hf_gmar.data import draw_scene
 from tests.support import folders
 from tests.support.hostile import HOSTILE
-from tests.support.interpreter import run_python
-from tests.support.page_server import METHODS, Server, page_server
+from tests.support.interpreter import Interpreter, run_python
+from tests.support.page_server import (
+    METHODS,
+    Server,
+    free_port,
+    page_server,
+    until_stopped,
+)
 from tests.support.uploads import bad, file_of, good, no_texts, sent
 
 NAME = HOSTILE[-1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +204,27 @@ def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
     _, errors = running.process.communicate()
     assert errors.splitlines()[-1] == "error: stopped"
     assert "Traceback" not in errors
+
+
+def test_the_space_runs_from_a_clean_folder(tmp_path: Path) -> None:
+    """Its files alone, as a Space has them."""
+    folder, port = shutil.copytree(ROOT / "examples" / "space", tmp_path / "space"), free_port()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "app.py", "requirements.txt",
+    ]  # fmt: skip
+    variables = {"MODELS": "bundled", "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    process = Interpreter([folder / "app.py"], folder, variables)
+    with until_stopped(Server(f"http://127.0.0.1:{port}", process, tmp_path)) as server:
+        assert len(numbers(server.explain())) == 2
+
+
+def test_the_card_of_the_space_has_what_the_hub_reads() -> None:
+    _, head, _ = (ROOT / "examples" / "space" / "README.md").read_text().split("---\n")
+    card = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
+    tested = (ROOT / "constraints.txt").read_text()
+    assert f"gradio=={card['sdk_version']}\n" in tested
+    assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
+    assert len(card["short_description"]) <= 60
 
 
 @pytest.fixture(scope="module")
