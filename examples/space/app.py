@@ -1,8 +1,16 @@
 """hf_gmar's web page as a Hugging Face Space: the first model is the one to begin with."""
 
+import os
+
 from hf_gmar.app import Limits, serve
 
-MODELS = ["bundled", "google/vit-base-patch16-224"]
+# A variable of the Space, in its settings, may name others.
+MODELS = os.environ.get("MODELS", "bundled google/vit-base-patch16-224").split()
 
 if __name__ == "__main__":
-    serve(MODELS, host="0.0.0.0", limits=Limits(seconds=120))  # noqa: S104  # a Space is public
+    serve(
+        MODELS,
+        host="0.0.0.0",  # noqa: S104  # a Space is public
+        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        limits=Limits(seconds=120),
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hf_gmar._core.families import ZERO_SHOT_CLASSES
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._utils.files import kind_of
+from hf_gmar._utils.names import make_unique
 from hf_gmar.app.limits import Limits
 from hf_gmar.app.work import stop_if_told
 from hf_gmar.errors import OptionError
@@ -27,7 +30,7 @@ class _Entry:
 
 
 class ModelSet:
-    """The models that a page offers, by the name that the owner gave.
+    """The models that a page offers, by the owner's names; of a folder, visitors see no path.
 
     Args:
         names: names for :func:`~hf_gmar.load_model`; all are loaded at once.
@@ -42,7 +45,11 @@ class ModelSet:
         self, names: Iterable[str], device: str = "auto", prompts: Sequence[str] = PROMPTS
     ) -> None:
         self.prompts = tuple(prompts)
-        self._entries = {name: self._load(name, device) for name in dict.fromkeys(names)}
+        places = list(dict.fromkeys(str(name) for name in names))
+        shown = make_unique(map(_without_path, places), "{}-{}")
+        self._entries = {
+            name: self._load(place, name, device) for name, place in zip(shown, places, strict=True)
+        }
         if not self._entries:
             raise OptionError("name at least one model")
 
@@ -81,10 +88,16 @@ class ModelSet:
                 f"the model {name[:80]!r} is not offered here; there are {', '.join(self.names)}"
             ) from None
 
-    def _load(self, name: str, device: str) -> _Entry:
-        kinds = load_config(name).architectures or ()
+    def _load(self, place: str, name: str, device: str) -> _Entry:
+        kinds = load_config(place).architectures or ()
         has_text = any(kind in ZERO_SHOT_CLASSES for kind in kinds)
-        loaded = load_model(name, device=device, prompts=self.prompts if has_text else None)
+        loaded = load_model(place, device=device, prompts=self.prompts if has_text else None)
         adapter = ModelAdapter.of(loaded.model)
         adapter.vision_model.register_forward_pre_hook(stop_if_told)
-        return _Entry(loaded, load_tokenizer(name) if has_text else None)
+        tokenizer = load_tokenizer(place) if has_text else None
+        return _Entry(replace(loaded, name=name), tokenizer)
+
+
+def _without_path(name: str) -> str:
+    """Return the name of a folder, and another name as it is."""
+    return Path(name).resolve().name if kind_of(name) == "folder" else name

@@ -147,7 +147,7 @@ class Page:
         with gr.Tabs():
             for title, action, elem in (
                 ("Check", "Check against random patches", "check"),
-                ("What it needs to see", "Show patches one after the other", "reveal"),
+                ("What it needs", "Show patches one after the other", "reveal"),
                 ("Heads", "Show the heads", "heads"),
             ):
                 with gr.Tab(title):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,18 @@ from hf_gmar import explain, load_model
 from hf_gmar.data import draw_scene
 from tests.support import folders
 from tests.support.hostile import HOSTILE
-from tests.support.interpreter import run_python
-from tests.support.page_server import METHODS, Server, page_server
+from tests.support.interpreter import Interpreter, run_python
+from tests.support.page_server import (
+    METHODS,
+    Server,
+    free_port,
+    page_server,
+    until_stopped,
+)
 from tests.support.uploads import bad, file_of, good, no_texts, sent
 
 NAME = HOSTILE[-1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +127,12 @@ def test_other_models_are_refused(server: Server, tmp_path: Path) -> None:
 
 
 def test_names_are_text(server: Server, hostile: Path) -> None:
-    outputs = server.explain(model=str(hostile))
+    outputs = server.explain(model=hostile.name)
     assert "<img src=x" not in outputs[1]
     assert "alert(1)" in outputs[1]
     for list_of_classes in outputs[2:4]:
         assert len(list_of_classes["choices"]) == 9
-    error = server.explain(model=str(hostile), target="<img src=x onerror=alert(1)>")
+    error = server.explain(model=hostile.name, target="<img src=x onerror=alert(1)>")
     assert "<" not in error
     assert "no class is called" in error
 
@@ -133,7 +141,7 @@ def test_prompts_are_the_visitors(server: Server, clip: Path) -> None:
     scene = draw_scene(18).image
     for prompts in ("", "a cat\n\n a photo of a dog \na cat"):
         texts = ["a dog", "a cat"] if not prompts else ["a cat", "a photo of a dog"]
-        outputs = server.explain(model=str(clip), prompts=prompts, methods=("gmar", ""))
+        outputs = server.explain(model=clip.name, prompts=prompts, methods=("gmar", ""))
         (found,) = numbers(outputs)
         expected = explain(scene, load_model(clip, prompts=texts))
         assert np.array_equal(found["patches"], expected.patches.numpy())
@@ -196,6 +204,27 @@ def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
     _, errors = running.process.communicate()
     assert errors.splitlines()[-1] == "error: stopped"
     assert "Traceback" not in errors
+
+
+def test_the_space_runs_from_a_clean_folder(tmp_path: Path) -> None:
+    """Its files alone, as a Space has them."""
+    folder, port = shutil.copytree(ROOT / "examples" / "space", tmp_path / "space"), free_port()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "app.py", "requirements.txt",
+    ]  # fmt: skip
+    variables = {"MODELS": "bundled", "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    process = Interpreter([folder / "app.py"], folder, variables)
+    with until_stopped(Server(f"http://127.0.0.1:{port}", process, tmp_path)) as server:
+        assert len(numbers(server.explain())) == 2
+
+
+def test_the_card_of_the_space_has_what_the_hub_reads() -> None:
+    _, head, _ = (ROOT / "examples" / "space" / "README.md").read_text().split("---\n")
+    card = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
+    tested = (ROOT / "constraints.txt").read_text()
+    assert f"gradio=={card['sdk_version']}\n" in tested
+    assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
+    assert len(card["short_description"]) <= 60
 
 
 @pytest.fixture(scope="module")

@@ -119,13 +119,20 @@ def page_server(folder: Path, *words: str, **environment: str) -> Iterator[Serve
     settings = {"TEMPORARY": str(temporary), "HF_HUB_OFFLINE": "1", **environment}
     process = Interpreter(["-c", _COMMAND, "app", "--port", port, *words], folder, settings)
     server = Server(f"http://127.0.0.1:{port}", process, temporary)
+    with until_stopped(server):
+        yield server
+
+
+@contextmanager
+def until_stopped(server: Server) -> Iterator[Server]:
+    """A server once its page is there; at the end of the context it is interrupted."""
     try:
         _wait(server)
         yield server
     finally:
-        if process.returncode is None:
-            os.kill(process.pid, signal.SIGINT)
-            process.communicate()
+        if server.process.returncode is None:
+            os.kill(server.process.pid, signal.SIGINT)
+            server.process.communicate()
 
 
 def _wait(server: Server) -> None:
