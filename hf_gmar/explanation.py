@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
+from hf_gmar._utils.files import absence, archive_of, kind_of, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.text import brief
 from hf_gmar._utils.version import __version__
@@ -221,8 +221,13 @@ class Explanation:
 
     def save_numbers(self, path: Path) -> None:
         """Write the archive of :meth:`save` alone."""
-        save_arrays(
-            path,
+        content = self.archive()
+        with whole_file(path) as part:
+            part.write_bytes(content)
+
+    def archive(self) -> bytes:
+        """Return the bytes of the archive of :meth:`save`, without writing a file."""
+        return archive_of(
             patches=self.patches.numpy(),
             size=self.view.size,
             box=self.view.box,
