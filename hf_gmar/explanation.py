@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar._core.targets import NO_CLASS
-from hf_gmar._utils.files import absence, kind_of, save_arrays, whole_file
+from hf_gmar._utils.files import absence, archive_of, kind_of, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
 from hf_gmar._utils.option_strings import plain_value
 from hf_gmar._utils.text import brief
@@ -241,8 +241,13 @@ class Explanation:
 
     def save_numbers(self, path: Path) -> None:
         """Write the archive of :meth:`save` alone."""
-        save_arrays(
-            path,
+        content = self.archive()
+        with whole_file(path) as part:
+            part.write_bytes(content)
+
+    def archive(self) -> bytes:
+        """Return the bytes of the archive of :meth:`save`, without writing a file."""
+        return archive_of(
             patches=self.patches.numpy(),
             size=self.view.size,
             box=self.view.box,

@@ -65,13 +65,19 @@ def save_text(path: Path, text: str) -> None:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Write an ``.npz`` archive of arrays and texts atomically."""
+    # In memory first, since an archive that can't be closed on a full disk hides the error.
+    content = archive_of(**arrays)
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
+def archive_of(**arrays: Any) -> bytes:
+    """Return the bytes of an ``.npz`` archive of arrays and texts."""
     import numpy as np
 
-    # In memory first, since an archive that can't be closed on a full disk hides the error.
     archive = BytesIO()
     np.savez(archive, **{name: _encodable_texts(value) for name, value in arrays.items()})
-    with whole_file(path) as part:
-        part.write_bytes(archive.getvalue())
+    return archive.getvalue()
 
 
 def _encodable_texts(value: Any) -> Any:

@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlencode
 
@@ -110,13 +108,10 @@ def downloads(results: Explanations) -> Iterable[Download]:
     picture = _png(results.picture())
     name = results.file_name("image") if len(results) > 1 else results[0].file_name("image")
     yield Download("Picture (PNG)", f"{name}.png", "image/png", picture)
-    with TemporaryDirectory(prefix="hf-gmar-app-") as folder:
-        for result in results:
-            file = Path(folder) / "numbers.npz"
-            result.save_numbers(file)
-            title = f"Numbers of {result.method_title} (NPZ)"
-            stem = result.file_name("image")
-            yield Download(title, f"{stem}.npz", "application/octet-stream", file.read_bytes())
+    for result in results:
+        title = f"Numbers of {result.method_title} (NPZ)"
+        stem = result.file_name("image")
+        yield Download(title, f"{stem}.npz", "application/octet-stream", result.archive())
 
 
 def _download(item: Download) -> str:

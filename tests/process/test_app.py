@@ -196,7 +196,9 @@ def test_nothing_of_a_visitor_is_left(server: Server) -> None:
 
 
 def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
-    with page_server(tmp_path) as running:
+    """Behind a proxy that does not answer, too."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")
+    with page_server(tmp_path, **proxies) as running:
         assert len(list(running.folder.glob("hf-gmar-app-*"))) == 1
     assert list(running.folder.glob("hf-gmar-app-*")) == []
     assert running.files() == []
@@ -241,6 +243,10 @@ def test_a_link_sets_what_is_allowed(inside: Any) -> None:
         ["example:18", "bundled", "", "", "gmar", "grad-sam"],
         ["example:18", "bundled", "x" * 300, "", "gmar", "attn-lrp"],
     ]
+
+
+def test_the_server_asks_no_other_machine(inside: Any) -> None:
+    assert set(inside["hosts"]) <= {"127.0.0.1", "localhost", "None"}
 
 
 def test_work_stops_when_its_visitor_leaves(inside: Any) -> None:

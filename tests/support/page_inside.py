@@ -111,11 +111,21 @@ def keeps(page: Page, address: str) -> list[str]:
 
 def main() -> None:
     """Print all of it."""
+    hosts = set()
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.getaddrinfo":
+            hosts.add(str(arguments[0]))
+        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+            hosts.add(str(arguments[1][0]))
+
+    sys.addaudithook(watch)
     page = Page(ModelSet(["bundled"], "cpu"), Limits(workers=1))
     found: dict[str, Any] = {"links": links(page)}
     with launched(page, "127.0.0.1", free_port()) as address:
         found["stops"] = stops_when_its_visitor_leaves(page, address.rstrip("/"))
         found["keeps"] = keeps(page, address.rstrip("/"))
+    found["hosts"] = sorted(hosts)
     sys.stdout.write(f"\n{json.dumps(found)}\n")
 
 

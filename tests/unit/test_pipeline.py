@@ -317,7 +317,7 @@ def test_a_photo_is_turned_upright(explain: Any, tmp_path: Path) -> None:
 
 
 def test_several_images_in_one_array_are_refused(explain: Any) -> None:
-    with pytest.raises(InputError, match=r"shape \(2, 3, 50, 70\) holds 2 images; give a list"):
+    with pytest.raises(InputError, match=r"shape \(2, 3, 50, 70\) is several images; give a list"):
         explain(torch.stack([_tensor(PICTURES[1])] * 2))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -213,6 +215,22 @@ def test_downloads_are_the_files_of_a_saved_explanation(heart: Answer, tmp_path:
             assert all(np.array_equal(mine[name], saved[name]) for name in saved.files)
         (tmp_path / "loaded.npz").write_bytes(content)
         assert torch.equal(Explanation.load(tmp_path / "loaded").patches, result.patches)
+
+
+def test_an_answer_writes_no_file(heart: Answer) -> None:
+    written: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            written.append(str(arguments[0]))
+
+    watching = True
+    sys.addaudithook(watch)
+    try:
+        pages(Question("example:18", "bundled"), heart)
+    finally:
+        watching = False
+    assert written == []
 
 
 def test_a_link_leads_to_the_same_question(heart: Answer) -> None:
