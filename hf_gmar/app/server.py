@@ -68,7 +68,7 @@ def running(
     limits = limits or Limits()
     with (
         TemporaryDirectory(prefix="hf-gmar-app-") as folder,
-        _environment(**_SETTINGS, GRADIO_TEMP_DIR=folder, no_proxy=_no_proxy()),
+        _environment(**_SETTINGS, GRADIO_TEMP_DIR=folder),
     ):
         gradio_or_error()
         _check_address(host, port)
@@ -119,12 +119,6 @@ def launched(page: Page, host: str, port: int) -> Iterator[str]:
     finally:
         page.desk.close()
         blocks.close(verbose=False)
-
-
-def _no_proxy() -> str:
-    """Return the hosts without a proxy and this machine, as Gradio asks for its own page."""
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    return ",".join(filter(None, [known, "127.0.0.1", "localhost"]))
 
 
 @contextmanager
