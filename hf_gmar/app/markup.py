@@ -6,8 +6,8 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
+from io import BytesIO, StringIO
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from hf_gmar.explanation import COMPRESSION, Explanation
 from hf_gmar.explanations import Explanations
 from hf_gmar.faithfulness import FaithfulnessCheck
 from hf_gmar.models.image_view import ImageView
+from hf_gmar.report.html_report import ReportWriter
 from hf_gmar.visualization.notebook import html_image
 from hf_gmar.visualization.overlay import (
     COLOUR_MAP,
@@ -101,7 +102,7 @@ class Download:
 
 
 def downloads(results: Explanations) -> Iterable[Download]:
-    """Yield the picture, and the numbers of each map; further kinds of files have their place here.
+    """Yield the picture, and the numbers of each map.
 
     The files are those of ``Explanations.save``.
     """
@@ -139,7 +140,7 @@ def _link(question: Question, first: Explanation) -> str:
 
 
 def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> str:
-    """Return the sentence, the figure and the table of each check."""
+    """Return the sentence, the figure and the table of each check, and a report with all of it."""
     parts = []
     for result, check in zip(results, checks, strict=True):
         verdict = check.verdict.replace(" ", "-")
@@ -151,7 +152,20 @@ def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> s
             f"<details><summary>All numbers</summary>{html_table(check.table())}</details>"
             "</section>"
         )
-    return f'<div class="gmar-cards">{"".join(parts)}</div>'
+    link = _download(_report(results, checks))
+    return f'<div class="gmar-cards">{"".join(parts)}</div><p class="gmar-downloads">{link}</p>'
+
+
+def _report(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> Download:
+    """Return the maps with their checks as a page of their own, as of ``hf-gmar report``."""
+    pairs = zip(results, checks, strict=True)
+    checked = Explanations(
+        (replace(result, faithfulness=check) for result, check in pairs), results.failures
+    )
+    page = StringIO()
+    with ReportWriter(page, results[0].title, check=False, total=1) as writer:
+        writer.add(checked)
+    return Download("Report (HTML)", "report.html", "text/html", page.getvalue().encode())
 
 
 def reveals_html(reveals: Sequence[Reveal]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -74,7 +76,7 @@ def save_report(
                 report.add_error(f"image {number}", item)
             else:
                 report.add(item)
-    return report.path
+    return Path(path)
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ class ReportWriter:
     images before it, if there are any.
 
     Args:
-        path: the file.
+        path: the file, or a text buffer.
         title: the title of the page.
         check: see :func:`save_report`.
         total: the number of images that are expected; a page of fewer says so.
 
     Attributes:
-        path: the file.
+        path: the file, or the buffer.
         summary: the verdicts so far.
         is_written: whether the page is in place.
 
@@ -115,21 +117,23 @@ class ReportWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | io.StringIO,
         title: str = "Explanations",
         *,
         check: bool = True,
         total: int | None = None,
     ) -> None:
-        self.path = Path(path)
-        if kind_of(self.path.parent) != "folder":
+        self.path = path if isinstance(path, io.StringIO) else Path(path)
+        if isinstance(self.path, Path) and kind_of(self.path.parent) != "folder":
             raise OptionError(f"{absence(self.path.parent, 'folder')}; make it, or name another")
         self.summary = Summary()
         self.is_written = self._is_full = False
         self._title, self._check, self._total = title, check, total
         # Without a name, so that a killed process leaves nothing, and on the disk of the page.
-        self._sections: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  # closed by __exit__
-            "w+", dir=self.path.parent, encoding="utf-8"
+        self._sections: IO[str] = (
+            tempfile.TemporaryFile("w+", dir=self.path.parent, encoding="utf-8")  # noqa: SIM115
+            if isinstance(self.path, Path)
+            else io.StringIO()
         )
         self._entries: list[_Entry] = []
         self._errors: list[tuple[str, str]] = []
@@ -262,12 +266,21 @@ class ReportWriter:
             many=any(len(entry.classes) > 1 for entry in self._entries),
             versions=versions(),
         )
-        with whole_file(self.path) as part, part.open("w", encoding="utf-8") as page:
+        with self._page() as page:
             page.write(head)
             self._sections.seek(0)
             shutil.copyfileobj(self._sections, page)
             page.write(module.foot())
         self.is_written = True
+
+    @contextmanager
+    def _page(self) -> Iterator[IO[str]]:
+        """Open the page."""
+        if not isinstance(self.path, Path):
+            yield self.path
+            return
+        with whole_file(self.path) as part, part.open("w", encoding="utf-8") as page:
+            yield page
 
 
 def _can_be_asked(result: Explanation) -> bool:

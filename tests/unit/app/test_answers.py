@@ -198,7 +198,7 @@ def test_names_are_text(heart: Answer, name: str) -> None:
             assert not [key for key in attributes if key.startswith("on")]
             for key in ("href", "src"):
                 assert attributes.get(key, "?").startswith(
-                    ("data:image/", "data:application/", "?")
+                    ("data:image/", "data:application/", "data:text/html;base64,", "?")
                 )
 
 
@@ -259,3 +259,13 @@ def test_elements_get_their_numbers(heart: Answer) -> None:
         assert sorted(state["ranks"]) == list(range(64))
         assert len(state["counts"]) == len(state["texts"]) == len(state["heights"])
         assert state["start"] == reveal.enough
+
+
+def test_the_report_of_the_checks_is_a_page(heart: Answer) -> None:
+    checks = answers.check(heart, job())
+    page = markup.checks_html(heart.results, checks)
+    (link,) = re.findall(r'<a download="report.html" href="data:text/html;base64,([^"]+)"', page)
+    text = base64.b64decode(link).decode()
+    assert text.startswith("<!DOCTYPE html>")
+    for check in checks:
+        assert check.verdict_text in text

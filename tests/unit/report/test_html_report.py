@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import io
 import json
 import re
 import shutil
@@ -281,12 +282,15 @@ def test_marks_of_a_chart_stand_at_their_scores(kind: ScoreKind, scores: Any) ->
 
 
 def test_a_writer_is_for_one_page(results: list[Explanations], tmp_path: Path) -> None:
-    with ReportWriter(tmp_path / "a.html", check=False, total=1) as writer:
-        checked = writer.add(results[0], "the name")
-    assert checked == results[0]
-    assert writer.images == 1
-    assert "the name" in read(writer.path).text
-    assert "Stopped" not in read(writer.path).text
+    path, buffer = tmp_path / "a.html", io.StringIO()
+    for place in (path, buffer):
+        with ReportWriter(place, check=False, total=1) as writer:
+            checked = writer.add(results[0], "the name")
+        assert checked == results[0]
+        assert writer.images == 1
+    assert "the name" in read(path).text
+    assert "Stopped" not in read(path).text
+    assert buffer.getvalue() == path.read_text(encoding="utf-8")
 
 
 CHROMIUM = (
