@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs examples
+.PHONY: help demo test test-all lint types docs examples browser
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -32,6 +32,9 @@ docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their
 
 examples: $(VENV)/.installed-dev ## run every example
 	$(BIN)/python -m pytest -n auto -m example tests/process
+
+browser: $(VENV)/.installed-dev ## open the web page and the reports in Chromium
+	$(BIN)/python -m pytest -n auto -m browser tests
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
