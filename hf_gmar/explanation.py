@@ -52,6 +52,7 @@ _DEFAULTS = {
     "start_layer": 0,
     "engine": "streaming",
     "checkpoint": False,
+    "layers": "input",
     "batch_size": 8,
     "progress": False,
 }
