@@ -100,9 +100,8 @@ class Page:
             self.model_chosen, model, [prompts, target, contrast], **_PRIVATE, **_QUIET
         ).then(**hidden)
         self.blocks.load(self.first_state, None, inputs, **_PRIVATE, **_QUIET).then(**hidden)
-        asks = (self.check, self.reveal, self.heads)
-        for ask, (button, section) in zip(asks, sections, strict=True):
-            button.click(ask, inputs, section, **_QUIET, api_name=ask.__name__)
+        for (kind, html), (button, section) in zip(_FURTHER.items(), sections, strict=True):
+            button.click(self._further(kind, html), inputs, section, **_QUIET, api_name=kind)
 
     def _inputs(self) -> list[Any]:
         """Return the inputs in the order of a question's attributes."""
@@ -205,79 +204,38 @@ class Page:
                 "",
                 markup.explanation_html(question, answer),
                 *_class_lists(question, answer),
-                *[""] * len(_SECTIONS),
+                *[""] * len(_FURTHER),
             ]
 
-        skipped = [gr.skip()] * 6
         async for item in self._run("explain", work, request):
-            if isinstance(item, str):  # an error leaves no map of another image
-                result = "" if _ERROR in item else gr.skip()
-                yield [item, result, *skipped[1:]]
+            if isinstance(item, str):  # an error leaves nothing of another image
+                rest = "" if _ERROR in item else gr.skip()
+                yield [item, rest, gr.skip(), gr.skip(), *[rest] * len(_FURTHER)]
             else:
                 yield item
 
-    async def check(
-        self,
-        image: Any,
-        model: Any,
-        prompts: Any,
-        target: Any,
-        contrast: Any,
-        method: Any,
-        second: Any,
-        request: gr.Request,
-    ) -> AsyncIterator[str]:
-        """Check the maps against random patches."""
-        question = _question(image, model, prompts, target, contrast, method, second)
-        async for item in self._ask("check", question, request, _checked):
-            yield item
+    def _further(self, kind: str, html: Callable[[Answer, Job], str]) -> Callable[..., Any]:
+        """Return the function of a further question: its HTML, about the map explained again."""
 
-    async def reveal(
-        self,
-        image: Any,
-        model: Any,
-        prompts: Any,
-        target: Any,
-        contrast: Any,
-        method: Any,
-        second: Any,
-        request: gr.Request,
-    ) -> AsyncIterator[str]:
-        """Ask the model about its most relevant patches alone."""
-        question = _question(image, model, prompts, target, contrast, method, second)
-        async for item in self._ask("reveal", question, request, _revealed):
-            yield item
+        async def ask(
+            image: Any,
+            model: Any,
+            prompts: Any,
+            target: Any,
+            contrast: Any,
+            method: Any,
+            second: Any,
+            request: gr.Request,
+        ) -> AsyncIterator[str]:
+            question = _question(image, model, prompts, target, contrast, method, second)
 
-    async def heads(
-        self,
-        image: Any,
-        model: Any,
-        prompts: Any,
-        target: Any,
-        contrast: Any,
-        method: Any,
-        second: Any,
-        request: gr.Request,
-    ) -> AsyncIterator[str]:
-        """Show the attention heads."""
-        question = _question(image, model, prompts, target, contrast, method, second)
-        async for item in self._ask("heads", question, request, _headed):
-            yield item
+            def work(job: Job) -> str:
+                return html(answers.answer(question, self.models, self.limits, job), job)
 
-    async def _ask(
-        self,
-        kind: str,
-        question: Question,
-        request: gr.Request,
-        further: Callable[[Answer, Job], str],
-    ) -> AsyncIterator[str]:
-        """Explain the image again, which gives the same map, and ask about it."""
+            async for item in self._run(kind, work, request):
+                yield item
 
-        def work(job: Job) -> str:
-            return further(answers.answer(question, self.models, self.limits, job), job)
-
-        async for item in self._run(kind, work, request):
-            yield item
+        return ask
 
     async def _run(
         self, kind: str, work: Callable[[Job], Any], request: gr.Request
@@ -299,7 +257,6 @@ class Page:
 
 
 _ERROR = "gmar-error"
-_SECTIONS = ("check", "reveal", "heads")
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {
     "show_progress": "hidden", "trigger_mode": "multiple", "concurrency_limit": None,
@@ -316,6 +273,13 @@ def _revealed(answer: Answer, job: Job) -> str:
 
 def _headed(answer: Answer, job: Job) -> str:
     return markup.heads_html(answers.heads(answer, job))
+
+
+_FURTHER: dict[str, Callable[[Answer, Job], str]] = {
+    "check": _checked,
+    "reveal": _revealed,
+    "heads": _headed,
+}
 
 
 def _question(*values: Any) -> Question:

@@ -73,6 +73,11 @@ class Job:
         """End the work before its next step."""
         self._stopped.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nobody waits for the result."""
+        return self._stopped.is_set()
+
     def report(self, text: str, share: float | None = None) -> None:
         """Say how far the work is.
 
@@ -85,7 +90,7 @@ class Job:
 
     def check(self) -> None:
         """Raise the errors of :meth:`report`."""
-        if self._stopped.is_set():
+        if self.is_stopped:
             raise StoppedError
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise LimitError(
@@ -148,6 +153,8 @@ class Desk:
         future.add_done_callback(self._finished)
         try:
             while not (await asyncio.wait([future], timeout=_POLL))[0]:
+                if job.is_stopped:  # its thread may take a while to see it
+                    raise StoppedError
                 yield job.progress or Progress("Waiting for other visitors")
             yield Done(future.result())
         finally:

@@ -66,6 +66,30 @@ def test_a_visitor_who_asks_again_stops_the_former_request(first: str, second: s
     asyncio.run(main())
 
 
+def test_a_stopped_request_says_nothing_more_though_its_thread_goes_on() -> None:
+    """Its last words would stand on the page after the answer to the later one."""
+
+    async def main() -> None:
+        desk, begun, end = Desk(Limits(workers=2)), threading.Event(), threading.Event()
+
+        def wait(job: Job) -> None:
+            job.report("Working")
+            begun.set()
+            end.wait(PATIENCE)
+
+        try:
+            before = asyncio.create_task(ask(desk, "a", "check", wait))
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            assert (await ask(desk, "a", "explain", lambda _: 2))[-1] == Done(2)
+            with pytest.raises(StoppedError):
+                await asyncio.wait_for(before, 60)
+            assert desk.busy == 1
+        finally:
+            end.set()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("visitor", "kind"), [("b", "explain"), ("a", "heads")])
 def test_other_requests_go_on(visitor: str, kind: str) -> None:
     async def main() -> None:
