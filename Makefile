@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs examples browser
+.PHONY: help demo test test-all lint types docs examples browser package release
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -30,11 +30,17 @@ docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
 	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py tests/project/test_tour.py
 
-examples: $(VENV)/.installed-dev ## run every example
-	$(BIN)/python -m pytest -n auto -m example tests/process
+examples: $(VENV)/.installed-dev ## run every example and benchmark
+	$(BIN)/python -m pytest -n auto -m example tests
 
 browser: $(VENV)/.installed-dev ## open the web page and the reports in Chromium
 	$(BIN)/python -m pytest -n auto -m browser tests
+
+package: $(VENV)/.installed-dev ## build what is released, install it, and run it
+	$(BIN)/python -m pytest -m package tests
+
+release: $(VENV)/.installed-dev ## set version, changelog and tag: make release PART=minor
+	$(BIN)/bump-my-version bump $(PART)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

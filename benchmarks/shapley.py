@@ -2,6 +2,7 @@
 
     python -m benchmarks.shapley
     python -m benchmarks.shapley --images 2 --samples 4 --few 1
+    python -m benchmarks.shapley --no-scenes --few 1
 
 Explain the top class of synthetic scenes with the bundled model, and of photos with the trained
 model of the kit where it is at hand, and print tables as Markdown. Times are ratios within one run;
@@ -66,13 +67,14 @@ class Subject:
         return cls(name, loaded, pixels, targets)
 
 
-def subjects(images: int, kit: Path) -> Iterator[Subject]:
+def subjects(images: int, kit: Path, scenes: bool) -> Iterator[Subject]:
     """Yield scenes with the bundled model, and photos with the kit's model if it is there."""
-    scenes = [draw_scene(seed).image for seed in range(images)]
-    yield Subject.of(f"{images} synthetic scenes, bundled model", load_model("bundled"), scenes)
+    if scenes:
+        drawn = [draw_scene(seed).image for seed in range(images)]
+        yield Subject.of(f"{images} synthetic scenes, bundled model", load_model("bundled"), drawn)
     paths = sorted((kit / "images").rglob("*.jpg"))
     if not paths:
-        typer.echo(f"no photos in {kit}: scenes alone are measured", err=True)
+        typer.echo(f"no photos in {kit}: none are measured", err=True)
         return
     chosen = [open_image(paths[place * len(paths) // images]) for place in range(images)]
     yield Subject.of(
@@ -276,10 +278,11 @@ def main(
     side: Annotated[int, typer.Option(min=1, help="Most players in a row or column.")] = 8,
     batch: Annotated[int, typer.Option(min=1, help="Copies in one forward.")] = 16,
     kit: Annotated[Path, typer.Option(help="Folder with photos and a trained model.")] = KIT,
+    scenes: Annotated[bool, typer.Option(help="Whether scenes are measured, too.")] = True,
 ) -> None:
     """Print the tables of each set of images."""
     budgets = [2**power for power in range(1, 20) if 2**power < samples]
-    for subject in subjects(images, kit):
+    for subject in subjects(images, kit, scenes):
         typer.echo(f"\n## {subject.name}")
         groups = groups_for(_grid(subject), side, side)
         error_table(subject, min(few, images), [*budgets, samples], batch)

@@ -44,6 +44,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.example
 def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     options = ["--quick", "--case", "T32", "--repeats", "2", "--threads", "1", "--device", "cpu"]
     options += ["--dense-limit-gb", "0.000005"]  # room for 32 pixels, not for 64
@@ -56,6 +57,7 @@ def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.example
 def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     words = ["-m", "benchmarks.compare", "--captum", "Saliency", "--threads", "1"]
     done = run_python([*words, "--output", tmp_path], ROOT)
@@ -67,6 +69,7 @@ def test_the_comparison_prints_its_table(tmp_path: Path) -> None:
     assert stored["settings"]["threads"] == 1
 
 
+@pytest.mark.example
 def test_the_interrupts_print_their_table() -> None:
     done = run_python(["-m", "benchmarks.interrupts", "--tries", len(WAYS)], ROOT)
     *_, total = done.stdout.splitlines()
@@ -75,6 +78,7 @@ def test_the_interrupts_print_their_table() -> None:
         assert f"| {name} | 1 | 0 | nothing |" in done.stdout
 
 
+@pytest.mark.example
 def test_the_questions_print_their_table(tmp_path: Path) -> None:
     for seed in (3, 18):
         draw_scene(seed).image.save(tmp_path / f"{seed}.png")
@@ -184,6 +188,7 @@ def test_no_room_for_dense_says_why() -> None:
     assert no_room(larger, CPU, 1e12).endswith("GB are free")
 
 
+@pytest.mark.example
 def test_the_command_and_its_precision_are_measured(photos: Path) -> None:
     words = ["-m", "benchmarks.command_line", str(photos), "--images", "3", "--rounds", "1"]
     lines = run_python([*words, "--batch-size", "2"], ROOT).stdout.splitlines()
@@ -213,6 +218,7 @@ def test_shapley_values_beside_enumeration() -> None:
     assert np.allclose(np.mean(estimates, axis=0), wanted, atol=0.2)
 
 
+@pytest.mark.example
 def test_the_tables_of_shapley_values(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

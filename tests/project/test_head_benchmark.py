@@ -39,6 +39,7 @@ def _run(*words: object) -> Result:
     return done
 
 
+@pytest.mark.example
 def test_on_scenes(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     done = _run(
