@@ -32,6 +32,7 @@ NAMED = {
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_PICTURE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
 _LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", ".txt": "text", ".csv": "text"}
 _NOT_SEARCHED = ("repository/", "results/photos/", "results/scenes/")
 _COPIED = {".png", ".jpg", ".webp", ".ipynb"}
@@ -62,9 +63,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show formulas as MathML, which needs no script."""
+    """Show formulas as MathML, which needs no script, and let each picture open in full size."""
     del page, config, files
-    return _FORMULA.sub(_mathml, content)
+    return _PICTURE.sub(r'<a class="picture" href="\1">\g<0></a>', _FORMULA.sub(_mathml, content))
 
 
 def _mathml(match: re.Match[str]) -> str:
