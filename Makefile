@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs examples browser package release
+.PHONY: help demo test test-all lint types docs site examples browser package release
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -26,9 +26,13 @@ lint: $(VENV)/.installed-dev ## check style
 types: $(VENV)/.installed-dev ## check types
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev ## run the code on the pages, and see whether their pictures are stale
+docs: site ## run the code on the pages, and check their pictures and the site
 	$(BIN)/python -m pytest README.md CONTRIBUTING.md docs  # blocks of a page go on from each other
 	$(BIN)/python -m pytest -n auto -m extended tests/project/test_figures.py tests/project/test_tour.py
+	$(BIN)/python -m pytest -m extended tests/project/test_site.py
+
+site: $(VENV)/.installed-dev ## build the documentation as a site in build/site, readable from disk
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 examples: $(VENV)/.installed-dev ## run every example and benchmark
 	$(BIN)/python -m pytest -n auto -m example tests

@@ -1,6 +1,6 @@
 """Makes the table of the methods from the committed summaries of evaluations.
 
-The summaries are made by ``hf-gmar evaluate``; the commands are in docs/evaluate.md. Replace a
+The summaries are made by ``hf-gmar evaluate``; the commands are in docs/results.md. Replace a
 summary with
 
     python -m benchmarks.evaluation_table FOLDER NAME

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import tour
+from benchmarks.drawings import DRAWINGS
 from benchmarks.growth import Curve as GrowthCurve
 from benchmarks.growth import Growth, growth_figure
 from hf_gmar import ablate_heads, compare, head_importance, load_model
@@ -194,6 +195,7 @@ FIGURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "docs/images/head_maps.png": head_maps,
     "docs/images/head_ablation.png": head_ablation,
     "benchmarks/results/growth.png": growth,
+    **DRAWINGS,
     **dict(_report_figures()),
 }
 """What draws each picture, by its path."""

@@ -52,7 +52,8 @@ class Report:
         """Return the tables with their explanations."""
         line = ", ".join(f"{name} {value}" for name, value in self.machine.items())
         tables = [_summary, _times, _peaks, _targets, _growth]
-        return "\n".join([line, *(row for table in tables for row in table(self))]) + "\n"
+        rows = (row for table in tables for row in table(self))
+        return "\n".join(["# Time and memory of the engines", "", line, *rows]) + "\n"
 
 
 def machine(device: torch.device, threads: int) -> dict[str, str]:

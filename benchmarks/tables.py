@@ -77,10 +77,10 @@ TABLES: dict[str, Callable[[], str]] = {
 PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "README.md": ("methods",),
     ROOT / "docs" / "engines.md": ("benchmark",),
-    ROOT / "docs" / "evaluate.md": ("evaluation_scenes", "evaluation_photos"),
     ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
     ROOT / "docs" / "models.md": ("families", "refusals"),
+    ROOT / "docs" / "results.md": ("evaluation_scenes", "evaluation_photos"),
 }
 """The tables of each page."""
 

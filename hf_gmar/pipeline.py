@@ -43,18 +43,19 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
     array; a list, generator or dataset of them; ``batch_size``, ``device``, ``dtype`` and so on.
     Batches give the same results as single images. The model is not changed.
 
-    Args, of the constructor or of a call, which takes precedence:
-        method: name of the method, ``"gmar"`` by default; ``hf-gmar methods`` lists all.
-        target: the class to explain, as label or index, or a list of classes.
-        top_k: without a target, the number of most probable classes to explain for each image, 1
-            by default.
-        contrast: a class, as label or index, whose score is subtracted from the explained score.
-        overlay: add a picture of the attribution map over the original image.
-        timeout: seconds to wait for an image from the web.
-        size: height and width that the model gets, instead of the processor's: a number, a pair,
-            or text such as ``"224x448"``.
-        interpolate_pos_encoding: interpolate the model's positions, for other sizes than its own.
-        **options: options of the method, for example ``norm="l2"``.
+    Options of the constructor or of a call, which takes precedence:
+
+    - ``method``: name of the method, ``"gmar"`` by default; ``hf-gmar methods`` lists all.
+    - ``target``: the class to explain, as label or index, or a list of classes.
+    - ``top_k``: without a target, the number of most probable classes to explain for each image, 1
+      by default.
+    - ``contrast``: a class, as label or index, whose score is subtracted from the explained score.
+    - ``overlay``: add a picture of the attribution map over the original image.
+    - ``timeout``: seconds to wait for an image from the web.
+    - ``size``: height and width that the model gets, instead of the processor's: a number, a pair,
+      or text such as ``"224x448"``.
+    - ``interpolate_pos_encoding``: interpolate the model's positions, for other sizes than its own.
+    - options of the method, for example ``norm="l2"``.
 
     Returns:
         For each image, a list with one dict for each explained class, most probable first:

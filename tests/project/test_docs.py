@@ -17,7 +17,7 @@ from hf_gmar.cli import app
 from tests.support.interpreter import run_python
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "hf_gmar").rglob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "hf_gmar").rglob("*.md")]
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(#[^)]+)?\)")
 
 
