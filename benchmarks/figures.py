@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import tour
+from benchmarks.captum_tools import CAPTUM_TOOLS
 from benchmarks.drawings import DRAWINGS
 from benchmarks.growth import Curve as GrowthCurve
 from benchmarks.growth import Growth, growth_figure
@@ -196,6 +197,7 @@ FIGURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "docs/images/head_ablation.png": head_ablation,
     "benchmarks/results/growth.png": growth,
     **DRAWINGS,
+    **CAPTUM_TOOLS,
     **dict(_report_figures()),
 }
 """What draws each picture, by its path."""

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -131,6 +129,11 @@ def _renamed(weights: dict[str, Tensor], model: PreTrainedModel, config: Any) ->
     """Rename modules as Transformers has renamed them since the adapter was trained."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, apply_renamings
+    except ImportError:  # Transformers before 5.21, where attach() refuses what has other names
+        return weights
     rules = [rule for rule in get_model_conversion_mapping(model) if type(rule) is WeightRenaming]
     names = {name: apply_renamings(name, rules) for name in weights}
     if any(old != new for old, new in names.items()):

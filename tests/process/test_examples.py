@@ -24,6 +24,7 @@ RUNS = {
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
     "own_metric.py": ["--scenes", "4"],
+    "reproduce_paper.py": ["scenes:4", "--model", "bundled", "--output", "{output}", "--steps", "4"],
 }
 
 
@@ -128,3 +129,18 @@ def _is_shown(output: Any) -> bool:
     data = output.get("data", {})
     page = data.get("text/html", "")
     return "image/png" in data or "<img" in page or "<table" in page
+
+
+def test_the_papers_evaluation_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    printed = _run("reproduce_paper.py", tmp_path)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table in printed
+    rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == [
+        "GMAR, L1 norm", "GMAR, L2 norm", "Attention rollout", "Grad-CAM on tokens", "Random",
+    ]  # fmt: skip
+    shard = next((tmp_path / "bundled").rglob("*.jsonl"))
+    lines = shard.read_text(encoding="utf-8").splitlines(keepends=True)
+    shard.write_text("".join(lines[: len(lines) // 2]), encoding="utf-8")
+    assert _run("reproduce_paper.py", tmp_path) == printed
+    assert len(shard.read_text(encoding="utf-8").splitlines()) == len(lines)
