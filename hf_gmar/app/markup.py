@@ -13,10 +13,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from hf_gmar._utils.html import html_line, html_table, html_text
 from hf_gmar._utils.text import brief
-from hf_gmar.app.answers import Answer, Heads, Question, Reveal
+from hf_gmar.app.answers import Answer, Heads, PatchAttention, Question, Reveal
 from hf_gmar.app.images import EXAMPLES, example_of
 from hf_gmar.data.scenes import draw_scene
 from hf_gmar.errors import HfGmarError, reason_of
@@ -207,25 +208,42 @@ def _reveal(item: Reveal) -> str:
 
 def heads_html(item: Heads) -> str:
     """Return an element with the heads' importance, which shows where a chosen head attends."""
-    result, maps = item.result, item.maps
-    peaks = maps.flatten(2).amax(2)
-    levels = (maps / peaks[..., None, None].clamp_min(1e-30) * 255).round().byte()
+    result = item.result
     best = int(item.importance[-1].argmax())
     state = {
         **_scene(result),
+        **_attention(item.maps),
         "importance": [[round(value, 4) for value in row] for row in item.importance.tolist()],
-        "levels": base64.b64encode(levels.numpy().tobytes()).decode(),
-        "peaks": [[float(f"{value:.2g}") for value in row] for row in peaks.tolist()],
         "palette": base64.b64encode(_palette(COLOUR_MAP)).decode(),
         "opacity": OPACITY,
         "start": [len(item.importance) - 1, best],
         "label": brief(result.label),
     }
-    lead = (
-        "Each cell is a head: its share of its layer's gradient for the class (GMAR's weight). "
-        "Choose one to see where it attends from the tokens that the class head reads."
-    )
-    return f'{_line(lead)}<gmar-heads data-state="{_json(state)}"></gmar-heads>'
+    return f'{_line(_HEADS_LEAD)}<gmar-heads data-state="{_json(state)}"></gmar-heads>'
+
+
+_HEADS_LEAD = (
+    "The model works in layers, and in each layer several attention heads decide which patches "
+    "are looked at. Each cell is a head: the number is its share, in percent, of how much the "
+    "heads of its layer move the class (GMAR's weight). Choose a head to see where it looks when "
+    "the answer is formed. Choose a patch to see where that patch looks."
+)
+
+
+def attention_html(item: PatchAttention) -> str:
+    """Return an element that hands the attention of a patch to that of the heads."""
+    state = {**_attention(item.maps), "place": item.place}
+    return f'<gmar-attention data-state="{_json(state)}"></gmar-attention>'
+
+
+def _attention(maps: Tensor) -> dict[str, Any]:
+    """Return maps (layers, H, rows, columns) as bytes, each with its maximum as a number."""
+    peaks = maps.flatten(2).amax(2)
+    levels = (maps / peaks[..., None, None].clamp_min(1e-30) * 255).round().byte()
+    return {
+        "levels": base64.b64encode(levels.numpy().tobytes()).decode(),
+        "peaks": [[float(f"{value:.2g}") for value in row] for row in peaks.tolist()],
+    }
 
 
 def examples_html(most: int) -> str:

@@ -198,6 +198,49 @@ def test_a_head_shows_its_attention(page: Any) -> None:
     assert page.locator("gmar-heads p").inner_text().startswith("Layer 1, head 2: ")
 
 
+def said_of_the_heads(page: Any, text: str) -> None:
+    """Wait for what is said of the head's attention."""
+    page.locator("gmar-heads [role=status]").filter(
+        has_text=re.compile(f"^{re.escape(text)}")
+    ).wait_for()
+
+
+def test_a_patch_shows_its_attention(page: Any) -> None:
+    """By a click, by keyboard, and back; each patch is asked for once."""
+    page.get_by_role("tab", name="Heads").click()
+    page.get_by_role("button", name="Show the heads").click()
+    page.wait_for_selector("gmar-heads canvas")
+    canvas = page.locator("gmar-heads canvas")
+    readout = pixels(page, "gmar-heads canvas").tobytes()
+    back = page.get_by_role("button", name="Back to the whole answer")
+    assert not back.is_visible()
+    size = canvas.bounding_box()
+    place = {"x": size["width"] * 5.5 / 8, "y": size["height"] * 3.5 / 8}
+    canvas.click(position=place)
+    said_of_the_heads(page, "Attention of patch row 3, column 5 in layer 5, head ")
+    assert [page.get_by_label(name, exact=True).input_value() for name in ("Row", "Column")] == [
+        "3", "5",
+    ]  # fmt: skip
+    patch = pixels(page, "gmar-heads canvas").tobytes()
+    page.get_by_role("button", name=re.compile("^Layer 0, head 1:")).click()
+    said_of_the_heads(page, "Attention of patch row 3, column 5 in layer 0, head 1")
+    page.get_by_label("Row", exact=True).fill("7")
+    page.get_by_label("Column", exact=True).press("Enter")
+    said_of_the_heads(page, "Attention of patch row 7, column 5 in layer 0, head 1")
+    back.focus()
+    back.press("Enter")
+    said_of_the_heads(page, "Layer 0, head 1: ")
+    assert not back.is_visible()
+    start = page.evaluate("JSON.parse(document.querySelector('gmar-heads').dataset.state).start")
+    page.get_by_role("button", name="Layer {}, head {}:".format(*start)).click()
+    assert pixels(page, "gmar-heads canvas").tobytes() == readout
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    canvas.click(position=place)
+    assert pixels(page, "gmar-heads canvas").tobytes() == patch
+    assert [url for url in asked if url.startswith("http")] == []
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
