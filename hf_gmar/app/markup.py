@@ -47,9 +47,11 @@ def explanation_html(question: Question, answer: Answer) -> str:
     cards += [_failure(title, error) for title, error in results.failures.items()]
     links = "".join(_download(item) for item in downloads(results))
     notes = "".join(html_line(note) for note in (first.score_kind.note,) if note)
+    lead = "The chosen class" if question.target.strip() else "The model's answer"
     return (
         f'<section class="gmar-answer" aria-label="Explanation">{_link(question, first)}'
-        f'<h2>{html_text(first.title)}</h2>{notes}<div class="gmar-cards">{"".join(cards)}</div>'
+        f'<p class="gmar-hint">{lead}</p><h2>{html_text(first.title)}</h2>{notes}'
+        f'<div class="gmar-cards">{"".join(cards)}</div>'
         f'<p class="gmar-downloads">{links}</p></section>'
     )
 
@@ -79,9 +81,12 @@ def _failure(title: str, error: HfGmarError) -> str:
 def _bar(colours: ColourScale, unit: str) -> str:
     ramp = np.linspace(colours.low, colours.high, 256, dtype=np.float32)[None]
     strip = Image.blend(Image.new("RGB", (256, 1), "white"), colours.picture(ramp), OPACITY)
+    low, high = f"{colours.low:.2g}", f"{colours.high:.2g}"
+    if colours.low < 0:
+        low, high = f"{low} (against)", f"{high} (for)"
     return (
-        f'<div class="gmar-bar"><img alt="" src="{_data(_png(strip))}"><span>{colours.low:.2g}'
-        f"</span><span>{html_text(unit)}</span><span>{colours.high:.2g}</span></div>"
+        f'<div class="gmar-bar"><img alt="" src="{_data(_png(strip))}"><span>{low}</span>'
+        f"<span>{html_text(unit)}</span><span>{high}</span></div>"
     )
 
 
@@ -148,13 +153,20 @@ def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> s
         parts.append(
             f'<section class="gmar-check gmar-{verdict}"><h3>{html_text(result.method_title)}</h3>'
             f"{_line(check.sentence)}"
-            f'<div class="gmar-scroll" tabindex="0" role="group" aria-label="Figure">'
-            f"{html_image(check.figure(), check.sentence)}</div>"
+            f"{html_image(check.figure(stacked=True), _figure_text(check))}"
             f"<details><summary>All numbers</summary>{html_table(check.table())}</details>"
             "</section>"
         )
     link = _download(_report(results, checks))
     return f'<div class="gmar-cards">{"".join(parts)}</div><p class="gmar-downloads">{link}</p>'
+
+
+def _figure_text(check: FaithfulnessCheck) -> str:
+    """Return what the figure shows, for those who don't see it; the table has its numbers."""
+    return (
+        f"Figure: {check.score_kind.measure} of {check.label} with only the map's patches, and "
+        "with all but them, beside random patches"
+    )
 
 
 def _report(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> Download:
@@ -223,10 +235,9 @@ def heads_html(item: Heads) -> str:
 
 
 _HEADS_LEAD = (
-    "The model works in layers, and in each layer several attention heads decide which patches "
-    "are looked at. Each cell is a head: the number is its share, in percent, of how much the "
-    "heads of its layer move the class (GMAR's weight). Choose a head to see where it looks when "
-    "the answer is formed. Choose a patch to see where that patch looks."
+    "Each cell is a head. Its number says how much it moves the class, as a share of its layer in "
+    "percent (GMAR's weight). Choose a head to see where it looks when the model forms its "
+    "answer. Choose a patch to see where that patch looks."
 )
 
 

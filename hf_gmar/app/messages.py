@@ -28,7 +28,8 @@ def progress_html(progress: Progress) -> str:
 
 def error_html(error: Exception) -> str:
     """Return an error as a message."""
-    return f'<p class="{ERROR_CLASS}" role="alert">{html_text(_message(error), _LONGEST_ERROR)}</p>'
+    text = html_text(f"No answer: {_message(error)}", _LONGEST_ERROR)
+    return f'<p class="{ERROR_CLASS}" role="alert">{text}</p>'
 
 
 def shown_error(error: Exception) -> gr.Error:

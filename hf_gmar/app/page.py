@@ -32,6 +32,17 @@ TOP_CLASS = ("Most probable class", "")
 NO_CONTRAST = ("None", "")
 NO_METHOD = ("None", "")
 
+_CHECK = (
+    "Does the model really use what a map shows? It is asked again with only the map's highest "
+    "patches, the small squares into which it cuts an image, and without them. Random patches are "
+    "the comparison."
+)
+_REVEAL = "How little of the image is enough? Patches appear, the most relevant first."
+_HEADS = (
+    "A look inside. The model works in layers, and each layer has several heads that choose from "
+    "where in the image to take information."
+)
+
 _TAKE_IMAGE = """
 const connect = () => {
   const upload = element.querySelector("gmar-upload");
@@ -84,9 +95,10 @@ class Page:
 
     def _build(self) -> None:
         gr.HTML(
-            "<h1>Why did the model say that?</h1><p>Maps of the patches that led a Vision "
-            "Transformer to a class, and a check of what each map is worth. Images are explained "
-            "and forgotten: none is stored on the server.</p>"
+            "<h1>Why did the model say that?</h1><p>Give the model an image, and it says what it "
+            "sees. The maps show which parts of the image led to that answer, and a check tells "
+            "whether to believe them. Images are forgotten with the answer: none is stored on the "
+            "server.</p>"
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_classes="gmar-inputs"):
@@ -139,7 +151,7 @@ class Page:
             info="Shift and Enter explain with them.", max_length=self.limits.letters * 20,
         )  # fmt: skip
         target = gr.Dropdown(
-            [TOP_CLASS], value="", label="Class", info="Type to search the names.",
+            [TOP_CLASS], value="", label="Class", info="The answer to explain. Type to search.",
             allow_custom_value=True, elem_id="class",
         )  # fmt: skip
         contrast = gr.Dropdown(
@@ -148,12 +160,12 @@ class Page:
         )  # fmt: skip
         titles = answers.allowed_methods()
         first = gr.Dropdown(
-            titles, value=METHOD_CHOICES[0], label="Method", elem_id="method",
-            allow_custom_value=True,
+            titles, value=METHOD_CHOICES[0], label="Method", info="How the map is computed.",
+            elem_id="method", allow_custom_value=True,
         )  # fmt: skip
         second = gr.Dropdown(
-            [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Beside it", elem_id="second",
-            allow_custom_value=True,
+            [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Second method",
+            info="Another map, to compare.", elem_id="second", allow_custom_value=True,
         )  # fmt: skip
         return [image, model, prompts, target, contrast, first, second]
 
@@ -161,11 +173,11 @@ class Page:
         """Return the button and the output of each further question, then those of a patch."""
         with gr.Tabs():
             with gr.Tab("Check"):
-                check = _section("Check against random patches", "check")
+                check = _section(_CHECK, "Check against random patches", "check")
             with gr.Tab("What it needs"):
-                reveal = _section("Show patches one after the other", "reveal")
+                reveal = _section(_REVEAL, "Show patches one after the other", "reveal")
             with gr.Tab("Heads"):
-                heads = _section("Show the heads", "heads")
+                heads = _section(_HEADS, "Show the heads", "heads")
                 place = gr.HTML("", js_on_load=_TAKE_PATCH, elem_id="place")
                 attention = gr.HTML(elem_id="attention")
         return [check, reveal, heads], place, attention
@@ -322,8 +334,9 @@ def _question(*values: Any) -> Question:
     return Question(image, model, prompts, target, contrast, tuple(methods))
 
 
-def _section(action: str, elem: str) -> tuple[Any, Any]:
-    """Return the button and the output of a further question."""
+def _section(text: str, action: str, elem: str) -> tuple[Any, Any]:
+    """Return the button and the output of a further question, below a text."""
+    gr.HTML(f"<p>{text}</p>")
     return gr.Button(action, elem_id=f"{elem}-button", size="md"), gr.HTML(elem_id=elem)
 
 

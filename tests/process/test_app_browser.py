@@ -292,7 +292,7 @@ def test_everything_is_reached_by_keyboard(page: Any) -> None:
             )
         )
     text = "\n".join(reached)
-    parts = ["Image file", "Example: ", "Model", "Class", "Contrast", "Method", "Beside it",
+    parts = ["Image file", "Example: ", "Model", "Class", "Contrast", "Method", "Second method",
              "Picture (PNG)", "Numbers of GMAR", "Check against random patches"]  # fmt: skip
     places = [text.find(part) for part in parts]
     assert -1 not in places, dict(zip(parts, places, strict=True))

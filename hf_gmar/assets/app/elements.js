@@ -16,6 +16,13 @@ function bytes(base64) {
   return Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
 }
 
+// The relative luminance of WCAG; above 0.18 black letters have more contrast than white ones.
+function luminance(...colour) {
+  const [red, green, blue] = colour.map(value => value / 255)
+    .map(value => (value <= 0.04 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+
 function loaded(source) {
   return new Promise((resolve, reject) => {
     const image = new Image();
@@ -59,11 +66,16 @@ class Upload extends HTMLElement {
     this.ready = true;
     const zone = make(this, "label", { class: "gmar-drop" });
     this.preview = make(zone, "img", { alt: "", hidden: "" });
+    this.preview.onerror = () => {
+      this.preview.hidden = true;
+      this.note.textContent = "Your browser can't show this image.";
+    };
     this.hint = make(zone, "span", {}, "Drop an image here, paste one, or choose a file");
     this.input = make(zone, "input", {
       type: "file", accept: "image/*", "aria-label": "Image file",
     });
     this.note = make(this, "p", { class: "gmar-note", role: "status" });
+    make(this, "p", { class: "gmar-hint" }, "Or take a drawn scene:");
     const list = make(this, "div", {
       class: "gmar-examples", role: "group", "aria-label": "Examples: synthetic scenes",
     });
@@ -250,7 +262,7 @@ class Heads extends Drawn {
           "aria-label": `Layer ${layer}, head ${head}: ${(100 * value).toFixed(0)}% of its layer`,
         }, heads <= 16 ? (100 * value).toFixed(0) : "");
         button.style.background = `rgb(${red} ${green} ${blue})`;
-        button.style.color = red * 0.3 + green * 0.6 + blue * 0.1 > 130 ? "#000" : "#fff";
+        button.style.color = luminance(red, green, blue) > 0.18 ? "#000" : "#fff";
         button.onclick = () => this.choose(layer, head);
         this.cells.set(`${layer},${head}`, button);
       }
@@ -270,6 +282,10 @@ class Heads extends Drawn {
   // The fields that name a patch, for those who can't click on it, and the way back.
   places(side) {
     const form = make(side, "form", { class: "gmar-place", "aria-label": "Attention of a patch" });
+    const [rows, columns] = this.state.grid;
+    make(form, "p", { class: "gmar-hint" },
+      `Click on a patch to see where it looks, or name it: rows are 0 to ${rows - 1} from the top, `
+      + `columns 0 to ${columns - 1} from the left.`);
     this.fields = ["Row", "Column"].map((name, axis) => {
       const label = make(form, "label", {}, name);
       return make(label, "input", {
@@ -278,10 +294,6 @@ class Heads extends Drawn {
     });
     make(form, "button", { type: "submit" }, "Show where this patch looks");
     this.back = make(form, "button", { type: "button", hidden: "" }, "Back to the whole answer");
-    const [rows, columns] = this.state.grid;
-    make(form, "p", { class: "gmar-hint" },
-      `Or click on a patch. Rows are 0 to ${rows - 1} from the top, columns 0 to ${columns - 1} `
-      + "from the left.");
     form.onsubmit = event => {
       event.preventDefault();
       this.attend(...this.fields.map(field => Number(field.value)));
@@ -359,7 +371,7 @@ class Heads extends Drawn {
       this.pen.canvas.setAttribute("aria-label", `The image under the a${words}`);
     } else {
       const share = (100 * this.state.importance[layer][head]).toFixed(1);
-      this.text.textContent = `L${of.slice(1)}: ${share}% of its layer's gradient for `
+      this.text.textContent = `L${of.slice(1)}: ${share}% of its layer's weight for `
         + `${this.state.label}. ${bright}`;
       this.pen.canvas.setAttribute("aria-label", `The image under the attention of ${of}`);
     }
