@@ -34,7 +34,7 @@ examples: $(VENV)/.installed-dev ## run every example
 	$(BIN)/python -m pytest -n auto -m example tests/process
 
 browser: $(VENV)/.installed-dev ## open the web page and the reports in Chromium
-	$(BIN)/python -m pytest -n auto -m browser tests
+	$(BIN)/python -m pytest -n auto --dist loadfile -m browser tests  # one server of the page
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -27,6 +27,7 @@ from hf_gmar.errors import HfGmarError, InputError
 from hf_gmar.methods.registry import METHODS
 
 _MOST_CLASSES = 2000  # names in the list; others can be typed
+_SILENT = 4  # items of unchanged progress, five a second, that are left out between two others
 
 TOP_CLASS = ("Most probable class", "")
 NO_CONTRAST = ("None", "")
@@ -283,15 +284,22 @@ class Page:
     async def _run(
         self, kind: str, work: Callable[[Job], Any], request: gr.Request
     ) -> AsyncIterator[Any]:
-        """Yield the progress as HTML, and the result; raise errors as messages of the page."""
+        """Yield the progress as HTML, and the result; raise errors as messages of the page.
+
+        Gradio looks only between two items whether the visitor has left. So progress that does not
+        change is yielded again from time to time.
+        """
         shown: Progress | None = None
+        silent = 0
         try:
             async for item in self.desk.run(request.session_hash or "", kind, work):
                 if isinstance(item, Done):
                     yield item.result
-                elif item != shown:
-                    shown = item
+                elif item != shown or silent == _SILENT:
+                    shown, silent = item, 0
                     yield progress_html(item)
+                else:
+                    silent += 1
         except StoppedError:
             yield gr.skip() if kind != "explain" else [gr.skip()] * (4 + _SECTIONS)
         except Exception as error:  # noqa: BLE001  # of any model
