@@ -38,7 +38,7 @@ examples: $(VENV)/.installed-dev ## run every example and benchmark
 	$(BIN)/python -m pytest -n auto -m example tests
 
 browser: $(VENV)/.installed-dev ## open the web page and the reports in Chromium
-	$(BIN)/python -m pytest -n auto -m browser tests
+	$(BIN)/python -m pytest -n auto --dist loadfile -m browser tests  # one server of the page
 
 package: $(VENV)/.installed-dev ## build what is released, install it, and run it
 	$(BIN)/python -m pytest -m package tests

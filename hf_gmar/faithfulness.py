@@ -260,8 +260,13 @@ class FaithfulnessCheck:
             table.add_row(f"{fraction:.0%}", *cells)
         return table
 
-    def figure(self) -> Figure:
-        """Draw the scores over the share of patches, beside the range of random patches."""
+    def figure(self, stacked: bool = False) -> Figure:
+        """Draw the scores over the share of patches, beside the range of random patches.
+
+        Args:
+            stacked: whether the two panels are one above the other, without the sentence, for a
+                narrow page.
+        """
         from hf_gmar.visualization.check_figure import Panel, check_figure
 
         panels = [
@@ -275,7 +280,9 @@ class FaithfulnessCheck:
         ]
         measure = f"{self.score_kind.measure} of {self.label}"
         percent = self.score_kind is not ScoreKind.VALUE
-        return check_figure(self.fractions, panels, self.score, measure, self.sentence, percent)
+        return check_figure(
+            self.fractions, panels, self.score, measure, self.sentence, percent, stacked
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as plain data, for JSON."""

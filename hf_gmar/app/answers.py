@@ -5,6 +5,7 @@ Nothing is kept between requests: a check explains the image again, which gives 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ from hf_gmar.models.labels import config_of, labels_of
 METHOD_CHOICES = ("gmar", "attn-lrp")
 """The methods that a page begins with: what the model looks at, and what speaks for the class."""
 
+_PLACE = re.compile(r"\s*(\d{1,6})\s*,\s*(\d{1,6})\s*")
 _STEPS = 20  # numbers of patches on the slider
 _AT_ONCE = 8  # copies of the image between two reports
 
@@ -231,6 +233,66 @@ def heads(answer: Answer, job: Job) -> Heads:
     job.report("Reading the attention heads", 0.5)
     maps = head_maps(model, subject.pixels, **keywords)
     return Heads(result, found.values[0].cpu(), maps[0].float().cpu())
+
+
+@dataclass(frozen=True)
+class PatchAttention:
+    """Where each head attends from one patch.
+
+    Attributes:
+        place: row and column of the patch, from 0.
+        maps: the attention of each head from the patch, (layers, H, rows, columns).
+    """
+
+    place: tuple[int, int]
+    maps: Tensor
+
+
+def attention(
+    question: Question, place: str, models: ModelSet, limits: Limits, job: Job
+) -> PatchAttention:
+    """Return where each head attends from a patch: ``head_maps(readout=(row, column))``.
+
+    The maps are of no class, so that the question's class, contrast and methods do not matter.
+
+    Args:
+        question: the image, the model and its prompts.
+        place: row and column of the patch, from 0, such as ``"3,5"``.
+        models: the models that are offered.
+        limits: what is allowed.
+        job: the request.
+
+    Raises:
+        OptionError: the place is no row and column.
+        InputError: the patch is outside of the image's grid.
+        HfGmarError: an input is not allowed, or does not fit the model.
+    """
+    row_and_column = place_of(place)
+    question = question.checked(limits)
+    loaded = models.get(question.model, question.texts, limits)
+    image = open_visitors_image(question.image, loaded.channels, limits)
+    job.report("Reading the attention of the patch")
+    pixels = loaded.pixels(image)
+    maps = head_maps(loaded.model, pixels, readout=row_and_column, **loaded.forward_kwargs)
+    return PatchAttention(row_and_column, maps[0].float().cpu())
+
+
+def place_of(text: str) -> tuple[int, int]:
+    """Return the row and the column that a text names.
+
+    Raises:
+        OptionError: it names none.
+
+    Example:
+        >>> place_of("3, 5")
+        (3, 5)
+    """
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise OptionError(
+            f"a patch is named by its row and column from 0, such as 3,5; got {brief(text, 40)!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 def allowed_methods(names: Sequence[str] | None = None) -> list[tuple[str, str]]:

@@ -13,10 +13,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from hf_gmar._utils.html import html_line, html_table, html_text
 from hf_gmar._utils.text import brief
-from hf_gmar.app.answers import Answer, Heads, Question, Reveal
+from hf_gmar.app.answers import Answer, Heads, PatchAttention, Question, Reveal
 from hf_gmar.app.images import EXAMPLES, example_of
 from hf_gmar.data.scenes import draw_scene
 from hf_gmar.errors import HfGmarError, reason_of
@@ -46,9 +47,11 @@ def explanation_html(question: Question, answer: Answer) -> str:
     cards += [_failure(title, error) for title, error in results.failures.items()]
     links = "".join(_download(item) for item in downloads(results))
     notes = "".join(html_line(note) for note in (first.score_kind.note,) if note)
+    lead = "The chosen class" if question.target.strip() else "The model's answer"
     return (
         f'<section class="gmar-answer" aria-label="Explanation">{_link(question, first)}'
-        f'<h2>{html_text(first.title)}</h2>{notes}<div class="gmar-cards">{"".join(cards)}</div>'
+        f'<p class="gmar-hint">{lead}</p><h2>{html_text(first.title)}</h2>{notes}'
+        f'<div class="gmar-cards">{"".join(cards)}</div>'
         f'<p class="gmar-downloads">{links}</p></section>'
     )
 
@@ -78,9 +81,12 @@ def _failure(title: str, error: HfGmarError) -> str:
 def _bar(colours: ColourScale, unit: str) -> str:
     ramp = np.linspace(colours.low, colours.high, 256, dtype=np.float32)[None]
     strip = Image.blend(Image.new("RGB", (256, 1), "white"), colours.picture(ramp), OPACITY)
+    low, high = f"{colours.low:.2g}", f"{colours.high:.2g}"
+    if colours.low < 0:
+        low, high = f"{low} (against)", f"{high} (for)"
     return (
-        f'<div class="gmar-bar"><img alt="" src="{_data(_png(strip))}"><span>{colours.low:.2g}'
-        f"</span><span>{html_text(unit)}</span><span>{colours.high:.2g}</span></div>"
+        f'<div class="gmar-bar"><img alt="" src="{_data(_png(strip))}"><span>{low}</span>'
+        f"<span>{html_text(unit)}</span><span>{high}</span></div>"
     )
 
 
@@ -147,13 +153,20 @@ def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> s
         parts.append(
             f'<section class="gmar-check gmar-{verdict}"><h3>{html_text(result.method_title)}</h3>'
             f"{_line(check.sentence)}"
-            f'<div class="gmar-scroll" tabindex="0" role="group" aria-label="Figure">'
-            f"{html_image(check.figure(), check.sentence)}</div>"
+            f"{html_image(check.figure(stacked=True), _figure_text(check))}"
             f"<details><summary>All numbers</summary>{html_table(check.table())}</details>"
             "</section>"
         )
     link = _download(_report(results, checks))
     return f'<div class="gmar-cards">{"".join(parts)}</div><p class="gmar-downloads">{link}</p>'
+
+
+def _figure_text(check: FaithfulnessCheck) -> str:
+    """Return what the figure shows, for those who don't see it; the table has its numbers."""
+    return (
+        f"Figure: {check.score_kind.measure} of {check.label} with only the map's patches, and "
+        "with all but them, beside random patches"
+    )
 
 
 def _report(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> Download:
@@ -207,25 +220,41 @@ def _reveal(item: Reveal) -> str:
 
 def heads_html(item: Heads) -> str:
     """Return an element with the heads' importance, which shows where a chosen head attends."""
-    result, maps = item.result, item.maps
-    peaks = maps.flatten(2).amax(2)
-    levels = (maps / peaks[..., None, None].clamp_min(1e-30) * 255).round().byte()
+    result = item.result
     best = int(item.importance[-1].argmax())
     state = {
         **_scene(result),
+        **_attention(item.maps),
         "importance": [[round(value, 4) for value in row] for row in item.importance.tolist()],
-        "levels": base64.b64encode(levels.numpy().tobytes()).decode(),
-        "peaks": [[float(f"{value:.2g}") for value in row] for row in peaks.tolist()],
         "palette": base64.b64encode(_palette(COLOUR_MAP)).decode(),
         "opacity": OPACITY,
         "start": [len(item.importance) - 1, best],
         "label": brief(result.label),
     }
-    lead = (
-        "Each cell is a head: its share of its layer's gradient for the class (GMAR's weight). "
-        "Choose one to see where it attends from the tokens that the class head reads."
-    )
-    return f'{_line(lead)}<gmar-heads data-state="{_json(state)}"></gmar-heads>'
+    return f'{_line(_HEADS_LEAD)}<gmar-heads data-state="{_json(state)}"></gmar-heads>'
+
+
+_HEADS_LEAD = (
+    "Each cell is a head. Its number says how much it moves the class, as a share of its layer in "
+    "percent (GMAR's weight). Choose a head to see where it looks when the model forms its "
+    "answer. Choose a patch to see where that patch looks."
+)
+
+
+def attention_html(item: PatchAttention) -> str:
+    """Return an element that hands the attention of a patch to that of the heads."""
+    state = {**_attention(item.maps), "place": item.place}
+    return f'<gmar-attention data-state="{_json(state)}"></gmar-attention>'
+
+
+def _attention(maps: Tensor) -> dict[str, Any]:
+    """Return maps (layers, H, rows, columns) as bytes, each with its maximum as a number."""
+    peaks = maps.flatten(2).amax(2)
+    levels = (maps / peaks[..., None, None].clamp_min(1e-30) * 255).round().byte()
+    return {
+        "levels": base64.b64encode(levels.numpy().tobytes()).decode(),
+        "peaks": [[float(f"{value:.2g}") for value in row] for row in peaks.tolist()],
+    }
 
 
 def examples_html(most: int) -> str:

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.resources import files
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
-from hf_gmar._utils.html import html_text
 from hf_gmar._utils.text import brief
 from hf_gmar.app import answers, markup
 from hf_gmar.app.answers import METHOD_CHOICES, Answer, ClassScore, Question
 from hf_gmar.app.guard import NoFiles
 from hf_gmar.app.images import EXAMPLES, example_of
 from hf_gmar.app.limits import Limits
+from hf_gmar.app.messages import (
+    ERROR_CLASS,
+    error_html,
+    progress_html,
+    shown_error,
+    shown_errors,
+)
 from hf_gmar.app.models import ModelSet
 from hf_gmar.app.work import Desk, Done, Job, Progress, StoppedError
-from hf_gmar.errors import HfGmarError, InputError, one_line
+from hf_gmar.errors import HfGmarError, InputError
 from hf_gmar.methods.registry import METHODS
 
-_LOG = logging.getLogger(__name__)
 _MOST_CLASSES = 2000  # names in the list; others can be typed
-_LONGEST_ERROR = 600  # letters
+_SILENT = 4  # items of unchanged progress, five a second, that are left out between two others
 
 TOP_CLASS = ("Most probable class", "")
 NO_CONTRAST = ("None", "")
 NO_METHOD = ("None", "")
+
+_CHECK = (
+    "Does the model really use what a map shows? It is asked again with only the map's highest "
+    "patches, the small squares into which it cuts an image, and without them. Random patches are "
+    "the comparison."
+)
+_REVEAL = "How little of the image is enough? Patches appear, the most relevant first."
+_HEADS = (
+    "A look inside. The model works in layers, and each layer has several heads that choose from "
+    "where in the image to take information."
+)
 
 _TAKE_IMAGE = """
 const connect = () => {
@@ -43,6 +57,14 @@ const connect = () => {
 };
 customElements.whenDefined("gmar-upload").then(() => connect()?.show(props.value ?? ""));
 watch("value", () => connect()?.show(props.value ?? ""));
+"""
+
+
+_TAKE_PATCH = """
+document.addEventListener("patch", event => {
+  props.value = event.detail;
+  trigger("input");
+});
 """
 
 
@@ -74,9 +96,10 @@ class Page:
 
     def _build(self) -> None:
         gr.HTML(
-            "<h1>Why did the model say that?</h1><p>Maps of the patches that led a Vision "
-            "Transformer to a class, and a check of what each map is worth. Images are explained "
-            "and forgotten: none is stored on the server.</p>"
+            "<h1>Why did the model say that?</h1><p>Give the model an image, and it says what it "
+            "sees. The maps show which parts of the image led to that answer, and a check tells "
+            "whether to believe them. Images are forgotten with the answer: none is stored on the "
+            "server.</p>"
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_classes="gmar-inputs"):
@@ -84,9 +107,11 @@ class Page:
             with gr.Column(scale=5, min_width=320):
                 status = gr.HTML(elem_classes="gmar-status")
                 result = gr.HTML()
-                sections = self._sections()
+                sections, place, attention = self._sections()
         image, model, prompts, target, contrast, *_ = inputs
-        outputs = [status, result, target, contrast, *(section for _, section in sections)]
+        outputs = [
+            status, result, target, contrast, *(section for _, section in sections), attention,
+        ]  # fmt: skip
         explain: dict[str, Any] = {
             "fn": self.explain, "inputs": inputs, "outputs": outputs,
             **_QUIET, "api_name": "explain",
@@ -102,6 +127,11 @@ class Page:
         self.blocks.load(self.first_state, None, inputs, **_PRIVATE, **_QUIET).then(**hidden)
         for (kind, html), (button, section) in zip(_FURTHER.items(), sections, strict=True):
             button.click(self._further(kind, html), inputs, section, **_QUIET, api_name=kind)
+        clear: dict[str, Any] = {"fn": None, "js": "() => ''", "outputs": attention}
+        place.input(**clear, **_PRIVATE).then(
+            self.attention, [image, model, prompts, place], attention, **_QUIET,
+            api_name="attention",
+        )  # fmt: skip
 
     def _inputs(self) -> list[Any]:
         """Return the inputs in the order of a question's attributes."""
@@ -122,7 +152,7 @@ class Page:
             info="Shift and Enter explain with them.", max_length=self.limits.letters * 20,
         )  # fmt: skip
         target = gr.Dropdown(
-            [TOP_CLASS], value="", label="Class", info="Type to search the names.",
+            [TOP_CLASS], value="", label="Class", info="The answer to explain. Type to search.",
             allow_custom_value=True, elem_id="class",
         )  # fmt: skip
         contrast = gr.Dropdown(
@@ -131,28 +161,27 @@ class Page:
         )  # fmt: skip
         titles = answers.allowed_methods()
         first = gr.Dropdown(
-            titles, value=METHOD_CHOICES[0], label="Method", elem_id="method",
-            allow_custom_value=True,
+            titles, value=METHOD_CHOICES[0], label="Method", info="How the map is computed.",
+            elem_id="method", allow_custom_value=True,
         )  # fmt: skip
         second = gr.Dropdown(
-            [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Beside it", elem_id="second",
-            allow_custom_value=True,
+            [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Second method",
+            info="Another map, to compare.", elem_id="second", allow_custom_value=True,
         )  # fmt: skip
         return [image, model, prompts, target, contrast, first, second]
 
-    def _sections(self) -> list[tuple[Any, Any]]:
-        """Return the button and the output of each further question."""
-        sections = []
+    def _sections(self) -> tuple[list[tuple[Any, Any]], Any, Any]:
+        """Return the button and the output of each further question, then those of a patch."""
         with gr.Tabs():
-            for title, action, elem in (
-                ("Check", "Check against random patches", "check"),
-                ("What it needs", "Show patches one after the other", "reveal"),
-                ("Heads", "Show the heads", "heads"),
-            ):
-                with gr.Tab(title):
-                    button = gr.Button(action, elem_id=f"{elem}-button", size="md")
-                    sections.append((button, gr.HTML(elem_id=elem)))
-        return sections
+            with gr.Tab("Check"):
+                check = _section(_CHECK, "Check against random patches", "check")
+            with gr.Tab("What it needs"):
+                reveal = _section(_REVEAL, "Show patches one after the other", "reveal")
+            with gr.Tab("Heads"):
+                heads = _section(_HEADS, "Show the heads", "heads")
+                place = gr.HTML("", js_on_load=_TAKE_PATCH, elem_id="place")
+                attention = gr.HTML(elem_id="attention")
+        return [check, reveal, heads], place, attention
 
     def first_state(self, request: gr.Request) -> list[Any]:
         """Return the inputs that a link names, or those of the beginning."""
@@ -179,7 +208,7 @@ class Page:
 
     def model_chosen(self, model: Any) -> list[Any]:
         """Show the prompts of a model that takes them, and forget the classes of another model."""
-        with _shown_errors():
+        with shown_errors():
             visible = self.models.takes_prompts(_text(model))
         return [gr.Textbox(visible=visible), "", ""]
 
@@ -204,13 +233,13 @@ class Page:
                 "",
                 markup.explanation_html(question, answer),
                 *_class_lists(question, answer),
-                *[""] * len(_FURTHER),
+                *[""] * _SECTIONS,
             ]
 
         async for item in self._run("explain", work, request):
             if isinstance(item, str):  # an error leaves nothing of another image
-                rest = "" if _ERROR in item else gr.skip()
-                yield [item, rest, gr.skip(), gr.skip(), *[rest] * len(_FURTHER)]
+                rest = "" if ERROR_CLASS in item else gr.skip()
+                yield [item, rest, gr.skip(), gr.skip(), *[rest] * _SECTIONS]
             else:
                 yield item
 
@@ -237,26 +266,47 @@ class Page:
 
         return ask
 
+    async def attention(
+        self, image: Any, model: Any, prompts: Any, place: Any, request: gr.Request
+    ) -> AsyncIterator[Any]:
+        """Read the attention of one patch: yield its element."""
+        question = _question(image, model, prompts)
+        with shown_errors():
+            text = _text(place)
+
+        def work(job: Job) -> str:
+            found = answers.attention(question, text, self.models, self.limits, job)
+            return markup.attention_html(found)
+
+        async for item in self._run("attention", work, request):
+            yield item
+
     async def _run(
         self, kind: str, work: Callable[[Job], Any], request: gr.Request
     ) -> AsyncIterator[Any]:
-        """Yield the progress as HTML, and the result; raise errors as messages of the page."""
+        """Yield the progress as HTML, and the result; raise errors as messages of the page.
+
+        Gradio looks only between two items whether the visitor has left. So progress that does not
+        change is yielded again from time to time.
+        """
         shown: Progress | None = None
+        silent = 0
         try:
             async for item in self.desk.run(request.session_hash or "", kind, work):
                 if isinstance(item, Done):
                     yield item.result
-                elif item != shown:
-                    shown = item
+                elif item != shown or silent == _SILENT:
+                    shown, silent = item, 0
                     yield progress_html(item)
+                else:
+                    silent += 1
         except StoppedError:
-            yield gr.skip() if kind != "explain" else [gr.skip()] * 7
+            yield gr.skip() if kind != "explain" else [gr.skip()] * (4 + _SECTIONS)
         except Exception as error:  # noqa: BLE001  # of any model
             yield error_html(error)
             raise shown_error(error) from None
 
 
-_ERROR = "gmar-error"
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {
     "show_progress": "hidden", "trigger_mode": "multiple", "concurrency_limit": None,
@@ -282,10 +332,20 @@ _FURTHER: dict[str, Callable[[Answer, Job], str]] = {
 }
 
 
+_SECTIONS = len(_FURTHER) + 1  # the attention of a patch
+
+
 def _question(*values: Any) -> Question:
-    with _shown_errors():
-        image, model, prompts, target, contrast, *methods = map(_text, values)
+    with shown_errors():
+        image, model, prompts, *rest = map(_text, values)
+    target, contrast, *methods = rest or ("", "")
     return Question(image, model, prompts, target, contrast, tuple(methods))
+
+
+def _section(text: str, action: str, elem: str) -> tuple[Any, Any]:
+    """Return the button and the output of a further question, below a text."""
+    gr.HTML(f"<p>{text}</p>")
+    return gr.Button(action, elem_id=f"{elem}-button", size="md"), gr.HTML(elem_id=elem)
 
 
 def _text(value: Any) -> str:
@@ -315,69 +375,3 @@ def _class_lists(question: Question, answer: Answer) -> list[Any]:
 
 def _choice(item: ClassScore) -> tuple[str, str]:
     return f"{brief(item.label, 80)}  {item.score}", f"index:{item.index}"
-
-
-def progress_html(progress: Progress) -> str:
-    """Return a line that says how far a request is."""
-    share = "" if progress.share is None else f' value="{progress.share:.2f}"'
-    text = html_text(progress.text)
-    return f'<p role="status"><progress{share} aria-label="{text}"></progress> {text} …</p>'
-
-
-def error_html(error: Exception) -> str:
-    """Return an error as a message."""
-    return f'<p class="{_ERROR}" role="alert">{html_text(_message(error), _LONGEST_ERROR)}</p>'
-
-
-def shown_error(error: Exception) -> gr.Error:
-    """Return an error for Gradio, whose text is escaped; log one that hf_gmar does not expect."""
-    if not isinstance(error, HfGmarError):
-        _LOG.error("a request failed", exc_info=error)
-    text = html_text(_message(error), _LONGEST_ERROR)
-    return gr.Error(text, title="No answer", print_exception=False)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, HfGmarError):
-        return one_line(error)
-    return "the server could not answer this; its owner finds the reason in the log"
-
-
-@contextmanager
-def _shown_errors() -> Iterator[None]:
-    """Raise errors of hf_gmar as messages of the page."""
-    try:
-        yield
-    except HfGmarError as error:
-        raise shown_error(error) from None
-
-
-def page_theme() -> gr.themes.Base:
-    """Return Gradio's theme with the fonts of the visitor's system, and legible greys."""
-    theme = gr.themes.Default(
-        primary_hue="blue",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-    return theme.set(
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_title_text_color="*neutral_700",
-    )
-
-
-def page_style() -> str:
-    """Return the style sheet of the page's own elements."""
-    return _asset("page.css")
-
-
-def page_script() -> str:
-    """Return the script of the page's own elements, as HTML."""
-    return f"<script type='module'>{_asset('elements.js')}</script>"
-
-
-def _asset(name: str) -> str:
-    return (files("hf_gmar") / "assets" / "app" / name).read_text(encoding="utf-8")

@@ -87,7 +87,7 @@ def launched(page: Page, host: str, port: int) -> Iterator[str]:
     from starlette.middleware import Middleware
 
     from hf_gmar.app.guard import Guard
-    from hf_gmar.app.page import page_script, page_style, page_theme
+    from hf_gmar.app.style import page_script, page_style, page_theme
 
     blocks = page.blocks.queue(
         max_size=2 * page.limits.waiting, default_concurrency_limit=None, api_open=False

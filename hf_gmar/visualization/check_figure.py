@@ -16,6 +16,7 @@ VERDICT_COLOURS = {"better": "#0072b2", "no better": "#595959", "worse": "#d55e0
 """Colours of verdicts, by Okabe and Ito: colour-blind people tell them apart."""
 
 _SIZE = (6.4, 3.1)  # inches
+_STACKED_SIZE = (3.5, 4.9)  # about as wide as a phone
 _MAP, _RANDOM = (
     "#d55e00",
     "0.6",
@@ -44,6 +45,7 @@ def check_figure(
     measure: str,
     sentence: str,
     percent: bool = True,
+    stacked: bool = False,
 ) -> Figure:
     """Draw the scores over the share of patches.
 
@@ -54,6 +56,8 @@ def check_figure(
         measure: what the scores are.
         sentence: the text below the figure.
         percent: whether the scores are probabilities.
+        stacked: whether the panels are one above the other, for a narrow page that has the sentence
+            as text; the figure then leaves it out.
 
     Returns:
         A matplotlib figure without a window.
@@ -63,23 +67,29 @@ def check_figure(
         >>> len(check_figure([0.2], [panel, panel], 1.0, "probability of heart", "").axes)
         2
     """
-    figure = NotebookFigure(figsize=_SIZE)
-    axes = figure.subplots(1, 2, sharey=True)
-    figure.subplots_adjust(left=0.13, right=0.98, top=0.9, bottom=0.36, wspace=0.08)
+    figure = NotebookFigure(figsize=_STACKED_SIZE if stacked else _SIZE)
+    axes = figure.subplots(*((2, 1) if stacked else (1, 2)), sharex=True, sharey=True)
     for place, panel in zip(axes, panels, strict=True):
         _draw(place, fractions, panel, score)
         if percent:
             place.set_ylim(-0.03, 1.03)
             place.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_ylabel(wrapped(measure, 2, 9, 2), fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
+    if stacked:
+        figure.subplots_adjust(left=0.19, right=0.98, top=0.94, bottom=0.24, hspace=0.22)
+        figure.supylabel(wrapped(measure, 3.4, 9, 2), fontsize=9, y=0.59)
+        axes[-1].set_xlabel("share of all patches", fontsize=9)
+        place, columns = (0.55, 0.14), 1
+    else:
+        figure.subplots_adjust(left=0.13, right=0.98, top=0.9, bottom=0.36, wspace=0.08)
+        axes[0].set_ylabel(wrapped(measure, 2, 9, 2), fontsize=9)
+        text = wrapped(sentence, _SIZE[0] - 0.3, 8.5, 3)
+        figure.text(0.5, 0.02, text, fontsize=8.5, ha="center", va="bottom")
+        place, columns = (0.55, 0.27), 3
     figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.55, 0.27), ncols=3, fontsize=8,
+        handles, labels, loc="upper center", bbox_to_anchor=place, ncols=columns, fontsize=8,
         frameon=False,
     )  # fmt: skip
-    figure.text(
-        0.5, 0.02, wrapped(sentence, _SIZE[0] - 0.3, 8.5, 3), fontsize=8.5, ha="center", va="bottom"
-    )
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_gmar import explain, load_model
+from hf_gmar import explain, head_maps, load_model
 from hf_gmar.data import draw_scene
 from tests.support import folders
 from tests.support.hostile import HOSTILE
@@ -84,6 +85,21 @@ def test_further_questions_are_answered(server: Server, kind: str) -> None:
     (page,) = server.ask(kind, "example:18", "bundled", "", "heart", "", *METHODS)
     parts = {"check": "than all 9 random choices", "reveal": "<gmar-reveal", "heads": "<gmar-heads"}
     assert parts[kind] in page
+
+
+def test_the_attention_of_a_patch_is_that_of_head_maps(server: Server, clip: Path) -> None:
+    """To the last bit, of which the page gets eight."""
+    scene = draw_scene(4).image
+    loaded = load_model("bundled"), load_model(clip, prompts=["a dog", "a cat"])
+    for name, model in zip(("bundled", clip.name), loaded, strict=True):
+        (page,) = server.ask("attention", sent(file_of(scene)), name, "", "1,2")
+        state = json.loads(html.unescape(page.partition('data-state="')[2].partition('"')[0]))
+        maps = head_maps(model.model, model.pixels(scene), readout=(1, 2))[0].numpy()
+        shares = maps / maps.max((2, 3), keepdims=True) * np.float32(255)
+        assert state["place"] == [1, 2]
+        assert base64.b64decode(state["levels"]) == shares.round().astype(np.uint8).tobytes()
+    error = server.ask("attention", "example:4", "bundled", "", "8,0")
+    assert "a place outside of the images" in error
 
 
 def test_good_files_are_explained(server: Server) -> None:

@@ -77,7 +77,11 @@ def stops_when_its_visitor_leaves(page: Page, address: str) -> bool:
             path = "/gradio_api/queue/data?session_hash=visitor"
             stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             assert begun.wait(PATIENCE)
-            assert stream.recv(100)
+            seen = b""  # until the progress changes no more
+            while b"Working" not in seen:
+                part = stream.recv(4096)
+                assert part, seen
+                seen += part
         return ended.wait(60) and idle(page)
     finally:
         answers.reveal = before

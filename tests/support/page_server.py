@@ -22,7 +22,6 @@ _COMMAND = """
 import os, tempfile
 tempfile.tempdir = os.environ["TEMPORARY"]  # this process knows another one already
 from hf_gmar.cli import app
-app()
 """
 METHODS = ("gmar", "attn-lrp")
 
@@ -112,12 +111,23 @@ class Server:
 
 
 @contextmanager
-def page_server(folder: Path, *words: str, **environment: str) -> Iterator[Server]:
-    """The command ``hf-gmar app`` with further words, until the end of the context."""
+def page_server(
+    folder: Path, *words: str, before: str = "", **environment: str
+) -> Iterator[Server]:
+    """The command ``hf-gmar app`` with further words, until the end of the context.
+
+    Args:
+        folder: where it runs.
+        words: what follows the command.
+        before: code that runs first.
+        environment: what is added to its environment.
+    """
     port, temporary = free_port(), folder / "temporary"
     temporary.mkdir(parents=True)
     settings = {"TEMPORARY": str(temporary), "HF_HUB_OFFLINE": "1", **environment}
-    process = Interpreter(["-c", _COMMAND, "app", "--port", port, *words], folder, settings)
+    process = Interpreter(
+        ["-c", f"{_COMMAND}\n{before}\napp()", "app", "--port", port, *words], folder, settings
+    )
     server = Server(f"http://127.0.0.1:{port}", process, temporary)
     with until_stopped(server):
         yield server

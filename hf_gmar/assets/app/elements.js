@@ -16,6 +16,13 @@ function bytes(base64) {
   return Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
 }
 
+// The relative luminance of WCAG; above 0.18 black letters have more contrast than white ones.
+function luminance(...colour) {
+  const [red, green, blue] = colour.map(value => value / 255)
+    .map(value => (value <= 0.04 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+
 function loaded(source) {
   return new Promise((resolve, reject) => {
     const image = new Image();
@@ -59,11 +66,16 @@ class Upload extends HTMLElement {
     this.ready = true;
     const zone = make(this, "label", { class: "gmar-drop" });
     this.preview = make(zone, "img", { alt: "", hidden: "" });
+    this.preview.onerror = () => {
+      this.preview.hidden = true;
+      this.note.textContent = "Your browser can't show this image.";
+    };
     this.hint = make(zone, "span", {}, "Drop an image here, paste one, or choose a file");
     this.input = make(zone, "input", {
       type: "file", accept: "image/*", "aria-label": "Image file",
     });
     this.note = make(this, "p", { class: "gmar-note", role: "status" });
+    make(this, "p", { class: "gmar-hint" }, "Or take a drawn scene:");
     const list = make(this, "div", {
       class: "gmar-examples", role: "group", "aria-label": "Examples: synthetic scenes",
     });
@@ -227,7 +239,8 @@ class Reveal extends Drawn {
 class Heads extends Drawn {
   build(state) {
     this.palette = bytes(state.palette);
-    this.levels = bytes(state.levels);
+    this.place = ""; // the patch that attends, or the tokens of the readout
+    this.maps = new Map([["", { levels: bytes(state.levels), peaks: state.peaks }]]);
     const layers = state.importance.length, heads = state.importance[0].length;
     this.heads = heads;
     const highest = Math.max(...state.importance.flat());
@@ -249,7 +262,7 @@ class Heads extends Drawn {
           "aria-label": `Layer ${layer}, head ${head}: ${(100 * value).toFixed(0)}% of its layer`,
         }, heads <= 16 ? (100 * value).toFixed(0) : "");
         button.style.background = `rgb(${red} ${green} ${blue})`;
-        button.style.color = red * 0.3 + green * 0.6 + blue * 0.1 > 130 ? "#000" : "#fff";
+        button.style.color = luminance(red, green, blue) > 0.18 ? "#000" : "#fff";
         button.onclick = () => this.choose(layer, head);
         this.cells.set(`${layer},${head}`, button);
       }
@@ -260,8 +273,67 @@ class Heads extends Drawn {
     table.onkeydown = event => this.walk(event);
     const side = make(this, "div", { class: "gmar-head-map" });
     this.pen = side.appendChild(this.canvas("")).getContext("2d");
+    this.pen.canvas.onclick = event => this.point(event);
     this.text = make(side, "p", { role: "status" });
+    this.places(side);
     this.choose(...state.start);
+  }
+
+  // The fields that name a patch, for those who can't click on it, and the way back.
+  places(side) {
+    const form = make(side, "form", { class: "gmar-place", "aria-label": "Attention of a patch" });
+    const [rows, columns] = this.state.grid;
+    make(form, "p", { class: "gmar-hint" },
+      `Click on a patch to see where it looks, or name it: rows are 0 to ${rows - 1} from the top, `
+      + `columns 0 to ${columns - 1} from the left.`);
+    this.fields = ["Row", "Column"].map((name, axis) => {
+      const label = make(form, "label", {}, name);
+      return make(label, "input", {
+        type: "number", min: 0, max: this.state.grid[axis] - 1, step: 1, required: "", value: 0,
+      });
+    });
+    make(form, "button", { type: "submit" }, "Show where this patch looks");
+    this.back = make(form, "button", { type: "button", hidden: "" }, "Back to the whole answer");
+    form.onsubmit = event => {
+      event.preventDefault();
+      this.attend(...this.fields.map(field => Number(field.value)));
+    };
+    this.back.onclick = () => {
+      this.fields[0].focus(); // the button that has it goes
+      this.show("");
+    };
+  }
+
+  // The patch under the pointer attends; parts that the model does not see have none.
+  point(event) {
+    const canvas = this.pen.canvas, [top, left, bottom, right] = this.state.box;
+    const x = (event.offsetX / canvas.clientWidth) * canvas.width;
+    const y = (event.offsetY / canvas.clientHeight) * canvas.height;
+    const [rows, columns] = this.state.grid;
+    const row = Math.floor(((y - top) / (bottom - top)) * rows);
+    const column = Math.floor(((x - left) / (right - left)) * columns);
+    if (row >= 0 && row < rows && column >= 0 && column < columns) this.attend(row, column);
+  }
+
+  // Ask the server for the attention of a patch, once.
+  attend(row, column) {
+    [this.fields[0].value, this.fields[1].value] = [row, column];
+    const place = `${row},${column}`;
+    this.wanted = place;
+    if (this.maps.has(place)) this.show(place);
+    else this.dispatchEvent(new CustomEvent("patch", { bubbles: true, detail: place }));
+  }
+
+  take({ place, levels, peaks }) {
+    const name = place.join();
+    this.maps.set(name, { levels: bytes(levels), peaks });
+    if (name === this.wanted) this.show(name);
+  }
+
+  show(place) {
+    this.place = this.wanted = place;
+    this.back.hidden = place === "";
+    this.choose(...this.chosen);
   }
 
   // Arrow keys go from head to head, as in a grid.
@@ -289,13 +361,20 @@ class Heads extends Drawn {
     button.tabIndex = 0;
     this.chosen = [layer, head];
     this.draw(layer, head);
-    const share = (100 * this.state.importance[layer][head]).toFixed(1);
-    const peak = this.state.peaks[layer][head];
-    this.text.textContent = `Layer ${layer}, head ${head}: ${share}% of its layer's gradient for `
-      + `${this.state.label}. The brightest patch gets ${(100 * peak).toPrecision(2)}% of its `
-      + "attention.";
-    this.pen.canvas.setAttribute(
-      "aria-label", `The image under the attention of layer ${layer}, head ${head}`);
+    const peak = (100 * this.maps.get(this.place).peaks[layer][head]).toPrecision(2);
+    const bright = `The brightest patch gets ${peak}% of its attention.`;
+    const of = `layer ${layer}, head ${head}`;
+    if (this.place) {
+      const [row, column] = this.place.split(",");
+      const words = `ttention of patch row ${row}, column ${column} in ${of}`;
+      this.text.textContent = `A${words}. ${bright}`;
+      this.pen.canvas.setAttribute("aria-label", `The image under the a${words}`);
+    } else {
+      const share = (100 * this.state.importance[layer][head]).toFixed(1);
+      this.text.textContent = `L${of.slice(1)}: ${share}% of its layer's weight for `
+        + `${this.state.label}. ${bright}`;
+      this.pen.canvas.setAttribute("aria-label", `The image under the attention of ${of}`);
+    }
   }
 
   draw(layer, head) {
@@ -305,8 +384,9 @@ class Heads extends Drawn {
     small.height = rows;
     const brush = small.getContext("2d"), picture = brush.createImageData(columns, rows);
     const first = (layer * this.heads + head) * rows * columns;
+    const { levels } = this.maps.get(this.place);
     for (let place = 0; place < rows * columns; place++) {
-      const level = this.levels[first + place];
+      const level = levels[first + place];
       picture.data.set(this.palette.slice(3 * level, 3 * level + 3), 4 * place);
       picture.data[4 * place + 3] = 255;
     }
@@ -318,6 +398,26 @@ class Heads extends Drawn {
     pen.imageSmoothingEnabled = true;
     pen.drawImage(small, left, top, right - left, bottom - top);
     pen.globalAlpha = 1;
+    if (this.place) this.frame(...this.place.split(",").map(Number));
+  }
+
+  // A frame around a patch, in white on black, which is seen on all colours.
+  frame(row, column) {
+    const { pen } = this, [x, y, width, height] = this.cell(row * this.state.grid[1] + column);
+    for (const [colour, line] of [["#000", 7], ["#fff", 3]]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = line;
+      pen.strokeRect(x, y, width, height);
+    }
+  }
+}
+
+// Hands the attention of a patch, when the server has it, to the heads.
+class Attention extends HTMLElement {
+  static observedAttributes = ["data-state"];
+
+  attributeChangedCallback(_name, _before, text) {
+    if (text) document.querySelector("gmar-heads")?.take(JSON.parse(text));
   }
 }
 
@@ -337,4 +437,5 @@ class Link extends HTMLElement {
 customElements.define("gmar-upload", Upload);
 customElements.define("gmar-reveal", Reveal);
 customElements.define("gmar-heads", Heads);
+customElements.define("gmar-attention", Attention);
 customElements.define("gmar-link", Link);

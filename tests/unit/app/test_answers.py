@@ -141,6 +141,35 @@ def test_heads_are_those_of_the_package(heart: Answer, bundled: LoadedModel) -> 
     assert torch.equal(found.maps, head_maps(bundled.model, pixels)[0])
 
 
+@pytest.mark.parametrize("place", [(0, 0), (3, 5), (7, 7)])
+def test_the_attention_of_a_patch_is_that_of_the_package(
+    models: ModelSet, bundled: LoadedModel, place: tuple[int, int]
+) -> None:
+    question = Question(sent(file_of(WIDE)), "bundled")
+    found = answers.attention(question, "{}, {}".format(*place), models, LIMITS, job())
+    expected = head_maps(bundled.model, bundled.pixels(WIDE), readout=place)[0]
+    assert (found.place, found.maps.shape) == (place, (6, 4, 8, 8))
+    assert torch.equal(found.maps, expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("", "by its row and column from 0"),
+        ("3", "by its row and column from 0"),
+        ("-1,0", "by its row and column from 0"),
+        ("3,5,7", "by its row and column from 0"),
+        ("9" * 5000 + ",1", "by its row and column from 0"),
+        (MARKUP, "by its row and column from 0"),
+        ("8,0", "outside of the images' grid of 8 x 8 patches"),
+    ],
+    ids=range(7),
+)
+def test_another_place_is_an_error(models: ModelSet, place: str, text: str) -> None:
+    with pytest.raises(HfGmarError, match=re.escape(text)):
+        answers.attention(Question("example:18", "bundled"), place, models, LIMITS, job())
+
+
 @pytest.mark.parametrize("ask", [answers.check, answers.reveal, answers.heads])
 def test_further_questions_stop_when_they_are_told(heart: Answer, ask: Any) -> None:
     stopped = job()
@@ -169,7 +198,7 @@ class Parts(HTMLParser):
 TAGS = {
     "section", "gmar-link", "h2", "h3", "p", "div", "figure", "figcaption", "strong", "span", "img",
     "a", "details", "summary", "table", "caption", "tr", "td", "th", "b", "gmar-reveal",
-    "gmar-heads",
+    "gmar-heads", "gmar-attention",
 }  # fmt: skip
 
 
@@ -179,6 +208,7 @@ def pages(question: Question, answer: Answer) -> list[str]:
         markup.checks_html(answer.results, answers.check(answer, job())),
         markup.reveals_html(answers.reveal(answer, job())),
         markup.heads_html(answers.heads(answer, job())),
+        markup.attention_html(answers.PatchAttention((3, 5), torch.rand(6, 4, 8, 8))),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_gmar.app.page import error_html, progress_html, shown_error
+from hf_gmar.app.messages import error_html, progress_html, shown_error
 from hf_gmar.app.work import Progress
 from hf_gmar.errors import InputError
 from tests.support.hostile import MARKUP
