@@ -24,7 +24,15 @@ RUNS = {
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
     "own_metric.py": ["--scenes", "4"],
-    "reproduce_paper.py": ["scenes:4", "--model", "bundled", "--output", "{output}", "--steps", "4"],
+    "reproduce_paper.py": [
+        "scenes:4",
+        "--model",
+        "bundled",
+        "--output",
+        "{output}",
+        "--steps",
+        "4",
+    ],
 }
 
 

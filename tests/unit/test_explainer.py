@@ -131,7 +131,8 @@ def test_questions_that_can_not_be(
 
 @pytest.mark.parametrize("method", METHODS.built_in)
 def test_one_forward_gives_scores_and_maps(bundled: LoadedModel, method: str) -> None:
-    built: AttributionMethod = METHODS.build(method, bundled.model)
+    options = {"samples": 2, "groups": (4, 4)} if method == "shapley-values" else {}
+    built: AttributionMethod = METHODS.build(method, bundled.model, **options)
     pixels = torch.cat([bundled.pixels(image) for image in SCENES[:2]])
     calls: list[int] = []
     first = next(part for part in bundled.model.modules() if type(part).__name__ == "ViTLayer")

@@ -493,7 +493,8 @@ def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.
     """What the colour bar says of a map's values holds, also where the scores are larger."""
     loaded = load_model("bundled")
     pixels = loaded.processor(images=scene, return_tensors="pt").pixel_values
-    method = METHODS.build(name, loaded.model)
+    options = {"samples": 2, "groups": (2, 2)} if name == "shapley-values" else {}
+    method = METHODS.build(name, loaded.model, **options)
     before = method.attribute_patches(pixels, 6)
     with torch.no_grad():
         loaded.model.get_parameter("classifier.weight").mul_(100)
@@ -505,7 +506,8 @@ def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.
 
 @pytest.mark.parametrize("name", METHODS.built_in)
 def test_the_colour_bar_has_the_unit_of_the_method(name: str, scene: Image.Image) -> None:
-    result = Explainer(load_model("bundled"), name)(scene, target=6)
+    options = {"samples": 2, "groups": (4, 4)} if name == "shapley-values" else {}
+    result = Explainer(load_model("bundled"), name, **options)(scene, target=6)
     label = " ".join(result.figure().axes[2].get_ylabel().split())
     signed = " (below 0: against the class)" if METHODS[name].signed else ""
     assert label == f"{' '.join(METHODS[name].unit.split())}, per patch{signed}"
