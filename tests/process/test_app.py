@@ -48,18 +48,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, hostile: Path, clip: Path) -> Iterator[Server]:
-    """Behind a proxy that does not answer; at its end, its folder is gone."""
     words = ["--models", "bundled", str(hostile), str(clip), "--prompts", "a dog", "a cat"]
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")
-    with page_server(tmp_path_factory.mktemp("page"), *words, **proxies) as running:
-        assert len(list(running.folder.glob("hf-gmar-app-*"))) == 1
+    with page_server(tmp_path_factory.mktemp("page"), *words) as running:
         yield running
-    assert list(running.folder.glob("hf-gmar-app-*")) == []
-    assert running.files() == []
-    assert running.process.returncode == 130
-    _, errors = running.process.communicate()
-    assert errors.splitlines()[-1] == "error: stopped"
-    assert "Traceback" not in errors
 
 
 def numbers(outputs: Any) -> list[Any]:
@@ -112,10 +103,7 @@ def test_the_attention_of_a_patch_is_that_of_head_maps(server: Server, clip: Pat
 
 
 def test_good_files_are_explained(server: Server) -> None:
-    """Some of those that ``tests/unit/app`` reads."""
-    files = good()
-    for name in ("png", "turned jpeg", "animation", "16 bits"):
-        content = files[name]
+    for name, content in good().items():
         outputs = server.explain(sent(content), methods=("raw-attention", ""))
         assert isinstance(outputs, list), (name, outputs)
         assert len(numbers(outputs)) == 1
@@ -221,6 +209,19 @@ def test_nothing_of_a_visitor_is_left(server: Server) -> None:
     assert server.files() == []
     config = server.request("/config").content.decode()
     assert sent(good()["jpeg"])[30:200] not in config
+
+
+def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
+    """Behind a proxy that does not answer, too."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")
+    with page_server(tmp_path, **proxies) as running:
+        assert len(list(running.folder.glob("hf-gmar-app-*"))) == 1
+    assert list(running.folder.glob("hf-gmar-app-*")) == []
+    assert running.files() == []
+    assert running.process.returncode == 130
+    _, errors = running.process.communicate()
+    assert errors.splitlines()[-1] == "error: stopped"
+    assert "Traceback" not in errors
 
 
 def test_the_space_runs_from_a_clean_folder(tmp_path: Path) -> None:
