@@ -15,7 +15,7 @@ from PIL import Image
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-WAIT = 120_000  # milliseconds: a page that waits for longer hangs
+WAIT = 300_000  # milliseconds: a page that waits for longer hangs, on a busy machine, too
 MAP = ".gmar-answer .gmar-card > img"
 WIDE = {"viewport": {"width": 1440, "height": 900}}
 
