@@ -131,7 +131,7 @@ def test_questions_that_can_not_be(
 
 @pytest.mark.parametrize("method", METHODS.built_in)
 def test_one_forward_gives_scores_and_maps(bundled: LoadedModel, method: str) -> None:
-    options = {"samples": 2, "groups": (4, 4)} if method == "shapley-values" else {}
+    options: Any = {"samples": 2, "groups": (4, 4)} if method == "shapley-values" else {}
     built: AttributionMethod = METHODS.build(method, bundled.model, **options)
     pixels = torch.cat([bundled.pixels(image) for image in SCENES[:2]])
     calls: list[int] = []

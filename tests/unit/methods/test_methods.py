@@ -493,7 +493,7 @@ def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.
     """What the colour bar says of a map's values holds, also where the scores are larger."""
     loaded = load_model("bundled")
     pixels = loaded.processor(images=scene, return_tensors="pt").pixel_values
-    options = {"samples": 2, "groups": (2, 2)} if name == "shapley-values" else {}
+    options: Any = {"samples": 2, "groups": (2, 2)} if name == "shapley-values" else {}
     method = METHODS.build(name, loaded.model, **options)
     before = method.attribute_patches(pixels, 6)
     with torch.no_grad():
@@ -506,7 +506,7 @@ def test_a_share_sums_to_at_most_one_and_keeps_its_size(name: str, scene: Image.
 
 @pytest.mark.parametrize("name", METHODS.built_in)
 def test_the_colour_bar_has_the_unit_of_the_method(name: str, scene: Image.Image) -> None:
-    options = {"samples": 2, "groups": (4, 4)} if name == "shapley-values" else {}
+    options: Any = {"samples": 2, "groups": (4, 4)} if name == "shapley-values" else {}
     result = Explainer(load_model("bundled"), name, **options)(scene, target=6)
     label = " ".join(result.figure().axes[2].get_ylabel().split())
     signed = " (below 0: against the class)" if METHODS[name].signed else ""
