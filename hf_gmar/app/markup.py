@@ -114,9 +114,9 @@ def downloads(results: Explanations) -> Iterable[Download]:
     """
     picture = _png(results.picture())
     name = results.file_name("image") if len(results) > 1 else results[0].file_name("image")
-    yield Download("Picture (PNG)", f"{name}.png", "image/png", picture)
+    yield Download("Download the picture (PNG)", f"{name}.png", "image/png", picture)
     for result in results:
-        title = f"Numbers of {result.method_title} (NPZ)"
+        title = f"Download the numbers of {result.method_title} (NPZ)"
         stem = result.file_name("image")
         yield Download(title, f"{stem}.npz", "application/octet-stream", result.archive())
 

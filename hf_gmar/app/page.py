@@ -34,9 +34,9 @@ NO_CONTRAST = ("None", "")
 NO_METHOD = ("None", "")
 
 _CHECK = (
-    "Does the model really use what a map shows? It is asked again with only the map's highest "
-    "patches, the small squares into which it cuts an image, and without them. Random patches are "
-    "the comparison."
+    "Does the model really use what a map shows? The model cuts an image into small squares, the "
+    "patches. It is asked again with only the map's most relevant patches, then without them. The "
+    "same is done with patches chosen at random: a good map does better than those."
 )
 _REVEAL = "How little of the image is enough? Patches appear, the most relevant first."
 _HEADS = (
@@ -156,13 +156,14 @@ class Page:
             allow_custom_value=True, elem_id="class",
         )  # fmt: skip
         contrast = gr.Dropdown(
-            [NO_CONTRAST], value="", label="Contrast: rather than", allow_custom_value=True,
-            info="Why the class and not this one?", elem_id="contrast",
+            [NO_CONTRAST], value="", label="Rather than", allow_custom_value=True,
+            info="A second class: why the first, and not this one?", elem_id="contrast",
         )  # fmt: skip
         titles = answers.allowed_methods()
         first = gr.Dropdown(
-            titles, value=METHOD_CHOICES[0], label="Method", info="How the map is computed.",
-            elem_id="method", allow_custom_value=True,
+            titles, value=METHOD_CHOICES[0], label="Method", elem_id="method",
+            info="GMAR: where the model looks. AttnLRP: what speaks for the class.",
+            allow_custom_value=True,
         )  # fmt: skip
         second = gr.Dropdown(
             [NO_METHOD, *titles], value=METHOD_CHOICES[1], label="Second method",
@@ -175,7 +176,7 @@ class Page:
         with gr.Tabs():
             with gr.Tab("Check"):
                 check = _section(_CHECK, "Check against random patches", "check")
-            with gr.Tab("What it needs"):
+            with gr.Tab("What the model needs"):
                 reveal = _section(_REVEAL, "Show patches one after the other", "reveal")
             with gr.Tab("Heads"):
                 heads = _section(_HEADS, "Show the heads", "heads")

@@ -75,7 +75,7 @@ def test_class_contrast_method_and_upload_change_the_map(page: Any, server: Serv
     second = changed(page, first)
     assert title(page).startswith("cross")
     assert "class=index%3A4" in page.url
-    choose(page, "Contrast: rather than", "heart")
+    choose(page, "Rather than", "heart")
     changed(page, second)
     assert "rather than heart" in title(page)
     page.reload()  # a link leads to the same state
@@ -86,7 +86,7 @@ def test_class_contrast_method_and_upload_change_the_map(page: Any, server: Serv
     before = changed(page, before)
     assert page.locator(".gmar-card strong").first.inner_text() == "LeGrad"
     with page.expect_download() as download:
-        page.get_by_role("link", name="Numbers of LeGrad (NPZ)").click()
+        page.get_by_role("link", name="Download the numbers of LeGrad (NPZ)").click()
     assert download.value.suggested_filename == "image.4-cross-not-6-heart.legrad.npz"
     upload(page, "mine.png", file_of(draw_scene(3).image))
     assert changed(page, before) != before
@@ -99,7 +99,7 @@ def test_the_check_and_the_slider(page: Any) -> None:
     ask(page, "Check", "check", ".gmar-check img")
     assert page.locator(".gmar-check").count() == 2
     assert "than all 9 random choices" in page.locator(".gmar-check p").first.inner_text()
-    ask(page, "What it needs", "reveal", "gmar-reveal output")
+    ask(page, "What the model needs", "reveal", "gmar-reveal output")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     slider = page.get_by_role("slider").first
@@ -208,7 +208,9 @@ def test_two_visitors_at_once_each_get_their_own_map(chromium: Any, server: Serv
             upload(page, "scene.png", file_of(draw_scene(seed).image))
         for page, seed, source in zip((one, other), seeds, before, strict=True):
             changed(page, source)
-            link = page.get_by_role("link", name="Numbers of GMAR (NPZ)").get_attribute("href")
+            link = page.get_by_role(
+                "link", name="Download the numbers of GMAR (NPZ)"
+            ).get_attribute("href")
             found = np.load(io.BytesIO(base64.b64decode(link.partition(",")[2])))
             expected = explain(draw_scene(seed).image, bundled, method=list(METHODS))[0]
             assert np.array_equal(found["patches"], expected.patches.numpy())
@@ -227,8 +229,10 @@ def test_a_visitor_who_leaves_stops_the_work(chromium: Any, server: Server) -> N
 def test_the_page_is_used_by_keyboard_alone(page: Any) -> None:
     """Tab reaches each part in turn; keys alone choose a class, a tab, a head and a patch."""
     names = "\n".join(tab_to(page, "Check against random patches"))
-    parts = ["Image file", "Example: ", "Model", "Class", "Contrast", "Method", "Second method",
-             "Picture (PNG)", "Numbers of GMAR", "Check against random patches"]  # fmt: skip
+    parts = [
+        "Image file", "Example: ", "Model", "Class", "Rather than", "Method", "Second method",
+        "Download the picture", "Download the numbers of GMAR", "Check against random patches",
+    ]  # fmt: skip
     places = [names.find(part) for part in parts]
     assert -1 not in places, dict(zip(parts, places, strict=True))
     assert places == sorted(places)
@@ -277,7 +281,7 @@ def test_each_look_fits_and_is_accessible(page: Any, tmp_path: Path) -> None:
     assert (corner < 60) if is_dark else (corner > 200)
     for tab, kind, selector, part in (
         ("Check", "check", ".gmar-check img", "html"),
-        ("What it needs", "reveal", "gmar-reveal output", "#reveal"),
+        ("What the model needs", "reveal", "gmar-reveal output", "#reveal"),
         ("Heads", "heads", "gmar-heads canvas", "#heads"),
     ):
         ask(page, tab, kind, selector)
