@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models") / "hostile"
     hostile = folders.copy(folder, id2label=labels, label2id={})
     words = ["--seconds", "100000", "--models", "bundled", str(hostile)]
-    before = "import tests.support.endless_method"
+    before = "from tests.support import endless_method; endless_method.register()"
     with page_server(tmp_path_factory.mktemp("page"), *words, before=before) as running:
         yield running
 

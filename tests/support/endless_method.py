@@ -1,4 +1,4 @@
-"""A method without end, registered when this is imported: only a visitor who leaves stops it."""
+"""A method without end: only a visitor who leaves stops it."""
 
 from __future__ import annotations
 
@@ -21,4 +21,6 @@ class Endless(RandomAttribution):
             super()._explain(request, target_specs)
 
 
-register_method("endless", Endless)
+def register() -> None:
+    """Register it in this process."""
+    register_method("endless", Endless)
