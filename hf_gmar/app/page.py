@@ -162,7 +162,7 @@ class Page:
         titles = answers.allowed_methods()
         first = gr.Dropdown(
             titles, value=METHOD_CHOICES[0], label="Method", elem_id="method",
-            info="GMAR: where the model looks. AttnLRP: what speaks for the class.",
+            info=". ".join(f"{title}: {METHODS[name].shows}" for title, name in titles[:2]),
             allow_custom_value=True,
         )  # fmt: skip
         second = gr.Dropdown(
