@@ -176,7 +176,7 @@ class Page:
         with gr.Tabs():
             with gr.Tab("Check"):
                 check = _section(_CHECK, "Check against random patches", "check")
-            with gr.Tab("What the model needs"):
+            with gr.Tab("Needed patches"):
                 reveal = _section(_REVEAL, "Show patches one after the other", "reveal")
             with gr.Tab("Heads"):
                 heads = _section(_HEADS, "Show the heads", "heads")

@@ -31,6 +31,7 @@ from tests.support.page_browser import (
     pixels,
     shown,
     tab_to,
+    take_entry,
     title,
     upload,
     visit,
@@ -99,7 +100,7 @@ def test_the_check_and_the_slider(page: Any) -> None:
     ask(page, "Check", "check", ".gmar-check img")
     assert page.locator(".gmar-check").count() == 2
     assert "than all 9 random choices" in page.locator(".gmar-check p").first.inner_text()
-    ask(page, "What the model needs", "reveal", "gmar-reveal output")
+    ask(page, "Needed patches", "reveal", "gmar-reveal output")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     slider = page.get_by_role("slider").first
@@ -241,9 +242,7 @@ def test_the_page_is_used_by_keyboard_alone(page: Any) -> None:
     page.get_by_label("Image file").focus()
     before = shown(page)
     tab_to(page, "Class")
-    page.keyboard.type("cross")
-    page.get_by_role("option").filter(has_text="cross").first.wait_for()
-    page.keyboard.press("Enter")
+    take_entry(page, "cross")
     changed(page, before)
     assert title(page).startswith("cross")
     tab_to(page, "Heads")
@@ -281,7 +280,7 @@ def test_each_look_fits_and_is_accessible(page: Any, tmp_path: Path) -> None:
     assert (corner < 60) if is_dark else (corner > 200)
     for tab, kind, selector, part in (
         ("Check", "check", ".gmar-check img", "html"),
-        ("What the model needs", "reveal", "gmar-reveal output", "#reveal"),
+        ("Needed patches", "reveal", "gmar-reveal output", "#reveal"),
         ("Heads", "heads", "gmar-heads canvas", "#heads"),
     ):
         ask(page, tab, kind, selector)

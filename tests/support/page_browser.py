@@ -15,7 +15,7 @@ from PIL import Image
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-WAIT = 300_000  # milliseconds: a page that waits for longer hangs, on a busy machine, too
+WAIT = 120_000  # milliseconds: a page that waits for longer hangs, on a busy machine, too
 MAP = ".gmar-answer .gmar-card > img"
 WIDE = {"viewport": {"width": 1440, "height": 900}}
 
@@ -80,9 +80,15 @@ def choose(page: Any, label: str, text: str) -> None:
     """Type into a list and take the first entry."""
     field = page.get_by_label(label, exact=True)
     field.click()
-    field.fill(text)
-    page.get_by_role("option").filter(has_text=text).first.wait_for()
-    field.press("Enter")
+    field.fill("")
+    take_entry(page, text)
+
+
+def take_entry(page: Any, text: str) -> None:
+    """Type into a list, and take the first entry that has the text."""
+    page.keyboard.type(text)
+    page.locator("[role=option].active").filter(has_text=text).first.wait_for()
+    page.keyboard.press("Enter")
 
 
 def upload(page: Any, name: str, content: bytes) -> None:
