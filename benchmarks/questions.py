@@ -36,7 +36,7 @@ class DenseHead(nn.Module):
     def __init__(self, adapter: ModelAdapter, grid: tuple[int, int], classes: int = 21) -> None:
         super().__init__()
         self.body: Any = adapter.vision_model
-        self.prefix, self.grid = adapter.layout.num_prefix_tokens, grid
+        self.prefix, self.grid = adapter.tokens.num_prefix_tokens, grid
         self.head = nn.Linear(self.body.config.hidden_size, classes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -52,6 +52,17 @@ def methods() -> str:
     return _table(catalogue.METHOD_COLUMNS, catalogue.methods_of_registry())
 
 
+def classes() -> str:
+    """Return the table of the library's classes and what explains them, with its counts."""
+    table = _table(catalogue.CLASS_COLUMNS, catalogue.classes())
+    return f"{table}\n{catalogue.class_counts()}\n"
+
+
+def cells() -> str:
+    """Return the table of the families that are explained on cells of pixels."""
+    return _table(("model type", "why attention methods do not apply"), catalogue.cells())
+
+
 def refusals() -> str:
     """The families that can't be explained."""
     return _table(("model type", "reason"), catalogue.refusals())
@@ -66,6 +77,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmark": summary,
     "evaluation_photos": functools.partial(evaluation, "photos"),
     "evaluation_scenes": functools.partial(evaluation, "scenes"),
+    "cells": cells,
+    "classes": classes,
     "families": families,
     "methods": methods,
     "metric_limits": metric_limits,
@@ -79,7 +92,7 @@ PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "docs" / "engines.md": ("benchmark",),
     ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
-    ROOT / "docs" / "models.md": ("families", "refusals"),
+    ROOT / "docs" / "models.md": ("families", "cells", "classes", "refusals"),
     ROOT / "docs" / "results.md": ("evaluation_scenes", "evaluation_photos"),
 }
 """The tables of each page."""

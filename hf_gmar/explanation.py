@@ -28,7 +28,6 @@ from hf_gmar.faithfulness import (
     DRAWS,
     FRACTIONS,
     NO_MODEL,
-    PERTURBATION,
     ExplainedScore,
     FaithfulnessCheck,
     ModelInput,
@@ -141,7 +140,7 @@ class Explanation:
         self,
         fractions: Sequence[float] = FRACTIONS,
         draws: int = DRAWS,
-        perturbation: str = PERTURBATION,
+        perturbation: str | None = None,
         seed: int = 0,
     ) -> FaithfulnessCheck:
         """Ask the model what the map is worth on this image.
@@ -172,7 +171,7 @@ class Explanation:
         )
         return check
 
-    def sufficient_set(self, share: float = 0.9, perturbation: str = PERTURBATION) -> SufficientSet:
+    def sufficient_set(self, share: float = 0.9, perturbation: str | None = None) -> SufficientSet:
         """Find the fewest patches of highest relevance with which the model keeps the class.
 
         Sets are tried from one patch on, up to 40 patches one by one, then in steps of 5 %. Source:

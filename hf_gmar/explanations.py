@@ -15,7 +15,6 @@ from hf_gmar.explanation import COMPRESSION, Explanation, caption_of
 from hf_gmar.faithfulness import (
     DRAWS,
     FRACTIONS,
-    PERTURBATION,
     FaithfulnessCheck,
     check_maps,
 )
@@ -57,7 +56,7 @@ class Explanations(list[Explanation]):
         self,
         fractions: Sequence[float] = FRACTIONS,
         draws: int = DRAWS,
-        perturbation: str = PERTURBATION,
+        perturbation: str | None = None,
         seed: int = 0,
     ) -> list[FaithfulnessCheck]:
         """Check each map as :meth:`Explanation.check` does; all share the random patches.

@@ -41,8 +41,7 @@ FRACTIONS = (0.1, 0.2, 0.4)
 DRAWS = 9
 """Random orders of the patches: one in ten random maps is better than all of the others."""
 
-PERTURBATION = "token-dropping"
-"""How patches are removed."""
+_TOKENS, _PIXELS = "token-dropping", "mean"
 
 NO_MODEL = (
     "the explanation is from a file or a pickle, without its model; explain the image again to ask "
@@ -52,6 +51,14 @@ NO_MODEL = (
 
 _MEMORY = 2**28  # bytes of a forward
 _SHOWN = 384  # pixels of a small image in a notebook
+
+
+def perturbation_for(adapter: ModelAdapter, perturbation: str | None) -> str:
+    """Return the perturbation, by default the one that leaves least of a missing patch.
+
+    Tokens are dropped; cells of pixels, where there are none, get the mean colour.
+    """
+    return perturbation or (_PIXELS if adapter.has_cells else _TOKENS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,14 +87,16 @@ class ModelInput:
         """Leave the model out of a pickle."""
         return type(None), ()
 
-    def bind(self, perturbation: str) -> BoundPerturbation:
-        """Bind a perturbation, such as ``"token-dropping"`` or ``"blur:radius=8"``, to the image.
+    def bind(self, perturbation: str | None = None) -> BoundPerturbation:
+        """Bind a perturbation to the image, see :func:`perturbation_for`.
+
+        Its name may have options, as in ``"blur:radius=8"``.
 
         Raises:
             OptionError: there is no such perturbation or option.
             UnsupportedModelError: the perturbation does not apply to the model.
         """
-        name, options = PERTURBATIONS.parse(perturbation)
+        name, options = PERTURBATIONS.parse(perturbation_for(self.adapter, perturbation))
         perturbed = PERTURBATIONS.build(name, **options)
         adapter = self.adapter
         pixels = self.pixels.to(adapter.vision_model.device)
@@ -302,7 +311,7 @@ def check_maps(
     maps: Sequence[tuple[Tensor, ExplainedScore]],
     fractions: Sequence[float] = FRACTIONS,
     draws: int = DRAWS,
-    perturbation: str = PERTURBATION,
+    perturbation: str | None = None,
     seed: int = 0,
 ) -> list[FaithfulnessCheck]:
     """Check maps of one image; all of them share the forwards with random patches.
@@ -314,7 +323,7 @@ def check_maps(
         maps: maps (rows, columns), each with the score that it explains.
         fractions: shares of the patches, above 0 and below 1.
         draws: number of random orders of the patches, at least 3.
-        perturbation: how patches are removed, see :meth:`ModelInput.bind`.
+        perturbation: how patches are removed, see :func:`perturbation_for`.
         seed: seed of the random orders.
 
     Raises:
@@ -327,6 +336,7 @@ def check_maps(
     fractions = _checked_fractions(fractions)
     check_option("draws", draws, range(3, 10_001))
     check_option("seed", seed, range(2**32))
+    perturbation = perturbation_for(subject.adapter, perturbation)
     bound = subject.bind(perturbation)
     count = bound.grid[0] * bound.grid[1]
     if count < 2:
@@ -463,7 +473,7 @@ def sufficient_set(
     patches: Tensor,
     explained: ExplainedScore,
     share: float,
-    perturbation: str,
+    perturbation: str | None,
     drawn: Callable[[Tensor], Image.Image],
 ) -> SufficientSet:
     """Find the fewest top patches of a map (rows, columns) that keep a share of the score.

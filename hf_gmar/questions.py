@@ -152,7 +152,7 @@ def label_without_class(method: AttributionMethod, scores: Tensor | None = None)
 
 def _start_of(adapter: ModelAdapter) -> str:
     """Return the tokens of a readout in words."""
-    layout, family = adapter.layout, family_of(adapter.vision_model)
+    layout, family = adapter.tokens, family_of(adapter.vision_model)
     if layout.rest == "attention":
         return "the pooling head"
     kinds = prefix_tokens(family, adapter.vision_model) if family else ()

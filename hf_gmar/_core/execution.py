@@ -71,7 +71,7 @@ def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | Non
 
 def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, int]:
     """Return rows and columns of patches; a ModelOutputError if the token count is wrong."""
-    grid, layout = adapter.layout.grid(*request.inputs.shape[-2:]), adapter.layout
+    grid, layout = adapter.tokens.grid(*request.inputs.shape[-2:]), adapter.tokens
     if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
         raise ModelOutputError(
             f"{type(adapter.vision_model).__name__} has {tokens} tokens, but its layout says "

@@ -253,7 +253,7 @@ UNSUPPORTED: dict[str, str] = {
     "mobilevitv2": _CELLS,
     "perceiver": "its attention goes from latent vectors to pixels, so it is not square",
     "poolformer": _NO_ATTENTION,
-    "pp_lcnet": _NO_ATTENTION,
+    "pp_lcnet": "its class in Transformers returns no logits",
     "pvt": _REDUCED,
     "pvt_v2": _REDUCED,
     "regnet": _NO_ATTENTION,
@@ -280,8 +280,50 @@ UNSUPPORTED: dict[str, str] = {
 }
 """Unsupported families by ``model_type``, with the reason."""
 
+CELL_FAMILIES: dict[str, str] = {
+    "bit": "BiT",
+    "convnext": "ConvNeXt",
+    "convnextv2": "ConvNeXt V2",
+    "cvt": "CvT",
+    "efficientnet": "EfficientNet",
+    "focalnet": "FocalNet",
+    "hgnet_v2": "HGNet V2",
+    "hiera": "Hiera",
+    "levit": "LeViT",
+    "mobilenet_v1": "MobileNet V1",
+    "mobilenet_v2": "MobileNet V2",
+    "mobilevit": "MobileViT",
+    "mobilevitv2": "MobileViT V2",
+    "poolformer": "PoolFormer",
+    "pvt": "PVT",
+    "pvt_v2": "PVT v2",
+    "regnet": "RegNet",
+    "resnet": "ResNet",
+    "segformer": "SegFormer",
+    "swiftformer": "SwiftFormer",
+    "swin": "Swin",
+    "swinv2": "Swin V2",
+    "textnet": "TextNet",
+}
+"""Titles by ``model_type`` of families without a fixed grid of patches. Methods that need no tokens
+explain them on cells of pixels; ``UNSUPPORTED`` has the reason why the others can't."""
+
+FEATURE_MODULE = {"hgnet_v2": "encoder"}
+"""Modules whose output is the last feature map, where it is not the base model's."""
+
+NO_FEATURE_MAP = ("cvt", "pvt")
+"""Families whose class head reads a CLS token, and no position of the last feature map."""
+
 UNTESTED = ("blip", "blip-2", "tipsv2")
 """Image-text families that may work but are not tested."""
+
+
+def has_cells(backbone: Any, vision_model: Any) -> bool:
+    """Whether the map of a model is one of pixels, as its tokens are no fixed grid of patches."""
+    timm_model = getattr(vision_model, "timm_model", None)
+    if model_type(vision_model) == "timm_wrapper" and timm_model is not None:
+        return type(timm_model).__name__ not in _TIMM_CLASSES
+    return bool({model_type(backbone), model_type(vision_model)} & CELL_FAMILIES.keys())
 
 
 def model_type(model: Any) -> str:

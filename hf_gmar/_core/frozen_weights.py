@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hf_gmar._core.threads import explanation_depth
@@ -17,6 +19,10 @@ from hf_gmar._core.threads import explanation_depth
 # Moves and attribute reads must get the weight itself: accelerate loads weights from another device
 # or from disk.
 _MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
+
+# In evaluation on the CPU, PyTorch 2.13 gives a wrong gradient to the input of a batch of one image
+# if the gradient of the output has the strides of a transposed one, as before tokens.
+_BATCH_NORMS = (functional.batch_norm, torch.batch_norm)
 
 
 class FrozenWeightsMode(TorchFunctionMode):
@@ -43,7 +49,10 @@ class FrozenWeightsMode(TorchFunctionMode):
             derived = isinstance(result, Tensor) and result is not args[0] and result.requires_grad
             return result.detach() if derived else result
         constants = {name: _constant(value) for name, value in kwargs.items()}
-        return self.call(func, tuple(map(_constant, args)), constants)
+        result = self.call(func, tuple(map(_constant, args)), constants)
+        if func in _BATCH_NORMS and result.requires_grad:
+            result.register_hook(Tensor.contiguous)
+        return result
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

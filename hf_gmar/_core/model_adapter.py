@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Protocol, TypeAlias, cast
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
-from hf_gmar._core.families import UNSUPPORTED, model_type
+from hf_gmar._core.cell_layout import CellLayout
+from hf_gmar._core.families import UNSUPPORTED, has_cells, model_type
 from hf_gmar._core.places import Place, place_of
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
@@ -23,6 +24,7 @@ from hf_gmar._core.token_layout import (
     layers_of,
     layout_for,
     prompted_readout,
+    refusal,
     registered_layout,
 )
 from hf_gmar.errors import ModelOutputError, OptionError, UnsupportedModelError
@@ -50,7 +52,8 @@ class ModelAdapter:
         model: a callable from inputs to scores.
         backbone: the Transformers model in ``model`` (often the same object).
         vision_model: the vision tower in ``backbone`` (often the same object).
-        layout: tokens of the vision tower, and the readout.
+        layout: tokens of the vision tower, and the readout; or the cells of a map, for a model
+            whose tokens are no fixed grid of patches.
         own_readout: whether the readout is for the backbone's own class head, not one that the user
             gave for another head.
         place: row and column of the patch at which maps start, instead of a readout.
@@ -60,7 +63,7 @@ class ModelAdapter:
     model: Callable[..., Any]
     backbone: PreTrainedModel
     vision_model: PreTrainedModel
-    layout: TokenLayout
+    layout: TokenLayout | CellLayout
     own_readout: bool = True
     place: Place | None = None
     needs_scores: bool = field(default=True, compare=False)
@@ -72,17 +75,19 @@ class ModelAdapter:
         readout: ReadoutSpec = None,
         *,
         needs_scores: bool = True,
+        grid: Sequence[int] | None = None,
     ) -> ModelAdapter:
         """Find backbone, vision model and layout; an adapter is returned unchanged.
 
+        A model whose tokens are no fixed grid of patches has a map of ``grid`` cells.
         Without ``needs_scores``, a Transformers model without a class head will do: its vision
         tower runs alone, and the readout is that of the tower's own embedding.
 
         Raises:
             UnsupportedModelError: no Transformers model, several of them, or an unknown family.
-            OptionError: a readout that does not fit.
+            OptionError: a readout or a grid that does not fit.
         """
-        if isinstance(model, ModelAdapter) and readout is None:
+        if isinstance(model, ModelAdapter) and readout is None and grid is None:
             return model
         module: Any = unwrapped(model)
         backbone = find_backbone(module)
@@ -91,6 +96,17 @@ class ModelAdapter:
         if needs_scores:
             _check_has_prompts(module, backbone)
         _check_weights(backbone)
+        if has_cells(backbone, vision_model):
+            _check_no_readout(readout, vision_model)
+            cells = CellLayout(grid)
+            return cls(
+                _with_hooks(module), backbone, vision_model, cells, needs_scores=needs_scores
+            )
+        if grid is not None:
+            raise OptionError(
+                f"the map of {type(backbone).__name__} has its own grid, one value for each patch; "
+                "leave grid out"
+            )
         readout = _declared_readout(module) if readout is None else readout
         place = place_of(readout)
         if place is not None:
@@ -121,14 +137,32 @@ class ModelAdapter:
         return list((self.backbone if module is None else module).named_modules())
 
     @property
+    def has_cells(self) -> bool:
+        """Whether the map is one of cells of pixels, as there is no fixed grid of patches."""
+        return isinstance(self.layout, CellLayout)
+
+    @property
+    def tokens(self) -> TokenLayout:
+        """The token layout; an UnsupportedModelError of a model that has none."""
+        if isinstance(self.layout, TokenLayout):
+            return self.layout
+        raise UnsupportedModelError(refusal(self.backbone, self.vision_model))
+
+    def described_layout(self) -> list[Any]:
+        """Describe what a map is read from, as plain data."""
+        if isinstance(self.layout, TokenLayout):
+            return [list(self.layout.readout), self.layout.rest]
+        return ["cells", self.layout.cells and list(self.layout.cells)]
+
+    @property
     def layers(self) -> int:
-        """Number of attention layers."""
-        return layers_of(self.vision_model)
+        """Number of attention layers; an UnsupportedModelError without a token layout."""
+        return layers_of(self.vision_model) if self.tokens else 0
 
     @property
     def pooling(self) -> nn.MultiheadAttention | None:
         """The attention of the pooling head, if the readout is its attention."""
-        if self.layout.rest != "attention":
+        if self.tokens.rest != "attention":
             return None
         parts = self.vision_model.modules()
         heads = [part for part in parts if isinstance(part, nn.MultiheadAttention)]
@@ -191,6 +225,14 @@ def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} scores images by text prompts: give them with "
             "ZeroShotModel(model, processor, prompts), on the command line with --prompts"
+        )
+
+
+def _check_no_readout(readout: ReadoutSpec, vision_model: Any) -> None:
+    if readout is not None:
+        raise OptionError(
+            f"readout is for models whose tokens are a fixed grid of patches, and the map of "
+            f"{type(vision_model).__name__} is one of pixels; leave it out"
         )
 
 

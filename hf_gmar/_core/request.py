@@ -49,10 +49,14 @@ class ForwardRequest:
             return layers[:0]
         return range(max(layers.start, self.gradient_start), layers.stop)
 
-    def call(self, adapter: ModelAdapter, *, graph: bool = False) -> Tensor:
-        """Run the model without the caller's graph; ``graph`` starts a graph at the inputs."""
-        inputs = _plain(self.inputs)
-        inputs = inputs.clone().requires_grad_() if graph else inputs
+    def leaf(self) -> Tensor:
+        """Return a copy of the inputs at which a graph starts."""
+        copy: Tensor = _plain(self.inputs).clone().requires_grad_()
+        return copy
+
+    def call(self, adapter: ModelAdapter, inputs: Tensor | None = None) -> Tensor:
+        """Run the model without the caller's graph; ``inputs`` replaces the request's inputs."""
+        inputs = _plain(self.inputs) if inputs is None else inputs
         args = tuple(_plain(value) for value in self.args)
         kwargs = {name: _plain(value) for name, value in self.kwargs.items()}
         return adapter(inputs, *args, **kwargs)

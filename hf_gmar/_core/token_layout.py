@@ -21,6 +21,7 @@ from hf_gmar._core.families import (
     Family,
     Readout,
     Rest,
+    has_cells,
     model_type,
 )
 from hf_gmar._utils.validation import shown
@@ -351,9 +352,14 @@ def refusal(model: Any, vision_model: Any) -> str:
     kind, name = model_type(model), type(model).__name__
     reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(model_type(vision_model))
     if reason:
+        others = (
+            "the methods attn-lrp, input-x-gradient and shapley-values explain it; "
+            if has_cells(model, vision_model)
+            else ""
+        )
         return (
-            f"attention rollout does not apply to {name}: {reason}; 'hf-gmar models' lists what "
-            "is supported"
+            f"attention rollout does not apply to {name}: {reason}; {others}'hf-gmar models' lists "
+            "what is supported"
         )
     if kind in UNTESTED:
         return (

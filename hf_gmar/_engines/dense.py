@@ -28,7 +28,7 @@ def dense_engine(adapter: ModelAdapter, request: ForwardRequest) -> Iterator[Eng
         recorded_maps(adapter.vision_model) as recorded,
     ):
         # The graph starts at the inputs, so frozen weights don't matter.
-        scores = request.call(adapter, graph=True)
+        scores = request.call(adapter, request.leaf())
     runs.check(request.inputs, scores)
     layers = request.layers(adapter)
     maps = recorded[0][layers.start : layers.stop]

@@ -32,6 +32,7 @@ from hf_gmar._engines.lrp_rules import (
     einsum_rule,
     epsilon_rule,
     gamma_rule,
+    group_norm_rule,
     layer_norm_rule,
     live_tensors,
     normalize_rule,
@@ -159,21 +160,21 @@ _OPERATORS = ("__{}__", "{}_", "__i{}__")  # both in place and not
 _RESHAPES = """
     as_strided broadcast_tensors broadcast_to cat chunk clone concat concatenate contiguous
     diagonal expand expand_as flatten flip gather getitem hstack index_select movedim narrow
-    permute repeat repeat_interleave reshape reshape_as roll select setitem split squeeze stack
-    swapaxes swapdims t take_along_dim tensor_split tile transpose unbind unflatten unfold
-    unsqueeze view view_as vstack
+    permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape reshape_as roll select
+    setitem split squeeze stack swapaxes swapdims t take_along_dim tensor_split tile transpose
+    unbind unflatten unfold unsqueeze view view_as vstack
 """
 _CASTS = "bfloat16 cpu cuda detach double float half requires_grad to type type_as"
 _SUMS = """
-    adaptive_avg_pool1d adaptive_avg_pool2d add avg_pool1d avg_pool2d cumsum dropout dropout1d
-    dropout2d feature_dropout interpolate masked_fill mean neg negative pad pos positive radd
-    rsub sub subtract sum where
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d add avg_pool1d avg_pool2d cumsum
+    dropout dropout1d dropout2d feature_dropout fold interpolate masked_fill max_pool1d max_pool2d
+    mean neg negative pad pos positive radd rsub sub subtract sum where
 """
 _LINEAR = _variants(f"{_RESHAPES} {_CASTS} {_SUMS} amax max maximum softmax", *_OPERATORS) | {
     getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real")
 }
 _MULTIPLICATIONS = _variants(
-    "bmm conv1d conv2d linear matmul mm mul multiply rmul rmatmul", *_OPERATORS
+    "bmm conv1d conv2d conv_transpose2d linear matmul mm mul multiply rmul rmatmul", *_OPERATORS
 )
 _DIVISIONS = _variants("div divide true_divide truediv", *_OPERATORS)
 
@@ -191,7 +192,7 @@ _SIGMOIDS: dict[Function, FunctionRule] = {
 """Factors that may be activations instead, with their rule as activations."""
 
 _ACTIVATIONS = """
-    celu elu gelu hardswish leaky_relu mish prelu relu relu6 selu silu softsign tanhshrink
+    celu elu gelu hardswish hardtanh leaky_relu mish prelu relu relu6 selu silu softsign tanhshrink
 """
 _ATTENTIONS = "scaled_dot_product_attention multi_head_attention_forward"
 
@@ -205,6 +206,7 @@ _RULES: dict[Function, FunctionRule] = {
         (activation_rule, _variants(_ACTIVATIONS)),
         (shifted_activation_rule, _variants("softplus")),
         (layer_norm_rule, _variants("layer_norm")),
+        (group_norm_rule, _variants("group_norm")),
         (rms_norm_rule, _variants("rms_norm")),
         (normalize_rule, _variants("normalize")),
         (batch_norm_rule, _variants("batch_norm")),

@@ -221,6 +221,26 @@ def _normalised(
     return _NormRule.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
+def group_norm_rule(
+    _: Function,
+    value: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    if live_tensors(weight, bias):
+        return NotImplemented
+    precise = value.to(torch.promote_types(value.dtype, torch.float32))
+    groups = precise.reshape(len(value), num_groups, -1)
+    centred = groups - groups.mean(-1, keepdim=True)
+    factor = (centred.detach().square().mean(-1, keepdim=True) + eps).rsqrt()
+    output, channels = (centred * factor).reshape(value.shape), (-1, *(1,) * (value.dim() - 2))
+    output = output if weight is None else output * weight.view(channels)
+    output = output if bias is None else output + bias.view(channels)
+    return output.to(value.dtype)
+
+
 class _NormRule(torch.autograd.Function):
     """A normalisation with the gradient of x * stop_gradient(factor), centred or not."""
 

@@ -111,16 +111,16 @@ def _readouts(
 ) -> list[Tensor]:
     """Return the relevance above the top layer for each target, (B, N)."""
     rows, columns = grid = check_tokens(adapter, request, run.top.shape[2])
-    dtype, prefix = accumulation_dtype(run.scores), adapter.layout.num_prefix_tokens
+    dtype, prefix = accumulation_dtype(run.scores), adapter.tokens.num_prefix_tokens
     given = [pooled] * len(targets)
-    if adapter.layout.rest == "place":
+    if adapter.tokens.rest == "place":
         patches = (
             [rows_of_target(target, run.scores, grid, dtype) for target in targets]
             if adapter.place is None
             else [place_row(adapter.place, grid, dtype)[None]] * len(targets)
         )
         given = [torch.cat([part.new_zeros(len(part), prefix), part], dim=1) for part in patches]
-    readouts = [adapter.layout.readout_row(rows * columns, dtype, one) for one in given]
+    readouts = [adapter.tokens.readout_row(rows * columns, dtype, one) for one in given]
     return [row.to(run.scores.device).expand(len(run.scores), -1) for row in readouts]
 
 
@@ -138,9 +138,9 @@ def _check_readout(
     if gradient is None:  # the score can't be differentiated
         return
     read, named, allowed = (gradient != 0).any(-1).any(1), readout > 0, readout > 0
-    if adapter.layout.rest == "place":
+    if adapter.tokens.rest == "place":
         grid = adapter.layout.grid(*request.inputs.shape[-2:])
-        allowed = near(readout, adapter.layout.num_prefix_tokens, grid)
+        allowed = near(readout, adapter.tokens.num_prefix_tokens, grid)
     differs = (read & ~allowed) | (named & ~read)
     wrong = (read.any(1) & differs.any(1)).nonzero().flatten().tolist()
     if wrong:
@@ -163,7 +163,7 @@ def _results(
     run: EngineRun,
     propagation: RelevancePropagation,
 ) -> list[RuleResult]:
-    device, prefix = run.scores.device, adapter.layout.num_prefix_tokens
+    device, prefix = run.scores.device, adapter.tokens.num_prefix_tokens
     grid = adapter.layout.grid(*request.inputs.shape[-2:])
     results = []
     for relevance, layers in zip(propagation.maps, propagation.heads, strict=True):

@@ -70,7 +70,7 @@ def token_attributions(
         scores, entries = _forward(adapter, request, layers, lrp or FrozenWeightsMode())
         targets = [target_spec.resolve(scores) for target_spec in target_specs]
         grid = check_tokens(adapter, request, entries[0].shape[1])
-        patches, dtype = slice(adapter.layout.num_prefix_tokens, None), accumulation_dtype(scores)
+        patches, dtype = slice(adapter.tokens.num_prefix_tokens, None), accumulation_dtype(scores)
         maps = []
         # A caller's autocast is for the forward alone, as PyTorch recommends.
         with torch.autocast(scores.device.type, enabled=False):

@@ -85,13 +85,19 @@ def check_samples(value: Any) -> int:
     return int(value)
 
 
-def check_groups(value: Any) -> tuple[int, int]:
-    """Return the rows and columns of patches in a group."""
+_ROWS_AND_COLUMNS = {
+    "groups": "the rows and columns of patches in a group",
+    "grid": "the rows and columns of a map",
+}
+
+
+def check_groups(value: Any, name: str = "groups") -> tuple[int, int]:
+    """Return the rows and columns of patches in a group, or of cells in a grid."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise OptionError(
-            "groups must be the rows and columns of patches in a group, such as (2, 2), or [2,2] "
-            f"as text, got {shown(value)}"
+            f"{name} must be {_ROWS_AND_COLUMNS[name]}, such as (2, 2), or [2,2] as text, got "
+            f"{shown(value)}"
         )
     for size in value:
-        check_option("groups", size, range(1, 2**31))
+        check_option(name, size, range(1, 2**31))
     return int(value[0]), int(value[1])

@@ -23,7 +23,7 @@ from hf_gmar.errors import OptionError, TargetError
 from hf_gmar.explainer import Explainer
 from hf_gmar.explanation import Explanation
 from hf_gmar.explanations import Explanations
-from hf_gmar.faithfulness import PERTURBATION, FaithfulnessCheck
+from hf_gmar.faithfulness import FaithfulnessCheck
 from hf_gmar.heads.head_methods import head_maps
 from hf_gmar.heads.importance import head_importance
 from hf_gmar.methods.registry import METHODS
@@ -181,7 +181,7 @@ def reveal(answer: Answer, job: Job) -> list[Reveal]:
         order = patch_order(result.patches)
         ranks = torch.empty_like(order)
         ranks[order] = torch.arange(len(order))
-        bound = result._asked.bind(PERTURBATION)
+        bound = result._asked.bind()
         scores: list[float] = []
         for start in range(0, len(counts), _AT_ONCE):
             share = (number + start / len(counts)) / len(results)

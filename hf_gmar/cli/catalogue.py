@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,9 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
 from hf_gmar._core.attention import loading
 from hf_gmar._core.families import (
+    CELL_FAMILIES,
     FAMILIES,
+    NO_FEATURE_MAP,
     READOUTS,
     UNSUPPORTED,
     UNTESTED,
@@ -89,6 +94,49 @@ def _pooling(readout: str | ByModel) -> str:
     return READOUTS[readout].text if readout else "given by readout="
 
 
+CLASS_COLUMNS = (
+    "model class",
+    "attention methods",
+    "AttnLRP, input x gradient, Shapley values",
+    "Token Grad-CAM",
+    "why not",
+)
+
+
+def classes() -> list[tuple[str, ...]]:
+    """Return one row for each class of ``AutoModelForImageClassification``.
+
+    Example:
+        >>> [row[:4] for row in classes() if row[0] in ("ViTForImageClassification", "Swi")]
+        [('ViTForImageClassification', 'yes', 'yes', 'yes')]
+    """
+    rows = []
+    for kind, names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
+        for name in (names,) if isinstance(names, str) else names:
+            family, reason = FAMILIES.get(kind), UNSUPPORTED.get(kind, "")
+            if any(name in family.heads for family in FAMILIES.values()):
+                facts = ("yes", "yes", "yes", family.note if family else "")
+            elif kind in CELL_FAMILIES:
+                cam = "no" if kind in NO_FEATURE_MAP else "yes"
+                note = "; its head reads no position of the last feature map"
+                facts = ("no", "yes", cam, reason + (note if cam == "no" else ""))
+            else:
+                facts = ("no", "no", "no", reason)
+            rows.append((name, *facts))
+    return rows
+
+
+def class_counts() -> str:
+    """Say how many classes of ``AutoModelForImageClassification`` each method explains."""
+    rows = classes()
+    counts = [sum(row[column] == "yes" for row in rows) for column in (1, 2, 3)]
+    return (
+        f"Of {len(rows)} classes of AutoModelForImageClassification, attention methods explain "
+        f"{counts[0]}, AttnLRP, InputXGradient and ShapleyValues {counts[1]}, and TokenGradCAM "
+        f"{counts[2]}."
+    )
+
+
 def notes() -> list[str]:
     """Return the notes of families, and the families of Transformers that no table has yet."""
     lines = [f"{family.title}: {family.note}." for family in FAMILIES.values() if family.note]
@@ -100,12 +148,22 @@ def notes() -> list[str]:
 
 
 def refusals() -> list[tuple[str, str]]:
-    """Return the unsupported model types, grouped by reason."""
-    rows = [
-        (", ".join(kind for kind, text in UNSUPPORTED.items() if text == reason), reason)
-        for reason in sorted(set(UNSUPPORTED.values()))
-    ]
+    """Return the model types that no method explains, grouped by reason."""
+    rows = _by_reason(UNSUPPORTED.keys() - CELL_FAMILIES.keys())
     return [*rows, (", ".join(UNTESTED), "untested; each may work with register_layout")]
+
+
+def cells() -> list[tuple[str, str]]:
+    """Return the model types that are explained on cells of pixels, by what attention lacks."""
+    return _by_reason(CELL_FAMILIES.keys())
+
+
+def _by_reason(kinds: Collection[str]) -> list[tuple[str, str]]:
+    reasons = {kind: UNSUPPORTED[kind] for kind in sorted(kinds)}
+    return [
+        (", ".join(kind for kind, why in reasons.items() if why == reason), reason)
+        for reason in sorted(set(reasons.values()))
+    ]
 
 
 @dataclass(frozen=True)
@@ -178,6 +236,16 @@ def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool)
 
 def _facts(adapter: ModelAdapter) -> dict[str, str]:
     vision_model: Any = adapter.vision_model
+    if adapter.has_cells:
+        names = ", ".join(
+            method.__name__ for _, method in METHODS.items() if not method.needs_tokens
+        )
+        return {
+            "family": CELL_FAMILIES.get(model_type(vision_model), "hierarchical"),
+            "map": "cells of pixels, as its tokens are no fixed grid of patches",
+            "explained by": names,
+            "not explained by": f"other methods: {UNSUPPORTED[model_type(vision_model)]}",
+        }
     family, config = family_of(vision_model), vision_model.config
     readout = prompted_readout(adapter.backbone)
     if family and readout is None:
@@ -187,10 +255,10 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
         "prefix tokens": (
             counted(prefix_tokens(family, vision_model))
             if family
-            else str(adapter.layout.num_prefix_tokens)
+            else str(adapter.tokens.num_prefix_tokens)
         ),
         "grid, at the config's size": _grid(adapter),
-        "pooling": READOUTS[readout].text if readout else str(adapter.layout.readout),
+        "pooling": READOUTS[readout].text if readout else str(adapter.tokens.readout),
         "layers": str(adapter.layers),
         "heads": str(getattr(config, "num_attention_heads", "as in the timm model")),
         "explained by": ", ".join(engines_of(vision_model)),
@@ -199,7 +267,7 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
 
 
 def _grid(adapter: ModelAdapter) -> str:
-    height, width = adapter.layout.patch_size or (0, 0)
+    height, width = adapter.tokens.patch_size or (0, 0)
     size = getattr(adapter.vision_model.config, "image_size", None)
     patches = f"patches of {height} x {width} pixels"
     if size is None:

@@ -64,7 +64,7 @@ def models(
 
 def _print_families() -> None:
     """Print a list: class names are too long for columns, and must be easy to copy."""
-    from hf_gmar.cli.catalogue import families, notes, refusals
+    from hf_gmar.cli.catalogue import cells, class_counts, families, notes, refusals
 
     title = Text.assemble(("Families that can be explained", "bold"), ", with their prefix tokens:")
     out.print(title, end="\n\n")
@@ -73,16 +73,28 @@ def _print_families() -> None:
         for row in rows:
             _print_item(f"{row[1]} (pooling: {row[3]})", 6)
     out.print()
+    out.print()
     for line in notes():
         _print_item(line)
     out.print()
-    table = Table(title="Families that can't be explained")
-    for heading in ("model type", "reason"):
-        table.add_column(heading, overflow="fold")
-    for refusal in refusals():
-        table.add_row(*map(visible, refusal))
-    print_table(table)
+    _print_reasons("Families that methods without tokens explain", "why not the others", cells())
+    _print_item(
+        "attn-lrp, input-x-gradient, token-grad-cam, shapley-values and random explain them on "
+        "cells of pixels."
+    )
+    out.print()
+    _print_reasons("Families that no method explains", "reason", refusals())
+    _print_item(class_counts())
     _print_item("'hf-gmar models MODEL' says whether and how one model can be explained.")
+
+
+def _print_reasons(title: str, heading: str, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(title=title)
+    for name in ("model type", heading):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(visible, row))
+    print_table(table)
 
 
 def _print_item(text: str, indent: int = 0) -> None:

@@ -28,7 +28,6 @@ from hf_gmar.errors import OptionError
 from hf_gmar.faithfulness import (
     DRAWS,
     FRACTIONS,
-    PERTURBATION,
     ExplainedScore,
     FaithfulnessCheck,
     ModelInput,
@@ -176,7 +175,7 @@ class Comparison:
         self,
         fractions: Sequence[float] = FRACTIONS,
         draws: int = DRAWS,
-        perturbation: str = PERTURBATION,
+        perturbation: str | None = None,
         seed: int = 0,
     ) -> dict[str, list[FaithfulnessCheck]]:
         """Ask the model what each map is worth, see :meth:`hf_gmar.Explanation.check`.

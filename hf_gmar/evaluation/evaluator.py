@@ -290,12 +290,12 @@ def _all_pixels(model: EvaluatedModel, images: ImageDataset) -> Iterator[Tensor]
 
 
 def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str, Any]:
-    adapter, layout = plan.model.adapter, plan.model.adapter.layout
+    adapter = plan.model.adapter
     model: dict[str, Any] = {
         "name": loaded.name,
         **description_of_model(adapter.model, adapter.modules()[0]),
         "dtype": str(adapter.vision_model.dtype).removeprefix("torch."),
-        "readout": [list(layout.readout), layout.rest],
+        "readout": adapter.described_layout(),
         "processor": digest(loaded.processor.to_dict()),
     }
     if isinstance(loaded.model, ZeroShotModel):

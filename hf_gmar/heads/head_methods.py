@@ -87,7 +87,7 @@ class HeadMaps(AttentionMethod):
         """
         spec = TargetSpec(needs_scores=False)
         heads, patches = self._of_heads(inputs, spec, additional_forward_args, forward_kwargs)
-        rows = heads[..., self.adapter.layout.num_prefix_tokens :]
+        rows = heads[..., self.adapter.tokens.num_prefix_tokens :]
         return rows.reshape(*rows.shape[:3], *patches.shape[1:])
 
 

@@ -12,8 +12,10 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.lrp import LRPMode
+from hf_gmar._engines.pixel_gradients import cell_attributions
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_number, check_option
+from hf_gmar.errors import OptionError
 from hf_gmar.methods.base import AttributionMethod
 
 RelevanceLayers: TypeAlias = Literal["input", "lower"]
@@ -79,6 +81,7 @@ class AttnLRP(AttributionMethod):
     source = "Achtibat et al., ICML 2024, arXiv 2402.05602"
     cost = "forward + backward"
     signed = True
+    needs_tokens = False
 
     def __init__(
         self,
@@ -86,13 +89,21 @@ class AttnLRP(AttributionMethod):
         gamma: float = 0.0,
         layers: RelevanceLayers = "input",
         readout: ReadoutSpec = None,
+        grid: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, readout)
+        super().__init__(model, readout, grid)
         self.gamma = check_number("gamma", gamma, 0)
         check_option("layers", layers, get_args(RelevanceLayers))
+        if layers != "input" and self.adapter.has_cells:
+            raise OptionError(
+                f"layers={layers!r} reads the tokens of layers, and the map of "
+                f"{type(self.adapter.backbone).__name__} is one of pixels; leave it out"
+            )
         self.layers = layers
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
         lrp = LRPMode(self.gamma)
+        if self.adapter.has_cells:
+            return cell_attributions(self.adapter, request, target_specs, lrp)
         count = 1 if self.layers == "input" else (self.adapter.layers + 1) // 2
         return token_attributions(self.adapter, request, target_specs, range(count), product, lrp)

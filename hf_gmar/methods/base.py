@@ -69,10 +69,13 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             (B, classes, rows, columns)) or a share (float) for each prefix token. Methods without
             gradients also take the row and column of one patch, two whole numbers. ``None`` is for
             the class heads of Transformers and, without gradients, for their backbones.
+        grid: rows and columns of the map of a model without a fixed grid of patches, such as Swin;
+            ``None`` for the largest divisors of height and width up to 32. Only for methods that
+            need no tokens.
 
     Raises:
-        UnsupportedModelError: an unknown or hierarchical family, no model or several models, or
-            a head of your own without a readout.
+        UnsupportedModelError: an unknown family, a hierarchical family for a method that needs
+            tokens, no model or several models, or a head of your own without a readout.
         OptionError: an unknown option, a value outside its range, or a layer that does not exist.
     """
 
@@ -92,6 +95,9 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     """The question that the map answers, in a few words."""
     by_default: ClassVar[bool] = True
     """Whether comparisons and evaluations that name no methods run it."""
+    needs_tokens: ClassVar[bool] = True
+    """Whether the model must have the same patch tokens in all layers. If not, other models get a
+    map of cells of pixels."""
     needs_scores: ClassVar[bool] = True
     """Whether the model must return class scores. If not, the target may be of no class."""
     _options: dict[str, Any]
@@ -111,8 +117,12 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         method._options = given  # its own
         return method
 
-    def __init__(self, model: ModelLike, readout: ReadoutSpec = None) -> None:
-        self.adapter = ModelAdapter.of(model, readout, needs_scores=self.needs_scores)
+    def __init__(
+        self, model: ModelLike, readout: ReadoutSpec = None, grid: Sequence[int] | None = None
+    ) -> None:
+        self.adapter = ModelAdapter.of(model, readout, needs_scores=self.needs_scores, grid=grid)
+        if self.needs_tokens:
+            _ = self.adapter.tokens  # raises the error
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)
 

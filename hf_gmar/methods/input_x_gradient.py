@@ -1,4 +1,4 @@
-"""Gradient x input on the tokens of a layer."""
+"""Gradient x input, on the tokens of a layer or on pixels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._engines.pixel_gradients import cell_attributions
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_layer
 from hf_gmar.methods.base import AttributionMethod
@@ -23,11 +24,15 @@ class InputXGradient(AttributionMethod):
     $T$: patch tokens at the layer's input; $G$: gradient of the score with respect to $T$. At layer
     0 the tokens are the embedded patches with their positions. The paper uses the input itself.
 
+    A model without a fixed grid of patches has a map of cells: $T$ are then the pixels $p$ of a
+    cell, in all channels $c$, and their products are summed in the cell.
+
     The map is $r$: signed and without bounds; negative values speak against the class. It is in the
     units of the score but does not sum to it, as a Vision Transformer is not linear.
 
     Args:
-        layer: index of the layer, from 0; negative ones count from the top, -1 is the top.
+        layer: index of the layer, from 0; negative ones count from the top, -1 is the top. It must
+            be 0 for a map of cells.
 
     Example:
         >>> import torch
@@ -44,10 +49,20 @@ class InputXGradient(AttributionMethod):
     cost = "forward + backward"
     unit = "token x gradient"
     signed = True
+    needs_tokens = False
 
-    def __init__(self, model: ModelLike, layer: int = 0, readout: ReadoutSpec = None) -> None:
-        super().__init__(model, readout)
-        self.layer = check_layer("layer", layer, self.adapter.layers)
+    def __init__(
+        self,
+        model: ModelLike,
+        layer: int = 0,
+        readout: ReadoutSpec = None,
+        grid: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(model, readout, grid)
+        layers = 1 if self.adapter.has_cells else self.adapter.layers
+        self.layer = check_layer("layer", layer, layers)
 
     def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
+        if self.adapter.has_cells:
+            return cell_attributions(self.adapter, request, target_specs)
         return token_attributions(self.adapter, request, target_specs, [self.layer], product)

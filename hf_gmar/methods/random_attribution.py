@@ -44,9 +44,16 @@ class RandomAttribution(AttributionMethod):
     unit = "random number"
     class_specific = False
     needs_scores = False
+    needs_tokens = False
 
-    def __init__(self, model: ModelLike, seed: int = 0, readout: ReadoutSpec = None) -> None:
-        super().__init__(model, readout)
+    def __init__(
+        self,
+        model: ModelLike,
+        seed: int = 0,
+        readout: ReadoutSpec = None,
+        grid: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(model, readout, grid)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)
 

@@ -22,6 +22,7 @@ from hf_gmar._utils.validation import check_groups, check_option, check_samples,
 from hf_gmar.errors import OptionError
 from hf_gmar.methods.base import AttributionMethod
 from hf_gmar.perturbations.base import CopyPlan, PerturbationInput
+from hf_gmar.perturbations.pixels import MeanColour
 from hf_gmar.perturbations.token_removal import fewest_patches
 from hf_gmar.perturbations.tokens import TokenDropping
 
@@ -67,14 +68,18 @@ class ShapleyValues(AttributionMethod):
     There $v(\emptyset)$ is the mean score of the single players. A player then starts from what an
     average player alone gives.
 
+    A model without a fixed grid of patches loses pixels instead: the cells of its map that are
+    absent get the mean colour of the image.
+
     The permutations depend on the seed and the number of players. They are the same for all images
     and classes, and more samples continue the same sequence.
 
     Args:
         samples: number of permutations, even. Each costs one forward for each player but one, with
             half of the tokens on average.
-        groups: rows and columns of patches in a player. Groups at the lower and right edge are
-            smaller if the grid does not divide evenly.
+        groups: rows and columns of patches in a player, by default one patch, or 4 x 4 cells of a
+            map of cells. Groups at the lower and right edge are smaller if the grid does not divide
+            evenly.
         seed: seed of the permutations, from 0 to 2^32 - 1.
         batch_size: maximum number of copies of images in one forward.
         progress: show a progress bar on stderr.
@@ -105,18 +110,22 @@ class ShapleyValues(AttributionMethod):
     signed = True
     unit = "change of the score"
     by_default = False
+    needs_tokens = False
 
     def __init__(
         self,
         model: ModelLike,
         samples: int = 16,
-        groups: Sequence[int] = (1, 1),
+        groups: Sequence[int] | None = None,
         seed: int = 0,
         batch_size: int = 8,
         progress: bool = False,
         readout: ReadoutSpec = None,
+        grid: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, readout)
+        super().__init__(model, readout, grid)
+        if groups is None:
+            groups = (4, 4) if self.adapter.has_cells else (1, 1)
         check_option("seed", seed, range(2**32))
         check_option("batch_size", batch_size, range(1, 2**31))
         if not isinstance(progress, bool):
@@ -197,7 +206,7 @@ class _Game:
         request: the images and further arguments of the model.
         targets: the explained scores, one for each of T targets.
         players: the player of each patch, (rows, columns).
-        plan: how copies without some patches are run.
+        plans: how copies without some patches are run: of all images, or of each image.
         batch_size: maximum number of copies in one forward.
         scores: scores of the images, which have the device and dtype of a result.
         full: explained score of all players, (T, B), float64, on the CPU.
@@ -208,7 +217,7 @@ class _Game:
     request: ForwardRequest
     targets: list[ResolvedTarget]
     players: Tensor
-    plan: CopyPlan
+    plans: list[CopyPlan]
     batch_size: int
     scores: Tensor
     full: Tensor
@@ -228,15 +237,20 @@ class _Game:
         check_finite(scores, (), "score")
         targets = [spec.resolve(scores) for spec in target_specs]
         players = player_grid(adapter.layout.grid(*request.inputs.shape[-2:]), groups)
-        plan = TokenDropping().copies(PerturbationInput(adapter, request.inputs[:1], None))
+        images = request.inputs.detach().split(1)
+        plans = (
+            [MeanColour().copies(PerturbationInput(adapter, image, None)) for image in images]
+            if adapter.has_cells
+            else [TokenDropping().copies(PerturbationInput(adapter, images[0], None))]
+        )
         full = _explained(scores, targets, torch.arange(len(scores)))
-        game = cls(adapter, request, targets, players, plan, batch_size, scores, full, full)
-        if fewest_patches(adapter):
+        game = cls(adapter, request, targets, players, plans, batch_size, scores, full, full)
+        if not adapter.has_cells and fewest_patches(adapter):
             singles = torch.eye(game.count, dtype=torch.bool)
             empty = game.values(singles).mean(-1) if game.count > 1 else full
         else:
             empty = game.values(torch.zeros(1, game.count, dtype=torch.bool))[..., 0]
-        return cls(adapter, request, targets, players, plan, batch_size, scores, full, empty)
+        return cls(adapter, request, targets, players, plans, batch_size, scores, full, empty)
 
     @property
     def count(self) -> int:
@@ -264,19 +278,29 @@ class _Game:
 
     def values(self, coalitions: Tensor, advance: Advance = lambda _: None) -> Tensor:
         """Return the explained scores (T, B, M) of coalitions, bool (M, n)."""
-        images, copies = len(self.request.inputs), len(coalitions)
+        images, copies = torch.arange(len(self.request.inputs)), len(coalitions)
         # All images have the same coalitions, and all coalitions of as many patches share forwards.
-        keep_mask = coalitions[:, self.players].repeat(images, 1, 1)
-        rows = torch.arange(images).repeat_interleave(copies)
-        values = torch.empty(len(self.targets), images * copies, dtype=torch.float64)
+        groups = images.chunk(len(self.plans))
         with exclusive_eval(self.adapter), torch.no_grad():
-            for indices in self.plan.batches(keep_mask, self.batch_size):
-                with self.plan.inside(keep_mask[indices]):
-                    scores = _copies(self.request, rows[indices]).call(self.adapter)
-                check_finite(scores, (), "score")
-                values[:, indices] = _explained(scores, self.targets, rows[indices])
-                advance(len(indices))
-        return values.reshape(len(self.targets), images, copies)
+            parts = [
+                self._values(plan, coalitions, group.repeat_interleave(copies), advance)
+                for plan, group in zip(self.plans, groups, strict=True)
+            ]
+        return torch.cat(parts, 1).reshape(len(self.targets), len(images), copies)
+
+    def _values(self, plan: CopyPlan, coalitions: Tensor, rows: Tensor, advance: Advance) -> Tensor:
+        """Return the explained scores (T, copies) of images, each with all coalitions."""
+        keep_mask = coalitions[:, self.players].repeat(len(rows) // max(len(coalitions), 1), 1, 1)
+        values = torch.empty(len(self.targets), len(rows), dtype=torch.float64)
+        for indices in plan.batches(keep_mask, self.batch_size):
+            request = _copies(self.request, rows[indices])
+            pixels = plan.pixels(keep_mask[indices]) if self.adapter.has_cells else None
+            with plan.inside(keep_mask[indices]):
+                scores = request.call(self.adapter, pixels)
+            check_finite(scores, (), "score")
+            values[:, indices] = _explained(scores, self.targets, rows[indices])
+            advance(len(indices))
+        return values
 
     def maps(self, values: Tensor) -> Tensor:
         """Return the values of patches, (T, B, rows, columns), for those of players, (T, B, n)."""

@@ -72,7 +72,7 @@ class Embedding:
             )
         kind = model_type(tower)
         pooled = kind in _POOLER_BEFORE_HEAD if own else kind not in _UNTRAINED_POOLER
-        prefix = adapter.layout.num_prefix_tokens
+        prefix = adapter.tokens.num_prefix_tokens
         return cls(adapter, readout, _tokens_of(tower, readout, prefix, pooled))
 
 

@@ -38,13 +38,13 @@ _TABLE, _TIMM = "relative_position_bias_table", "_get_rel_pos_bias"
 
 def reads_patches(adapter: ModelAdapter) -> bool:
     """Whether the class head reads other tokens than prefix tokens."""
-    return sum(adapter.layout.readout) < 1 - 1e-6
+    return sum(adapter.tokens.readout) < 1 - 1e-6
 
 
 def fewest_patches(adapter: ModelAdapter) -> int:
     """Return 1 if attention or pooling would have no token without patches, else 0."""
-    pools_patches = reads_patches(adapter) and adapter.layout.rest == "patches"
-    return int(pools_patches or not adapter.layout.num_prefix_tokens)
+    pools_patches = reads_patches(adapter) and adapter.tokens.rest == "patches"
+    return int(pools_patches or not adapter.tokens.num_prefix_tokens)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def mask_tokens(adapter: ModelAdapter, keep_mask: Tensor) -> Iterator[None]:
 
 def _token_flags(adapter: ModelAdapter, patches: Tensor, prefix: bool) -> Tensor:
     """Extend flags of the patches, (B, P), to all tokens, (B, N)."""
-    return nn.functional.pad(patches, (adapter.layout.num_prefix_tokens, 0), value=prefix)
+    return nn.functional.pad(patches, (adapter.tokens.num_prefix_tokens, 0), value=prefix)
 
 
 @dataclass
@@ -171,7 +171,7 @@ class _TokenSelection:
             )
         flags = _token_flags(adapter, keep_mask, True)
         indices = flags.nonzero()[:, 1].reshape(len(flags), -1)
-        return cls(indices, adapter.layout.num_prefix_tokens, flags.shape[1])
+        return cls(indices, adapter.tokens.num_prefix_tokens, flags.shape[1])
 
     def select(self, tokens: Tensor) -> Tensor:
         """Select the kept tokens of (B, N, numbers)."""

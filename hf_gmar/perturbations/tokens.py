@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar.errors import UnsupportedModelError
 from hf_gmar.perturbations.base import CopyPlan, Perturbation, PerturbationInput
 from hf_gmar.perturbations.token_removal import (
     DropSites,
@@ -11,6 +13,14 @@ from hf_gmar.perturbations.token_removal import (
     mask_tokens,
     reads_patches,
 )
+
+
+def _check_tokens(name: str, adapter: ModelAdapter) -> None:
+    if adapter.has_cells:
+        raise UnsupportedModelError(
+            f"{name} takes tokens out, and {type(adapter.backbone).__name__} has no fixed grid of "
+            "patch tokens; take a perturbation of pixels: mean, blur, noise or dataset-mean"
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class AttentionMasking(Perturbation):
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
         """Return the unchanged pixels, with masked tokens in each forward."""
+        _check_tokens(self.name, image.adapter)
         return CopyPlan(
             lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),
             lambda keep_mask: mask_tokens(image.adapter, keep_mask.flatten(1)),
@@ -54,6 +65,7 @@ class TokenDropping(Perturbation):
 
     def copies(self, image: PerturbationInput) -> CopyPlan:
         """Return the unchanged pixels, with dropped tokens in each forward."""
+        _check_tokens(self.name, image.adapter)
         sites = DropSites.of(image.adapter)
         return CopyPlan(
             lambda keep_mask: image.pixels.expand(len(keep_mask), -1, -1, -1),

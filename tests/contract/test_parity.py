@@ -132,7 +132,7 @@ def test_the_gradient_is_how_the_score_changes(engine: str) -> None:
     """The engine's gradient is d score / d attention: move single entries and see."""
     model, images = VIT.build().double(), VIT.images(torch.float64)
     adapter, rule = ModelAdapter.of(model), Gradients()
-    adapter = replace(adapter, layout=replace(adapter.layout, readout=(0.5,)))  # on every token
+    adapter = replace(adapter, layout=replace(adapter.tokens, readout=(0.5,)))  # on every token
     with oracles.unrounded_softmax():
         spans = [(rule, range(LAYERS))]
         run_rules(adapter, ForwardRequest(images), [TargetSpec(TARGETS)], spans, engine)

@@ -242,7 +242,7 @@ def test_prefix_tokens_are_no_patches(case: ModelCase) -> None:
     for prefix in {0, 1, 2, 5, case.prefix + 1} - {case.prefix}:
         readout = (0.0,) * prefix
         gmar = GMAR(model)
-        wrong = replace(gmar.adapter.layout, readout=readout)
+        wrong = replace(gmar.adapter.tokens, readout=readout)
         gmar.adapter = replace(gmar.adapter, layout=wrong)
         with pytest.raises(ModelOutputError, match="register_layout"):
             gmar.attribute_patches(images, TARGETS, **case.forward_kwargs)
@@ -255,7 +255,7 @@ def test_the_readout_decides_the_map(case: ModelCase) -> None:
     model, images = shared(case), case.images()
     right = GMAR(model).attribute_patches(images, TARGETS, **case.forward_kwargs)
     gmar = GMAR(model)
-    own = gmar.adapter.layout
+    own = gmar.adapter.tokens
     # As if the head averaged the patches, or read the last prefix token alone.
     others = [0.0] * case.prefix, [0.0] * (case.prefix - 1) + [0.9]
     for readout in [tuple(other) for other in others if tuple(other) != own.readout]:
@@ -298,9 +298,9 @@ class Numbered:
 def test_a_subclass_keeps_its_layout_and_a_class_goes_before_its_family() -> None:
     model = VIT.build()
     model.__class__ = type("Fork", (type(model),), {})
-    assert ModelAdapter.of(model).layout.readout == (1.0,)
+    assert ModelAdapter.of(model).tokens.readout == (1.0,)
     register_layout("vit", TokenLayout(readout=(0.0,)))  # a user's own word goes first
-    assert ModelAdapter.of(model).layout.readout == (0.0,)
+    assert ModelAdapter.of(model).tokens.readout == (0.0,)
     register_layout("Fork", TokenLayout(readout=(0.5,), patch_size=(4, 2)))
     assert ModelAdapter.of(model).layout == TokenLayout(readout=(0.5,), patch_size=(4, 2))
 

@@ -165,8 +165,7 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
     method: Any = spec.method
     description = described(method)
     if isinstance(method, AttributionMethod):
-        layout = method.adapter.layout
-        description["readout"] = [list(layout.readout), layout.rest]
+        description["readout"] = method.adapter.described_layout()
     for name in ("rule", "attribution_method"):  # the layer rule; the method in a NoiseTunnel
         if (inner := getattr(method, name, None)) is not None:
             description[name] = described(inner)

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     SiglipConfig,
     SwinConfig,
+    YolosConfig,
     Tipsv2Config,
     ViTConfig,
 )
@@ -32,7 +33,16 @@ from transformers.utils.import_utils import is_natten_available, is_timm_availab
 from benchmarks.tables import TABLES
 from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED, ZERO_SHOT_CLASSES
 from hf_gmar.cli import catalogue
-from hf_gmar.cli.catalogue import COLUMNS, describe, families, notes, refusals
+from hf_gmar.cli.catalogue import (
+    COLUMNS,
+    cells,
+    class_counts,
+    classes,
+    describe,
+    families,
+    notes,
+    refusals,
+)
 from hf_gmar.models import load_config
 from tests.support import folders
 
@@ -65,9 +75,33 @@ def test_rows_say_what_the_tables_say() -> None:
 
 
 def test_each_refusal_is_there_once_with_its_reason() -> None:
-    found = {kind: why for kinds, why in refusals() for kind in kinds.split(", ")}
+    rows = [*cells(), *refusals()]
+    found = {kind: why for kinds, why in rows for kind in kinds.split(", ")}
+    assert len(found) == sum(kinds.count(",") + 1 for kinds, _ in rows)
     assert {kind: found[kind] for kind in UNSUPPORTED} == UNSUPPORTED
     assert set(found) - set(UNSUPPORTED) == set(UNTESTED)
+
+
+def test_each_class_of_the_library_is_there_once_with_what_explains_it() -> None:
+    rows = {row[0]: row[1:] for row in classes()}
+    assert len(rows) == len(classes())
+    assert rows["ViTForImageClassification"] == ("yes", "yes", "yes", "")
+    assert rows["SwinForImageClassification"] == ("no", "yes", "yes", UNSUPPORTED["swin"])
+    assert rows["PvtForImageClassification"][:3] == ("no", "yes", "no")
+    assert rows["ImageGPTForImageClassification"] == ("no", "no", "no", UNSUPPORTED["imagegpt"])
+    assert all(row[3] for row in rows.values() if "no" in row)
+    yes = sum(row[1] == "yes" for row in rows.values())
+    assert f"InputXGradient and ShapleyValues {yes}, and" in class_counts()
+
+
+def test_a_hierarchical_model_is_described() -> None:
+    found = described(SwinConfig(), "SwinForImageClassification")
+    assert found.explained
+    assert found.facts["family"] == "Swin"
+    assert found.facts["explained by"].split(", ") == [
+        "TokenGradCAM", "InputXGradient", "AttnLRP", "ShapleyValues", "RandomAttribution",
+    ]  # fmt: skip
+    assert UNSUPPORTED["swin"] in found.facts["not explained by"]
 
 
 def test_tables_are_markdown() -> None:
@@ -166,7 +200,7 @@ def test_what_needs_prompts(config: PreTrainedConfig, reads: str) -> None:
 
 
 NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, str]] = {
-    "refused": (SwinConfig(), "SwinForImageClassification", UNSUPPORTED["swin"]),
+    "refused": (YolosConfig(), "YolosForObjectDetection", UNSUPPORTED["yolos"]),
     "not proven": (Tipsv2Config(), "Tipsv2Model", "has not been proven on Tipsv2Model"),
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "with a head of your own"),
     "a body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),

@@ -44,6 +44,7 @@ from transformers.models.auto.modeling_auto import (
 from hf_gmar import GMAR, TokenLayout, register_layout
 from hf_gmar._core import families
 from hf_gmar._core.families import (
+    CELL_FAMILIES,
     FAMILIES,
     READOUTS,
     UNSUPPORTED,
@@ -110,11 +111,13 @@ def test_each_is_supported_or_refused_with_a_reason(kind: str, name: str) -> Non
         model = getattr(transformers, name)(CONFIG_MAPPING[kind]())
     if any(name in family.heads for family in FAMILIES.values()):
         adapter = ModelAdapter.of(model)
-        assert adapter.layout.patch_size is not None
+        assert adapter.tokens.patch_size is not None
         assert adapter.layers >= 1
         return
+    if kind in CELL_FAMILIES:
+        assert ModelAdapter.of(model).has_cells
     with pytest.raises(UnsupportedModelError) as refused:
-        ModelAdapter.of(model)
+        GMAR(model)
     words = str(refused.value)
     assert name in words
     if name in ZERO_SHOT_CLASSES:
@@ -168,7 +171,7 @@ def test_shares_can_be_said_too(said: tuple[float, ...]) -> None:
         with pytest.raises(OptionError, match="each of 3 prefix tokens"):
             GMAR(case.build(), readout=said)
         return
-    layout = GMAR(case.build(), readout=said).adapter.layout
+    layout = GMAR(case.build(), readout=said).adapter.tokens
     assert (layout.readout, layout.rest) == (said, "patches")
 
 
@@ -283,7 +286,7 @@ def test_a_module_may_say_its_readout_itself() -> None:
     got = GMAR(model).attribute_patches(VIT.images(), TARGETS)
     wanted = GMAR(case.build(), readout="cls+patches").attribute_patches(VIT.images(), TARGETS)
     assert same(got, wanted)
-    assert GMAR(model, readout="cls").adapter.layout.readout == (1.0, 0.0, 0.0)
+    assert GMAR(model, readout="cls").adapter.tokens.readout == (1.0, 0.0, 0.0)
 
 
 def test_a_size_that_no_keyword_helps() -> None:
@@ -385,11 +388,11 @@ class UnheardConfig(ViTConfig):
 @pytest.mark.usefixtures("layouts")
 def test_a_registered_family_with_a_readout_that_is_said() -> None:
     register_layout("vit", TokenLayout(readout=(0.0,), patch_size=(8, 8)))
-    assert GMAR(VIT.build()).adapter.layout.readout == (0.0,)
-    assert GMAR(VIT.build(), readout="cls").adapter.layout.readout == (1.0,)
+    assert GMAR(VIT.build()).adapter.tokens.readout == (0.0,)
+    assert GMAR(VIT.build(), readout="cls").adapter.tokens.readout == (1.0,)
     register_layout("unheard", TokenLayout(readout=(0.0, 0.0), rest="attention"))
     model = build(ViTModel, UnheardConfig)
-    said = GMAR(model, readout=(0.5, 0.0)).adapter.layout
+    said = GMAR(model, readout=(0.5, 0.0)).adapter.tokens
     assert (said.readout, said.rest, said.patch_size) == ((0.5, 0.0), "patches", (8, 8))
     with pytest.raises(OptionError, match="share for each of 2 prefix tokens, got 'cls'"):
         GMAR(model, readout="cls")

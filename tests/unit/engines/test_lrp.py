@@ -223,6 +223,12 @@ LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     "batch norm": lambda x: functional.batch_norm(
         x, numbers(5), numbers(5, seed=1).square(), None, numbers(5, seed=2)
     ),
+    "max pool": lambda x: functional.max_pool2d(x, (2, 3), padding=1),
+    "adaptive max pool": lambda x: functional.adaptive_max_pool2d(x, 2),
+    "pixel shuffle": lambda x: functional.pixel_shuffle(x[:, :4, None], 2),
+    "transposed convolution": lambda x: functional.conv_transpose2d(
+        x[:, None], numbers(1, 3, 2, 2), stride=2
+    ),
     "in place": lambda x: (x * 2).mul_(3).add_(1).sub_(x),
     "by item": lambda x: _set(x * 2, x),
     "others": lambda x: torch.cat([x.flip(1).mean(1), -x[:, 0], x.amax(1)], dim=1),
@@ -260,12 +266,29 @@ NO_RULE: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm": lambda x: functional.batch_norm(x, None, None, training=True),
     "linear": lambda x: functional.linear(x, x[0], x[0, :, 0]),
     "layer_norm": lambda x: functional.layer_norm(x, (6,), weight=x[0, 0]),
+    "group_norm": lambda x: functional.group_norm(x, 1, weight=x[0, :, 0]),
     "rms_norm": lambda x: functional.rms_norm(x, (6,), weight=x[0, 0]),
     "scaled_dot_product_attention": lambda x: functional.scaled_dot_product_attention(
         x, x, x, attn_mask=x @ x.mT
     ),
     "sigmoid_": lambda x: (x * 1).sigmoid_(),
 }
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm(affine: bool) -> None:
+    weight, bias = (numbers(4, seed=1), numbers(4, seed=2)) if affine else (None, None)
+    x = numbers(2, 4, 3, 5)
+    value, _, (below,) = propagated(lambda x: functional.group_norm(x, 2, weight, bias), x)
+    assert close(value, functional.group_norm(x, 2, weight, bias))
+    slopes, expected = numbers(*x.shape, seed=9), torch.zeros_like(x)
+    for image in range(2):
+        for group in (slice(0, 2), slice(2, 4)):
+            part = x[image, group]
+            scale = torch.rsqrt(part.var(correction=0) + 1e-5) * slopes[image, group]
+            scale = scale if weight is None else scale * weight[group, None, None]
+            expected[image, group] = part * (scale - scale.mean())
+    assert close(below, expected)
 
 
 @pytest.mark.parametrize("name", NO_RULE)

@@ -236,7 +236,7 @@ def test_other_questions_need_a_class_head() -> None:
 def test_a_registered_family_from_one_patch() -> None:
     register_layout("ViTModel", TokenLayout(readout=(0.5,)))
     model = BACKBONES["vit"][0]()
-    assert RawAttention(model).adapter.layout.readout == (0.5,)
+    assert RawAttention(model).adapter.tokens.readout == (0.5,)
     maps, tokens = attentions(model, IMAGES)
     wanted = rolled(maps, start(model, (1, 1), 1, tokens), range(2, 3), 0)[:, 1:].reshape(2, 4, 4)
     found = RawAttention(model, readout=(1, 1)).attribute_patches(IMAGES)

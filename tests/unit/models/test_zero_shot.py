@@ -292,5 +292,5 @@ def test_a_head_of_ones_own_on_image_features() -> None:
     with pytest.raises(UnsupportedModelError, match=r"SiglipModel.*readout="):
         GMAR(Own())
     gmar = GMAR(Own(), readout="pooling")
-    assert gmar.adapter.layout.rest == "attention"
+    assert gmar.adapter.tokens.rest == "attention"
     assert gmar.attribute(VIT.images(), 3).any()
