@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_gmar._core.attention import loading
@@ -107,10 +106,10 @@ def classes() -> list[tuple[str, ...]]:
     """Return one row for each class of ``AutoModelForImageClassification``.
 
     Example:
-        >>> [row[:4] for row in classes() if row[0] in ("ViTForImageClassification", "Swi")]
+        >>> [row[:4] for row in classes() if row[0] == "ViTForImageClassification"]
         [('ViTForImageClassification', 'yes', 'yes', 'yes')]
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind, names in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
         for name in (names,) if isinstance(names, str) else names:
             family, reason = FAMILIES.get(kind), UNSUPPORTED.get(kind, "")

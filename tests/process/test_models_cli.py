@@ -15,8 +15,8 @@ from transformers import (
     DINOv3ViTConfig,
     PreTrainedConfig,
     SiglipConfig,
-    SwinConfig,
     ViTConfig,
+    YolosConfig,
 )
 
 from hf_gmar._core.families import FAMILIES, UNSUPPORTED, UNTESTED
@@ -144,7 +144,7 @@ def test_a_model_that_takes_prompts(tmp_path: Path, config_class: Any) -> None:
 
 
 NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str, str]] = {
-    "swin": (SwinConfig(), "SwinForImageClassification", "it attends within windows"),
+    "yolos": (YolosConfig(), "YolosForObjectDetection", "it has tokens for objects"),
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "a head of your own"),
     "body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),
 }
@@ -211,9 +211,9 @@ HUB: dict[str, list[str]] = {
 def of_the_hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Done]]:
     """The folder in which the commands of HUB ran, and what came of them."""
     root = tmp_path_factory.mktemp("hub")
-    swin = saved(root / "swin", SwinConfig(), "SwinForImageClassification")
+    yolos = saved(root / "yolos", YolosConfig(), "YolosForObjectDetection")
     repositories: dict[str, Path | dict[str, Path]] = {
-        "owner/scenes": {"main": bundled_folder(), "v2": swin},
+        "owner/scenes": {"main": bundled_folder(), "v2": yolos},
         "owner/private": bundled_folder(),
         "owner/own": folders.own_model(folders.copy(root / "own"), root / "ran"),
     }
@@ -230,7 +230,7 @@ def test_models_of_the_hub(of_the_hub: tuple[Path, dict[str, Done]]) -> None:
     root, done = of_the_hub
     assert [done[row].code for row in ("main", "tag", "private")] == [0, 1, 0]
     assert facts(done["main"])["class"] == "ViTForImageClassification"
-    assert facts(done["tag"])["class"] == "SwinForImageClassification"
+    assert facts(done["tag"])["class"] == "YolosForObjectDetection"
     assert [path.name for path in (root / "kept").rglob("snapshots/*/*")] == ["config.json"]
     assert "hf-gmar explain PHOTO --model owner/private" in done["private"].out
 

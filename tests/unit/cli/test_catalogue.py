@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedConfig,
     SiglipConfig,
     SwinConfig,
-    YolosConfig,
     Tipsv2Config,
     ViTConfig,
+    YolosConfig,
 )
 from transformers.utils.import_utils import is_natten_available, is_timm_available
 
