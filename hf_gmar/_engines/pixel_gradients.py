@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_gmar._core.attention import attention_here
-from hf_gmar._core.cell_layout import cell_sums
 from hf_gmar._core.execution import (
     accumulation_dtype,
     check_differentiable,
@@ -70,18 +69,6 @@ def pixel_attributions(
             stack.enter_context(attention_here(adapter.vision_model, "sdpa"))  # it has a rule
         pairs = _values_and_gradients(adapter, target_specs, forward, "the pixels")
     return [value * gradient for value, gradient in pairs]
-
-
-def cell_attributions(
-    adapter: ModelAdapter,
-    request: ForwardRequest,
-    target_specs: Sequence[TargetSpec],
-    lrp: LRPMode | None = None,
-) -> list[Tensor]:
-    """Sum :func:`pixel_attributions` in the cells of the map: (B, rows, columns) each."""
-    grid = adapter.layout.grid(*request.inputs.shape[-2:])
-    pixels = pixel_attributions(adapter, request, target_specs, lrp)
-    return [cell_sums(values.sum(1), grid) for values in pixels]
 
 
 def feature_attributions(

@@ -12,16 +12,15 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.lrp import LRPMode
-from hf_gmar._engines.pixel_gradients import cell_attributions
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.pixel_base import PixelAttribution, Resolution
 
 RelevanceLayers: TypeAlias = Literal["input", "lower"]
 
 
-class AttnLRP(AttributionMethod):
+class AttnLRP(PixelAttribution):
     r"""Propagate the score as relevance through every layer, down to the embedded patches.
 
     $$ r_p = \sum_c T_{p,c} G_{p,c} $$
@@ -64,6 +63,10 @@ class AttnLRP(AttributionMethod):
             interval .002 to .029) under token dropping and by .030 (.015 to .046) under blur, with
             equal GridPG. On scenes with masks, it put .05 less relevance into the mask.
 
+        resolution: ``"pixel"`` propagates on through the patch embedding, as the paper does for
+            images: :meth:`attribute` then returns the relevance of each pixel and channel, and the
+            map sums it in each patch. The share of the patches' positions and bias ends before.
+
     Raises:
         UnsupportedModelError: a model without SDPA, or (while it runs) a function without a rule.
 
@@ -81,7 +84,6 @@ class AttnLRP(AttributionMethod):
     source = "Achtibat et al., ICML 2024, arXiv 2402.05602"
     cost = "forward + backward"
     signed = True
-    needs_tokens = False
 
     def __init__(
         self,
@@ -90,20 +92,24 @@ class AttnLRP(AttributionMethod):
         layers: RelevanceLayers = "input",
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout, grid)
+        super().__init__(model, readout, grid, resolution)
         self.gamma = check_number("gamma", gamma, 0)
         check_option("layers", layers, get_args(RelevanceLayers))
-        if layers != "input" and self.adapter.has_cells:
+        if layers != "input" and self.of_pixels:
             raise OptionError(
-                f"layers={layers!r} reads the tokens of layers, and the map of "
+                f"layers={layers!r} reads the tokens of layers, and this map of "
                 f"{type(self.adapter.backbone).__name__} is one of pixels; leave it out"
             )
         self.layers = layers
 
-    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        lrp = LRPMode(self.gamma)
-        if self.adapter.has_cells:
-            return cell_attributions(self.adapter, request, target_specs, lrp)
+    def _lrp(self) -> LRPMode:
+        return LRPMode(self.gamma)
+
+    def _of_tokens(
+        self, request: ForwardRequest, target_specs: Sequence[TargetSpec]
+    ) -> list[Tensor]:
+        lrp = self._lrp()
         count = 1 if self.layers == "input" else (self.adapter.layers + 1) // 2
         return token_attributions(self.adapter, request, target_specs, range(count), product, lrp)

@@ -10,13 +10,12 @@ from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
-from hf_gmar._engines.pixel_gradients import cell_attributions
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_layer
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.pixel_base import PixelAttribution, Resolution
 
 
-class InputXGradient(AttributionMethod):
+class InputXGradient(PixelAttribution):
     r"""Multiply each patch token by its gradient: its contribution to the score, to first order.
 
     $$ r_p = \sum_c T_{p,c} G_{p,c} $$
@@ -32,7 +31,10 @@ class InputXGradient(AttributionMethod):
 
     Args:
         layer: index of the layer, from 0; negative ones count from the top, -1 is the top. It must
-            be 0 for a map of cells.
+            be 0 for a map of cells or pixels.
+        resolution: ``"pixel"`` multiplies pixels by their gradient, as the paper does and Captum's
+            ``InputXGradient``: :meth:`attribute` then returns that product, and the map sums it in
+            each patch.
 
     Example:
         >>> import torch
@@ -49,7 +51,6 @@ class InputXGradient(AttributionMethod):
     cost = "forward + backward"
     unit = "token x gradient"
     signed = True
-    needs_tokens = False
 
     def __init__(
         self,
@@ -57,12 +58,13 @@ class InputXGradient(AttributionMethod):
         layer: int = 0,
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout, grid)
-        layers = 1 if self.adapter.has_cells else self.adapter.layers
+        super().__init__(model, readout, grid, resolution)
+        layers = 1 if self.of_pixels else self.adapter.layers
         self.layer = check_layer("layer", layer, layers)
 
-    def _explain(self, request: ForwardRequest, target_specs: Sequence[TargetSpec]) -> list[Tensor]:
-        if self.adapter.has_cells:
-            return cell_attributions(self.adapter, request, target_specs)
+    def _of_tokens(
+        self, request: ForwardRequest, target_specs: Sequence[TargetSpec]
+    ) -> list[Tensor]:
         return token_attributions(self.adapter, request, target_specs, [self.layer], product)

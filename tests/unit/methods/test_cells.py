@@ -32,8 +32,9 @@ from hf_gmar import (
 )
 from hf_gmar._core.families import CELL_FAMILIES, UNSUPPORTED
 from hf_gmar.errors import HfGmarError, InputError, OptionError, UnsupportedModelError
+from hf_gmar.methods import METHODS
 from hf_gmar.perturbations import PERTURBATIONS
-from tests.reference.cases import VIT
+from tests.reference.cases import MODELS, VIT, ModelCase
 from tests.reference.cell_models import CELL_CASES, LABELS, SIDE, CellCase, without_biases
 from tests.support.state import unchanged
 
@@ -244,6 +245,12 @@ _SWIN: Any = BY_KIND["swin"]
 WRONG: dict[str, tuple[Callable[[], Any], type[HfGmarError], str]] = {
     "a readout": (lambda: AttnLRP(_SWIN.model, readout="cls"), OptionError, "leave it out"),
     "lower layers": (lambda: AttnLRP(_SWIN.model, layers="lower"), OptionError, "one of pixels"),
+    "lower layers of pixels": (
+        lambda: AttnLRP(VIT.build(), layers="lower", resolution="pixel"),
+        OptionError,
+        "one of pixels",
+    ),
+    "a resolution": (lambda: METHODS.build("attn-lrp", VIT.build(), resolution="fine"), OptionError, "resolution"),
     "a layer": (lambda: InputXGradient(_SWIN.model, layer=1), OptionError, "layer"),
     "a grid of patches": (lambda: AttnLRP(VIT.build(), grid=(4, 4)), OptionError, "leave grid out"),
     "a grid of three": (lambda: AttnLRP(_SWIN.model, grid=(4, 4, 4)), OptionError, "grid must be"),
@@ -289,3 +296,37 @@ def test_explain_gives_the_map_and_says_why_gmar_does_not_apply(tmp_path: Any) -
     assert "attends within windows" in str(results.failures["GMAR"])
     assert 1 <= result.sufficient_set(0.5).mask.sum() <= 1024
     assert result.overlay().size[0] > 0
+
+
+PIXEL_CASES = [case for case in MODELS if case.name in ("vit", "vit-oblong", "beit-mean")]
+
+
+@pytest.mark.parametrize("case", PIXEL_CASES, ids=str)
+def test_the_relevance_of_pixels_is_captums(case: ModelCase) -> None:
+    """Of a ViT, too, with Captum's shape; the map sums it in each patch."""
+    model, images = case.build().double(), case.images().double()
+    theirs = captum.attr.InputXGradient(lambda pixels: model(pixels).logits)
+    expected = theirs.attribute(images.clone().requires_grad_(), target=2).detach()
+    method = InputXGradient(model, resolution="pixel")
+    (found,) = method.attribute((images,), 2)
+    assert _close(found, expected)
+    rows, columns = method.attribute_patches(images, 2).shape[1:]
+    assert _close(method.attribute_patches(images, 2), _sums(expected, rows, columns))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("case", PIXEL_CASES, ids=str)
+def test_pixels_have_what_their_patches_token_has(case: ModelCase, gamma: float) -> None:
+    """If the embedding of a patch is its projection alone, without a bias and a position."""
+    model, images = case.build().double(), case.images().double()
+    for name, weight in model.named_parameters():
+        if "position_embeddings" in name or name.endswith("projection.bias"):
+            weight.data.zero_()
+    tokens = AttnLRP(model, gamma).attribute_patches(images, 1, contrast=2)
+    method = AttnLRP(model, gamma, resolution="pixel")
+    pixels = method.attribute(images, 1, contrast=2)
+    assert pixels.shape == images.shape
+    assert _close(_sums(pixels, *tokens.shape[1:]), tokens)
+    assert _close(method.attribute_patches(images, 1, contrast=2), tokens)
+    spread = AttnLRP(model, gamma).attribute(images, 1, contrast=2)
+    assert not torch.allclose(pixels, spread)
