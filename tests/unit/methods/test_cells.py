@@ -250,7 +250,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[HfGmarError], str]] = {
         OptionError,
         "one of pixels",
     ),
-    "a resolution": (lambda: METHODS.build("attn-lrp", VIT.build(), resolution="fine"), OptionError, "resolution"),
+    "a resolution": (
+        lambda: METHODS.build("attn-lrp", VIT.build(), resolution="fine"),
+        OptionError,
+        "resolution",
+    ),
     "a layer": (lambda: InputXGradient(_SWIN.model, layer=1), OptionError, "layer"),
     "a grid of patches": (lambda: AttnLRP(VIT.build(), grid=(4, 4)), OptionError, "leave grid out"),
     "a grid of three": (lambda: AttnLRP(_SWIN.model, grid=(4, 4, 4)), OptionError, "grid must be"),
