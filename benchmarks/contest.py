@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -55,12 +55,17 @@ class Size:
     mlp: int
 
 
-SIZES = {"S": Size(384, 12, 6, 1536), "B": Size(768, 12, 12, 3072), "T": Size(32, 2, 2, 64)}
+SIZES = {
+    "S": Size(384, 12, 6, 1536),
+    "B": Size(768, 12, 12, 3072),
+    "L": Size(1024, 24, 16, 4096),
+    "T": Size(32, 2, 2, 64),
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model on images of one size.
+    """A model on images of one size; its weights and images have the given precision.
 
     Example:
         >>> Case.parse("B224x8")
@@ -72,9 +77,10 @@ class Case:
     model: str
     pixels: int
     batch: int = 1
+    dtype: str = field(default="float32", repr=False)
 
     @classmethod
-    def parse(cls, name: str) -> Case:
+    def parse(cls, name: str, dtype: str = "float32") -> Case:
         """Parse a name: model, pixels, and the batch size unless it is 1."""
         match = re.fullmatch(rf"([{''.join(SIZES)}])([1-9]\d*)(?:x([1-9]\d*))?", name)
         if match is None or int(match[2]) % PATCH:
@@ -82,7 +88,7 @@ class Case:
                 f"a case is one of {', '.join(SIZES)}, pixels that {PATCH} divides, and maybe x "
                 f"with a batch, such as S224x8; got {name!r}"
             )
-        return cls(match[1], int(match[2]), int(match[3] or 1))
+        return cls(match[1], int(match[2]), int(match[3] or 1), dtype)
 
     @property
     def name(self) -> str:
@@ -134,8 +140,10 @@ class Bench:
             patch_size=PATCH,
         )
         config.num_labels = LABELS
-        model = ViTForImageClassification(config).eval().to(device)
-        pixels = torch.randn(case.batch, 3, case.pixels, case.pixels).to(device)
+        dtype = getattr(torch, case.dtype)
+        with device:  # a GPU draws the weights of a large model faster
+            model = ViTForImageClassification(config).eval().to(dtype)
+            pixels = torch.randn(case.batch, 3, case.pixels, case.pixels).to(dtype)
         return cls(case, device, model, pixels)
 
     def runs(self) -> dict[str, Run]:

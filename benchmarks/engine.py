@@ -5,9 +5,10 @@
     python -m benchmarks.engine --quick --output /tmp/quick
 
 Run it from the root of the repository. All times are ratios between contestants that take turns
-in one process. Peak memory is measured in a separate process for each contestant. Models have
-random weights, because their cost does not depend on the weights. The name of a case is its model
-(S for ViT-S/16, B for ViT-B/16), the pixels of its images, and x with its batch size.
+in one process. On a CPU, peak memory is measured in a separate process for each contestant. Models
+have random weights, because their cost does not depend on the weights. The name of a case is its
+model (S for ViT-S/16, B for ViT-B/16, L for ViT-L/16), the pixels of its images, and x with its
+batch size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -65,6 +66,9 @@ class Plan:
     slow_limit: float
     dense_limit_gb: float
     say: Callable[[str], None]
+
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def peaks_of(case: Case, contestants: Sequence[str], plan: Plan) -> dict[str, Peak]:
@@ -124,10 +128,10 @@ def steps(cases: Sequence[Case], sizes: Sequence[Case], repeats: int) -> int:
     return len(cases) * of_case + (of_growth if sizes else 0)
 
 
-def parsed(names: Sequence[str]) -> list[Case]:
+def parsed(names: Sequence[str], dtype: str) -> list[Case]:
     """Parse the names of cases."""
     try:
-        return [Case.parse(name) for name in names]
+        return [Case.parse(name, dtype) for name in names]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -143,15 +147,16 @@ def main(
         float, typer.Option(help="Seconds above which Captum's times are scaled.")
     ] = 120,
     dense_limit_gb: Annotated[float, typer.Option(help="Memory for the dense engine.")] = 16,
+    dtype: Annotated[Precision, typer.Option(help="Of weights and images.")] = "float32",
     quick: Annotated[bool, typer.Option(help="Use a tiny model, to try the script.")] = False,
 ) -> None:
     """Measure, print the tables, and write tables, numbers and a figure to OUTPUT."""
-    cases = parsed(case or (QUICK_CASES if quick else CASES))
-    sizes = parsed((QUICK_GROWTH if quick else GROWTH) if growth else ())
+    cases = parsed(case or (QUICK_CASES if quick else CASES), dtype)
+    sizes = parsed((QUICK_GROWTH if quick else GROWTH) if growth else (), dtype)
     where = pick_device(device)
     torch.set_num_threads(threads)
     output.mkdir(parents=True, exist_ok=True)
-    report = Report(machine(where, threads), repeats)
+    report = Report(machine(where, threads) | {"weights": dtype}, repeats)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=steps(cases, sizes, repeats))
 

@@ -141,13 +141,13 @@ def scaling(arguments: Sequence[str], images: int) -> list[str]:
     return lines
 
 
-def work(loaded: LoadedModel, data: ImageDataset) -> float:
+def work(loaded: LoadedModel, data: ImageDataset, methods: Sequence[str] = ("gmar",)) -> float:
     """Measure the images per second of an evaluation, after all processes are ready."""
     processes = Processes.launched()
-    evaluate(loaded, open_data(data, labels_of(loaded.model.config), limit=2), ["gmar"])
+    evaluate(loaded, open_data(data, labels_of(loaded.model.config), limit=2), list(methods))
     processes.gathered([processes.number])
     start = time.perf_counter()
-    evaluate(loaded, data, ["gmar"])
+    evaluate(loaded, data, list(methods))
     return len(data) / (time.perf_counter() - start)
 
 

@@ -1,4 +1,4 @@
-"""Measures the peak memory of each contestant in its own process."""
+"""Measures peak memory: of the allocator on a GPU, else of a process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import functools
 import gc
 import multiprocessing
 import re
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ import torch
 from benchmarks.contest import FORWARD, Bench, Case, Run
 
 if TYPE_CHECKING:  # Windows lacks ForkServerContext
-    from multiprocessing.context import ForkServerContext, SpawnContext
+    from multiprocessing.context import ForkServerContext
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -35,11 +37,13 @@ class Peak:
         bytes: the peak, or ``None`` if it is unknown.
         reason: why the peak is unknown.
         failed: whether the contestant was not run or did not finish.
+        seconds: duration of the call, where it was taken.
     """
 
     bytes: int | None = None
     reason: str = ""
     failed: bool = False
+    seconds: float | None = None
 
 
 def peak_above(run: Run, device: torch.device) -> Peak:
@@ -58,6 +62,16 @@ def peak_above(run: Run, device: torch.device) -> Peak:
     before = _status("VmRSS")
     run()
     return Peak(_status("VmHWM") - before)
+
+
+def resident_peak(run: Run) -> Peak:
+    """Run a contestant, and return the peak of the whole process, with what was there before."""
+    gc.collect()
+    if not _reset_peak():
+        return Peak(reason=_NO_PEAK)
+    start = time.perf_counter()
+    run()
+    return Peak(_status("VmHWM"), seconds=time.perf_counter() - start)
 
 
 def free_at_once() -> None:
@@ -89,24 +103,41 @@ def _status(field: str) -> int:
 
 @functools.cache
 def measure(case: Case, contestant: str, device: torch.device, threads: int) -> Peak:
-    """Measure the peak of a contestant in a new process, after a plain forward as warm-up.
+    """Measure the peak of a contestant after a plain forward as warm-up.
 
-    If the process fails or is killed, the result has the reason. Integrated Gradients and Occlusion
-    run a part of their passes, because all passes need the same memory.
+    On a CPU, each contestant has a new process. If it fails, the result has the reason. Integrated
+    Gradients and Occlusion run a part of their passes, because all passes need the same memory.
     """
-    if device.type != "cuda" and not (device.type == "cpu" and _RESET.exists()):
+    task = functools.partial(_peak_of, case, contestant, device, threads)
+    if device.type == "cuda":  # whose allocator counts the bytes of a call exactly
+        peak = _or_reason(task)
+        gc.collect()
+        torch.cuda.empty_cache()
+        return peak
+    if device.type != "cpu" or not _RESET.exists():
         return Peak(reason=_NO_PEAK)
-    # A fork server with all imports starts processes fast. CUDA can't be used after a fork.
-    context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
-    if device.type == "cpu":
-        context = multiprocessing.get_context("forkserver")
+    return in_own_process(task)
+
+
+def in_own_process(task: Callable[[], Peak], limit: float | None = None) -> Peak:
+    """Run a task that can be pickled in a new process on the CPU, and return its peak.
+
+    Args:
+        task: returns a peak. If it raises or its process is killed, the result has the reason.
+        limit: seconds after which the process is stopped.
+    """
+    # A fork server with all imports starts processes fast.
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, case, contestant, str(device), threads)
-    process = context.Process(target=_child, args=arguments, daemon=True)
+    process = context.Process(target=_child, args=(sender, task), daemon=True)
     process.start()
     sender.close()  # the child has its own end; recv fails when the child has ended
     try:
+        if not receiver.poll(limit):
+            process.kill()
+            process.join()
+            return Peak(reason=f"stopped after {limit:.0f} s", failed=True)
         peak: Peak = receiver.recv()
     except EOFError:
         process.join()
@@ -121,21 +152,26 @@ def _how_it_ended(code: int | None) -> str:
     return f"its process ended with {code}"
 
 
-def _child(
-    sender: Connection[Peak, None], case: Case, contestant: str, device: str, threads: int
-) -> None:
+def _child(sender: Connection[Peak, None], task: Callable[[], Peak]) -> None:
+    free_at_once()
+    sender.send(_or_reason(task))
+
+
+def _or_reason(task: Callable[[], Peak]) -> Peak:
     try:
-        free_at_once()
-        torch.set_num_threads(threads)
-        # The first call makes the libraries load code, which must not count: run a tiny model.
-        _run_of(Bench.build(_TINY, torch.device(device)), contestant)()
-        bench = Bench.build(case, torch.device(device))
-        bench.runs()[FORWARD]()
-        peak = peak_above(_run_of(bench, contestant), bench.device)
+        return task()
     except Exception as error:  # noqa: BLE001  # any error is reported in the table
         lines = str(error).splitlines() or [""]
-        peak = Peak(reason=f"{type(error).__name__}: {lines[0][:100]}", failed=True)
-    sender.send(peak)
+        return Peak(reason=f"{type(error).__name__}: {lines[0][:100]}", failed=True)
+
+
+def _peak_of(case: Case, contestant: str, device: torch.device, threads: int) -> Peak:
+    torch.set_num_threads(threads)
+    # The first call makes the libraries load code, which must not count: run a tiny model.
+    _run_of(Bench.build(replace(_TINY, dtype=case.dtype), device), contestant)()
+    bench = Bench.build(case, device)
+    bench.runs()[FORWARD]()
+    return peak_above(_run_of(bench, contestant), device)
 
 
 def _run_of(bench: Bench, contestant: str) -> Run:

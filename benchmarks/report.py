@@ -17,7 +17,7 @@ from benchmarks.contest import CONTESTANTS, FORWARD, TARGET_CONTESTANTS
 from benchmarks.growth import Curve, Growth, extra_bytes
 from benchmarks.memory import Peak
 from benchmarks.timing import Ratios, Times
-from hf_gmar._utils.files import whole_file
+from hf_gmar._utils.files import save_json, save_text, whole_file
 
 PACKAGES = ("hf-gmar", "torch", "transformers", "captum")
 
@@ -99,6 +99,30 @@ def spread(ratios: Sequence[float], scaled: str = "") -> str:
 def in_mb(size: float | None) -> str:
     """Format bytes in millions."""
     return "n/a" if size is None else short(size / 1e6)
+
+
+def in_gb(size: float) -> str:
+    """Format bytes in thousands of millions."""
+    return f"{size / 1e9:.2f}"
+
+
+def save_table(  # what a page of results has
+    folder: Path | None,
+    name: str,
+    title: str,
+    where: dict[str, str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    results: Sequence[object],
+) -> list[str]:
+    """Return a page with one table; write it, and the results as JSON, if there is a folder."""
+    line = ", ".join(f"{name} {value}" for name, value in where.items())
+    head = [_row(*columns), "|" + "---|" * len(columns)]
+    lines = [f"# {title}", "", line, "", *head, *(_row(*cells) for cells in rows)]
+    if folder is not None:
+        save_json(folder / f"{name}.json", {"machine": where, "results": list(results)})
+        save_text(folder / f"{name}.md", "\n".join(lines) + "\n")
+    return lines
 
 
 def _row(*cells: str) -> str:
@@ -185,8 +209,9 @@ def _peaks(report: Report) -> Iterator[str]:
     yield ""
     on_gpu = report.machine["device"] == "cuda"
     kind = "the memory of PyTorch's allocator" if on_gpu else "the resident size"
+    own = "" if on_gpu else " in its own process,"
     yield (
-        f"Cells: peak of {kind}, in millions of bytes. Each contestant runs in its own process, "
+        f"Cells: peak of {kind}, in millions of bytes. Each contestant runs{own} "
         "after one plain forward. On a CPU, freed tensors of a megabyte or more return to the "
         "system at once; by default, glibc keeps some, up to twice the memory in use. Captum's "
         "methods run a part of their passes here, because all passes need the same memory."

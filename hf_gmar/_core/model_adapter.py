@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_gmar._core.cell_layout import CellLayout
-from hf_gmar._core.families import UNSUPPORTED, has_cells, model_type
+from hf_gmar._core.families import has_cells
+from hf_gmar._core.media import check_takes_images, takes_pixels
 from hf_gmar._core.places import Place, place_of
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
@@ -92,7 +92,7 @@ class ModelAdapter:
         module: Any = unwrapped(model)
         backbone = find_backbone(module)
         vision_model = _tower(backbone)
-        _check_takes_images(backbone)
+        check_takes_images(backbone)
         if needs_scores:
             _check_has_prompts(module, backbone)
         _check_weights(backbone)
@@ -177,8 +177,8 @@ class ModelAdapter:
 
 def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
     """Return the innermost model that takes pixels, or else the backbone."""
-    candidates = [part for part in backbone.modules() if _takes_pixels(part)]
-    inner = [part for part in candidates if not any(map(_takes_pixels, list(part.modules())[1:]))]
+    candidates = [part for part in backbone.modules() if takes_pixels(part)]
+    inner = [part for part in candidates if not any(map(takes_pixels, list(part.modules())[1:]))]
     if len(inner) > 1:
         raise UnsupportedModelError(
             f"{type(backbone).__name__} has {len(inner)} parts that take pixels, and one vision "
@@ -187,37 +187,12 @@ def _tower(backbone: PreTrainedModel) -> PreTrainedModel:
     return cast("PreTrainedModel", inner[0]) if inner else backbone
 
 
-def _takes_pixels(part: nn.Module) -> bool:
-    is_model = isinstance(part, PreTrainedModel)
-    return is_model and "pixel_values" in signature(type(part).forward).parameters
-
-
 def _declared_readout(model: Any) -> ReadoutSpec:
     """Return the ``readout`` of a module around the Transformers model, as in ``ZeroShotModel``."""
     module = _module_of(model)
     parts = module.modules() if module is not None else ()
     readouts = (getattr(part, "readout", None) for part in parts)
     return next((spec for spec in readouts if isinstance(spec, str | tuple)), None)
-
-
-_OTHER_INPUTS = (
-    "input_ids",
-    "input_values",
-    "input_features",
-    "pixel_values_videos",
-    "past_values",
-)
-"""Inputs of models of text, sound, videos and time series."""
-
-
-def _check_takes_images(backbone: PreTrainedModel) -> None:
-    other = [name for name in signature(type(backbone).forward).parameters if name in _OTHER_INPUTS]
-    has_reason = model_type(backbone) in UNSUPPORTED  # which layout_for gives
-    if other and not has_reason and not any(map(_takes_pixels, backbone.modules())):
-        raise UnsupportedModelError(
-            f"only models of images are explained, and {type(backbone).__name__} takes "
-            f"{other[0]}, not pixel_values; 'hf-gmar models' lists what is supported"
-        )
 
 
 def _check_has_prompts(model: Any, backbone: PreTrainedModel) -> None:

@@ -30,6 +30,7 @@ from hf_gmar._core.families import (
     model_type,
     unlisted,
 )
+from hf_gmar._core.media import check_takes_images
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.token_layout import (
     counted,
@@ -197,6 +198,7 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
     architecture = next(iter(config.architectures or ()), None)
     facts = {"class": architecture or "not named", "model type": model_type(config)}
     try:
+        check_takes_images(config)
         model = _without_weights(config, architecture, trusted)
         prompted = prompted_readout(model)
         adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import BaseImageProcessor
 
-from hf_gmar._core.model_adapter import model_in
+from hf_gmar._core.media import check_takes_images
+from hf_gmar._core.model_adapter import find_backbone, model_in
 from hf_gmar.errors import HfGmarError, OptionError
 from hf_gmar.models.hub import LoadedModel, load_model, load_processor
 from hf_gmar.models.labels import config_of
@@ -36,6 +37,7 @@ def as_loaded(
     Raises:
         OptionError: there is no image processor, or prompts are given for a model that is loaded.
         ModelLoadError: the named model can't be loaded.
+        UnsupportedModelError: the model takes no images.
     """
     if isinstance(model, str | Path):
         place = processor if isinstance(processor, str | Path) else None
@@ -57,6 +59,7 @@ def as_loaded(
     name = checkpoint or type(module).__name__
     processor = processor or _processor_beside(model) or _processor_of(checkpoint)
     if processor is None:
+        check_takes_images(find_backbone(module))
         raise OptionError(
             f"images need the image processor of the model, and none is known for {name}: give "
             "processor=..., or what hf_gmar.load_model returns as the model"

@@ -57,7 +57,7 @@ from hf_gmar.models.hub_errors import (
 )
 from hf_gmar.models.input_size import Size, interpolation, parse_size, with_size
 from hf_gmar.models.labels import config_of, labels_of
-from hf_gmar.models.loaders import LOADERS, loads_head, without_untrained_pooler
+from hf_gmar.models.loaders import LOADERS, check_medium, loads_head, without_untrained_pooler
 from hf_gmar.models.pixel_values import ImageLike, channels_of, pixel_values
 from hf_gmar.models.size_limits import check_nesting, check_sizes, limited_sizes
 from hf_gmar.models.wrappers import ZeroShotModel
@@ -242,6 +242,7 @@ def load_model(  # noqa: PLR0913  # a keyword each
     config = _read_config(source)
     if prompts is None and not loads_head(config, head):
         source = source.of_kind(MODEL)
+    check_medium(source, config)
     check_prompts(source, config)
     weights = _Weights(source, settings, attn_implementation, use_safetensors)
     backbone = weights.load(config).eval()

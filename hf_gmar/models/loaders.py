@@ -12,7 +12,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_gmar.models.hub_errors import CLASSIFIER, IMAGE_TEXT_MODEL, MODEL
+from hf_gmar._core.media import check_takes_images
+from hf_gmar.errors import ModelLoadError, UnsupportedModelError
+from hf_gmar.models.hub_errors import CLASSIFIER, IMAGE_TEXT_MODEL, MODEL, Source
 
 LOADERS: dict[str, Any] = {
     CLASSIFIER: AutoModelForImageClassification,
@@ -37,6 +39,14 @@ def loads_head(config: PreTrainedConfig, head: bool | None) -> bool:
     heads = {one for names in known for one in ((names,) if isinstance(names, str) else names)}
     has_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
     return name is None or name in heads or has_code
+
+
+def check_medium(source: Source, config: PreTrainedConfig) -> None:
+    """Raise a ModelLoadError for a model of videos, sound or text, before its weights are read."""
+    try:
+        check_takes_images(config)
+    except UnsupportedModelError as error:
+        raise ModelLoadError(f"{source.name!r} can't be explained: {error}") from error
 
 
 def without_untrained_pooler(kind: str, model: Any, missing: set[str]) -> set[str]:

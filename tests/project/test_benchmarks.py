@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.main import get_command
 
-from benchmarks import shapley
+from benchmarks import gpu, large, shapley
 from benchmarks.contest import (
     BACKWARD,
     CONTESTANTS,
@@ -33,6 +37,7 @@ from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
 from hf_gmar.data import draw_scene
 from hf_gmar.methods import METHODS
+from tests.reference.tolerances import PATIENCE
 from tests.support.interpreter import run_python
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +52,12 @@ needs_proc = pytest.mark.skipif(
 @pytest.mark.example
 def test_the_script_runs_from_end_to_end(tmp_path: Path) -> None:
     options = ["--quick", "--case", "T32", "--repeats", "2", "--threads", "1", "--device", "cpu"]
-    options += ["--dense-limit-gb", "0.000005"]  # room for 32 pixels, not for 64
+    options += [
+        "--dtype",
+        "bfloat16",
+        "--dense-limit-gb",
+        "0.000005",
+    ]  # room for 32 pixels, not for 64
     done = run_python(["-m", "benchmarks.engine", *options, "--output", tmp_path], ROOT)
     assert done.stdout == (tmp_path / "engine.md").read_text(encoding="utf-8")
     for name in CONTESTANTS + TARGET_CONTESTANTS:
@@ -97,6 +107,64 @@ def _check_numbers(found: dict[str, Any]) -> None:
     expected = [one / other for one, other in zip(streaming, plain, strict=True)]
     assert times["ratios"][STREAMING]["to_forward"] == expected
     assert set(found["growth"]["curves"]) == set(GROWING)
+
+
+@pytest.mark.example
+def test_what_a_gpu_runs_is_tried_on_the_cpu(tmp_path: Path) -> None:
+    """Its engine's part is the benchmark above."""
+    words = ["--device", "cpu", "--quick", "--output", tmp_path]
+    words += ["--part", "tests", "--part", "large", "--part", "evaluation"]
+    page = run_python(["-m", "benchmarks.gpu", *words], ROOT).stdout
+    assert page == (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    wanted = [
+        r"## tests\n\nended \(\d+ s\)\n\n    \d+ (passed|skipped), ",
+        r"\| tiny \| 64 \| 2 \| gmar, checkpoint \| bfloat16 \| 0\.\d+ \| yes \|",
+        r"\| tiny \| 64 \| 2 \| attn-lrp \| float32 \| 0\.\d+ \| yes \|",
+        r"\| T96 \| cpu \| 3 \| \S+ \| 1\.00 \|",
+    ]
+    assert [pattern for pattern in wanted if not re.search(pattern, page)] == []
+    stored = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["parts"]
+    assert len(stored["large"]["numbers"]["results"]) == 2 * len(large.WAYS)
+    assert stored["evaluation"]["numbers"]["results"][0]["rate"] > 0
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_parts_of_a_gpu_are_commands_of_under_ten_minutes(quick: bool) -> None:
+    parts = gpu.parts("cuda", quick)
+    assert sum(part.seconds for part in parts) < 600 - 30  # each starts Python
+    for part in parts[1:]:
+        module, *words = part.words.split()
+        app = typer.Typer()
+        app.command()(importlib.import_module(module).main)
+        get_command(app).make_context(module, words)  # all options are known
+
+
+@needs_proc
+def test_a_part_is_stopped_after_its_budget(tmp_path: Path) -> None:
+    part = gpu.Part("slow", 0.2, "benchmarks.threads --seconds 600")
+    found = gpu.run(part, tmp_path)
+    assert found["ended"] == "stopped after its 0.2 s; rows until then"
+    assert found["seconds"] < PATIENCE
+    assert gpu.run(gpu.Part("wrong", 60, "timeit 1/0"), tmp_path)["ended"] == "ended with code 1"
+
+
+def test_parts_of_earlier_runs_stay(tmp_path: Path) -> None:
+    done = {"large": {"ended": "ended", "seconds": 1.0, "text": "| a |\n", "numbers": None}}
+    page = gpu.save(tmp_path, {"device": "cuda"}, done)
+    assert page == "# On a GPU\n\ndevice cuda\n\n## large\n\nended (1 s)\n\n| a |\n"
+    assert gpu.earlier(tmp_path) == done
+
+
+@needs_proc
+def test_a_large_model_is_stopped_or_says_that_it_does_not_fit() -> None:
+    case = large.LargeCase("tiny", 64, 1, "gmar", "float32")
+    found = large.on_cpu(case, 0.001, 1, 600)
+    assert found.fits is False
+    assert found.peak is not None
+    assert large.row(case, found)[6] == "no"
+    stopped = large.on_cpu(case, 12, 1, 0)
+    assert stopped.peak is None
+    assert large.row(case, stopped)[5:] == ("stopped after 0 s",) * 3
 
 
 def test_exponent_of_an_exact_power_law() -> None:

@@ -209,4 +209,4 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().flatten().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()

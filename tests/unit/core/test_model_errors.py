@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    ASTConfig,
-    ASTForAudioClassification,
     BertConfig,
     BertForSequenceClassification,
     PatchTSTConfig,
@@ -21,16 +19,10 @@ from transformers import (
     ResNetForImageClassification,
     SwinConfig,
     SwinForImageClassification,
-    TimesformerConfig,
-    TimesformerForVideoClassification,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
-    VivitConfig,
-    VivitForVideoClassification,
     YolosConfig,
     YolosForObjectDetection,
 )
@@ -47,7 +39,7 @@ from hf_gmar import (
     TokenLayout,
     register_layout,
 )
-from hf_gmar.errors import HfGmarError, InputError, ModelOutputError, UnsupportedModelError
+from hf_gmar.errors import HfGmarError, ModelOutputError, UnsupportedModelError
 from tests.reference import oracles
 from tests.reference.cases import ENGINE_NAMES, ENGINE_OPTIONS, VIT, Around, build
 from tests.reference.parity import near
@@ -190,16 +182,10 @@ MODELS_REFUSED = (
         ("exactly one", "none", "nn.Module"),
     ),
     Refused(
-        "sound",
-        model(lambda: build(ASTForAudioClassification, ASTConfig, max_length=32, num_mel_bins=16)),
-        UnsupportedModelError,
-        ("only models of images", "ASTForAudioClassification takes input_values"),
-    ),
-    Refused(
         "text",
         model(lambda: build(BertForSequenceClassification, BertConfig)),
         UnsupportedModelError,
-        ("only models of images", "BertForSequenceClassification takes input_ids"),
+        ("images only", "BertForSequenceClassification takes text (input_ids)"),
     ),
     Refused(
         "time series",
@@ -209,20 +195,7 @@ MODELS_REFUSED = (
             )
         ),
         UnsupportedModelError,
-        ("only models of images", "past_values"),
-    ),
-    *(
-        Refused(
-            f"videos of {kind.__name__}",
-            model(functools.partial(build, kind, config, num_frames=4, **more)),
-            UnsupportedModelError,
-            (kind.__name__, "takes videos", "only images"),
-        )
-        for kind, config, more in (
-            (VideoMAEForVideoClassification, VideoMAEConfig, {}),
-            (TimesformerForVideoClassification, TimesformerConfig, {"attention": "eager"}),
-            (VivitForVideoClassification, VivitConfig, {"tubelet_size": [2, 8, 8]}),
-        )
+        ("images only", "takes time series (past_values)"),
     ),
     Refused(
         "tokens for objects",
@@ -412,15 +385,9 @@ def test_quantised_weights_need_no_gradient(method: Any) -> None:
 
 
 @pytest.mark.usefixtures("layouts")
-def test_layouts_that_can_not_be() -> None:
-    """Registered all the same: sound, videos, and tokens after the patches."""
-    for name in ("audio-spectrogram-transformer", "videomae", "yolos"):
-        register_layout(name, TokenLayout(readout=(1.0,), patch_size=(8, 8)))
-    with pytest.raises(UnsupportedModelError, match="only models of images"):
-        GMAR(build(ASTForAudioClassification, ASTConfig, max_length=32, num_mel_bins=16))
-    videos = build(VideoMAEForVideoClassification, VideoMAEConfig, num_frames=4)
-    with pytest.raises(InputError, match=r"5 dimensions: .*only images"):
-        GMAR(videos).attribute(torch.zeros(1, 4, 3, 32, 32), 0)
+def test_tokens_after_the_patches() -> None:
+    """Registered all the same."""
+    register_layout("yolos", TokenLayout(readout=(1.0,), patch_size=(8, 8)))
     objects = build(
         YolosForObjectDetection, YolosConfig, image_size=[32, 32], num_detection_tokens=5
     )

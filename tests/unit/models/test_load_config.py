@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, CLIPConfig, CLIPVisionConfig, ViTConfig
+from transformers import CLIPConfig, CLIPVisionConfig, ViTConfig
 
 from hf_gmar.errors import HfGmarError, ModelLoadError, OptionError
 from hf_gmar.models import bundled_folder, load_config, load_model
@@ -95,16 +95,10 @@ def test_code_beside_a_config_runs_only_where_it_is_trusted(tmp_path: Path) -> N
     assert trace.exists()
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (BertConfig(), "Transformers has none for its BertConfig"),
-        (CLIPVisionConfig(), "Transformers has none for its CLIPVisionConfig"),
-    ],
-)
-def test_a_family_without_image_classifiers(tmp_path: Path, config: Any, words: str) -> None:
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ModelLoadError, match=f"as an image classifier: {words}; 'hf-gmar models'"):
+def test_a_family_without_image_classifiers(tmp_path: Path) -> None:
+    CLIPVisionConfig().save_pretrained(tmp_path)
+    words = "as an image classifier: Transformers has none for its CLIPVisionConfig; 'hf-gmar mod"
+    with pytest.raises(ModelLoadError, match=words):
         load_model(tmp_path)
 
 
