@@ -57,12 +57,12 @@ def main(
     ]
     for model in _models():
         steps = _train(model, pixels, labels, 60 * minutes)
-        lines += _measured(model, held_out, steps, output)
-    table = "\n".join(lines) + "\n"
-    print(table)
-    if output is not None:
-        with whole_file(output / "hierarchical.md") as part:
-            part.write_text(table, encoding="utf-8")
+        rows = _measured(model, held_out, steps, output)
+        print(*rows, sep="\n", flush=True)
+        lines += rows
+        if output is not None:
+            with whole_file(output / "hierarchical.md") as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _models() -> Iterator[PreTrainedModel]:
@@ -112,7 +112,7 @@ def _measured(
     hits, maps, covers = [], {name: [] for name in NAMES}, []  # type: ignore[var-annotated]
     methods = {name: METHODS.build(name, model, grid=GRID) for name in NAMES}
     for number, scene in enumerate(scenes):
-        images = _prepared(torch.from_numpy(np.asarray(scene.image))[None])
+        images = _prepared(torch.from_numpy(np.array(scene.image))[None])
         with torch.no_grad():
             scores = model(images).logits[0]
         hits.append(((scores > 0) == (_labels(scene) > 0)).float().mean().item())
@@ -125,6 +125,8 @@ def _measured(
                 maps[name].append(method.attribute_patches(images, target).double())
         if output is not None and number < 3:
             _draw(methods, scene, images, output / f"{_name(model)}-{number}.png")
+    if not covers:
+        return [f"| {_name(model)}, {steps} steps | {np.mean(hits):.3f} | nothing recognised | | |"]
     rows = []
     for name in NAMES:
         measured = LocalizationInput(torch.cat(maps[name]), torch.cat(covers))

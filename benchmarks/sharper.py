@@ -42,8 +42,8 @@ def main(
             for way, values in _ways(name, loaded.model, pixels, target).items():
                 maps.setdefault((name, way), []).append(values.double())
     lines = ["| method | map | relevance mass | average precision |", "|---|---|---|---|"]
-    for (name, way), values in maps.items():
-        measured = LocalizationInput(torch.cat(values), torch.cat(covers))
+    for (name, way), parts in maps.items():
+        measured = LocalizationInput(torch.cat(parts), torch.cat(covers))
         mass, precision = (
             bootstrap(metric.values(measured).numpy())
             for metric in (RelevanceMass(), AveragePrecision())
