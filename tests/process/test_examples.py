@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
+import math
+import random
+import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModel, AutoProcessor
 
+from hf_gmar import AttnLRP, load_model
+from hf_gmar.data import CLASSES, Scene, draw_scene
+from hf_gmar.methods import METHODS
 from tests.reference.tolerances import PATIENCE
 from tests.support.interpreter import run_python
 
 pytestmark = pytest.mark.example
 EXAMPLES = Path(__file__).parents[2] / "examples"
+HUES = {"red": 0, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "magenta": 300}
 RUNS = {
     "captum_side_by_side.py": ["{output}"],
     "heads_of_a_class.py": ["{output}", "--scenes", "3"],
     "relevance_in_masks.py": ["--scenes", "4"],
     "measure_bundled_model.py": ["--scenes", "30"],
     "train_bundled_model.py": ["{output}", "--share", "0.0001", "--no-half"],
+    "train_prompt_model.py": ["{output}", "--share", "0.0005", "--no-half"],
     "draw_scenes.py": ["{output}"],
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
@@ -83,6 +96,66 @@ def test_training_writes_a_model_that_loads(tmp_path: Path) -> None:
     said = run_python(words, tmp_path)
     assert json.loads(said.stdout)["scenes"] == 2
     assert (tmp_path / "training_log.jsonl").read_text()
+
+
+def test_training_by_captions_writes_a_model_that_explains_prompts(tmp_path: Path) -> None:
+    _run("train_prompt_model.py", tmp_path)
+    words = ["a photo of a cross", "there is a heart", "a red ring and a disc"]
+    loaded = load_model(tmp_path, prompts=words)
+    scene = draw_scene(18).image
+    method = AttnLRP(loaded.model)
+    first, second = (method.attribute_patches(loaded.pixels(scene), kind)[0] for kind in range(2))
+    assert first.shape == (8, 8)
+    assert not torch.equal(first, second)
+    processor = AutoProcessor.from_pretrained(tmp_path, backend="pil")
+    model = AutoModel.from_pretrained(tmp_path)
+    inputs = processor(text=words, images=scene, padding=True, return_tensors="pt")
+    assert processor.tokenizer.unk_token_id not in inputs.input_ids
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image
+        torch.testing.assert_close(loaded.model(inputs.pixel_values), expected)
+    log = (tmp_path / "training_log.jsonl").read_text().splitlines()
+    assert {"present_first", "colour_right"} < set(json.loads(log[-1]))
+    said = run_python(["-m", "benchmarks.prompts", tmp_path, "--scenes", "2"], EXAMPLES.parent)
+    for kind in METHODS.values():
+        assert said.stdout.count(f"| {kind.title} |") == 2 * kind.by_default
+
+
+def test_captions_are_true_of_what_the_scene_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    names = runpy.run_path(str(EXAMPLES / "train_prompt_model.py"))
+    scenes = [draw_scene(seed) for seed in range(20)]
+    images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes]))
+    maps = torch.zeros(len(scenes), 96, 96, dtype=torch.uint8)
+    for place, scene in enumerate(scenes):
+        for kind, mask in zip(scene.classes, scene.masks, strict=True):
+            maps[place][torch.from_numpy(mask)] = kind + 1
+    stage = replace(names["STAGE"], hide=0.0)
+    monkeypatch.setitem(names["Batch"].draw.__globals__, "augment", lambda *parts: parts[:2])
+    chance = random.Random(0)  # noqa: S311  # only captions
+    batch = names["Batch"].draw(images.permute(0, 3, 1, 2), maps, stage, chance)
+    sure = 0
+    for caption, column in zip(batch.captions, batch.truth.T.tolist(), strict=True):
+        for scene, value in zip(scenes, column, strict=True):
+            if not math.isnan(value):
+                assert value == all(_shows(scene, words) for words in _things(caption.text))
+                sure += 1
+    assert sure > 0.9 * batch.truth.numel()
+
+
+def _things(text: str) -> list[list[str]]:
+    """Return the colours and shapes that a caption names, by thing."""
+    parts = text.split(" and ")
+    return [[word for word in part.split() if word in (*HUES, *CLASSES)] for part in parts]
+
+
+def _shows(scene: Scene, words: list[str]) -> bool:
+    if words[-1] not in scene.names:
+        return False
+    mask = scene.masks[scene.names.index(words[-1])]
+    red, green, blue = (np.asarray(scene.image, float)[mask].mean(0) / 255).tolist()
+    hue = colorsys.rgb_to_hsv(red, green, blue)[0] * 360
+    return len(words) == 1 or abs((hue - HUES[words[0]] + 180) % 360 - 180) < 30
 
 
 def test_a_method_of_ones_own(tmp_path: Path) -> None:

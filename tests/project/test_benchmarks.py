@@ -16,7 +16,7 @@ import torch
 import typer
 from typer.main import get_command
 
-from benchmarks import gpu, large, shapley
+from benchmarks import gpu, large, prompts, shapley
 from benchmarks.contest import (
     BACKWARD,
     CONTESTANTS,
@@ -35,8 +35,9 @@ from benchmarks.interrupts import WAYS
 from benchmarks.memory import measure, peak_above
 from benchmarks.report import spread
 from benchmarks.timing import Times, round_robin, time_long_run
+from hf_gmar import load_model
 from hf_gmar.data import draw_scene
-from hf_gmar.methods import METHODS
+from hf_gmar.methods import METHODS, RandomAttribution
 from tests.reference.tolerances import PATIENCE
 from tests.support.interpreter import run_python
 
@@ -299,3 +300,28 @@ def test_the_tables_of_shapley_values(
     assert "| 4 |" in printed.out
     for name, method in METHODS.items():
         assert (f"| {name} |" in printed.out) == method.by_default
+
+
+def test_a_map_that_is_the_mask_follows_its_prompt() -> None:
+    """And a map that is the mask of the other object does the opposite."""
+    scenes = [draw_scene(seed, objects=2) for seed in range(6)]
+    cover = torch.from_numpy(np.stack([scene.masks for scene in scenes])).double()
+    cover = cover.reshape(6, 2, 8, 12, 8, 12).mean((3, 5))
+    named = torch.tensor([scene.classes for scene in scenes])
+    empty = torch.zeros(6, dtype=torch.int64)
+    whole = prompts.Scenes(
+        torch.zeros(6, 3, 96, 96), cover, named, empty, empty, torch.zeros(6, 36)
+    )
+
+    class Masks(RandomAttribution):
+        def attribute_patches(self, _: Any, target: Any = None, **__: Any) -> Any:
+            places = named.eq(torch.tensor(target)[:, None]).int().argmax(1)
+            return cover[torch.arange(6), places]
+
+    maps = prompts.named_maps(Masks(load_model("bundled").model), whole)
+    shares = prompts.shares_of_named(maps, whole)
+    squares, product = cover.square().sum((2, 3)), cover.prod(1).sum((1, 2))
+    sums = cover.sum((2, 3))
+    assert torch.allclose(shares[0], (squares / sums).mean(1))
+    assert torch.allclose(shares[1], (product[:, None] / sums).mean(1))
+    assert shares[2].tolist() == [1] * 6
