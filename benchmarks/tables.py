@@ -63,9 +63,21 @@ def cells() -> str:
     return _table(("model type", "why attention methods do not apply"), catalogue.cells())
 
 
+def prompts() -> str:
+    """Return the committed table of maps by prompts that name one of two objects."""
+    text = RESULTS.with_name("prompts.md").read_text(encoding="utf-8")
+    rows = text.split("## Prompts that name one object\n")[1].split("\n## ")[0].splitlines()
+    return "".join(f"{row}\n" for row in rows if row.startswith("|"))
+
+
 def refusals() -> str:
     """The families that can't be explained."""
     return _table(("model type", "reason"), catalogue.refusals())
+
+
+def sharper() -> str:
+    """Return the committed table of maps finer than a patch."""
+    return RESULTS.with_name("sharper.md").read_text(encoding="utf-8")
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -83,13 +95,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "metric_limits": metric_limits,
     "metrics": metrics,
+    "prompts": prompts,
     "refusals": refusals,
+    "sharper": sharper,
 }
 """The content between ``<!-- table: NAME -->`` and ``<!-- /table -->``, by NAME."""
 
 PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "README.md": ("methods",),
     ROOT / "docs" / "engines.md": ("benchmark",),
+    ROOT / "docs" / "guides" / "large-images.md": ("sharper",),
+    ROOT / "docs" / "guides" / "prompts.md": ("prompts",),
     ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
     ROOT / "docs" / "models.md": ("families", "cells", "classes", "refusals"),

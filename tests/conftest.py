@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from hf_gmar.models import LoadedModel, load_model, sample_image
 from tests.support.pairs import covering_rows, factors_of
 
 PROCESS = Path(__file__).with_name("process")
+
+# A job that a shell runs in the background ignores Ctrl-C, and so would the commands of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # models this small only wait for a second thread
 

@@ -117,7 +117,7 @@ def test_training_by_captions_writes_a_model_that_explains_prompts(tmp_path: Pat
     log = (tmp_path / "training_log.jsonl").read_text().splitlines()
     assert {"present_first", "colour_right"} < set(json.loads(log[-1]))
     said = run_python(["-m", "benchmarks.prompts", tmp_path, "--scenes", "2"], EXAMPLES.parent)
-    for kind in METHODS.values():
+    for kind in dict(METHODS.items()).values():
         assert said.stdout.count(f"| {kind.title} |") == 2 * kind.by_default
 
 

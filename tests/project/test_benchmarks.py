@@ -314,7 +314,8 @@ def test_a_map_that_is_the_mask_follows_its_prompt() -> None:
     )
 
     class Masks(RandomAttribution):
-        def attribute_patches(self, _: Any, target: Any = None, **__: Any) -> Any:
+        def attribute_patches(self, *inputs: Any, target: Any = None, **_: Any) -> Any:
+            target = inputs[1] if len(inputs) > 1 else target
             places = named.eq(torch.tensor(target)[:, None]).int().argmax(1)
             return cover[torch.arange(6), places]
 
