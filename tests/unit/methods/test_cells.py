@@ -305,7 +305,7 @@ def test_explain_gives_the_map_and_says_why_gmar_does_not_apply(tmp_path: Any) -
 PIXEL_CASES = [case for case in MODELS if case.name in ("vit", "vit-oblong", "beit-mean")]
 
 
-@pytest.mark.parametrize("case", PIXEL_CASES, ids=str)
+@pytest.mark.parametrize("case", PIXEL_CASES, ids=lambda case: case.name)
 def test_the_relevance_of_pixels_is_captums(case: ModelCase) -> None:
     """Of a ViT, too, with Captum's shape; the map sums it in each patch."""
     model, images = case.build().double(), case.images().double()
@@ -319,7 +319,7 @@ def test_the_relevance_of_pixels_is_captums(case: ModelCase) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-@pytest.mark.parametrize("case", PIXEL_CASES, ids=str)
+@pytest.mark.parametrize("case", PIXEL_CASES, ids=lambda case: case.name)
 def test_pixels_have_what_their_patches_token_has(case: ModelCase, gamma: float) -> None:
     """If the embedding of a patch is its projection alone, without a bias and a position."""
     model, images = case.build().double(), case.images().double()
