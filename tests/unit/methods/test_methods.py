@@ -356,7 +356,7 @@ def test_options_of_the_methods() -> None:
     assert list(METHODS.options("raw-attention")) == ["layer", *shared[1:]]
     assert list(METHODS.options("legrad")) == ["layer_scores", *shared]
     assert list(METHODS.options("grad-sam")) == shared
-    assert list(METHODS.options("random")) == ["seed", "readout"]
+    assert list(METHODS.options("random")) == ["seed", "readout", "grid"]
 
 
 @pytest.mark.parametrize("name", list(METHODS))
