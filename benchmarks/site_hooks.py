@@ -26,6 +26,7 @@ NAMED = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
     "benchmarks/results/engine.md": "results/engine.md",
+    "benchmarks/results/prompts.md": "results/prompts.md",
     "hf_gmar/assets/model/README.md": "project/model-card.md",
 }
 """Files of the repository that are pages with a name of their own."""
