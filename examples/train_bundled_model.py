@@ -214,12 +214,16 @@ def train_stage(
             losses, hints, hits = [], [], []
 
 
+def new_processor() -> ViTImageProcessorPil:
+    """Build the image processor: pixel values from -1 to 1."""
+    mean, size = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
+    return ViTImageProcessorPil(size=size, image_mean=mean, image_std=mean)
+
+
 def save(model: ViTForImageClassification, folder: Path) -> None:
     """Save the files for ``from_pretrained``: weights, config and preprocessor file."""
     model.save_pretrained(folder)
-    mean, size = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
-    processor = ViTImageProcessorPil(size=size, image_mean=mean, image_std=mean)
-    processor.save_pretrained(folder)
+    new_processor().save_pretrained(folder)
 
 
 def main(

@@ -1,4 +1,4 @@
-"""Train a small CLIP on captions of synthetic scenes: under half an hour on one CPU core.
+"""Train a small CLIP on captions of synthetic scenes.
 
     python examples/train_prompt_model.py OUTPUT_FOLDER
 
@@ -41,6 +41,7 @@ from train_bundled_model import (
     draw_pool,
     grey_areas,
     indices,
+    new_processor,
 )
 from transformers import (
     CLIPConfig,
@@ -48,7 +49,6 @@ from transformers import (
     CLIPProcessor,
     PreTrainedTokenizerFast,
     ViTForImageClassification,
-    ViTImageProcessorPil,
 )
 
 from hf_gmar.data import CLASSES
@@ -332,9 +332,7 @@ def measure(model: CLIPModel, tokenizer: Any, scenes: int) -> dict[str, float]:
 def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save the files for ``from_pretrained``: weights, config, image processor and tokenizer."""
     model.save_pretrained(folder)
-    mean, size = [0.5, 0.5, 0.5], {"height": SIZE, "width": SIZE}
-    images = ViTImageProcessorPil(size=size, image_mean=mean, image_std=mean)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    CLIPProcessor(new_processor(), tokenizer).save_pretrained(folder)
 
 
 def main(

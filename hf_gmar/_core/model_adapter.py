@@ -157,7 +157,9 @@ class ModelAdapter:
     @property
     def layers(self) -> int:
         """Number of attention layers; an UnsupportedModelError without a token layout."""
-        return layers_of(self.vision_model) if self.tokens else 0
+        if self.has_cells:
+            raise UnsupportedModelError(refusal(self.backbone, self.vision_model))
+        return layers_of(self.vision_model)
 
     @property
     def pooling(self) -> nn.MultiheadAttention | None:
