@@ -87,7 +87,7 @@ def test_class_contrast_method_and_upload_change_the_map(page: Any, server: Serv
     before = changed(page, before)
     assert page.locator(".gmar-card strong").first.inner_text() == "LeGrad"
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download the numbers of LeGrad (NPZ)").click()
+        page.get_by_role("link", name="Download the numbers of LeGrad (for NumPy)").click()
     assert download.value.suggested_filename == "image.4-cross-not-6-heart.legrad.npz"
     upload(page, "mine.png", file_of(draw_scene(3).image))
     assert changed(page, before) != before
@@ -194,6 +194,7 @@ def test_names_are_text(page: Any) -> None:
     page.locator(".gmar-answer h2").filter(has_text=MARKUP[:20]).wait_for()
     assert page.locator("img[src=x]").count() == 0
     choose(page, "Class", MARKUP[:12])
+    page.wait_for_function("location.search.includes('class=')")  # or the list is filled meanwhile
     field = page.get_by_label("Class", exact=True)
     field.fill("<img src=x onerror=alert(1)>")
     field.press("Tab")
@@ -210,7 +211,7 @@ def test_two_visitors_at_once_each_get_their_own_map(chromium: Any, server: Serv
         for page, seed, source in zip((one, other), seeds, before, strict=True):
             changed(page, source)
             link = page.get_by_role(
-                "link", name="Download the numbers of GMAR (NPZ)"
+                "link", name="Download the numbers of GMAR (for NumPy)"
             ).get_attribute("href")
             found = np.load(io.BytesIO(base64.b64decode(link.partition(",")[2])))
             expected = explain(draw_scene(seed).image, bundled, method=list(METHODS))[0]
