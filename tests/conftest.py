@@ -16,7 +16,7 @@ from PIL import Image
 
 from hf_gmar._core import token_layout as tokens
 from hf_gmar.models import LoadedModel, load_model, sample_image
-from tests.support.pairs import covering_rows, factors_of
+from tests.support.pairs import covering_rows, factors_of, sampled_rows
 
 PROCESS = Path(__file__).with_name("process")
 
@@ -67,6 +67,13 @@ def _shared_models() -> Iterator[None]:
     assert cases is None or cases.changed_models() == []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_disks() -> Iterator[None]:
+    """Thousands of small files would wait longer for the disk than they take."""
+    with patch("os.fsync"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def scene() -> Image.Image:
     """The bundled sample scene."""
@@ -102,16 +109,17 @@ def layouts() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark rows beyond those that hold each pair, and the tests that start processes."""
+    """Mark rows that are left out of tables, and the tests that start processes."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("pairwise"):
+        if any(map(item.get_closest_marker, ("pairwise", "sampled"))):
             groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for item in items:
         if PROCESS in item.path.parents:
             item.add_marker(pytest.mark.process)
     for group in groups.values():
-        chosen = covering_rows([factors_of(item.callspec.params) for item in group])  # type: ignore[attr-defined]
+        rows = [factors_of(item.callspec.params) for item in group]  # type: ignore[attr-defined]
+        sampled = group[0].get_closest_marker("sampled")
+        chosen = covering_rows(rows) if sampled is None else sampled_rows(rows, *sampled.args)
         for place, item in enumerate(group):
             if place not in chosen:
                 item.add_marker(pytest.mark.extended)

@@ -63,7 +63,7 @@ def test_it_is_a_gradient_attribution(method: MethodCase) -> None:
     assert gmar.attribute.__wrapped__ is not None  # Captum's NoiseTunnel calls it
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_method
 @every_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -184,7 +184,7 @@ def test_inputs_of_any_kind(form: str, engine: str) -> None:
     assert not got.requires_grad
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_engine
 @every_model
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -45,7 +45,7 @@ def test_equals_the_oracle(row: Row, dtype: torch.dtype) -> None:
     assert max(found) < PARITY.of(dtype), found
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_method_and_engine
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 def test_bfloat16_is_near_float32(case: ModelCase, method: MethodCase, engine: str) -> None:

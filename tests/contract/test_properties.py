@@ -53,7 +53,7 @@ every_class_specific_method_and_engine = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_method_and_engine
 @every_model
 def test_maps_are_in_their_range(case: ModelCase, method: MethodCase, engine: str) -> None:
@@ -70,6 +70,7 @@ def test_maps_are_in_their_range(case: ModelCase, method: MethodCase, engine: st
     assert not patches.requires_grad
 
 
+@pytest.mark.sampled(4)
 @every_method
 @every_model
 def test_each_pixel_has_the_value_of_its_patch(case: ModelCase, method: MethodCase) -> None:
@@ -86,6 +87,7 @@ def test_each_pixel_has_the_value_of_its_patch(case: ModelCase, method: MethodCa
             assert torch.equal(area, value.expand_as(area))
 
 
+@pytest.mark.sampled(4)
 @every_method
 @every_model
 def test_a_batch_is_its_images(case: ModelCase, method: MethodCase) -> None:
@@ -101,7 +103,7 @@ def test_a_batch_is_its_images(case: ModelCase, method: MethodCase) -> None:
     assert same(permuted, batch[order])
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_class_specific_method_and_engine
 @every_model
 def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, engine: str) -> None:
@@ -115,7 +117,7 @@ def test_classes_have_maps_of_their_own(case: ModelCase, method: MethodCase, eng
             assert (one - other).abs().max() / one.abs().max() > 1e-4
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_method_and_engine
 @every_model
 def test_several_targets_are_one_after_another(
@@ -157,7 +159,7 @@ def test_several_targets_share_one_forward(engine: str) -> None:
     assert len(runs) == 1
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @every_method_and_engine
 @every_model
 def test_frozen_weights_change_nothing(case: ModelCase, method: MethodCase, engine: str) -> None:
@@ -181,6 +183,7 @@ def test_each_layer_shares_out_its_heads(case: ModelCase, method: MethodCase) ->
     assert torch.allclose(importance.sum(dim=2), torch.ones(importance.shape[:2]), atol=1e-6)
 
 
+@pytest.mark.sampled(4)
 @every_engine
 @every_model
 def test_no_gradient_makes_heads_equal(case: ModelCase, engine: str) -> None:

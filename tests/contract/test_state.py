@@ -39,7 +39,7 @@ _used = functools.cache(used)
 """One for all methods: each must leave it as it was."""
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(6)
 @loadings
 @every_method_and_engine
 @every_model

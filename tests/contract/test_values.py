@@ -19,6 +19,8 @@ from hf_gmar.metrics import ContextBuilder
 from hf_gmar.models import LoadedModel
 from tests.support.command import run
 
+pytestmark = pytest.mark.usefixtures("few_dots")
+
 BIAS = 58.25
 ROWS: dict[str, dict[str, Any]] = {
     "regression": {"num_labels": 1, "problem_type": "regression"},

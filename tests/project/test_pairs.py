@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference.parity import ROWS
-from tests.support.pairs import Row, covering_rows, factors_of
+from tests.support.pairs import Row, covering_rows, factors_of, sampled_rows
 
 VALUES = st.sampled_from("012")
 
@@ -40,3 +40,22 @@ def test_parity_in_a_fifth_of_its_rows() -> None:
     assert {len(row) for row in rows} == {6}
     assert pairs_of(rows[place] for place in chosen) == pairs_of(rows)
     assert len(chosen) < len(rows) / 5
+
+
+@given(
+    st.lists(st.fixed_dictionaries(dict.fromkeys("ab", VALUES)), unique_by=str), st.integers(1, 3)
+)
+def test_each_value_stands_as_often_as_wanted_or_it_can(
+    rows: list[dict[str, str]], times: int
+) -> None:
+    chosen = [rows[place] for place in sampled_rows(rows, times)]
+    for factor, value in {item for row in rows for item in row.items()}:
+        there = sum(row[factor] == value for row in rows)
+        assert sum(row[factor] == value for row in chosen) >= min(times, there)
+
+
+def test_a_sample_is_small() -> None:
+    rows = [
+        {"model": str(model), "method": str(method)} for model in range(17) for method in range(12)
+    ]
+    assert len(sampled_rows(rows, 4)) < len(rows) * 0.4

@@ -1,9 +1,10 @@
-"""Choose few rows of a product that still hold each pair of values of its factors."""
+"""Choose few rows of a product that still hold each pair of values, or each value some times."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,30 @@ def covering_rows(rows: Sequence[Row]) -> set[int]:
                 missing -= pairs[place]
     if not missing and all(len(row) < 2 for row in rows):
         return set(range(len(rows)))  # one factor has no pairs
+    return chosen
+
+
+def sampled_rows(rows: Sequence[Row], times: int) -> set[int]:
+    """The places of rows that together hold each value of each factor so many times, if they can.
+
+    A row is taken as long as each of its values is wanted, then as long as any is, in an order
+    that depends on the rows alone.
+
+    Example:
+        >>> product = [{"a": a, "b": b} for a in "01234" for b in "01234"]
+        >>> 10 <= len(sampled_rows(product, 2)) < 16
+        True
+    """
+    values = [set(row.items()) for row in rows]
+    order = sorted(range(len(rows)), key=lambda place: _digest(rows[place]))
+    counts: Counter[tuple[str, str]] = Counter()
+    chosen: set[int] = set()
+    for enough in (all, any):
+        for place in order:
+            wanted = enough(counts[value] < times for value in values[place])
+            if wanted and place not in chosen:
+                chosen.add(place)
+                counts.update(values[place])
     return chosen
 
 

@@ -131,6 +131,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("top_k", [1, 3, 99])
 def test_labels_and_scores_are_those_of_image_classification(head: str, top_k: int) -> None:

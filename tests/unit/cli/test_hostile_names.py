@@ -21,6 +21,8 @@ from tests.support import folders
 from tests.support.command import Done, run
 from tests.support.hostile import COLOURS, HOSTILE, MARKUP, hidden_in
 
+pytestmark = pytest.mark.usefixtures("few_dots")
+
 NAME = HOSTILE[-1]  # all at once
 
 COMMANDS = {
@@ -186,6 +188,7 @@ def test_a_wrong_argument_is_shown_as_text(
     check(done)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("letter", [b"a", "é".encode(), "视".encode(), b"\xe9"], ids=repr)
 @pytest.mark.parametrize("name", ["explain", "heads", "compare", "evaluate"])
 def test_images_of_names_as_long_as_a_file_system_takes(

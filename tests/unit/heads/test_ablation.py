@@ -47,6 +47,8 @@ from tests.reference.tolerances import PARITY, PATIENCE
 from tests.support.state import PLACES, HalfWayError, fail_halfway, unchanged, used
 from tests.support.threads import Halfway
 
+pytestmark = pytest.mark.usefixtures("few_dots")
+
 SHAPE = BATCH, LAYERS, HEADS
 MASKED = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
 """Other heads for each image."""

@@ -306,7 +306,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(4)
 @DTYPES
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.case.name}-{way.loaded}-{way.engine}")
 def test_maps_of_heads_equal_the_dense_trace(way: Way, dtype: torch.dtype) -> None:

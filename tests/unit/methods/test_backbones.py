@@ -133,6 +133,7 @@ def rolled(maps: Tensor, row: Tensor, layers: range, alpha: float) -> Tensor:
     return (row[:, None] @ result)[:, 0]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("engine", ["streaming", "dense"])
 @pytest.mark.parametrize("readout", [None, (0, 0), (3, 1)], ids=str)
 @pytest.mark.parametrize("name", BACKBONES)

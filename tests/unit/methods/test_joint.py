@@ -129,7 +129,7 @@ def by_itself(way: Way) -> Tensor:
     return wanted
 
 
-@pytest.mark.pairwise
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", list(_ways()))
 def test_each_is_as_alone(way: Way) -> None:
     case, attention, engine, method = way

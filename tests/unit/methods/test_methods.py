@@ -426,6 +426,7 @@ def test_legrad_of_a_head_that_reads_two_layers(engine: str) -> None:
     assert same(found, wanted[:, 1:].reshape(found.shape))
 
 
+@pytest.mark.pairwise
 @every_engine
 @pytest.mark.parametrize("inner", [GMAR, LeGrad, AttentionRollout])
 @pytest.mark.parametrize("outer", [GMAR, LeGrad, AttentionRollout])

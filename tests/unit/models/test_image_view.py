@@ -141,6 +141,7 @@ def test_the_box_of_any_image_is_precise(name: str, size: Size) -> None:
         assert model_pixels < 0.2 or pixels < 0.05
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("size", [(2, 300), (310, 3), (40, 3000), (2000, 33), (100, 9999)])
 def test_the_box_of_a_strip_is_precise(name: str, size: Size) -> None:

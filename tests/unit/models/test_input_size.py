@@ -34,6 +34,8 @@ from hf_gmar.models.input_size import parse_size, with_size
 from tests.reference.models import build
 from tests.support.command import run
 
+pytestmark = pytest.mark.usefixtures("few_dots")
+
 pipeline = cast("Any", transformers.pipeline)
 
 SIDES = {"height": 96, "width": 96}

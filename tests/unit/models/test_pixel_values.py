@@ -33,6 +33,8 @@ from tests.reference.models import build
 from tests.support.command import run
 from tests.support.web_server import serve
 
+pytestmark = pytest.mark.usefixtures("few_dots")
+
 pipeline = cast("Any", transformers.pipeline)
 
 SIZE = (80, 100)  # height and width of the images; the models take 32 x 32
