@@ -68,6 +68,16 @@ document.addEventListener("patch", event => {
 """
 
 
+_FORGET_CLASSES_OF_ANOTHER_MODEL = """
+model => {
+  const same = (window.gmarModel ?? model) === model;
+  window.gmarModel = model;
+  return Array(2).fill(same ? {__type__: "update"} : "");
+}
+"""
+_NOTE_MODEL = "model => { window.gmarModel = model; }"
+
+
 class Page:
     """The page with its models and its queue.
 
@@ -118,13 +128,18 @@ class Page:
         }  # fmt: skip
         hidden = {**explain, "api_name": None, "api_visibility": "private"}
         forget = {"fn": None, "js": "() => ['', '']", "outputs": [target, contrast]}
-        gr.on([part.input for part in inputs[3:]], **explain)
+        # Not "input", which a list also sends when it is left with nothing chosen: that question
+        # could overtake the next one.
+        gr.on([part.change for part in inputs[3:]], **explain)
         prompts.submit(**forget, **_PRIVATE).then(**hidden)
         image.upload(**forget, **_PRIVATE).then(**hidden)
-        model.input(
-            self.model_chosen, model, [prompts, target, contrast], **_PRIVATE, **_QUIET
+        model.change(
+            None, model, [target, contrast],
+            js=_FORGET_CLASSES_OF_ANOTHER_MODEL, **_PRIVATE,
+        ).then(self.model_chosen, model, prompts, **_PRIVATE, **_QUIET).then(**hidden)  # fmt: skip
+        self.blocks.load(self.first_state, None, inputs, **_PRIVATE, **_QUIET).then(
+            None, model, js=_NOTE_MODEL, **_PRIVATE
         ).then(**hidden)
-        self.blocks.load(self.first_state, None, inputs, **_PRIVATE, **_QUIET).then(**hidden)
         for (kind, html), (button, section) in zip(_FURTHER.items(), sections, strict=True):
             button.click(self._further(kind, html), inputs, section, **_QUIET, api_name=kind)
         clear: dict[str, Any] = {"fn": None, "js": "() => ''", "outputs": attention}
@@ -207,11 +222,10 @@ class Page:
             more[0] if more else "",
         ]
 
-    def model_chosen(self, model: Any) -> list[Any]:
-        """Show the prompts of a model that takes them, and forget the classes of another model."""
+    def model_chosen(self, model: Any) -> Any:
+        """Show the prompts of a model that takes them."""
         with shown_errors():
-            visible = self.models.takes_prompts(_text(model))
-        return [gr.Textbox(visible=visible), "", ""]
+            return gr.Textbox(visible=self.models.takes_prompts(_text(model)))
 
     async def explain(
         self,
@@ -369,9 +383,14 @@ def _class_lists(question: Question, answer: Answer) -> list[Any]:
     target = f"index:{first.target}" if question.target.strip() else ""
     contrast = "" if first.contrast_target is None else f"index:{first.contrast_target}"
     return [
-        gr.Dropdown([TOP_CLASS, *choices], value=target),
-        gr.Dropdown([NO_CONTRAST, *choices], value=contrast),
+        _class_list([TOP_CLASS, *choices], target, question.target),
+        _class_list([NO_CONTRAST, *choices], contrast, question.contrast),
     ]
+
+
+def _class_list(choices: list[tuple[str, str]], value: str, asked: str) -> Any:
+    """Return a list; its value stays if it was asked for, as another may be chosen meanwhile."""
+    return gr.Dropdown(choices) if value == asked else gr.Dropdown(choices, value=value)
 
 
 def _choice(item: ClassScore) -> tuple[str, str]:

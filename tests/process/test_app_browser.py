@@ -230,7 +230,10 @@ def test_a_visitor_who_leaves_stops_the_work(chromium: Any, server: Server) -> N
 
 def test_the_page_is_used_by_keyboard_alone(page: Any) -> None:
     """Tab reaches each part in turn; keys alone choose a class, a tab, a head and a patch."""
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(f"{request.method} {request.url}"))
     names = "\n".join(tab_to(page, "Check against random patches"))
+    assert not any(request.startswith("POST") for request in requests)  # nothing was chosen yet
     parts = [
         "Image file", "Example: ", "Model", "Class", "Rather than", "Method", "Second method",
         "Download the picture", "Download the numbers of GMAR", "Check against random patches",
