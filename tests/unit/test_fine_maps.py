@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from hf_gmar import Comparison, Explainer, LogitsModel, compare, quantus_explain
 from hf_gmar._core.cell_layout import window_means
 from hf_gmar.data import draw_scene
 from hf_gmar.explanation import Explanation
+from hf_gmar.explanations import Explanations
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
 from hf_gmar.visualization.overlay import overlay_image
@@ -67,6 +72,28 @@ def test_the_picture_shows_the_finer_map(case: Any, result: Explanation) -> None
     words = " ".join(figure.axes[2].get_ylabel().split())
     assert words.startswith(case[2])
     assert all(name in words for name in case[2].split())
+
+
+def report(result: Explanation) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_report([result], Path(folder, "a.html"), check=False).read_text("utf-8")
+
+
+DRAWN: dict[str, Callable[[Explanation], object]] = {
+    "picture": lambda result: result.picture().tobytes(),
+    "grid": lambda result: Explanations([result]).picture().tobytes(),
+    "pictures of the report": lambda result: re.findall(r"<img[^>]*>", report(result)),
+    "numbers of the report": lambda result: re.findall(r"<span>.*</span>", report(result)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_only_the_finer_map_is_drawn(name: str, result: Explanation) -> None:
+    draw, other = DRAWN[name], torch.rand_like(result.patches) * 100
+    assert result.fine_map is not None
+    before = draw(result)
+    assert draw(replace(result, patches=other)) == before
+    assert draw(replace(result, fine_map=torch.rand_like(result.fine_map))) != before
 
 
 def test_saved_and_loaded(result: Explanation, tmp_path: Path) -> None:
