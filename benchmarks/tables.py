@@ -80,6 +80,11 @@ def sharper() -> str:
     return RESULTS.with_name("sharper.md").read_text(encoding="utf-8")
 
 
+def sharper_photos() -> str:
+    """Return the committed table of insertion and deletion by maps finer than a patch."""
+    return RESULTS.with_name("sharper_photos.md").read_text(encoding="utf-8")
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -98,13 +103,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "prompts": prompts,
     "refusals": refusals,
     "sharper": sharper,
+    "sharper_photos": sharper_photos,
 }
 """The content between ``<!-- table: NAME -->`` and ``<!-- /table -->``, by NAME."""
 
 PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "README.md": ("methods",),
     ROOT / "docs" / "engines.md": ("benchmark",),
-    ROOT / "docs" / "guides" / "large-images.md": ("sharper",),
+    ROOT / "docs" / "guides" / "large-images.md": ("sharper", "sharper_photos"),
     ROOT / "docs" / "guides" / "prompts.md": ("prompts",),
     ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),

@@ -397,7 +397,7 @@ class Explainer:
             for label, attribution in found.items():
                 method = self.methods[label]
                 no_class = label_without_class(method, attribution.scores)
-                is_class = no_class is None
+                is_class, fine = no_class is None, attribution.fine_maps
                 yield Explanation(
                     image.name,
                     image.picture,
@@ -411,6 +411,7 @@ class Explainer:
                     other,
                     contrast,
                     subject=ModelInput(method.adapter, image.pixels, loaded.forward_kwargs, half),
+                    fine_map=None if fine is None else fine[rank, number].float().cpu(),
                 )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar._core.cell_layout import window_means
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.files import absence, archive_of, kind_of, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
@@ -52,6 +53,7 @@ _DEFAULTS = {
     "engine": "streaming",
     "checkpoint": False,
     "layers": "input",
+    "resolution": "patch",
     "batch_size": 8,
     "progress": False,
 }
@@ -78,6 +80,9 @@ class Explanation:
         faithfulness: the check that is drawn and saved with the map, if there is any.
         subject: the model with its image; ``None`` for an explanation from a file or a
             pickle.
+        fine_map: the map at the method's ``resolution``, if it is finer than the patch: relevance
+            of each cell, (rows * k, columns * k), or of each pixel of the model's input, (height,
+            width).
     """
 
     source: str
@@ -93,6 +98,7 @@ class Explanation:
     contrast_target: int | None = None
     faithfulness: FaithfulnessCheck | None = None
     subject: ModelInput | None = None
+    fine_map: Tensor | None = None
 
     def __repr__(self) -> str:
         """Name the class with its score, the image and the method."""
@@ -122,10 +128,25 @@ class Explanation:
     def heatmap(self) -> NDArray[np.float32]:
         """Relevance of each pixel of the image, (height, width); NaN where the model did not look.
 
-        A pixel has the value of its patch.
+        A pixel has the value of its patch, or of its cell or its own if the method's resolution is
+        finer.
         """
-        values: NDArray[np.float32] = self.view.project(self.patches).float().numpy()
+        finest = self.patches if self.fine_map is None else self.fine_map
+        values: NDArray[np.float32] = self.view.project(finest).float().numpy()
         return values
+
+    @functools.cached_property
+    def drawn_map(self) -> Tensor:
+        """The map of the pictures, (rows, columns) of any number: the finest one.
+
+        Relevance of pixels is averaged over a patch around each pixel, near ones more than others:
+        single pixels can't be read, and their mean ranks them better.
+        """
+        if self.fine_map is None:
+            return self.patches
+        if self.settings.get("resolution") != "pixel":
+            return self.fine_map
+        return window_means(self.fine_map, (self.patches.shape[0], self.patches.shape[1]))
 
     @property
     def title(self) -> str:
@@ -216,9 +237,10 @@ class Explanation:
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write a picture, ``PATH.png``, and the numbers, ``PATH.npz``: both or none of them.
 
-        The archive has ``patches``, their place on the image (``size`` and ``box`` of
-        :class:`~hf_gmar.models.image_view.ImageView`), ``target``, ``label``, ``score``,
-        ``score_kind`` (softmax, sigmoid, value or none), ``source``, ``contrast`` and its target,
+        The archive has ``patches``, ``fine_map`` if there is one, their place on the image
+        (``size`` and ``box`` of :class:`~hf_gmar.models.image_view.ImageView`), ``target``,
+        ``label``, ``score``, ``score_kind`` (softmax, sigmoid, value or none), ``source``,
+        ``contrast`` and its target,
         ``settings`` (JSON), ``faithfulness`` (JSON, or empty), ``version``, and the bytes of a
         small JPEG of the image; ``numpy.load`` reads it without pickle, and so does :meth:`load`.
 
@@ -247,8 +269,10 @@ class Explanation:
 
     def archive(self) -> bytes:
         """Return the bytes of the archive of :meth:`save`, without writing a file."""
+        fine = {} if self.fine_map is None else {"fine_map": self.fine_map.numpy()}
         return archive_of(
             patches=self.patches.numpy(),
+            **fine,
             size=self.view.size,
             box=self.view.box,
             target=self.target,
@@ -308,6 +332,7 @@ class Explanation:
                     str(data["contrast"]) if contrast >= 0 else None,
                     contrast if contrast >= 0 else None,
                     FaithfulnessCheck.from_dict(json.loads(check)) if check else None,
+                    fine_map=torch.from_numpy(data["fine_map"]) if "fine_map" in data else None,
                 )
         except Exception as error:  # of NumPy, Pillow or JSON, whatever a broken file provokes
             if kind_of(archive) != "file":
@@ -354,7 +379,7 @@ class Explanation:
     @property
     def flatness(self) -> str:
         """A sentence for a map whose values hardly differ; empty for others."""
-        low, high = float(self.patches.min()), float(self.patches.max())
+        low, high = float(self.drawn_map.min()), float(self.drawn_map.max())
         if not 0 < _FLAT * high <= low:
             return ""
         return (
@@ -371,7 +396,14 @@ class Explanation:
         from hf_gmar.visualization.overlay import overlay_figure
 
         return overlay_figure(
-            self.image, self.patches, self.title, self._below, self.view, self.unit, scale
+            self.image,
+            self.drawn_map,
+            self.title,
+            self._below,
+            self.view,
+            self.unit,
+            scale,
+            self.per,
         )
 
     def picture(self, scale: Scale = "max") -> Image.Image:
@@ -383,13 +415,25 @@ class Explanation:
         from hf_gmar.visualization.picture import overlay_picture
 
         return overlay_picture(
-            self.image, self.patches, self.title, self._below, self.view, self.unit, scale
+            self.image,
+            self.drawn_map,
+            self.title,
+            self._below,
+            self.view,
+            self.unit,
+            scale,
+            self.per,
         )
 
     @property
     def unit(self) -> str:
-        """The meaning of a patch's value."""
+        """The meaning of a value of the map."""
         return METHODS[self.method].unit
+
+    @property
+    def per(self) -> str:
+        """What a value of the drawn map belongs to, such as ``"patch"``."""
+        return METHODS[self.method].per(self.settings.get("resolution", "patch"))
 
     @property
     def shows(self) -> str:
@@ -417,14 +461,14 @@ class Explanation:
             scale: the values at the ends of the colours: ``"max"`` is from zero to the maximum,
                 ``"percentile"`` from the 2nd to the 98th percentile, for maps that are nearly flat,
                 or the two values. With negative values, the first two are symmetric about zero.
-            smooth: interpolate between the patches.
+            smooth: interpolate between the patches or cells.
 
         Raises:
             OptionError: an option is outside its range.
         """
         from hf_gmar.visualization.overlay import overlay_image
 
-        heatmap = self.view.project(self.patches.float(), smooth)
+        heatmap = self.view.project(self.drawn_map.float(), smooth)
         return overlay_image(self.image, heatmap, colormap, opacity, scale)
 
     def _repr_html_(self) -> str:

@@ -96,8 +96,9 @@ class Explanations(list[Explanation]):
             place = list(rows).index(_row(result)), list(columns).index(_column(result))
             check = result.faithfulness
             verdict, texts = ("", []) if check is None else (check.verdict, check.lines)
-            texts = [*texts, *filter(None, [result.flatness])]
-            cells[place] = Cell(result.patches, result.unit, verdict, tuple(texts))
+            resolution = "" if result.fine_map is None else f"Values are per {result.per}."
+            texts = [*texts, *filter(None, [resolution, result.flatness])]
+            cells[place] = Cell(result.drawn_map, result.unit, verdict, tuple(texts))
         for title, error in self.failures.items():
             columns["", title] = Column(title)
             cells[0, len(columns) - 1] = Cell(None, texts=(f"failed: {reason_of(error)}",))

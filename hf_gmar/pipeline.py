@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_gmar._core.cell_layout import window_means
 from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
@@ -63,7 +64,8 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         plain value of a regression or of a single output; ``attribution``, a float32
         tensor (height, width) on the original image's grid; and on request ``overlay``, a PIL
         image of the same size. A pixel has the relevance of its patch, in the method's range
-        (GMAR: from 0 to 1), or NaN outside the processor's crop.
+        (GMAR: from 0 to 1), or NaN outside the processor's crop. With a finer ``resolution`` it
+        has that of its cell, or its own, which the overlay averages over a patch around each.
 
     Raises:
         OptionError: a method or option does not exist, a value is out of range, or both target
@@ -159,7 +161,10 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         interpolate_pos_encoding: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
-        """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns)."""
+        """Return the explained classes (B, K), scores (B, K) and maps (B, K, rows, columns).
+
+        The drawn maps differ from the maps if these are of pixels.
+        """
         explain, pixels = self._method(method, options), inputs.pop("pixel_values")
         keywords = interpolation(self.model, interpolate_pos_encoding)
         targets, against = self._targets(target, top_k), self._contrast(method, contrast)
@@ -167,14 +172,18 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
             pixels, targets, contrast=against, top_k=_checked_count(top_k), **keywords
         )
         scores = ScoreKind.of(self.model.config, found.scores).convert(found.scores)
-        classes, patches = found.classes.T, found.maps.transpose(0, 1).float()  # images first
+        finest = found.maps if found.fine_maps is None else found.fine_maps
+        classes, maps = found.classes.T, finest.transpose(0, 1).float()  # images first
+        grid = found.maps.shape[2], found.maps.shape[3]
+        drawn = window_means(maps, grid) if explain.resolution == "pixel" else maps
         scores = scores.gather(1, classes)
         order = scores.argsort(dim=1, descending=True, stable=True)
-        places = order[..., None, None].expand_as(patches).to(patches.device)
+        places = order[..., None, None].expand_as(maps).to(maps.device)
         return {
             "classes": classes.gather(1, order).cpu(),
             "scores": scores.gather(1, order).cpu(),
-            "patches": patches.gather(1, places),
+            "maps": maps.gather(1, places),
+            "drawn": drawn.gather(1, places),
             **inputs,
         }
 
@@ -221,16 +230,16 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
 
     def postprocess(self, outputs: dict[str, Any], overlay: bool = False) -> list[dict[str, Any]]:
         """Make one dict for each explained class of an image, most probable first."""
-        parts = (outputs[name][0] for name in ("classes", "scores", "patches"))
+        parts = (outputs[name][0] for name in ("classes", "scores", "maps", "drawn"))
         results = []
-        for index, score, patches in zip(*parts, strict=True):
-            heatmap = outputs["view"].project(patches)
+        for index, score, values, drawn in zip(*parts, strict=True):
+            heatmap = outputs["view"].project(values)
             label = label_of(self.model.config, int(index))
             result = {"label": label, "score": float(score), "attribution": heatmap}
             if overlay:
                 from hf_gmar.visualization.overlay import overlay_image
 
-                smooth = outputs["view"].project(patches, smooth=True)
+                smooth = outputs["view"].project(drawn, smooth=True)
                 result["overlay"] = overlay_image(outputs["image"], smooth)
             results.append(result)
         return results

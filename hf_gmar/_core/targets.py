@@ -98,6 +98,30 @@ class RecordingTarget(TargetSpec):
 
 
 @dataclass(frozen=True)
+class FixedTarget(TargetSpec):
+    """A target that the first scores resolve for all calls, so that they explain one class.
+
+    Attributes:
+        spec: the target.
+        resolved: the explained scores, once the target is resolved.
+    """
+
+    spec: TargetSpec = field(default_factory=TargetSpec)
+    resolved: list[ResolvedTarget] = field(default_factory=list, compare=False)
+
+    @classmethod
+    def of(cls, spec: TargetSpec) -> FixedTarget:
+        """Fix a target."""
+        return cls(spec.target, spec.contrast, spec.needs_scores, spec)
+
+    def resolve(self, scores: Tensor) -> ResolvedTarget:
+        """Resolve with the first scores as every target does; errors as well."""
+        if not self.resolved:
+            self.resolved.append(self.spec.resolve(scores))
+        return self.resolved[0]
+
+
+@dataclass(frozen=True)
 class ResolvedTarget:
     """The explained score of each image, by its index.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 from hf_gmar.errors import OptionError
 
@@ -73,6 +73,25 @@ def check_layer(name: str, value: Any, layers: int) -> int:
     """Return a layer's index from 0; negative values count from the top."""
     check_option(name, value, range(-layers, layers))
     return int(value) % layers
+
+
+def check_resolution(
+    value: Any, names: Sequence[str], patch: tuple[int, int]
+) -> int | Literal["patch", "pixel"]:
+    """Return a resolution: one of the names, or a number that divides the patch's sides."""
+    side = math.gcd(*patch)
+    if isinstance(value, str) and value in names:
+        return cast("Literal['patch', 'pixel']", value)
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_count and value >= 1 and side % int(value) == 0:
+        return int(value)
+    divisors = ", ".join(str(count) for count in range(1, side + 1) if side % count == 0)
+    choices = ", ".join(map(repr, names))
+    hint = "; 'pixel' is for AttnLRP and InputXGradient" if value == "pixel" else ""
+    raise OptionError(
+        f"resolution must be {choices} or the number of cells on each side of a patch, which "
+        f"divides its {patch[0]} x {patch[1]} pixels: {divisors}; got {shown(value)}{hint}"
+    )
 
 
 def check_samples(value: Any) -> int:

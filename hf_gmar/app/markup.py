@@ -58,8 +58,8 @@ def explanation_html(question: Question, answer: Answer) -> str:
 
 def _card(result: Explanation, shown: Image.Image) -> str:
     view = result.view.scaled(shown.height, shown.width)
-    colours = colour_scale(result.patches)
-    heatmap = view.project(result.patches, smooth=True)
+    colours = colour_scale(result.drawn_map)
+    heatmap = view.project(result.drawn_map, smooth=True)
     picture = overlay_image(shown, heatmap, colours.name, scale=(colours.low, colours.high))
     unseen = " Dark parts are not seen by the model." if result.view.unexplained else ""
     text = f"The image under the map of {result.method_title} for {result.title}"

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import captum.attr
 import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from hf_gmar._core.cell_layout import window_means
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
@@ -107,6 +108,18 @@ MethodLike: TypeAlias = (
 MethodLikes: TypeAlias = Sequence[MethodLike] | Mapping[str, MethodLike]
 
 
+class MethodMaps(NamedTuple):
+    """The maps of a method.
+
+    Attributes:
+        patches: relevance of each patch, (B, rows, columns).
+        drawn: the map of a figure, if the method's resolution is finer than the patch.
+    """
+
+    patches: Tensor
+    drawn: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class AttributionTask:
     """The images and classes that every method of a comparison explains.
@@ -129,8 +142,8 @@ class AttributionTask:
     grid: tuple[int, int]
     kwargs: Mapping[str, Any]
 
-    def runner(self, spec: MethodSpec) -> Callable[[], Tensor]:
-        """Return a function that computes the method's map, (B, rows, columns).
+    def runner(self, spec: MethodSpec) -> Callable[[], MethodMaps]:
+        """Return a function that computes the method's maps.
 
         Raises:
             OptionError: the method can't explain such targets.
@@ -140,9 +153,11 @@ class AttributionTask:
         # A clone, because a method may write into it; some of Captum's need this format.
         pixels = self.pixels.detach().clone(memory_format=torch.contiguous_format)
         if isinstance(method, AttributionMethod):
-            keywords = {**self.kwargs, **options}
-            return lambda: self._checked(
-                method.attribute_patches(pixels, self.target, contrast=self.contrast, **keywords)
+            keywords = {"contrast": self.contrast, **self.kwargs, **options}
+            if method.is_fine:
+                return lambda: self._with_fine_maps(method, pixels, keywords)
+            return lambda: MethodMaps(
+                self._checked(method.attribute_patches(pixels, self.target, **keywords))
             )
         if self.contrast is not None:
             raise OptionError(
@@ -152,12 +167,21 @@ class AttributionTask:
         keywords = {**captum_defaults(method, pixels, self.grid), **options}
         pixels.requires_grad_()  # otherwise Captum sets it with a warning
 
-        def run() -> Tensor:
+        def run() -> MethodMaps:
             with _notices_hidden():
                 attributions = method.attribute(pixels, target=self.target, **keywords)
-            return self._checked(sum_over_patches(attributions, pixels, self.grid))
+            return MethodMaps(self._checked(sum_over_patches(attributions, pixels, self.grid)))
 
         return run
+
+    def _with_fine_maps(
+        self, method: AttributionMethod, pixels: Tensor, keywords: Mapping[str, Any]
+    ) -> MethodMaps:
+        result = method.attribute_with_scores(pixels, [self.target], **keywords)
+        patches = self._checked(result.maps[0])
+        fine: Any = result.fine_maps
+        drawn = window_means(fine[0], self.grid) if method.resolution == "pixel" else fine[0]
+        return MethodMaps(patches, drawn.detach().float().cpu())
 
     def _build(self, spec: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
         if not isinstance(spec.method, str):

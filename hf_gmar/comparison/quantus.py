@@ -35,7 +35,8 @@ def quantus_explain(
         **options: options of the method, in Quantus' ``explain_func_kwargs``.
 
     Returns:
-        The relevance of each pixel, the value of its patch, (B, 1, height, width).
+        The relevance of each pixel, (B, 1, height, width): the value of its patch, of its cell, or
+        its own, summed over the channels.
 
     Raises:
         OptionError: the method or an option does not exist.
@@ -52,6 +53,8 @@ def quantus_explain(
     vision_model = explainer.adapter.vision_model
     pixels = torch.as_tensor(inputs).to(vision_model.device, vision_model.dtype)
     classes = None if targets is None else torch.as_tensor(targets)
-    attribution = explainer.attribute(pixels, classes)[:, :1]
+    attribution = explainer.attribute(pixels, classes)
+    of_pixels = explainer.resolution == "pixel"
+    attribution = attribution.sum(1, keepdim=True) if of_pixels else attribution[:, :1]
     result: NDArray[np.float32] = attribution.float().cpu().numpy()
     return result

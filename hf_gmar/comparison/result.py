@@ -72,6 +72,8 @@ class Comparison:
         contrast_targets: the indices of the contrasts, ``None`` without any.
         subjects: the model with each image.
         checks: for each method, the check of each image, if they were asked for.
+        drawn_maps: the maps of the figure by method label, (B, rows, columns) of any number, of
+            methods whose ``resolution`` is finer than the patch.
     """
 
     maps: dict[str, Tensor]
@@ -91,6 +93,7 @@ class Comparison:
     contrast_targets: tuple[int | None, ...] = ()
     subjects: tuple[ModelInput, ...] = ()
     checks: Mapping[str, Sequence[FaithfulnessCheck]] = field(default_factory=dict)
+    drawn_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Count the images, and name the methods."""
@@ -154,7 +157,7 @@ class Comparison:
         """Draw the first images."""
         from hf_gmar.visualization.grid import GridColumn, grid_figure
 
-        maps, failures = self.maps, self.failures
+        maps, failures = {**self.maps, **self.drawn_maps}, self.failures
         columns = [
             GridColumn(
                 self.title(label),

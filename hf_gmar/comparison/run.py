@@ -27,6 +27,8 @@ from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
     AttributionTask,
     MethodLikes,
+    MethodMaps,
+    MethodSpec,
     as_method_specs,
     modules_of,
     titles_of,
@@ -153,6 +155,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     grid = adapter.layout.grid(*pixels.shape[-2:])
     task = AttributionTask(network, readout, pixels, target, contrast, grid, forward_kwargs)
     maps: dict[str, Tensor] = {}
+    drawn_maps: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     failures: dict[str, str] = {}
     config = config_of(adapter)
@@ -186,6 +189,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         },
         titles=titles_of(specs),
         contrast_targets=tuple(against),
+        drawn_maps=drawn_maps,
         subjects=tuple(ModelInput(adapter, each, forward_kwargs, half) for each in pixels.split(1)),
     )
     for spec in specs:
@@ -194,15 +198,22 @@ def compare(  # noqa: PLR0913  # a keyword each
         # For each method, so that it meets no changes of another.
         with isolated_model(modules), in_precision():
             try:
-                call = functools.partial(_seeded_call, task.runner(spec), seed, pixels.device)
-                if measure:
-                    maps[spec.name], costs[spec.name] = measure_cost(call, pixels.device, forward)
-                else:
-                    maps[spec.name] = call()
+                found, cost = _run(task, spec, seed, forward if measure else None)
+                maps[spec.name] = found.patches
+                drawn_maps |= {} if found.drawn is None else {spec.name: found.drawn}
+                costs |= {} if cost is None else {spec.name: cost}
             except Exception as error:  # noqa: BLE001  # of any library; the other methods run
                 failures[spec.name] = reason_of(error)
         if finished is not None:
-            finished(replace(result, maps=dict(maps), costs=dict(costs), failures=dict(failures)))
+            finished(
+                replace(
+                    result,
+                    maps=dict(maps),
+                    costs=dict(costs),
+                    failures=dict(failures),
+                    drawn_maps=dict(drawn_maps),
+                )
+            )
     return result.checked() if check else result
 
 
@@ -252,7 +263,16 @@ class _Batch:
         return cls(torch.cat(pixels), seen, list(make_unique(names, "{} ({})")))
 
 
-def _seeded_call(call: Callable[[], Tensor], seed: int, device: torch.device) -> Tensor:
+def _run(
+    task: AttributionTask, spec: MethodSpec, seed: int, forward: Callable[[], Tensor] | None
+) -> tuple[MethodMaps, Cost | None]:
+    """Return the maps of a method, with its cost beside a forward's if there is one."""
+    device = task.pixels.device
+    call = functools.partial(_seeded_call, task.runner(spec), seed, device)
+    return (call(), None) if forward is None else measure_cost(call, device, forward)
+
+
+def _seeded_call(call: Callable[[], MethodMaps], seed: int, device: torch.device) -> MethodMaps:
     with seeded(seed, device):
         return call()
 

@@ -19,7 +19,7 @@ from hf_gmar._engines.propagation import LayerRule
 from hf_gmar._engines.run import ENGINES, RuleResult, run_rules
 from hf_gmar._utils.validation import check_option
 from hf_gmar.errors import OptionError, UnsupportedModelError
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.base import AttributionMethod, Resolution
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -30,6 +30,7 @@ class AttentionOptions(TypedDict, total=False):
     chunk_size: int | None
     checkpoint: bool
     readout: ReadoutSpec
+    resolution: Resolution
 
 
 class AttentionMethod(AttributionMethod):
@@ -47,6 +48,7 @@ class AttentionMethod(AttributionMethod):
         checkpoint: activation checkpointing in the streaming engine: one more forward, a fraction
             of the memory. Without a gradient it has no effect.
         readout: see :class:`~hf_gmar.methods.base.AttributionMethod`.
+        resolution: see :class:`~hf_gmar.methods.base.AttributionMethod`.
     """
 
     gradient: GradientOf = "score"
@@ -63,8 +65,9 @@ class AttentionMethod(AttributionMethod):
         chunk_size: int | None = None,
         checkpoint: bool = False,
         readout: ReadoutSpec = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout)
+        super().__init__(model, readout, resolution=resolution)
         check_option("start_layer", start_layer, range(self.adapter.layers))
         check_option("engine", engine, ENGINES)
         _check_engine(engine, self.adapter)
@@ -79,9 +82,12 @@ class AttentionMethod(AttributionMethod):
         """Whether the map depends on ``rule`` and ``_request`` alone.
 
         If so, :func:`~hf_gmar.attribute_jointly` may share a pass with other methods. The value is
-        False if a subclass, a mixin or the instance overrides any other method of the bases. A
-        subclass whose overrides do not change the map may return True.
+        False if the resolution is finer than the patch, or if a subclass, a mixin or the instance
+        overrides any other method of the bases. A subclass whose overrides do not change the map
+        may return True.
         """
+        if self.is_fine:  # it needs passes of its own
+            return False
         steps = {**vars(AttributionMethod), **vars(AttentionMethod)}
         return all(
             getattr(getattr(self, name), "__func__", None) is step

@@ -15,7 +15,8 @@ from hf_gmar._engines.lrp import LRPMode
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_number, check_option
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.pixel_base import PixelAttribution, Resolution
+from hf_gmar.methods.base import Resolution
+from hf_gmar.methods.pixel_base import PixelAttribution
 
 RelevanceLayers: TypeAlias = Literal["input", "lower"]
 
@@ -62,10 +63,10 @@ class AttnLRP(PixelAttribution):
             from the search that found it, ``"lower"`` raised LeRF minus MoRF by .015 (95 %
             interval .002 to .029) under token dropping and by .030 (.015 to .046) under blur, with
             equal GridPG. On scenes with masks, it put .05 less relevance into the mask.
-
         resolution: ``"pixel"`` propagates on through the patch embedding, as the paper does for
             images: :meth:`attribute` then returns the relevance of each pixel and channel, and the
-            map sums it in each patch. The share of the patches' positions and bias ends before.
+            map sums it in each patch. A whole number k sums it in k x k cells of each patch, too.
+            The share of the patches' positions and bias ends before.
 
     Raises:
         UnsupportedModelError: a model without SDPA, or (while it runs) a function without a rule.

@@ -17,10 +17,11 @@ from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_e
 from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
-from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._core.token_layout import ReadoutSpec, TokenLayout
+from hf_gmar._engines.shifts import patch_means, shifted_maps
 from hf_gmar._utils.html import html_facts
 from hf_gmar._utils.text import brief
-from hf_gmar._utils.validation import check_option
+from hf_gmar._utils.validation import check_option, check_resolution, shown
 from hf_gmar.errors import OptionError
 
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
@@ -35,6 +36,10 @@ PassCount: TypeAlias = Literal[
 layer. Player and sample: see :class:`~hf_gmar.methods.ShapleyValues`."""
 
 
+Resolution: TypeAlias = int | Literal["patch", "pixel"]
+"""What has a value of its own: each patch, each of k x k cells in a patch, or each pixel."""
+
+
 class ScoredAttribution(NamedTuple):
     """The maps of some images with the scores that they explain.
 
@@ -43,11 +48,15 @@ class ScoredAttribution(NamedTuple):
         classes: the explained class of each image for each of T targets, (T, B); a flat index of
             the scores of an image, the first one of a region, or -1 without a class.
         maps: relevance of each patch, (T, B, rows, columns).
+        fine_maps: the same at the method's ``resolution``, if it is finer than the patch: relevance
+            of each cell, (T, B, rows * k, columns * k), or of each pixel, summed over the channels,
+            (T, B, height, width).
     """
 
     scores: Tensor
     classes: Tensor
     maps: Tensor
+    fine_maps: Tensor | None = None
 
 
 class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's base is untyped
@@ -72,6 +81,12 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         grid: rows and columns of the map of a model without a fixed grid of patches, such as Swin;
             ``None`` for the largest divisors of height and width up to 32. Only for methods that
             need no tokens.
+        resolution: ``"patch"`` for one value for each patch; a whole number k for k x k cells in
+            each patch, whose sides it must divide. The map is then the mean over k x k shifts of
+            the image by parts of a patch, each shifted back, at the cost of k x k explanations. A
+            cell has the mean of the patches around it, and a patch the mean of its cells.
+            :meth:`attribute` and ``fine_maps`` of :meth:`attribute_with_scores` return the cells.
+            Methods of pixels differ: see :class:`AttnLRP` and :class:`InputXGradient`.
 
     Raises:
         UnsupportedModelError: an unknown family, a hierarchical family for a method that needs
@@ -100,6 +115,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     map of cells of pixels."""
     needs_scores: ClassVar[bool] = True
     """Whether the model must return class scores. If not, the target may be of no class."""
+    resolutions: ClassVar[tuple[str, ...]] = ("patch",)
+    """The names that ``resolution`` takes beside numbers."""
     _options: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -118,11 +135,16 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         return method
 
     def __init__(
-        self, model: ModelLike, readout: ReadoutSpec = None, grid: Sequence[int] | None = None
+        self,
+        model: ModelLike,
+        readout: ReadoutSpec = None,
+        grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
         self.adapter = ModelAdapter.of(model, readout, needs_scores=self.needs_scores, grid=grid)
         if self.needs_tokens:
             _ = self.adapter.tokens  # raises the error
+        self.resolution = self._checked_resolution(resolution)
         super().__init__(self.adapter)  # Captum's forward_func
         self.model = model_in(model)
 
@@ -143,10 +165,27 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             "method": self.title,
             **({"options": options} if options else {}),
             "source": getattr(self, "source", "not named"),
-            "cost": getattr(self, "cost", "not named"),
+            "cost": getattr(self, "cost", "not named") + self._repetitions,
             "class-specific": "yes" if self.class_specific else "no",
             "values": f"{'signed' if self.signed else '>= 0'}, {self.unit}",
         }
+
+    @classmethod
+    def per(cls, resolution: Resolution) -> str:
+        """What a value of the map belongs to, for the colour bar of a figure."""
+        if not isinstance(resolution, int) or resolution == 1:
+            return "patch"
+        return f"patch, mean of {resolution**2} shifts"
+
+    @property
+    def cells_per_side(self) -> int:
+        """Cells on each side of a patch, k of the ``resolution``."""
+        return self.resolution if isinstance(self.resolution, int) else 1
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether the resolution is finer than the patch."""
+        return self.resolution not in ("patch", 1)
 
     @log_usage()  # type: ignore[untyped-decorator]  # Captum's NoiseTunnel needs __wrapped__
     def attribute(
@@ -157,7 +196,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         contrast: Target = None,
         **forward_kwargs: Any,
     ) -> Inputs:
-        """Return the relevance of each pixel: the value of its patch.
+        """Return the relevance of each pixel: the value of its patch, or of its cell.
 
         Args:
             inputs: pixel values (B, channels, height, width), a tuple with that one tensor, or the
@@ -175,8 +214,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
         Returns:
             Tensor of the inputs' shape, dtype and device, contiguous and detached. Each pixel in
-            each channel has the value of its patch in :meth:`attribute_patches`. For a tuple of
-            inputs, a tuple.
+            each channel has the value of its patch in :meth:`attribute_patches`, or of its cell if
+            the resolution is finer than the patch. For a tuple of inputs, a tuple.
 
         Raises:
             InputError: inputs of a wrong type, shape, size, device or with NaN or infinity, or a
@@ -188,12 +227,18 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
                 method whose map is the same for all classes.
         """
         pixels, forward_kwargs = pixels_of(inputs, forward_kwargs)
-        patches = self.attribute_patches(
-            pixels, target, additional_forward_args, contrast, **forward_kwargs
-        )
-        rows, columns = patches.shape[1:]
+        if self.is_fine:
+            spec = self._target_spec(target, contrast)
+            (values,) = self._maps_with_fine(
+                pixels, [spec], additional_forward_args, forward_kwargs
+            )[1]
+        else:
+            values = self.attribute_patches(
+                pixels, target, additional_forward_args, contrast, **forward_kwargs
+            )
+        rows, columns = values.shape[1:]
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
-        spread = patches.repeat_interleave(height, 1).repeat_interleave(width, 2)
+        spread = values.repeat_interleave(height, 1).repeat_interleave(width, 2)
         attribution: Any = spread.unsqueeze(1).expand_as(pixels).to(pixels.dtype).contiguous()
         result: Inputs = (attribution,) if isinstance(inputs, tuple) else attribution
         return result
@@ -209,7 +254,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         """Return the relevance of each patch, (B, rows, columns).
 
         Arguments and errors are those of :meth:`attribute`. The dtype is float32, or float64 for a
-        float64 model.
+        float64 model. With a finer resolution, a patch has the mean of its cells; relevance of
+        pixels is summed.
         """
         target_spec = self._target_spec(target, contrast)
         (patches,) = self._maps(inputs, [target_spec], additional_forward_args, forward_kwargs)
@@ -282,14 +328,17 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
                 for target in target_list(targets)
             ]
         )
-        maps = self._maps(inputs, specs, additional_forward_args, forward_kwargs)
+        maps, fine_maps = self._maps_with_fine(
+            inputs, specs, additional_forward_args, forward_kwargs
+        )
         for spec in specs:
             if not spec.seen:  # a method of one's own need not resolve its targets
                 spec.resolve(self.scores(inputs, additional_forward_args, **forward_kwargs))
         scores = specs[0].seen[0][0]
         count = len(maps) if targets is not None else max(1, min(top_k, scores.shape[1]))
         classes = torch.stack([spec.seen[0][1] for spec in specs[:count]])
-        return ScoredAttribution(scores, classes, torch.stack(maps[:count]))
+        fine = torch.stack(fine_maps[:count]) if self.is_fine else None
+        return ScoredAttribution(scores, classes, torch.stack(maps[:count]), fine)
 
     def scores(
         self,
@@ -317,9 +366,48 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
         args: Any,
         kwargs: dict[str, Any],
     ) -> list[Tensor]:
+        return self._maps_with_fine(inputs, target_specs, args, kwargs)[0]
+
+    def _maps_with_fine(
+        self,
+        inputs: PixelInputs,
+        target_specs: Sequence[TargetSpec],
+        args: Any,
+        kwargs: dict[str, Any],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the maps of patches, and those of the resolution if it is finer."""
         request = self._request(inputs, args, kwargs)
         with size_errors(self.adapter, request.inputs):
-            return self._explain(request, target_specs)
+            if not self.is_fine:
+                return self._explain(request, target_specs), []
+            return self._explain_finely(request, target_specs)
+
+    def _explain_finely(
+        self, request: ForwardRequest, target_specs: Sequence[TargetSpec]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the maps of patches and of cells."""
+        cells, grid = self.cells_per_side, self.adapter.layout.grid(*request.inputs.shape[-2:])
+        maps = shifted_maps(self._explain, request, target_specs, grid, cells)
+        return [patch_means(values, cells) for values in maps], maps
+
+    @property
+    def _repetitions(self) -> str:
+        """What the resolution adds to the cost."""
+        count = self.cells_per_side**2
+        return f", for each of {count} shifts of the image" if count > 1 else ""
+
+    def _checked_resolution(self, resolution: Any) -> Resolution:
+        layout = self.adapter.layout
+        if isinstance(layout, TokenLayout):
+            return check_resolution(resolution, self.resolutions, layout.patch_size or (1, 1))
+        if resolution in (*self.resolutions, 1) and not isinstance(resolution, bool):
+            choice: Resolution = resolution
+            return choice
+        raise OptionError(
+            f"the map of {type(self.adapter.backbone).__name__} has cells of pixels instead of "
+            f"patches, and no resolution={shown(resolution)} of these; leave it out, and say the "
+            "rows and columns of the map, such as grid=(56, 56)"
+        )
 
     @classmethod
     def check_contrast(cls, contrast: Any) -> None:

@@ -72,7 +72,7 @@ class GMAR(AttentionMethod):
     ) -> Tensor:
         """Return the share of each head in its layer's gradient, $w$ in the paper.
 
-        Arguments and errors are those of :meth:`attribute`.
+        Arguments and errors are those of :meth:`attribute`. The image is not shifted.
 
         Returns:
             Tensor (B, layers, H), lowest explained layer first; each layer sums to 1. A layer whose

@@ -12,7 +12,8 @@ from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.token_gradients import product, token_attributions
 from hf_gmar._utils.validation import check_layer
-from hf_gmar.methods.pixel_base import PixelAttribution, Resolution
+from hf_gmar.methods.base import Resolution
+from hf_gmar.methods.pixel_base import PixelAttribution
 
 
 class InputXGradient(PixelAttribution):
@@ -34,7 +35,7 @@ class InputXGradient(PixelAttribution):
             be 0 for a map of cells or pixels.
         resolution: ``"pixel"`` multiplies pixels by their gradient, as the paper does and Captum's
             ``InputXGradient``: :meth:`attribute` then returns that product, and the map sums it in
-            each patch.
+            each patch. A whole number k sums it in k x k cells of each patch, too.
 
     Example:
         >>> import torch

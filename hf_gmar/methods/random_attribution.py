@@ -14,7 +14,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_option
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.base import AttributionMethod, Resolution
 
 _SEEDS = range(2**32)
 
@@ -52,8 +52,9 @@ class RandomAttribution(AttributionMethod):
         seed: int = 0,
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout, grid)
+        super().__init__(model, readout, grid, resolution)
         check_option("seed", seed, _SEEDS)
         self.seed = int(seed)
 

@@ -11,6 +11,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_layer
 from hf_gmar.methods.attention_base import AttentionMethod
+from hf_gmar.methods.base import Resolution
 from hf_gmar.methods.layer_rules import RolloutRule
 
 
@@ -51,8 +52,9 @@ class RawAttention(AttentionMethod):
         chunk_size: int | None = None,
         checkpoint: bool = False,
         readout: ReadoutSpec = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, 0, engine, chunk_size, checkpoint, readout)
+        super().__init__(model, 0, engine, chunk_size, checkpoint, readout, resolution)
         self.layer = check_layer("layer", layer, self.adapter.layers)
         self.rule = RolloutRule("mean", 0, alpha=0)  # one layer, without residual
 

@@ -20,7 +20,7 @@ from hf_gmar._core.targets import ResolvedTarget, Target, TargetSpec, scores_at
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.validation import check_groups, check_option, check_samples, shown
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.base import AttributionMethod, Resolution
 from hf_gmar.perturbations.base import CopyPlan, PerturbationInput
 from hf_gmar.perturbations.pixels import MeanColour
 from hf_gmar.perturbations.token_removal import fewest_patches
@@ -122,8 +122,9 @@ class ShapleyValues(AttributionMethod):
         progress: bool = False,
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout, grid)
+        super().__init__(model, readout, grid, resolution)
         if groups is None:
             groups = (4, 4) if self.adapter.has_cells else (1, 1)
         check_option("seed", seed, range(2**32))
@@ -144,7 +145,8 @@ class ShapleyValues(AttributionMethod):
     ) -> ShapleyAttribution:
         """Return the Shapley values with their standard errors, which shrink with more samples.
 
-        Arguments and errors are those of :meth:`attribute`. The standard error of a mean over pairs
+        Arguments and errors are those of :meth:`attribute`. The values are those of patches at any
+        resolution, without shifts of the image. The standard error of a mean over pairs
         of permutations, which are independent, is the standard deviation of the pairs' means
         divided by the square root of their number.
 

@@ -13,7 +13,7 @@ from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._engines.pixel_gradients import feature_attributions, resized
 from hf_gmar._engines.token_gradients import token_attributions
 from hf_gmar._utils.validation import check_layer
-from hf_gmar.methods.base import AttributionMethod
+from hf_gmar.methods.base import AttributionMethod, Resolution
 
 
 class TokenGradCAM(AttributionMethod):
@@ -62,8 +62,9 @@ class TokenGradCAM(AttributionMethod):
         layer: int = -1,
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
+        resolution: Resolution = "patch",
     ) -> None:
-        super().__init__(model, readout, grid)
+        super().__init__(model, readout, grid, resolution)
         layers = 1 if self.adapter.has_cells else self.adapter.layers
         self.layer = check_layer("layer", layer, layers)
 

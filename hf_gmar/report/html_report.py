@@ -225,13 +225,14 @@ class ReportWriter:
 
     def _map(self, result: Explanation, tiles: Tiles) -> dict[str, Any]:
         check = result.faithfulness
-        strip, low, high = colour_bar(result.patches)
+        strip, low, high = colour_bar(result.drawn_map)
+        per = "" if result.fine_map is None else f", per {result.per}"
         found: dict[str, Any] = {
             "method": result.method_title,
             "shows": result.shows,
             "overlay": data_uri(tiles.overlay(result)),
             "alt": f"{brief(result.title, _LONGEST)}, {result.method_title}",
-            "bar": (data_uri(strip), low, high, " ".join(result.unit.split())),
+            "bar": (data_uri(strip), low, high, " ".join(result.unit.split()) + per),
             "flatness": result.flatness,
         }
         if check is not None:

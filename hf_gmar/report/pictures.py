@@ -38,8 +38,8 @@ class Tiles:
 
     def overlay(self, result: Explanation) -> Image.Image:
         """Draw the image under a map."""
-        colours = colour_scale(result.patches, "max")
-        heatmap = self._view.project(result.patches.float().cpu(), smooth=True)
+        colours = colour_scale(result.drawn_map, "max")
+        heatmap = self._view.project(result.drawn_map.float().cpu(), smooth=True)
         scale = colours.low, colours.high
         return overlay_image(self.plain, heatmap, colours.name, scale=scale)
 

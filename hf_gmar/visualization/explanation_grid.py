@@ -52,8 +52,9 @@ class Cell:
     """A map with what is known of it.
 
     Attributes:
-        patches: relevance of each patch, (rows, columns); ``None`` for a method without a map.
-        unit: the meaning of a patch's value.
+        patches: relevance of each patch or of finer cells, (rows, columns); ``None`` for a method
+            without a map.
+        unit: the meaning of a value.
         verdict: ``"better"``, ``"no better"`` or ``"worse"`` than random patches; empty if the map
             was not checked. It is the colour of the first text.
         texts: what is known of the map.

@@ -46,7 +46,8 @@ class GridColumn:
     Attributes:
         title: the method's name.
         subtitle: one short line, for example the method's cost.
-        maps: relevance of each patch, (images, rows, columns); ``None`` if the method failed.
+        maps: relevance of each patch or of finer cells, (images, rows, columns); ``None`` if the
+            method failed.
         reason: why the method failed.
         verdicts: for each image, how the map compares with random patches, a key of
             ``VERDICT_COLOURS``; empty without a check.

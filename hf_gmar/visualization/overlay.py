@@ -53,20 +53,22 @@ def overlay_figure(
     view: ImageView | None = None,
     unit: str = "relevance",
     scale: Scale = "max",
+    per: str = "patch",
 ) -> Figure:
     """Draw the image beside a copy of it under its heatmap.
 
     Args:
         image: the original image, of any size.
-        patches: relevance of each patch, (rows, columns). The colours start at zero. If a value is
-            negative, they are symmetric about zero over a grey image, and blue marks evidence
-            against the class.
+        patches: relevance of each patch or of finer cells, (rows, columns). The colours start at
+            zero. If a value is negative, they are symmetric about zero over a grey image, and blue
+            marks evidence against the class.
         title: the explained class, for example with its probability.
         caption: the lines below the figure.
         view: the part of the image that the patches cover, from ``measure_view``; the rest is
             dark, as the model does not see it. ``None`` is the whole image.
-        unit: the meaning of a patch's value: the ``unit`` of the method.
+        unit: the meaning of a value: the ``unit`` of the method.
         scale: see :func:`colour_scale`.
+        per: what a value belongs to.
 
     Returns:
         A matplotlib figure without a window; ``save_figure`` writes it.
@@ -81,7 +83,7 @@ def overlay_figure(
         3
     """
     view = view or ImageView.whole(image)
-    layout = layout_of(image, title, caption, patches, view, unit)
+    layout = layout_of(image, title, caption, patches, view, unit, per)
     colours = colour_scale(patches, scale)
     values = patches.detach().float().cpu().numpy()
     figure = NotebookFigure(figsize=layout.size)
@@ -296,6 +298,7 @@ def layout_of(
     patches: Tensor,
     view: ImageView,
     unit: str,
+    per: str = "patch",
 ) -> Layout:
     """Lay out an image, its overlay, a colour bar and their wrapped texts.
 
@@ -314,7 +317,8 @@ def layout_of(
     below = 0.15 + 0.17 * len(caption.splitlines()) + 0.3 * view.unexplained
     centre, left = below + row / 2, 0.15 + (column - width) / 2
     length = max(0.9 * height, 2)
-    meaning = [f"{unit}, per patch", *["(below 0: against the class)"] * bool((patches < 0).any())]
+    meaning = [f"{unit}, per patch"] if per == "patch" else [unit, f"per {per}"]
+    meaning += ["(below 0: against the class)"] * bool((patches < 0).any())
     return Layout(
         (2 * column + 2, below + row + above),
         width,

@@ -39,17 +39,19 @@ def overlay_picture(
     view: ImageView | None = None,
     unit: str = "relevance",
     scale: Scale = "max",
+    per: str = "patch",
 ) -> Image.Image:
     """Draw the image beside a copy of it under its heatmap, as ``overlay_figure`` does.
 
     Args:
         image: see :func:`~hf_gmar.visualization.overlay_figure`, also for the other arguments.
-        patches: relevance of each patch, (rows, columns).
+        patches: relevance of each patch or of finer cells, (rows, columns).
         title: the explained class, for example with its probability.
         caption: the lines below the picture.
         view: the part of the image that the patches cover.
-        unit: the meaning of a patch's value.
+        unit: the meaning of a value.
         scale: the values at the ends of the colours.
+        per: what a value belongs to.
 
     Returns:
         An RGB image with 120 dots per inch of the figure.
@@ -62,7 +64,7 @@ def overlay_picture(
         >>> overlay_picture(Image.new("RGB", (32, 32)), torch.rand(4, 4), "cat").mode
         'RGB'
     """
-    return draw(image, patches, title, caption, view, unit, scale).image
+    return draw(image, patches, title, caption, view, unit, scale, per).image
 
 
 def draw(
@@ -73,10 +75,11 @@ def draw(
     view: ImageView | None,
     unit: str,
     scale: Scale,
+    per: str = "patch",
 ) -> Canvas:
     """Draw the picture; the canvas knows where its texts are."""
     view = view or ImageView.whole(image)
-    layout = layout_of(image, title, caption, patches, view, unit)
+    layout = layout_of(image, title, caption, patches, view, unit, per)
     colours = colour_scale(patches, scale)
     canvas = Canvas.of(layout)
     small = enlarged(image, layout.width, layout.height)

@@ -25,8 +25,8 @@ from tests.reference.cases import (
     MethodCase,
     ModelCase,
     every_engine,
-    every_method_and_engine,
     every_model,
+    every_resolution_too,
 )
 from tests.reference.parity import near, same
 from tests.reference.tolerances import PARITY
@@ -41,7 +41,7 @@ _used = functools.cache(used)
 
 @pytest.mark.sampled(6)
 @loadings
-@every_method_and_engine
+@every_resolution_too
 @every_model
 def test_a_call_leaves_the_model_as_it_was(
     case: ModelCase, method: MethodCase, attention: str, engine: str

@@ -453,6 +453,14 @@ METHODS = (
 )
 """What every generic test runs."""
 
+FINE_METHODS = (
+    MethodCase("gmar-resolution2", functools.partial(GMAR, resolution=2), None, engines=("any",)),
+    MethodCase(
+        "attn-lrp-resolution2", functools.partial(AttnLRP, resolution=2), None, engines=("any",)
+    ),
+)
+"""Maps finer than the patch, for the test of the model's state alone."""
+
 MORE_METHODS = (
     _gmar("gmar-l2", norm="l2"),
     _gmar("gmar-l1-alpha0.3", alpha=0.3),
@@ -506,11 +514,18 @@ def changed_models() -> list[str]:
 every_model = pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_engine = pytest.mark.parametrize("engine", ENGINE_NAMES)
-every_method_and_engine = pytest.mark.parametrize(
-    ("method", "engine"),
-    [
-        pytest.param(method, engine, id=f"{method.name}-{engine}")
-        for method in METHODS
-        for engine in method.engines
-    ],
-)
+
+
+def _with_engines(methods: Sequence[MethodCase]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("method", "engine"),
+        [
+            pytest.param(method, engine, id=f"{method.name}-{engine}")
+            for method in methods
+            for engine in method.engines
+        ],
+    )
+
+
+every_method_and_engine = _with_engines(METHODS)
+every_resolution_too = _with_engines((*METHODS, *FINE_METHODS))

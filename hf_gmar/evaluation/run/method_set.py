@@ -144,7 +144,7 @@ class MethodSet:
                     modules = [*self.adapter.modules(), *modules_of([spec])]
                     stack.enter_context(isolated_model(modules))
                     stack.enter_context(seeded(self.seed, pixels.device))
-                return task.runner(spec)()
+                return task.runner(spec)().patches
         except Exception as error:  # noqa: BLE001  # of any library; the other methods run
             return reason_of(error)
 

@@ -345,7 +345,7 @@ def test_legrad_of_a_layer_that_runs_twice(engine: str) -> None:
 
 
 def test_options_of_the_methods() -> None:
-    shared = ["start_layer", "engine", "chunk_size", "checkpoint", "readout"]
+    shared = ["start_layer", "engine", "chunk_size", "checkpoint", "readout", "resolution"]
     assert list(METHODS.options("gmar")) == ["norm", "alpha", *shared]
     assert list(METHODS.options("attention-rollout")) == [
         "head_fusion",
@@ -356,7 +356,7 @@ def test_options_of_the_methods() -> None:
     assert list(METHODS.options("raw-attention")) == ["layer", *shared[1:]]
     assert list(METHODS.options("legrad")) == ["layer_scores", *shared]
     assert list(METHODS.options("grad-sam")) == shared
-    assert list(METHODS.options("random")) == ["seed", "readout", "grid"]
+    assert list(METHODS.options("random")) == ["seed", "readout", "grid", "resolution"]
 
 
 @pytest.mark.parametrize("name", list(METHODS))
