@@ -100,7 +100,7 @@ _PROBABILITIES = (ScoreKind.SOFTMAX, ScoreKind.SIGMOID)
 
 _NOTES = {
     ScoreKind.SOFTMAX: "",
-    ScoreKind.SIGMOID: "The model judges each class on its own: probabilities need not sum to 100%.",
+    ScoreKind.SIGMOID: "Each class is judged on its own: probabilities need not sum to 100%.",
     ScoreKind.VALUE: "The model gives values, not probabilities.",
     ScoreKind.NONE: "",
 }

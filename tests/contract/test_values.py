@@ -155,10 +155,10 @@ def test_a_head_of_one_output_in_place_of_the_classifier(scene: Image.Image) -> 
 
 def test_classes_that_are_independent_say_so(tmp_path: Path) -> None:
     done = run("explain", "--top-k", "2", "--output", tmp_path)
-    assert "The model judges each class on its own: probabilities need not sum to 100%." in done.out
+    assert "Each class is judged on its own: probabilities need not sum to 100%." in done.out
     result = Explainer(load_model("bundled"))(Image.new("RGB", (96, 96)))
     texts = [text.get_text() for text in result.figure().texts]
-    assert any("each class on its own" in text.replace("\n", " ") for text in texts)
+    assert any("class is judged on its own" in text.replace("\n", " ") for text in texts)
 
 
 def test_classes_that_share_one_probability_need_no_word(scene: Image.Image) -> None:

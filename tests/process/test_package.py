@@ -136,6 +136,14 @@ def test_the_wheel_knows_its_version(installed: Path, archives: Sequence[Path]) 
     assert citation["version"] == version
 
 
+def test_the_citation_is_valid(tmp_path: Path) -> None:
+    """For cffconvert, which needs an older jsonschema than notebooks do."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([programs / "pip", "install", "--quiet", "cffconvert==2.0.0"], check=True)
+    subprocess.run([programs / "cffconvert", "--validate"], cwd=ROOT, check=True)
+
+
 def test_the_wheel_shows_its_page(installed: Path, tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
