@@ -12,11 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    ViTImageProcessorPil,
-)
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_gmar import (
     GMAR,
@@ -35,7 +31,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, UnsupportedMode
 from hf_gmar.methods import METHODS
 from hf_gmar.perturbations import PERTURBATIONS
 from tests.reference.cases import MODELS, VIT, ModelCase
-from tests.reference.cell_models import CELL_CASES, LABELS, SIDE, CellCase, without_biases
+from tests.reference.cell_models import CELL_CASES, LABELS, SIDE, CellCase, saved, without_biases
 from tests.support.state import unchanged
 
 BY_KIND = {case.kind: case for case in CELL_CASES}
@@ -290,10 +286,10 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 def test_explain_gives_the_map_and_says_why_gmar_does_not_apply(tmp_path: Any) -> None:
     """From a folder, with the check and the sufficient set, which hide pixels here."""
-    copy.deepcopy(_SWIN.model).float().save_pretrained(tmp_path)
-    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(tmp_path)
     image = Image.effect_noise((80, 64), 90).convert("RGB")
-    results = explain(image, load_model(tmp_path), method=["gmar", "attn-lrp"], check=True)
+    results = explain(
+        image, load_model(saved("swin", tmp_path)), method=["gmar", "attn-lrp"], check=True
+    )
     (result,) = results
     assert result.patches.shape == (32, 32)
     assert result.faithfulness.perturbation == "mean"
