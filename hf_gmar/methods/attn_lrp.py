@@ -28,9 +28,10 @@ class AttnLRP(PixelAttribution):
     $T$: patch tokens at the input of layer 0; $G$: a modified gradient of the score with respect to
     $T$, in which each function passes relevance down by its rule:
 
-    - linear layers, residual connections and means: the epsilon rule with an epsilon of zero. Each
-      term gets its share of the sum; the share of a bias ends there. With the gamma rule, terms
-      with the sign of a linear layer's output count 1 + gamma times.
+    - linear layers, convolutions, residual connections and means: the epsilon rule with an epsilon
+      of zero. Each term gets its share of the sum; the share of a bias ends there. With the gamma
+      rule, terms with the sign of the output of a linear layer or convolution count 1 + gamma
+      times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
       is a constant.
     - activations (GELU, SiLU, ReLU, PReLU, tanh, ...): the identity rule. For a sigmoid or softplus
@@ -52,10 +53,12 @@ class AttnLRP(PixelAttribution):
     detected and keeps its gradient.
 
     For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
-    the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head).
+    the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head). In
+    convolutional models the epsilon rule is noisy, and without another activation than ReLU it is
+    input x gradient: give ``gamma=0.25``. A batch norm after a convolution is then a part of it.
 
     Args:
-        gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
+        gamma: of the gamma rule for linear layers and convolutions, >= 0; 0 is the epsilon rule.
         layers: where the relevance of the patch tokens is read. ``"input"`` is the input of layer
             0, as in the paper. ``"lower"`` is the mean over the inputs of the lower half of the
             layers (rounded up), at the same cost; it is not of the paper. On 184 photos held out
