@@ -298,6 +298,18 @@ def test_explain_gives_the_map_and_says_why_gmar_does_not_apply(tmp_path: Any) -
     assert result.overlay().size[0] > 0
 
 
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_gamma_by_default(kind: str) -> None:
+    """It is 0 for a model with a fixed grid of patches."""
+    model, images = BY_KIND[kind].model, BY_KIND[kind].images()
+    maps = {
+        gamma: AttnLRP(model, gamma).attribute_patches(images, TARGETS) for gamma in (None, 0.25, 0)
+    }
+    assert torch.equal(maps[None], maps[0.25])
+    assert not _close(maps[None], maps[0], 0.1)
+    assert AttnLRP(VIT.build()).gamma == 0
+
+
 PIXEL_CASES = [case for case in MODELS if case.name in ("vit", "vit-oblong", "beit-mean")]
 
 
