@@ -347,10 +347,21 @@ def _no_head(model: Any, family: Family) -> str:
     )
 
 
+def lack_of_tokens(model: Any, vision_model: Any) -> str:
+    """Say that a model has no fixed grid of patch tokens, and why."""
+    reason = _reason(model, vision_model)
+    lack = f"{type(model).__name__} has no fixed grid of patch tokens"
+    return f"{lack}: {reason}" if reason else lack
+
+
+def _reason(model: Any, vision_model: Any) -> str | None:
+    return UNSUPPORTED.get(model_type(model)) or UNSUPPORTED.get(model_type(vision_model))
+
+
 def refusal(model: Any, vision_model: Any) -> str:
     """Say why a Transformers model is not explained, and what to do."""
     kind, name = model_type(model), type(model).__name__
-    reason = UNSUPPORTED.get(kind) or UNSUPPORTED.get(model_type(vision_model))
+    reason = _reason(model, vision_model)
     if reason:
         others = (
             "the methods attn-lrp, input-x-gradient and shapley-values explain it; "

@@ -12,7 +12,6 @@ Transformers", ICML 2024 (arXiv 2402.05602).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,12 +25,12 @@ from hf_gmar._engines.lrp_rules import (
     IN_PLACE,
     Function,
     FunctionRule,
+    GammaRules,
     activation_rule,
     attention_rule,
     batch_norm_rule,
     einsum_rule,
     epsilon_rule,
-    gamma_rule,
     group_norm_rule,
     layer_norm_rule,
     live_tensors,
@@ -58,7 +57,7 @@ class LRPMode(FrozenWeightsMode):
     then treats these calls as activations, see :meth:`retry`.
 
     Args:
-        gamma: gamma of the gamma rule for linear layers; 0 is the epsilon rule.
+        gamma: gamma of the gamma rule for linear layers and convolutions; 0 is the epsilon rule.
         activations: numbers of the calls of sigmoids and tanhs that are activations, in the order
             of the forward.
     """
@@ -69,8 +68,9 @@ class LRPMode(FrozenWeightsMode):
         self._labels: Any = WeakTensorKeyDictionary()
         self._rules = _RULES
         if gamma:
-            rule = functools.partial(gamma_rule, gamma)
-            self._rules = _RULES | dict.fromkeys(_variants("linear"), rule)
+            rules = GammaRules(gamma)
+            self._rules = {**_RULES, **dict.fromkeys(_LAYERS, rules.layer)}
+            self._rules[functional.batch_norm] = rules.batch_norm
 
     def call(self, func: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the function with its rule."""
@@ -173,9 +173,8 @@ _SUMS = """
 _LINEAR = _variants(f"{_RESHAPES} {_CASTS} {_SUMS} amax max maximum softmax", *_OPERATORS) | {
     getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real")
 }
-_MULTIPLICATIONS = _variants(
-    "bmm conv1d conv2d conv_transpose2d linear matmul mm mul multiply rmul rmatmul", *_OPERATORS
-)
+_LAYERS = _variants("conv1d conv2d conv_transpose2d linear")
+_MULTIPLICATIONS = _LAYERS | _variants("bmm matmul mm mul multiply rmul rmatmul", *_OPERATORS)
 _DIVISIONS = _variants("div divide true_divide truediv", *_OPERATORS)
 
 _PRODUCTS = _MULTIPLICATIONS | _DIVISIONS

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Function: TypeAlias = Callable[..., Any]
 FunctionRule: TypeAlias = Callable[..., Any]
@@ -80,28 +81,98 @@ def quotient_rule(func: Function, *args: Any, **kwargs: Any) -> Any:
     return NotImplemented if rounded or live_tensors(args[1:], kwargs) else func(*args, **kwargs)
 
 
-def gamma_rule(gamma: float, func: Function, value: Any, weight: Any, bias: Any = None) -> Any:
-    if not live_tensors(value) or live_tensors(weight, bias):
-        return product_rule(func, value, weight, bias)
-    return gamma_linear(value, weight, bias, gamma)
+LinearLayer: TypeAlias = Callable[..., Tensor]
+"""Maps a value, a weight and a bias, which may be left out, to the output."""
 
 
-def gamma_linear(value: Tensor, weight: Tensor, bias: Tensor | None, gamma: float) -> Tensor:
+class GammaRules:
+    """The gamma rule: terms of a layer that have the sign of its output count 1 + gamma times.
+
+    Batch norm after a convolution or linear layer counts as a part of it, as the rule depends on
+    which terms a layer sums: Hui and Binder, "BatchNorm Decomposition for Deep Neural Network
+    Interpretation", IWANN 2019.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self._gamma = gamma
+        self._calls: Any = WeakTensorKeyDictionary()
+
+    def layer(
+        self,
+        func: Function,
+        value: Any,
+        weight: Any,
+        bias: Any = None,
+        *options: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Apply a linear layer or convolution, and note how, for a batch norm above it."""
+        if not live_tensors(value) or live_tensors(weight, bias):
+            return product_rule(func, value, weight, bias, *options, **kwargs)
+
+        def layer(value: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            output: Tensor = func(value, weight, bias, *options, **kwargs)
+            return output
+
+        layer = func if func is functional.linear else layer
+        output = gamma_layer(value, weight, bias, self._gamma, layer)
+        if output.dim() == 2 or func is not functional.linear:  # its channels are in dimension 1
+            self._calls[output] = value, weight, bias, layer
+        return output
+
+    def batch_norm(
+        self,
+        func: Function,
+        value: Tensor,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        """Apply a batch norm as a part of the layer below it, if there is one."""
+        if training or mean is None or variance is None or value not in self._calls:
+            return batch_norm_rule(
+                func, value, mean, variance, weight, bias, training, momentum, eps
+            )
+        below, layer_weight, layer_bias, layer = self._calls[value]
+        scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+        shift = -mean * scale if bias is None else bias - mean * scale
+        shift = shift if layer_bias is None else shift + layer_bias * scale
+        merged = layer_weight * scale.view(-1, *[1] * (layer_weight.dim() - 1))
+        dtype = layer_weight.dtype
+        return gamma_layer(below, merged.to(dtype), shift.to(dtype), self._gamma, layer)
+
+
+def gamma_layer(
+    value: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: float,
+    layer: LinearLayer = functional.linear,
+) -> Tensor:
     """Apply a linear layer; the gradient of its input is relevance / input."""
-    output: Tensor = _GammaLinear.apply(value, weight, bias, gamma)  # type: ignore[no-untyped-call]
+    output: Tensor = _GammaLayer.apply(value, weight, bias, gamma, layer)  # type: ignore[no-untyped-call]
     return output
 
 
-class _GammaLinear(torch.autograd.Function):
+class _GammaLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None, gamma: float
+        ctx: Any,
+        value: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: float,
+        layer: LinearLayer,
     ) -> Tensor:
-        output = functional.linear(value, weight, bias)
-        favoured = output + gamma * _agreeing(value, weight, bias, output)
+        output = layer(value, weight, bias)
+        favoured = output + gamma * _agreeing(value, weight, bias, output, layer)
         factor = torch.where(favoured == 0, 0, output / favoured)
         ctx.save_for_backward(factor, output > 0, value > 0)
-        ctx.weight, ctx.gamma = weight, gamma
+        ctx.weight, ctx.gamma, ctx.layer = weight, gamma, layer
         return output
 
     @staticmethod
@@ -111,20 +182,36 @@ class _GammaLinear(torch.autograd.Function):
         weight: Tensor = ctx.weight
         gradient = (gradient * factor).to(weight.dtype)
         above = gradient * output_above
-        whole = gradient @ weight
+
+        def below(gradient: Tensor, weight: Tensor) -> Tensor:
+            return _transposed(ctx.layer, gradient, weight, value_above.shape)
+
+        whole = below(gradient, weight)
         # Terms with the sign of the output: positive inputs use weights of that sign, negative
         # inputs use the other weights.
-        agrees = above @ weight.clamp(min=0) + (gradient - above) @ weight.clamp(max=0)
+        agrees = below(above, weight.clamp(min=0)) + below(gradient - above, weight.clamp(max=0))
         more = torch.where(value_above, agrees, whole - agrees)
-        return whole + ctx.gamma * more, None, None, None
+        return whole + ctx.gamma * more, None, None, None, None
 
 
-def _agreeing(value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> Tensor:
+def _agreeing(
+    value: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, layer: LinearLayer
+) -> Tensor:
     """Sum the terms that have the sign of the output."""
-    above = functional.linear(
+    above = layer(
         value.clamp(min=0), weight.clamp(min=0), None if bias is None else bias.clamp(min=0)
-    ) + functional.linear(value.clamp(max=0), weight.clamp(max=0))
+    ) + layer(value.clamp(max=0), weight.clamp(max=0))
     return torch.where(output > 0, above, output - above)
+
+
+def _transposed(layer: LinearLayer, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Apply the transpose of a linear layer; its gradient, which does not depend on the input."""
+    if layer is functional.linear:
+        return gradient @ weight
+    with torch.enable_grad():
+        zeros = gradient.new_zeros(shape).requires_grad_()
+        (below,) = torch.autograd.grad(layer(zeros, weight), zeros, gradient)
+    return below
 
 
 def activation_rule(func: Function, value: Any, *options: Any, **kwargs: Any) -> Any:

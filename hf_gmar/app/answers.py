@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_gmar._core.execution import predict
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._utils.text import brief
 from hf_gmar.app.images import open_visitors_image
@@ -265,11 +266,13 @@ def attention(
     Raises:
         OptionError: the place is no row and column.
         InputError: the patch is outside of the image's grid.
+        UnsupportedModelError: the model's tokens are no fixed grid of patches.
         HfGmarError: an input is not allowed, or does not fit the model.
     """
     row_and_column = place_of(place)
     question = question.checked(limits)
     loaded = models.get(question.model, question.texts, limits)
+    _ = ModelAdapter.of(loaded.model).tokens  # raises the error of a model that has none
     image = open_visitors_image(question.image, loaded.channels, limits)
     job.report("Reading the attention of the patch")
     pixels = loaded.pixels(image)

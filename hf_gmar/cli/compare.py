@@ -40,8 +40,8 @@ def compare(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods of hf_gmar; all by default. Takes all values up to the next option; "
-            "put images before it.",
+            help="Methods of hf_gmar; by default all that apply to the model. Takes all values up "
+            "to the next option; put images before it.",
             metavar="NAME...",
         ),
     ] = None,

@@ -46,7 +46,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Methods, as NAME or NAME:OPTION=VALUE,...: gmar gmar:norm=l2,alpha=0.5 "
-            "attention-rollout. Default: all. Takes all values up to the next option.",
+            "attention-rollout. Default: all that apply to the model. Takes all values up to the "
+            "next option.",
             metavar="NAME...",
         ),
     ] = None,
@@ -224,6 +225,8 @@ def _print(result: Evaluation) -> None:
     out.print(summary.table())
     if result.settings["score"] == "value":
         out.print(f"score: {ScoreKind.VALUE.note}", highlight=False)
+    if left_out := result.settings.get("left_out"):
+        note(left_out)
     if summary.broken:
         note(f"{len(summary.broken)} images could not be measured; report.md says why")
     for label, failures in summary.failed.items():

@@ -15,8 +15,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from hf_gmar._core.cell_layout import window_means
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.targets import Target
-from hf_gmar._core.token_layout import ReadoutSpec
+from hf_gmar._core.token_layout import ReadoutSpec, lack_of_tokens
 from hf_gmar._utils.names import make_unique
 from hf_gmar._utils.option_strings import parse_spec
 from hf_gmar.errors import ModelOutputError, OptionError
@@ -54,6 +55,8 @@ class MethodSpec:
         label: the method's label in figure and table; ``None`` uses the method's name.
         options: for a name, the options of that method; for Captum's methods and for method
             objects, further keywords of ``attribute``, which override the defaults of ``compare``.
+        optional: whether a named method is left out, without an error, if it needs tokens that the
+            model does not have.
 
     Example:
         >>> MethodSpec("gmar", "GMAR, l2", {"norm": "l2"}).name
@@ -63,6 +66,7 @@ class MethodSpec:
     method: str | type[Attribution] | Attribution
     label: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -215,7 +219,8 @@ def _notices_hidden() -> Iterator[None]:
 def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
     """Make a spec with a unique label for each method.
 
-    ``None`` is every method of the registry that runs by default, which is all but the costly ones.
+    ``None`` is every method of the registry that runs by default, which is all but the costly ones;
+    these methods are optional.
 
     Raises:
         OptionError: there is no method, a name does not exist, or an item is no method.
@@ -226,7 +231,8 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
     """
     if methods is None:
         # Without methods that can't be loaded.
-        methods = [name for name, method in METHODS.items() if method.by_default]
+        defaults = (name for name, method in METHODS.items() if method.by_default)
+        methods = [MethodSpec(name, optional=True) for name in defaults]
     if isinstance(methods, str | type | Attribution | MethodSpec) or not methods:
         raise OptionError(
             f"methods must be a list of one or more, or a mapping from labels to them, got "
@@ -238,6 +244,25 @@ def as_method_specs(methods: MethodLikes | None) -> list[MethodSpec]:
         specs = [_as_spec(method) for method in methods]
     labels = make_unique((spec.name for spec in specs), "{} ({})")
     return [replace(spec, label=label) for spec, label in zip(specs, labels, strict=True)]
+
+
+def applicable(specs: Sequence[MethodSpec], adapter: ModelAdapter) -> tuple[list[MethodSpec], str]:
+    """Leave out optional methods that need tokens, if the model has no fixed grid of them.
+
+    Returns:
+        The other methods, and a sentence that says which were left out and why; empty if none was.
+    """
+    left_out = [spec for spec in specs if adapter.has_cells and _is_optional(spec)]
+    if not left_out:
+        return list(specs), ""
+    reason = lack_of_tokens(adapter.backbone, adapter.vision_model)
+    names = ", ".join(titles_of(left_out).values())
+    return [spec for spec in specs if spec not in left_out], f"{names} are left out: {reason}"
+
+
+def _is_optional(spec: MethodSpec) -> bool:
+    """Whether a method may be left out of a model without a fixed grid of tokens."""
+    return spec.optional and isinstance(spec.method, str) and METHODS[spec.method].needs_tokens
 
 
 def titles_of(specs: Sequence[MethodSpec]) -> dict[str, str]:

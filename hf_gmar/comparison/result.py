@@ -141,7 +141,9 @@ class Comparison:
         return self.titles.get(label, label)
 
     def failure_lines(self) -> Iterator[str]:
-        """Yield a line for each method that failed, with the reason."""
+        """Yield a line for each method that failed, and one for all that were left out."""
+        if left_out := self.settings.get("left_out"):
+            yield left_out
         for label, reason in self.failures.items():
             yield f"{self.title(label)} failed: {reason}"
 

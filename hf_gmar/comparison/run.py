@@ -21,7 +21,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
-from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
+from hf_gmar._utils.precision import check_precision, forward_precision
 from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
@@ -29,6 +29,7 @@ from hf_gmar.comparison.method_specs import (
     MethodLikes,
     MethodMaps,
     MethodSpec,
+    applicable,
     as_method_specs,
     modules_of,
     titles_of,
@@ -79,10 +80,11 @@ def compare(  # noqa: PLR0913  # a keyword each
             classes themselves, pairs of any of these with options, method objects of hf_gmar or
             Captum on this model (Captum's on ``LogitsModel(model)``), or
             :class:`~hf_gmar.MethodSpec`, which adds a label and keywords. A mapping gives labels.
-            ``None`` is every method of the registry but the costly ``"shapley-values"``. Captum's
-            attributions are summed over channels and over the pixels of each patch. By default, a
-            patch is the window of Occlusion and the feature of the perturbation methods, and the
-            SHAP methods start from zeros.
+            ``None`` is every method of the registry but the costly ``"shapley-values"``, without
+            those that need tokens if the model has no fixed grid of them. Captum's attributions are
+            summed over channels and over the pixels of each patch. By default, a patch is the
+            window of Occlusion and the feature of the perturbation methods, and the SHAP methods
+            start from zeros.
         target: the explained class, in any form of hf_gmar's methods, or by label or prompt.
             ``None`` is the top class of each image, the same for all methods.
         contrast: a class whose score is subtracted. Captum's methods, and methods whose map is the
@@ -137,6 +139,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     network: Any = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
     adapter = ModelAdapter.of(network, readout)
+    specs, left_out = applicable(specs, adapter)
     target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
     count = len(pixels)
@@ -161,7 +164,6 @@ def compare(  # noqa: PLR0913  # a keyword each
     config = config_of(adapter)
     kind = ScoreKind.of(config, scores)
     explained = kind.convert(scores).flatten(1).gather(1, resolved.target[:, None])
-    half = autocast_dtype(precision)
     against = [None] * count if resolved.against is None else resolved.against.tolist()
     result = Comparison(
         maps,
@@ -186,11 +188,15 @@ def compare(  # noqa: PLR0913  # a keyword each
             "measured": measure,
             "seed": seed,
             "keywords": dict(forward_kwargs),
+            **({"left_out": left_out} if left_out else {}),
         },
         titles=titles_of(specs),
         contrast_targets=tuple(against),
         drawn_maps=drawn_maps,
-        subjects=tuple(ModelInput(adapter, each, forward_kwargs, half) for each in pixels.split(1)),
+        subjects=tuple(
+            ModelInput(adapter, each, forward_kwargs, autocast_dtype(precision))
+            for each in pixels.split(1)
+        ),
     )
     for spec in specs:
         if progress is not None:

@@ -126,7 +126,8 @@ def evaluate(  # noqa: PLR0913  # a keyword each
             folder, a CSV file, a data set of the ``datasets`` library, a list of images or of
             pairs (image, class).
         methods: methods as in :func:`~hf_gmar.comparison.run.compare`; ``None`` is every method
-            of the registry but the costly ``"shapley-values"``.
+            of the registry but the costly ``"shapley-values"``, without those that need tokens if
+            the model has no fixed grid of them; ``settings["left_out"]`` then says which and why.
         metrics: names in ``hf_gmar.metrics.METRICS``, ``"NAME:OPTION=VALUE,..."``, pairs of name
             and options, or your own metrics; ``None`` is :data:`CHEAP`.
         perturbations: how patches are removed: names in ``hf_gmar.perturbations.PERTURBATIONS``,
@@ -305,6 +306,7 @@ def _settings(loaded: LoadedModel, plan: Plan, images: ImageDataset) -> dict[str
         "model": model,
         "data": {"name": images.name, "images": len(images), **images.settings},
         "methods": plan.model.method_set.described(),
+        **({"left_out": left_out} if (left_out := plan.model.method_set.left_out) else {}),
         "metrics": {label: {"class": kind_of(item), **item.options} for label, item in metrics},
         "perturbations": {label: described(item) for label, item in perturbations},
         **plan.model.config.described(),

@@ -20,6 +20,8 @@ from hf_gmar.methods.pixel_base import PixelAttribution
 
 RelevanceLayers: TypeAlias = Literal["input", "lower"]
 
+_GAMMA_OF_CELLS = 0.25  # as Montavon et al., 2019, for the middle layers of convolutional models
+
 
 class AttnLRP(PixelAttribution):
     r"""Propagate the score as relevance through every layer, down to the embedded patches.
@@ -29,9 +31,10 @@ class AttnLRP(PixelAttribution):
     $T$: patch tokens at the input of layer 0; $G$: a modified gradient of the score with respect to
     $T$, in which each function passes relevance down by its rule:
 
-    - linear layers, residual connections and means: the epsilon rule with an epsilon of zero. Each
-      term gets its share of the sum; the share of a bias ends there. With the gamma rule, terms
-      with the sign of a linear layer's output count 1 + gamma times.
+    - linear layers, convolutions, residual connections and means: the epsilon rule with an epsilon
+      of zero. Each term gets its share of the sum; the share of a bias ends there. With the gamma
+      rule, terms with the sign of the output of a linear layer or convolution count 1 + gamma
+      times.
     - normalisations (layer norm, RMS norm, the length of CLIP's and SigLIP's features): the divisor
       is a constant.
     - activations (GELU, SiLU, ReLU, PReLU, tanh, ...): the identity rule. For a sigmoid or softplus
@@ -53,10 +56,13 @@ class AttnLRP(PixelAttribution):
     detected and keeps its gradient.
 
     For Vision Transformers the paper finds less noise with a gamma rule in the linear layers. Here
-    the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head).
+    the rule does not reach those inside ``nn.MultiheadAttention`` (SigLIP's pooling head). In
+    convolutional models the epsilon rule is noisy; in a ResNet it is input x gradient. The gamma
+    rule is the default there. It counts a batch norm after a convolution as a part of it.
 
     Args:
-        gamma: of the gamma rule for linear layers, >= 0; 0 is the epsilon rule.
+        gamma: of the gamma rule for linear layers and convolutions, >= 0; 0 is the epsilon rule.
+            ``None`` is 0.25 for a model without a fixed grid of patches, and 0 for others.
         layers: where the relevance of the patch tokens is read. ``"input"`` is the input of layer
             0, as in the paper. ``"lower"`` is the mean over the inputs of the lower half of the
             layers (rounded up), at the same cost; it is not of the paper. On 184 photos held out
@@ -89,13 +95,15 @@ class AttnLRP(PixelAttribution):
     def __init__(
         self,
         model: ModelLike,
-        gamma: float = 0.0,
+        gamma: float | None = None,
         layers: RelevanceLayers = "input",
         readout: ReadoutSpec = None,
         grid: Sequence[int] | None = None,
         resolution: Resolution = "patch",
     ) -> None:
         super().__init__(model, readout, grid, resolution)
+        if gamma is None:
+            gamma = _GAMMA_OF_CELLS if self.adapter.has_cells else 0.0
         self.gamma = check_number("gamma", gamma, 0)
         check_option("layers", layers, get_args(RelevanceLayers))
         if layers != "input" and self.of_pixels:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel, ViTImageProcessorPil
 
 LABELS = 3
 SIDE = 64
@@ -185,3 +187,11 @@ def without_biases(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith(("bias", "running_mean")):
             tensor.data.zero_()
+
+
+def saved(kind: str, folder: Path) -> Path:
+    """The folder of the first model of a kind, in float32, and of its image processor."""
+    case = next(case for case in CELL_CASES if case.kind == kind)
+    copy.deepcopy(case.model).float().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder

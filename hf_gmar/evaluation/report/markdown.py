@@ -87,6 +87,8 @@ def _facts(results: Results) -> Iterator[str]:
     facts = {fact: markdown(name) for fact, name in names.items() if name}
     facts["Images"] = f"{results.images}{f', and {broken} broken' if broken else ''}"
     facts["Methods"] = str(len(results.methods))
+    if left_out := settings.get("left_out"):
+        facts["Left out"] = markdown(str(left_out))
     if results.baseline is not None:
         facts["Baseline"] = markdown(results.title(results.baseline))
     for fact, setting in (("Explained class", "explained_class"), ("Score", "score")):

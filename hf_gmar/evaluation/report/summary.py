@@ -119,7 +119,8 @@ def summarize(
             A failure has ``error`` instead of values, and no method for a broken image. It is
             ignored if another row has the values.
         settings: the settings of the evaluation. ``methods`` and ``perturbations`` define their
-            order in the report; ``score``, ``model`` and ``data`` appear in its first lines.
+            order in the report; ``score``, ``model``, ``data`` and ``left_out``, a sentence about
+            methods that were left out, appear in its first lines.
         higher_is_better: ``True``, ``False`` or ``None`` (neither) for each metric by name, in
             the order of the report. Missing metrics come last, without a direction.
         baseline: label of the method that all methods are compared with; ``None`` for none.

@@ -22,16 +22,20 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 
 def run_digest(settings: Mapping[str, Any]) -> str:
-    """Hash the settings of a run, without the model's name."""
-    return digest(without_name(settings))
+    """Hash the settings of a run that affect its rows."""
+    return digest(without_notes(settings))
 
 
-def without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove the model's name, since other paths may lead to the same weights, which are hashed."""
+def without_notes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove what does not affect the rows: the model's name, and which methods were left out.
+
+    Other paths may lead to the same weights, which are hashed.
+    """
+    affecting = {key: value for key, value in settings.items() if key != "left_out"}
     model = settings.get("model", {})
     if not isinstance(model, Mapping):  # a file may hold anything
-        return dict(settings)
-    return {**settings, "model": {key: model[key] for key in model if key != "name"}}
+        return affecting
+    return {**affecting, "model": {key: model[key] for key in model if key != "name"}}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

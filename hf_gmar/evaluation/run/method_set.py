@@ -17,6 +17,7 @@ from hf_gmar.comparison.method_specs import (
     AttributionTask,
     MethodLikes,
     MethodSpec,
+    applicable,
     as_method_specs,
     modules_of,
 )
@@ -43,26 +44,30 @@ class MethodSet:
         methods: the built methods by label.
         readout: the readout for methods with this option.
         seed: seed of the random numbers that Captum's methods draw.
+        left_out: a sentence about the optional methods that do not apply to the model, if any.
     """
 
     adapter: ModelAdapter
     methods: Mapping[str, MethodSpec]
     readout: ReadoutSpec
     seed: int
+    left_out: str = ""
     _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
         cls, model: Callable[..., Any], methods: MethodLikes | None, readout: ReadoutSpec, seed: int
     ) -> MethodSet:
-        """Build the methods.
+        """Build the methods, without optional ones that need tokens which the model lacks.
 
         Raises:
             OptionError: a method or an option does not exist.
             UnsupportedModelError: the model can't be explained.
         """
-        specs = {spec.name: _built(model, spec, readout, seed) for spec in as_method_specs(methods)}
-        return cls(ModelAdapter.of(model, readout), specs, readout, seed)
+        adapter = ModelAdapter.of(model, readout)
+        specs, left_out = applicable(as_method_specs(methods), adapter)
+        built = {spec.name: _built(model, spec, readout, seed) for spec in specs}
+        return cls(adapter, built, readout, seed, left_out)
 
     @property
     def labels(self) -> list[str]:

@@ -35,6 +35,7 @@ from hf_gmar.metrics.base import InputKind, Metric
 from hf_gmar.metrics.context import MetricContext
 from hf_gmar.metrics.context_builder import ContextBuilder
 from hf_gmar.metrics.inputs import LocalizationInput
+from hf_gmar.perturbations.pixels import MeanColour
 from hf_gmar.perturbations.tokens import TokenDropping
 
 _FATAL = UnsupportedModelError, DataError, OptionError, torch.OutOfMemoryError
@@ -220,6 +221,7 @@ class ImageEvaluator:
     def _shapley(self, sample: Sample, samples: int, groups: tuple[int, int]) -> Tensor:
         """Return the Shapley values of the patches, (rows, columns), once for all methods."""
         method_set, pixels, target = self.model.method_set, sample.pixels, sample.target
+        removal = MeanColour() if self.model.adapter.has_cells else TokenDropping()
 
         def make() -> Tensor:
             shapley = ShapleyValues(
@@ -227,7 +229,7 @@ class ImageEvaluator:
                 samples,
                 groups,
                 self.model.config.seed,
-                batch_size=self.model.bind(TokenDropping(), pixels).batch,
+                batch_size=self.model.bind(removal, pixels).batch,
                 readout=method_set.readout,
             )
             return shapley.attribute_patches(pixels, target)[0].cpu()

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from hf_gmar._utils.files import reason_of_system, save_json
 from hf_gmar.errors import EvaluationError, InputError, reason_of
 from hf_gmar.evaluation.report.columns import check_row
-from hf_gmar.evaluation.run.fingerprint import differences, run_digest, without_name
+from hf_gmar.evaluation.run.fingerprint import differences, run_digest, without_notes
 
 Row: TypeAlias = dict[str, Any]
 """The measurements of one image by one method; without a method, the error of the image."""
@@ -127,7 +127,7 @@ class Store:
         if there == now:
             return
         # JSON turns tuples into lists, so both sides are compared as JSON data.
-        lines = differences(without_name(old), without_name(json.loads(json.dumps(settings))))
+        lines = differences(without_notes(old), without_notes(json.loads(json.dumps(settings))))
         if not lines:
             raise EvaluationError(
                 f"{self.folder / SETTINGS} was changed: it has the digest {_shortened(there)}, and "

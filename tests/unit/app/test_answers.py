@@ -10,6 +10,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ from hf_gmar.app.limits import Limits
 from hf_gmar.app.models import ModelSet
 from hf_gmar.app.work import Job
 from hf_gmar.data import draw_scene
-from hf_gmar.errors import HfGmarError, OptionError, TargetError
+from hf_gmar.errors import HfGmarError, OptionError, TargetError, UnsupportedModelError
 from hf_gmar.methods import METHODS
 from hf_gmar.models import LoadedModel
+from tests.reference.cell_models import saved
 from tests.reference.tolerances import SAME
 from tests.support.hostile import HOSTILE, MARKUP
 from tests.support.uploads import file_of, sent
@@ -176,6 +178,30 @@ def test_further_questions_stop_when_they_are_told(heart: Answer, ask: Any) -> N
     stopped.stop()
     with pytest.raises(Exception, match=r"^$"):
         ask(heart, stopped)
+
+
+def test_answers_on_a_model_without_a_grid_of_tokens(tmp_path: Path) -> None:
+    """Maps, checks and the slider are of cells; GMAR, heads and attention say why they are not."""
+    models, why = ModelSet([str(saved("swin", tmp_path))], "cpu"), "attends within windows"
+    (name,) = models.names
+    question = Question("example:18", name)
+    answer = answers.answer(question, models, LIMITS, job())
+    (result,) = answer.results
+    explained = explain(draw_scene(18).image, models.get(name, (), LIMITS), method="attn-lrp")
+    assert torch.equal(result.patches, explained.patches)
+    assert result.patches.shape == (32, 32)
+    assert why in str(answer.results.failures["GMAR"])
+    assert why in markup.explanation_html(question, answer)
+    assert answer.classes[0].index == result.target
+    (check,) = answers.check(answer, job())
+    assert check == explained.check()
+    (reveal,) = answers.reveal(answer, job())
+    assert (reveal.counts[0], reveal.counts[-1]) == (1, 1024)
+    assert reveal.scores[-1] == pytest.approx(result.score, rel=SAME.float32)
+    with pytest.raises(UnsupportedModelError, match=why):
+        answers.heads(answer, job())
+    with pytest.raises(UnsupportedModelError, match=why):
+        answers.attention(question, "3,5", models, LIMITS, job())
 
 
 class Parts(HTMLParser):

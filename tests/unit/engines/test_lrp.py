@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.models.clip.modeling_clip import _get_vector_norm
 
 from hf_gmar._core.threads import nested
 from hf_gmar._engines.lrp import LRPMode
-from hf_gmar._engines.lrp_rules import gamma_linear
+from hf_gmar._engines.lrp_rules import gamma_layer
 from hf_gmar.errors import UnsupportedModelError
 
 SHAPE = (2, 5, 6)
@@ -400,6 +401,7 @@ def test_a_view_changed_without_a_rule_does_not_pass_silently(
 
 def test_arguments_by_keyword() -> None:
     x, weight, bias = numbers(*SHAPE), numbers(4, 6, seed=1), numbers(4, seed=2)
+    kernel = numbers(4, 5, 3, seed=3)
     forms: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
         (lambda x: functional.gelu(input=x), functional.gelu),
         (
@@ -413,6 +415,10 @@ def test_arguments_by_keyword() -> None:
         (
             lambda x: functional.linear(x, weight=weight, bias=bias),
             lambda x: functional.linear(x, weight, bias),
+        ),
+        (
+            lambda x: functional.conv1d(input=x, weight=kernel, bias=bias, padding=1),
+            lambda x: functional.conv1d(x, kernel, bias, 1, 1),
         ),
         (
             lambda x: functional.scaled_dot_product_attention(query=x, key=x, value=x),
@@ -434,7 +440,7 @@ def test_gamma_by_hand() -> None:
     x = torch.tensor([[2.0, -1.0]], dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([[3.0, 2.0], [-2.0, -1.0]], dtype=torch.float64)
     bias = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    found = gamma_linear(x, weight, bias, 1.0)
+    found = gamma_layer(x, weight, bias, 1.0)
     assert found.tolist() == [[5.0, -3.0]]
     for output, wanted in enumerate([[12 / 12 * 5, -2 / 12 * 5], [-8 / -7 * -3, 1 / -7 * -3]]):
         (gradient,) = torch.autograd.grad(found[0, output], x, retain_graph=True)
@@ -443,12 +449,67 @@ def test_gamma_by_hand() -> None:
 
 def test_gamma_without_a_bias_and_at_zero() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(gamma_linear(x, torch.ones(4, 3), None, 0.5).sum(), x)
+    (gradient,) = torch.autograd.grad(gamma_layer(x, torch.ones(4, 3), None, 0.5).sum(), x)
     assert torch.equal(gradient, torch.zeros(2, 3))
 
 
-def test_gamma_in_low_precision() -> None:
-    layer, x = nn.Linear(6, 4), numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
+def _batch_norm(kind: type[nn.Module], channels: int, affine: bool = True) -> Any:
+    """A batch norm in evaluation, with statistics, weights and biases of its own."""
+    norm: Any = kind(channels, affine=affine)
+    for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
+        tensor.data.uniform_(0.5, 2)
+    return norm.eval()
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "of one dimension": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (5,)),
+    "of two": (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), dilation=(2, 1), bias=False), (5, 5)),
+    "of each channel": (nn.Conv2d(4, 4, 3, padding="same", groups=4), (5, 5)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (3, 3)),
+    "with a norm": (
+        nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), _batch_norm(nn.BatchNorm2d, 6)), (4, 4),
+    ),
+    "with a plain norm": (
+        nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), _batch_norm(nn.BatchNorm1d, 4, False)), (5,),
+    ),
+    "linear with a norm": (nn.Sequential(nn.Linear(4, 6), _batch_norm(nn.BatchNorm1d, 6)), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gamma_of_a_layer_is_that_of_its_matrix(name: str) -> None:
+    """With the batch norm after it."""
+    layer, size = LAYERS[name]
+    layer.double().requires_grad_(False)
+    x = numbers(2, 4, *size)
+    bias = layer(torch.zeros_like(x[:1])).flatten()
+    units = torch.eye(x[0].numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    matrix = (layer(units).flatten(1) - bias).mT
+    value, relevance, (below,) = propagated(layer, x, gamma=0.5)
+    flat = x.flatten(1).requires_grad_()
+    as_matrix = gamma_layer(flat, matrix, bias, 0.5)
+    (gradient,) = torch.autograd.grad(as_matrix, flat, (relevance / value).flatten(1))
+    assert close(value, layer(x))
+    assert close(below.flatten(1), flat.detach() * gradient)
+    assert not close(below, propagated(layer, x)[2][0])
+
+
+def test_a_batch_norm_of_other_channels_is_a_layer_of_its_own() -> None:
+    """Of tokens (images, tokens, channels), it normalises each token, not each channel."""
+    linear, norm = nn.Linear(6, 5).double(), _batch_norm(nn.BatchNorm1d, 5).double()
+    x = numbers(2, 5, 6)
+    value, relevance, (below,) = propagated(lambda x: norm(linear(x)), x, gamma=0.5)
+    assert close(value, norm(linear(x)))
+    hidden = linear(x).detach().requires_grad_()
+    (slopes,) = torch.autograd.grad(norm(hidden), hidden, relevance / value)
+    start = x.clone().requires_grad_()
+    layer = gamma_layer(start, linear.weight.detach(), linear.bias.detach(), 0.5)
+    assert close(below, x * torch.autograd.grad(layer, start, slopes)[0])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv1d(5, 4, 3)], ids=["linear", "conv"])
+def test_gamma_in_low_precision(layer: nn.Module) -> None:
+    x = numbers(*SHAPE).to(torch.bfloat16).requires_grad_()
     with LRPMode(0.5), torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
     (below,) = torch.autograd.grad(found.sum(), x)

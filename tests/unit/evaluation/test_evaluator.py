@@ -22,7 +22,7 @@ from captum.attr import Saliency
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar import GMAR, Evaluation, LogitsModel, ShapleyValues, evaluate
+from hf_gmar import GMAR, AttnLRP, Evaluation, LogitsModel, ShapleyValues, evaluate
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._utils.stats import rank_correlations
@@ -44,6 +44,7 @@ from hf_gmar.metrics import METRICS, ContextBuilder, Deletion, Insertion
 from hf_gmar.models import LoadedModel, load_model
 from hf_gmar.models.labels import labels_of
 from hf_gmar.perturbations import Blur
+from tests.reference.cell_models import saved
 from tests.reference.models import scene_model
 from tests.support import folders
 from tests.support.limits import NEEDS_LIMITS, largest_file
@@ -204,6 +205,19 @@ def test_the_correlation_with_shapley_values(bundled: LoadedModel, tmp_path: Pat
     assert plain == pytest.approx(float(rank_correlations(blocks)[0, 1]))
     again = evaluate(bundled, "scenes:2", methods, [SHAPLEY], seed=3, output=tmp_path)
     assert again.rows == found.rows
+
+
+def test_the_correlation_on_a_model_without_tokens(tmp_path: Path) -> None:
+    """Cells get the mean colour there."""
+    loaded = load_model(saved("resnet", tmp_path), device="cpu")
+    metric = "shapley-correlation:samples=2,groups=[8, 8]"
+    (row,) = evaluate(loaded, [draw_scene(0).image], ["attn-lrp"], [metric]).rows
+    pixels, target = loaded.pixels(draw_scene(0).image), row["target"]
+    shapley = ShapleyValues(loaded.model, 2, (8, 8))
+    maps = [one.attribute_patches(pixels, target) for one in (AttnLRP(loaded.model), shapley)]
+    blocks = [one.unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4)) for one in maps]
+    expected = float(rank_correlations(blocks)[0, 1])
+    assert list(row["values"].values()) == [pytest.approx(expected)]
 
 
 def test_methods_share_the_shapley_values(bundled: LoadedModel) -> None:

@@ -12,11 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    ViTImageProcessorPil,
-)
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_gmar import (
     GMAR,
@@ -35,7 +31,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, UnsupportedMode
 from hf_gmar.methods import METHODS
 from hf_gmar.perturbations import PERTURBATIONS
 from tests.reference.cases import MODELS, VIT, ModelCase
-from tests.reference.cell_models import CELL_CASES, LABELS, SIDE, CellCase, without_biases
+from tests.reference.cell_models import CELL_CASES, LABELS, SIDE, CellCase, saved, without_biases
 from tests.support.state import unchanged
 
 BY_KIND = {case.kind: case for case in CELL_CASES}
@@ -290,16 +286,28 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 def test_explain_gives_the_map_and_says_why_gmar_does_not_apply(tmp_path: Any) -> None:
     """From a folder, with the check and the sufficient set, which hide pixels here."""
-    copy.deepcopy(_SWIN.model).float().save_pretrained(tmp_path)
-    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(tmp_path)
     image = Image.effect_noise((80, 64), 90).convert("RGB")
-    results = explain(image, load_model(tmp_path), method=["gmar", "attn-lrp"], check=True)
+    results = explain(
+        image, load_model(saved("swin", tmp_path)), method=["gmar", "attn-lrp"], check=True
+    )
     (result,) = results
     assert result.patches.shape == (32, 32)
     assert result.faithfulness.perturbation == "mean"
     assert "attends within windows" in str(results.failures["GMAR"])
     assert 1 <= result.sufficient_set(0.5).mask.sum() <= 1024
     assert result.overlay().size[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_gamma_by_default(kind: str) -> None:
+    """It is 0 for a model with a fixed grid of patches."""
+    model, images = BY_KIND[kind].model, BY_KIND[kind].images()
+    maps = {
+        gamma: AttnLRP(model, gamma).attribute_patches(images, TARGETS) for gamma in (None, 0.25, 0)
+    }
+    assert torch.equal(maps[None], maps[0.25])
+    assert not _close(maps[None], maps[0], 0.1)
+    assert AttnLRP(VIT.build()).gamma == 0
 
 
 PIXEL_CASES = [case for case in MODELS if case.name in ("vit", "vit-oblong", "beit-mean")]
