@@ -21,7 +21,7 @@ from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
 from hf_gmar._utils.names import make_unique
-from hf_gmar._utils.precision import check_precision, forward_precision
+from hf_gmar._utils.precision import autocast_dtype, check_precision, forward_precision
 from hf_gmar.comparison.cost import Cost, measure_cost
 from hf_gmar.comparison.isolation import isolated_model, seeded
 from hf_gmar.comparison.method_specs import (
