@@ -68,7 +68,7 @@ def running(
     limits = limits or Limits()
     with (
         TemporaryDirectory(prefix="hf-gmar-app-") as folder,
-        _environment(**_SETTINGS, GRADIO_TEMP_DIR=folder),
+        _environment(**_SETTINGS, **_no_proxy(host), GRADIO_TEMP_DIR=folder),
     ):
         gradio_or_error()
         _check_address(host, port)
@@ -119,6 +119,13 @@ def launched(page: Page, host: str, port: int) -> Iterator[str]:
     finally:
         page.desk.close()
         blocks.close(verbose=False)
+
+
+def _no_proxy(host: str) -> dict[str, str]:
+    """Return variables that keep Gradio from asking a proxy for the page of this machine."""
+    before = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    hosts = ",".join(filter(None, [before, host, "localhost", "127.0.0.1"]))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 @contextmanager

@@ -215,11 +215,13 @@ def test_the_folder_is_gone_with_the_server(tmp_path: Path) -> None:
     """Behind a proxy that does not answer, too."""
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")
     with page_server(tmp_path, **proxies) as running:
+        assert isinstance(running.explain(), list)
         assert len(list(running.folder.glob("hf-gmar-app-*"))) == 1
     assert list(running.folder.glob("hf-gmar-app-*")) == []
     assert running.files() == []
     assert running.process.returncode == 130
-    _, errors = running.process.communicate()
+    printed, errors = running.process.communicate()
+    assert f"hf-gmar app: {running.address}/" in printed
     assert errors.splitlines()[-1] == "error: stopped"
     assert "Traceback" not in errors
 
