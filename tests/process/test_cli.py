@@ -120,7 +120,7 @@ def test_the_archive_holds_what_python_gives(
         assert str(stored["version"]) == __version__
     assert settings == {
         "model": "bundled", "method": "gmar", "norm": "l2", "alpha": 0.5, "start_layer": 0,
-        "engine": "streaming", "checkpoint": False,
+        "engine": "streaming", "checkpoint": False, "resolution": "patch",
     }  # fmt: skip
 
 
