@@ -15,6 +15,7 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than processors, as tests that start processes wait for them."""
     return (os.cpu_count() or 1) + 1
