@@ -15,12 +15,6 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than processors, as tests that start processes wait for them."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """What a test, an example or a page registers is gone afterwards."""
