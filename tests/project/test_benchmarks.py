@@ -39,7 +39,7 @@ from hf_gmar import load_model
 from hf_gmar.data import draw_scene
 from hf_gmar.methods import METHODS, RandomAttribution
 from tests.reference.tolerances import PATIENCE
-from tests.support.interpreter import run_python
+from tests.support.interpreter import run_python, start_fork_server
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -48,6 +48,12 @@ TINY = Case("T", 64)
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the system can't say a peak of memory"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> None:
+    """That of the benchmarks has the Hub's client, offline as here, for all later tests."""
+    start_fork_server()
 
 
 @pytest.mark.example

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from types import MappingProxyType
 
@@ -32,6 +33,11 @@ _LIBRARIES = [
 ]  # fmt: skip
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(_LIBRARIES)
+
+
+def start_fork_server() -> None:
+    """Start what processes are forked from, before other code starts it with other modules."""
+    forkserver.ensure_running()
 
 
 class Interpreter:
