@@ -395,16 +395,7 @@ class Explanation:
         """
         from hf_gmar.visualization.overlay import overlay_figure
 
-        return overlay_figure(
-            self.image,
-            self.drawn_map,
-            self.title,
-            self._below,
-            self.view,
-            self.unit,
-            scale,
-            self.per,
-        )
+        return overlay_figure(*self._drawing(scale))
 
     def picture(self, scale: Scale = "max") -> Image.Image:
         """Draw the image beside its map as :meth:`figure` does, but faster, as a Pillow image.
@@ -414,16 +405,12 @@ class Explanation:
         """
         from hf_gmar.visualization.picture import overlay_picture
 
-        return overlay_picture(
-            self.image,
-            self.drawn_map,
-            self.title,
-            self._below,
-            self.view,
-            self.unit,
-            scale,
-            self.per,
-        )
+        return overlay_picture(*self._drawing(scale))
+
+    def _drawing(self, scale: Scale) -> tuple[Any, ...]:
+        """Return the arguments that both ways of drawing take."""
+        image, values, view = self.image, self.drawn_map, self.view
+        return image, values, self.title, self._below, view, self.unit, scale, self.per
 
     @property
     def unit(self) -> str:
