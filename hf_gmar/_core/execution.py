@@ -19,11 +19,12 @@ from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 @contextmanager
 def exclusive_eval(adapter: ModelAdapter) -> Iterator[None]:
     """Lock the model for this thread, in evaluation mode and uncompiled."""
+    modules = adapter.modules()
     with (
-        lock_models([*configs_of(adapter.vision_model), *adapter.modules()]),
+        lock_models([*configs_of(adapter.vision_model), *modules]),
         nested(),
-        evaluation_mode(adapter.modules()),
-        uncompiled_here(adapter.modules()),
+        evaluation_mode(modules),
+        uncompiled_here(modules),
     ):
         yield
 
@@ -84,12 +85,16 @@ def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) ->
 
 def check_differentiable(adapter: ModelAdapter) -> None:
     """Raise an UnsupportedModelError for quantised modules of PyTorch, which give no gradient."""
-    names = [
-        name
-        for name, module in adapter.named_modules()
-        if _QUANTISED.match(type(module).__module__) and not name.endswith("_packed_params")
-    ]
-    if names:
+
+    def is_quantised(module: nn.Module) -> bool:
+        return _QUANTISED.match(type(module).__module__) is not None
+
+    if any(map(is_quantised, adapter.modules())):  # names take longer
+        names = [
+            name
+            for name, module in adapter.named_modules()
+            if is_quantised(module) and not name.endswith("_packed_params")
+        ]
         raise UnsupportedModelError(
             f"{len(names)} layers of {type(adapter.backbone).__name__} have quantised weights, "
             f"through which PyTorch takes no gradients: {', '.join(names[:3])}"

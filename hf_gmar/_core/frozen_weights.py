@@ -25,6 +25,9 @@ _MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
 _BATCH_NORMS = (functional.batch_norm, torch.batch_norm)
 
 
+_NO_WEIGHTS = {Tensor, int, float, bool, type(None), torch.dtype, torch.Size}
+
+
 class FrozenWeightsMode(TorchFunctionMode):
     """Give this thread's PyTorch calls weights without gradients.
 
@@ -73,6 +76,8 @@ class FrozenWeightsMode(TorchFunctionMode):
 
 def _constant(value: Any) -> Any:
     """Detach weights; other values stay as they are."""
+    if type(value) in _NO_WEIGHTS:  # quicker than the check of PyTorch
+        return value
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(map(_constant, value))
     is_weight = isinstance(value, nn.Parameter) and value.requires_grad

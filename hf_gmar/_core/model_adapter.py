@@ -129,12 +129,16 @@ class ModelAdapter:
 
     def modules(self) -> list[nn.Module]:
         """List all submodules of the model, itself included."""
-        return [module for _, module in self.named_modules()]
+        return list(self._module.modules())
 
     def named_modules(self) -> list[tuple[str, nn.Module]]:
         """List all submodules of the model with their names, itself included."""
+        return list(self._module.named_modules())
+
+    @property
+    def _module(self) -> nn.Module:
         module = _module_of(self.model)
-        return list((self.backbone if module is None else module).named_modules())
+        return self.backbone if module is None else module
 
     @property
     def has_cells(self) -> bool:

@@ -38,6 +38,7 @@ _DEVICE_BYTES = 128 * 2**20
 _CPU_SHARED_BYTES = 2**19
 _MANY_BLOCKS = 8
 _FEWEST_ROWS = 64  # fewer make the matrix products slow
+_ENOUGH_ROWS = 128  # a block has some of the heads if all heads leave no room for so many rows
 
 
 @dataclass(frozen=True)
@@ -66,33 +67,57 @@ class BlockSize:
 
     Attributes:
         images: number of images in a block.
-        rows: number of query rows of each image in a block.
+        heads: number of heads of each image in a block; it divides the number of all heads.
+        rows: number of query rows of each head in a block.
     """
 
     images: int
+    heads: int
     rows: int
 
     @classmethod
-    def choose(cls, layer: AttentionLayer, rows: int | None = None) -> BlockSize:
+    def choose(
+        cls, layer: AttentionLayer, rows: int | None = None, *, split_heads: bool = True
+    ) -> BlockSize:
         """Choose the block for the memory budget; ``rows`` sets the number of rows.
 
+        With many tokens, many rows of a few heads are faster than a few rows of all heads.
+
         Example:
-            >>> q = torch.zeros(8, 6, 1025, 64)
+            >>> q = torch.zeros(8, 12, 1025, 64)
             >>> BlockSize.choose(AttentionLayer(q, q, q, None, 1.0))
-            BlockSize(images=1, rows=147)
+            BlockSize(images=1, heads=4, rows=205)
+            >>> BlockSize.choose(AttentionLayer(q, q, q, None, 1.0), split_heads=False)
+            BlockSize(images=1, heads=12, rows=79)
             >>> BlockSize.choose(AttentionLayer(q, q, q, None, 1.0), rows=5)
-            BlockSize(images=4, rows=5)
+            BlockSize(images=2, heads=12, rows=5)
         """
         images, heads, tokens = layer.query.shape[:3]
         on_cpu = layer.query.device.type == "cpu"
-        row = heads * tokens * accumulation_dtype(layer.query).itemsize
+        budget = _CPU_BYTES if on_cpu else _DEVICE_BYTES
+        row = tokens * accumulation_dtype(layer.query).itemsize
+        if split_heads:
+            heads = _dividing(heads, budget // (row * min(rows or _ENOUGH_ROWS, tokens)))
         if rows is None:
-            max_rows = (_CPU_BYTES if on_cpu else _DEVICE_BYTES) // row
-            blocks = -(-tokens // max(_FEWEST_ROWS, max_rows))
+            blocks = -(-tokens // max(_FEWEST_ROWS, budget // (row * heads)))
             rows = -(-tokens // blocks)  # blocks of equal size
         rows = min(rows, tokens)
-        shared = (_CPU_SHARED_BYTES if on_cpu else _DEVICE_BYTES) // (row * rows)
-        return cls(min(images, max(1, shared)), rows)
+        shared = (_CPU_SHARED_BYTES if on_cpu else _DEVICE_BYTES) // (row * heads * rows)
+        whole = heads == layer.query.shape[1]
+        return cls(min(images, max(1, shared)) if whole else 1, heads, rows)
+
+
+def _dividing(heads: int, most: int) -> int:
+    """Return all heads, or else the largest power of two that divides them, up to ``most``.
+
+    An even number of heads keeps an even number of processor cores busy.
+    """
+    if heads <= most:
+        return heads
+    divisor = 1
+    while 2 * divisor <= most and heads % (2 * divisor) == 0:
+        divisor *= 2
+    return divisor
 
 
 def sums_like(tensor: Tensor) -> Tensor:
@@ -129,16 +154,26 @@ class BlockWalker:
                 and in the dtype of the sums; ``None`` if no layer below needs them.
         """
         deliver_signals()
-        size = BlockSize.choose(layer, self.rows)
 
-        def groups(relevance: Sequence[Tensor]) -> Iterator[Iterator[list[Block]]]:
+        def groups(
+            relevance: Sequence[Tensor], split_heads: bool
+        ) -> Iterator[Iterator[Iterator[list[Block]]]]:
             if not relevance and below is None:  # neither a rule nor a layer below needs the layer
                 return
-            live = _live_rows(layer, relevance, output_gradient)
-            for start in range(0, len(layer.query), size.images):
-                images = slice(start, start + size.images)
-                group = _Group(self, layer, output_gradient, relevance, images)
-                yield group.blocks(live.split(size.rows), below)
+            size = BlockSize.choose(layer, self.rows, split_heads=split_heads)
+            live = _live_rows(layer, relevance, output_gradient).split(size.rows)
+            parts = [
+                [
+                    (slice(image, image + size.images), slice(head, head + size.heads))
+                    for head in range(0, layer.query.shape[1], size.heads)
+                ]
+                for image in range(0, len(layer.query), size.images)
+            ]
+            for image_parts in parts:
+                yield (
+                    _Group(self, layer, output_gradient, relevance, *part).blocks(live, below)
+                    for part in image_parts
+                )
 
         with torch.no_grad():
             propagation.layer(groups, layer.query.device)
@@ -154,7 +189,7 @@ class BlockWalker:
 
 
 class _Group:
-    """Some images of a layer, as (images x heads, N, D) in the dtype of the sums.
+    """Some images and heads of a layer, as (images x heads, N, D) in the dtype of the sums.
 
     One image is a view of the layer; several images are a copy.
     """
@@ -166,8 +201,9 @@ class _Group:
         output_gradient: Tensor | None,
         relevance: Sequence[Tensor],
         images: slice,
+        heads: slice,
     ) -> None:
-        self.walker, self.layer, self.images = walker, layer, images
+        self.walker, self.layer, self.part = walker, layer, (images, heads)
         self.relevance = [tensor[images] for tensor in relevance]
         self.dtype = relevance[0].dtype if relevance else accumulation_dtype(layer.query)
         self.query, self.key, self.value = map(
@@ -177,7 +213,7 @@ class _Group:
         self.keys, self.values = self.key.mT, self.value.mT
 
     def _of_group(self, tensor: Tensor) -> Tensor:
-        return tensor[self.images].to(self.dtype).flatten(0, 1)
+        return tensor[self.part].to(self.dtype).flatten(0, 1)
 
     def blocks(self, rows: Sequence[Tensor], below: Gradients | None) -> Iterator[list[Block]]:
         """Yield the blocks of these rows; add the gradients of each block after the rules."""
@@ -194,10 +230,10 @@ class _Group:
             if sums and above is not None:
                 self._add(sums, index, attention, gradient, above, first=number == 0)
         for target, part in zip(below or (), sums or (), strict=True):
-            target[self.images] = self._by_image(part)
+            target[self.part] = self._by_image(part)
 
     def _by_image(self, tensor: Tensor) -> Tensor:
-        images = tensor.shape[0] // self.layer.query.shape[1]
+        images = len(self.layer.query[self.part[0]])
         return tensor.view(images, -1, *tensor.shape[1:])
 
     def _empty_sums(self) -> Gradients:
@@ -221,7 +257,7 @@ class _Group:
     def _mask(self, mask: Tensor, index: Index) -> Tensor:
         batch, heads, tokens = self.layer.query.shape[:3]
         whole = mask.expand(batch, heads, tokens, self.key.shape[1])
-        return whole[self.images, :, index].flatten(0, 1)
+        return whole[self.part][:, :, index].flatten(0, 1)
 
     def _gradient(self, above: Tensor | None, attention: Tensor) -> Tensor:
         if above is None:

@@ -54,7 +54,7 @@ def _gradients(score: Tensor, maps: Sequence[Tensor], retain: bool) -> list[Tens
 
 
 def _whole_layer(attention: Tensor, gradient: Tensor) -> Groups:
-    def groups(relevance: Sequence[Tensor]) -> list[list[list[Block]]]:
-        return [[[Block(attention.to(r.dtype), gradient.to(r.dtype), r) for r in relevance]]]
+    def groups(relevance: Sequence[Tensor], _: bool) -> list[list[list[list[Block]]]]:
+        return [[[[Block(attention.to(r.dtype), gradient.to(r.dtype), r) for r in relevance]]]]
 
     return groups

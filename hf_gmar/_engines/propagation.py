@@ -37,9 +37,12 @@ class Block(NamedTuple):
     relevance: Tensor
 
 
-Groups: TypeAlias = Callable[[Sequence[Tensor]], Iterable[Iterable[Sequence[Block]]]]
-"""Maps the relevance (B, N) of each rule to the layer's blocks, group of images by group of images.
-The blocks of one step have the same rows, and one block for each rule with its relevance."""
+Groups: TypeAlias = Callable[
+    [Sequence[Tensor], bool], Iterable[Iterable[Iterable[Sequence[Block]]]]
+]
+"""Maps the relevance (B, N) of each rule to the layer's blocks: for each group of images, for each
+group of its heads, one step after the other. With ``False`` all heads are one group. The blocks of
+one step have the same rows, and one block for each rule with its relevance."""
 
 
 class LayerResult(NamedTuple):
@@ -64,7 +67,9 @@ class LayerRule(Protocol):
     Images are independent: the first dimension of every sum and result is the block's images. A row
     without relevance and gradient must add nothing, as engines may skip it. The tensors of a block
     belong to the engine: a rule neither changes nor stores them. A rule that does not use the
-    relevance has the attribute ``starts_at_readout = False``; others get a check of the readout.
+    relevance has the attribute ``starts_at_readout = False``; others get a check of the readout. A
+    rule whose sums are of single heads, (B, H) or (B, H, more), may say ``per_head = True``: it
+    then gets some heads at a time, which is faster with many tokens.
     """
 
     def accumulate(self, block: Block) -> Sums:
@@ -95,6 +100,16 @@ def sums_of(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> li
             added = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
             totals[number] = added
     return totals
+
+
+def _joined(groups: Sequence[Sequence[Sums]], dim: int) -> list[Sums]:
+    """Concatenate the sums of each rule over the groups."""
+    if len(groups) == 1:
+        return list(groups[0])
+    return [
+        tuple(torch.cat(parts, dim) for parts in zip(*sums, strict=True))
+        for sums in zip(*groups, strict=True)
+    ]
 
 
 class RelevancePropagation:
@@ -132,8 +147,8 @@ class RelevancePropagation:
         """Propagate the relevance through one layer.
 
         Args:
-            groups: maps the relevance of each rule to the blocks of each group of images; the
-                groups in their order are the batch.
+            groups: maps the relevance of each rule to the blocks of each group of images and heads;
+                the groups in their order are the batch.
             device: device of the layer's tensors.
         """
         index = self.top - self.layers
@@ -142,10 +157,14 @@ class RelevancePropagation:
         rules = [self.spans[number][0] for number in active]
         above = [self.relevance[number].to(device) for number in active]
         with torch.autocast(device.type, enabled=False):  # no sums in half precision
-            by_group = [sums_of(rules, blocks) for blocks in groups(above)]
-            for place, (number, rule) in enumerate(zip(active, rules, strict=True)):
-                parts = zip(*(sums[place] for sums in by_group), strict=True)
-                self._store(number, rule.finish(tuple(map(torch.cat, parts)), above[place]))
+            split_heads = all(getattr(rule, "per_head", False) for rule in rules)
+            by_images = [
+                _joined([sums_of(rules, blocks) for blocks in heads], dim=1)
+                for heads in groups(above, split_heads)
+            ]
+            totals = _joined(by_images, dim=0)
+            for number, rule, sums, relevance in zip(active, rules, totals, above, strict=True):
+                self._store(number, rule.finish(sums, relevance))
 
     def _store(self, number: int, result: LayerResult) -> None:
         self.relevance[number] = result.relevance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class HeadMapsRule:
     The relevance stays the readout r0 in every layer, without rollout. The map is the mean over
     heads and over the ``layers`` layers.
     """
+
+    per_head: ClassVar[bool] = True
 
     layers: int
 
@@ -178,6 +180,7 @@ class HeadTaylorRule:
     """The sum of A * G over each head's attention matrix, without rollout."""
 
     starts_at_readout = False
+    per_head = True
 
     def accumulate(self, block: Block) -> Sums:
         """Return the sum of each head over these queries, (B, H)."""

@@ -47,6 +47,8 @@ class GmarRule:
         tensor([[0.2500, 0.7500]])
     """
 
+    per_head: ClassVar[bool] = True
+
     norm: Norm
     alpha: float
 
@@ -133,15 +135,17 @@ class GradientRolloutRule:
     The map is the sum of the terms that the layers add, without the identity R_0.
     """
 
+    per_head: ClassVar[bool] = True
+
     def accumulate(self, block: Block) -> Sums:
-        """Return the relevance that these rows pass down, (B, N)."""
-        positive = (block.attention * block.gradient).clamp(min=0).mean(1)
-        return ((block.relevance[:, None] @ positive).squeeze(1),)
+        """Return the relevance that each head passes down from these rows, (B, H, N)."""
+        positive = (block.attention * block.gradient).clamp(min=0)
+        return ((block.relevance[:, None, None] @ positive).squeeze(2),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
-        """Add the row to the relevance from above."""
+        """Add the mean of the heads to the relevance from above."""
         # Adding it to the far larger readout, and subtracting that later, would lose digits.
-        (row,) = sums
+        row = sums[0].mean(1)
         return LayerResult(relevance + row, addition=row)
 
 
@@ -163,16 +167,17 @@ class PositiveGradientRule:
     """
 
     starts_at_readout: ClassVar[bool] = False
+    per_head: ClassVar[bool] = True
 
     layers: int
     weighted: bool
 
     def accumulate(self, block: Block) -> Sums:
-        """Return the sum of these rows' positive gradient for each key, (B, N)."""
+        """Return the sum of these rows' positive gradient for each head and key, (B, H, N)."""
         gradient = block.gradient * block.attention if self.weighted else block.gradient
-        return (gradient.clamp(min=0).sum(2).mean(1),)
+        return (gradient.clamp(min=0).sum(2),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Return the layer's term of the mean."""
-        (total,) = sums
+        total = sums[0].mean(1)
         return LayerResult(relevance, addition=total / (relevance.shape[1] * self.layers))

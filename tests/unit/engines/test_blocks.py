@@ -87,24 +87,28 @@ def attention_of(layer: AttentionLayer) -> Tensor:
 class Seen:
     """A rule that keeps its blocks, and moves the relevance on as it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, per_head: bool = False) -> None:
         """Nothing seen yet."""
+        self.per_head = per_head
         self.blocks: list[Block] = []
 
     def accumulate(self, block: Block) -> Sums:
         """Keep a copy: the engine uses the memory again."""
         self.blocks.append(Block(*(tensor.clone() for tensor in block)))
-        return (block.relevance.sum(1),)
+        return (block.attention.sum((2, 3)),)
 
     def finish(self, sums: Sums, relevance: Tensor) -> LayerResult:
         """Sums stand for the heads."""
-        return LayerResult(relevance, sums[0][:, None])
+        return LayerResult(relevance, sums[0])
 
 
 def walked(
-    case: Case, rule: Any, rows: int | None, dtype: torch.dtype
+    case: Case, rule: Any, rows: int | None, dtype: torch.dtype, budget: int | None = None
 ) -> tuple[RelevancePropagation, Any]:
     """The propagation after the layer, and the gradients by query, key and value."""
+    if budget is not None:
+        with patch.multiple(blocks, **small(budget)):
+            return walked(case, rule, rows, dtype)
     layer, gradient, relevance = case
     query, key, value = (tensor.to(dtype) for tensor in (layer.query, layer.key, layer.value))
     mask = layer.mask
@@ -117,6 +121,16 @@ def walked(
     return propagation, below
 
 
+def small(budget: int) -> dict[str, Any]:
+    """Sizes with which a few bytes are a block."""
+    return {
+        "_CPU_BYTES": budget,
+        "_CPU_SHARED_BYTES": budget,
+        "_FEWEST_ROWS": 1,
+        "_ENOUGH_ROWS": 3,
+    }
+
+
 def close(got: Tensor, wanted: Any, limit: float) -> bool:
     """Equal as a share of the largest value, or of 1."""
     wanted = torch.as_tensor(wanted)
@@ -127,13 +141,14 @@ def close(got: Tensor, wanted: Any, limit: float) -> bool:
 
 
 rows_in_a_block = st.one_of(st.none(), st.integers(1, 12))
+budgets = st.one_of(st.none(), st.integers(1, 2000))
 dtypes = st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-5)])
 
 
 @often
-@given(cases(), rows_in_a_block, dtypes)
+@given(cases(), rows_in_a_block, dtypes, budgets)
 def test_gradients_are_those_of_attention(
-    case: Case, rows: int | None, precision: tuple[torch.dtype, float]
+    case: Case, rows: int | None, precision: tuple[torch.dtype, float], budget: int | None
 ) -> None:
     dtype, limit = precision
     layer = case.layer
@@ -141,22 +156,30 @@ def test_gradients_are_those_of_attention(
     query, key, value = leaves
     whole = AttentionLayer(query, key, value, layer.mask, layer.scale)
     wanted = torch.autograd.grad((attention_of(whole) @ value * case.gradient).sum(), leaves)
-    _, below = walked(case, GmarRule("l1", 1.0), rows, dtype)
+    _, below = walked(case, GmarRule("l1", 1.0), rows, dtype, budget)
     for got, right in zip(below, wanted, strict=True):
         assert close(got, right.nan_to_num(0), limit)
 
 
 @often
-@given(cases(), rows_in_a_block, dtypes, st.sampled_from(["l1", "l2"]), st.sampled_from([0.0, 0.7]))
+@given(
+    cases(),
+    rows_in_a_block,
+    dtypes,
+    budgets,
+    st.sampled_from(["l1", "l2"]),
+    st.sampled_from([0.0, 0.7]),
+)
 def test_the_rule_sees_the_layer(
     case: Case,
     rows: int | None,
     precision: tuple[torch.dtype, float],
+    budget: int | None,
     norm: Literal["l1", "l2"],
     alpha: float,
 ) -> None:
     dtype, limit = precision
-    propagation, _ = walked(case, GmarRule(norm, alpha), rows, dtype)
+    propagation, _ = walked(case, GmarRule(norm, alpha), rows, dtype, budget)
     attention = attention_of(case.layer)
     gradient = case.gradient @ case.layer.value.mT
     for image in range(len(attention)):
@@ -167,37 +190,36 @@ def test_the_rule_sees_the_layer(
 
 
 @often
-@given(cases(), rows_in_a_block, st.integers(1, 2000))
-def test_every_live_row_comes_once(case: Case, rows: int | None, budget: int) -> None:
-    """Whatever the block size: chosen, forced, or so small that images come one by one."""
-    rule = Seen()
-    small: dict[str, Any] = {
-        "_CPU_BYTES": budget,
-        "_CPU_SHARED_BYTES": budget,
-        "_FEWEST_ROWS": 1,
-    }
-    with patch.multiple(blocks, **small):
-        walked(case, rule, rows, torch.float64)
-        size = BlockSize.choose(case.layer, rows)
-    images, tokens = case.relevance.shape
+@given(cases(), rows_in_a_block, st.integers(1, 2000), st.booleans())
+def test_every_live_row_comes_once(
+    case: Case, rows: int | None, budget: int, per_head: bool
+) -> None:
+    """Whatever the block size: chosen, forced, or so small that heads come one by one."""
+    rule = Seen(per_head=per_head)
+    propagation, _ = walked(case, rule, rows, torch.float64, budget)
+    with patch.multiple(blocks, **small(budget)):
+        size = BlockSize.choose(case.layer, rows, split_heads=per_head)
+    images, heads, tokens = case.layer.query.shape[:3]
+    assert heads % size.heads == 0
+    assert per_head or size.heads == heads
     for block in rule.blocks:
         assert block.attention.shape == block.gradient.shape
         assert block.relevance.shape == (block.attention.shape[0], block.attention.shape[2])
         assert block.attention.shape[0] <= size.images
+        assert block.attention.shape[1] == size.heads
         assert block.attention.shape[2] <= size.rows
     live = (case.relevance != 0).any(0) | (case.gradient != 0).any(3).any(1).any(0)
     index = [0, *[row for row in range(1, tokens) if live[row]]] if not live[0] else live.nonzero()
     wanted = attention_of(case.layer)[:, :, torch.as_tensor(index).flatten()]
-    assert sum(len(block.relevance) * block.relevance.shape[1] for block in rule.blocks) == (
-        images * wanted.shape[2]
-    )
-    groups = -(-images // size.images)
-    each = len(rule.blocks) // groups
-    got = [
+    each = len(rule.blocks) // (-(-images // size.images) * (heads // size.heads))
+    parts = [
         torch.cat([block.attention for block in rule.blocks[start : start + each]], dim=2)
         for start in range(0, len(rule.blocks), each)
     ]
+    across = heads // size.heads
+    got = [torch.cat(parts[start : start + across], 1) for start in range(0, len(parts), across)]
     assert close(torch.cat(got), wanted, 1e-12)
+    assert close(propagation.heads[0][0], wanted.sum((2, 3)), 1e-12)
 
 
 def test_rows_without_relevance_and_gradient_are_left_out() -> None:
@@ -262,7 +284,7 @@ def test_a_block_stays_in_its_budget() -> None:
         query = torch.empty(images, heads, tokens, 1)
         layer = AttentionLayer(query, query, query, None, 1.0)
         size = BlockSize.choose(layer)
-        numbers = size.images * heads * size.rows * tokens
+        numbers = size.images * size.heads * size.rows * tokens
         assert 4 * numbers <= blocks._CPU_BYTES or size.rows <= blocks._FEWEST_ROWS
         assert size.rows == tokens or size.rows > blocks._FEWEST_ROWS / 2
         assert BlockSize.choose(layer, 7).rows == 7
