@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,15 +71,15 @@ def predict(adapter: ModelAdapter, request: ForwardRequest, masked: Tensor | Non
         return adapter(request.inputs, *request.args, **request.kwargs)
 
 
-def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, int]:
-    """Return rows and columns of patches; a ModelOutputError if the token count is wrong."""
-    grid, layout = adapter.tokens.grid(*request.inputs.shape[-2:]), adapter.tokens
-    if tokens != layout.num_prefix_tokens + grid[0] * grid[1]:
+def check_tokens(adapter: ModelAdapter, request: ForwardRequest, tokens: int) -> tuple[int, ...]:
+    """Return the shape of the map; a ModelOutputError if the token count is wrong."""
+    grid, layout = adapter.grid(request.inputs), adapter.tokens
+    if tokens != layout.num_prefix_tokens + math.prod(grid):
         raise ModelOutputError(
             f"{type(adapter.vision_model).__name__} has {tokens} tokens, but its layout says "
-            f"{layout.num_prefix_tokens} before a grid of {grid[0]} x {grid[1]} patches; correct "
-            "it with hf_gmar.register_layout, unless the others are after the patches, which no "
-            "layout can say"
+            f"{layout.num_prefix_tokens} before a grid of {' x '.join(map(str, grid))} patches; "
+            "correct it with hf_gmar.register_layout, unless the others are after the patches, "
+            "which no layout can say"
         )
     return grid
 

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 from hf_gmar.errors import UnsupportedModelError
 
 Rest: TypeAlias = Literal["patches", "tokens", "attention", "place"]
+Medium: TypeAlias = Literal["images", "videos", "sound"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ READOUTS: dict[str, Readout] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A vision tower with global attention over patches.
+    """A vision tower, or a model of sound, with the same patch tokens in all layers.
 
     Attributes:
         title: the family's name in tables.
@@ -78,11 +79,16 @@ class Family:
         heads: readout of each class with scores, a key of ``READOUTS``; may depend on the tower.
         prompts: image-text models around the tower, with the readout of their image features.
         layers: number of attention layers of a tower; ``None`` if the config has none.
-        patch_size: patch size of a tower, an int or (height, width); ``None`` if unknown.
-        engines: engines that can explain the family.
+        patch_size: patch size of a tower, an int or its size along each of the axes; ``None`` if
+            unknown.
+        engines: engines that can explain the family; none if its tokens do not all attend to all.
         note: further facts for users.
         embedding: readout of the tower's own embedding of an image, without any class head; may
             depend on the tower.
+        medium: what the model takes.
+        axes: the dimensions of the input that are cut into patches, see
+            :class:`~hf_gmar.TokenLayout`.
+        stride: the distance of neighbouring patches, where they overlap.
     """
 
     title: str
@@ -98,6 +104,9 @@ class Family:
     engines: tuple[str, ...] = ("streaming", "dense")
     note: str = ""
     embedding: str | ByModel = "cls"
+    medium: Medium = "images"
+    axes: tuple[int, ...] = (-2, -1)
+    stride: Callable[[Any], tuple[int, ...] | None] = lambda _: None
 
 
 _CLS_AND_REGISTERS = ByModel(
@@ -112,6 +121,36 @@ _MEAN_OR_CLS = ByModel(
     lambda vision_model: "patches" if vision_model.config.use_mean_pooling else "cls",
 )
 _TIMM_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
+
+
+def _video_mae_readout(vision_model: Any) -> str:
+    if vision_model.config.use_mean_pooling:
+        return "patches"
+    raise UnsupportedModelError(
+        "the class head of this VideoMAE reads the first patch alone (use_mean_pooling=False in "
+        "its config), and not the mean of all patches, from which maps start"
+    )
+
+
+def _timesformer_prefix(vision_model: Any) -> tuple[str, ...]:
+    if vision_model.config.attention_type == "space_only":
+        raise UnsupportedModelError(
+            "this TimeSformer looks at each frame alone (attention_type='space_only'), and no "
+            "layer has the tokens of all frames; explain its frames one by one as images"
+        )
+    return _CLS
+
+
+def _spectrogram(name: str) -> Callable[[Any], tuple[int, ...]]:
+    """Return a size along frequency and time, in the order of AST's tokens."""
+
+    def look_up(model: Any) -> tuple[int, ...]:
+        config = model.config
+        if name == "patch":
+            return config.patch_size, config.patch_size
+        return config.frequency_stride, config.time_stride
+
+    return look_up
 
 
 def _timm(vision_model: Any) -> Any:
@@ -149,6 +188,13 @@ def _timm_readout(vision_model: Any) -> str:
 
 
 _CLS = ("CLS",)
+_VIDEO_AXES = (-4, -2, -1)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return height, width
+
 
 FAMILIES: dict[str, Family] = {
     "vit": Family("ViT", _CLS, {"ViTForImageClassification": "cls"}),
@@ -209,6 +255,47 @@ FAMILIES: dict[str, Family] = {
         note="through Transformers' wrapper; gives no attention maps, so streaming alone",
         embedding=ByModel("what the timm model pools", _timm_readout),
     ),
+    "videomae": Family(
+        "VideoMAE",
+        (),
+        {"VideoMAEForVideoClassification": ByModel("mean of the patches", _video_mae_readout)},
+        patch_size=lambda vision_model: (
+            vision_model.config.tubelet_size,
+            *_pair(vision_model.config.patch_size),
+        ),
+        embedding="patches",
+        medium="videos",
+        axes=_VIDEO_AXES,
+    ),
+    "vivit": Family(
+        "ViViT",
+        _CLS,
+        {"VivitForVideoClassification": "cls"},
+        patch_size=lambda vision_model: tuple(vision_model.config.tubelet_size),
+        medium="videos",
+        axes=_VIDEO_AXES,
+    ),
+    "timesformer": Family(
+        "TimeSformer",
+        ByModel("CLS", _timesformer_prefix),
+        {"TimesformerForVideoClassification": "cls"},
+        patch_size=lambda vision_model: (*_pair(vision_model.config.patch_size), 1),
+        engines=(),
+        note="attends over time and over space in turn, so that no attention matrix has all "
+        "tokens: methods on tokens alone",
+        medium="videos",
+        axes=(-2, -1, -4),
+    ),
+    "audio-spectrogram-transformer": Family(
+        "AST",
+        ("CLS", "distillation"),
+        {"ASTForAudioClassification": "cls+distillation"},
+        patch_size=_spectrogram("patch"),
+        embedding="cls+distillation",
+        medium="sound",
+        axes=(-1, -2),
+        stride=_spectrogram("stride"),
+    ),
     "siglip_vision_model": Family(
         "SigLIP, SigLIP 2 of fixed resolution",
         (),
@@ -231,7 +318,7 @@ _NO_ATTENTION = "it has no attention at all"
 _WINDOWED = "it attends within windows and merges patches, so each stage has other tokens"
 _REDUCED = "its keys are pooled, so queries and keys are different tokens"
 _CELLS = "it attends within cells of feature maps"
-_VIDEOS = "it takes videos, and only images are explained"
+_VIDEOS = "it takes videos, and its layers do not all have the tokens of all frames"
 _SHRINKS = "it shrinks the token grid, so each stage has other tokens"
 UNSUPPORTED: dict[str, str] = {
     "align": _NO_ATTENTION,
@@ -268,13 +355,10 @@ UNSUPPORTED: dict[str, str] = {
     "swin": _WINDOWED,
     "swinv2": _WINDOWED,
     "textnet": _NO_ATTENTION,
-    "timesformer": _VIDEOS,
-    "videomae": _VIDEOS,
     "videoprism": _VIDEOS,
     "vit_mae": "it hides a random share of the patches and shuffles the others; trained further as "
     "ViTForImageClassification, its weights are supported",
     "vitdet": "it attends within windows in most layers",
-    "vivit": _VIDEOS,
     "xclip": _VIDEOS,
     "yolos": "it has tokens for objects after the patches, and scores for each of them",
 }

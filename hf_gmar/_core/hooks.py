@@ -74,13 +74,13 @@ class VisionRuns(CallRecorder[torch.Size]):
         """Whether a forward runs without a nested one."""
         return self.depth == 1
 
-    def enter(self, _module: Any, args: Any, kwargs: Any) -> None:
+    def enter(self, module: Any, args: Any, kwargs: Any) -> None:
         """Record the start of a forward."""
         self.depth += 1
         if self.inside and self.calls:
             self.advice = _SEVERAL_RUNS
         if self.inside:
-            self.calls.append((args[0] if args else kwargs["pixel_values"]).shape)
+            self.calls.append((args[0] if args else kwargs[module.main_input_name]).shape)
 
     def leave(self, *_: Any) -> None:
         """Record the end of a forward."""

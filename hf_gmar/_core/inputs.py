@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from hf_gmar._core.families import Medium
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.places import check_place
 from hf_gmar._core.request import ForwardRequest
@@ -24,6 +25,7 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 PixelInputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None
 """Pixel values (B, channels, height, width): a tensor, a tuple with that one tensor, or the output
 of an image processor; ``None`` if they come as the keyword ``pixel_values``."""
+_INPUT_NAMES = ("pixel_values", "input_values")
 _SIZE_OPTION = "size='{0}' of load_model and the pipeline, on the command line --size {0}"
 
 
@@ -40,7 +42,7 @@ def checked_request(
     pixels, kwargs = pixels_of(inputs, kwargs)
     check_inputs(pixels, adapter)
     check_keywords(adapter, kwargs)
-    check_place(adapter.place, adapter.layout.grid(*pixels.shape[-2:]))
+    check_place(adapter.place, adapter.grid(pixels))
     extra = args if isinstance(args, tuple) else () if args is None else (args,)
     return ForwardRequest(pixels, extra, kwargs)
 
@@ -49,21 +51,23 @@ def pixels_of(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
     """Return the pixel values, and the keywords without them.
 
     Pixel values come as a tensor, as Captum's tuple of one tensor, as the output of an image
-    processor, or as the keyword ``pixel_values``.
+    processor, or as the keyword ``pixel_values``; spectrograms as ``input_values``.
     """
-    if "pixel_values" in kwargs:
-        if inputs is not None:
-            raise InputError("pixel values are given twice: leave out inputs or pixel_values=")
-        inputs = kwargs["pixel_values"]
-        kwargs = {name: value for name, value in kwargs.items() if name != "pixel_values"}
+    for name in _INPUT_NAMES:
+        if name in kwargs:
+            if inputs is not None:
+                raise InputError(f"the inputs are given twice: leave out inputs or {name}=")
+            inputs = kwargs[name]
+            kwargs = {other: value for other, value in kwargs.items() if other != name}
     return _single_tensor(inputs), kwargs
 
 
 def _single_tensor(inputs: Any) -> Any:
     """Return the one tensor; an InputError for other counts."""
     if isinstance(inputs, Mapping):
-        if [*inputs] == ["pixel_values"]:
-            return inputs["pixel_values"]
+        for name in _INPUT_NAMES:
+            if [*inputs] == [name]:
+                return inputs[name]
         raise InputError(
             f"pixel values alone are needed, got {type(inputs).__name__} with "
             f"{', '.join(map(str, inputs)) or 'nothing'}; pass its 'pixel_values', such as "
@@ -135,6 +139,11 @@ def size_errors(adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
     except HfGmarError:
         raise
     except (ValueError, AssertionError, RuntimeError) as error:
+        if adapter.medium != "images":
+            raise InputError(
+                f"the model refused {adapter.medium} of shape {tuple(pixels.shape)}: "
+                f"{str(error).rstrip('. ')}; give it inputs as its processor makes them"
+            ) from error
         size = getattr(adapter.vision_model.config, "image_size", None)
         model_size = (size, size) if isinstance(size, int) else tuple(size or ())
         # Some models add position embeddings without a check of the size.
@@ -189,41 +198,68 @@ def _way_to_pixels(inputs: Any) -> str:
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_DIMENSIONS = {
-    3: "; add the batch dimension with inputs.unsqueeze(0)",
-    5: "; videos are not explained, only images",
+
+
+class _Shape(NamedTuple):
+    """The inputs of a kind of models.
+
+    Attributes:
+        name: the inputs in words.
+        dimensions: the name of each dimension.
+        item: one of the inputs.
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    item: str
+
+    @property
+    def needed(self) -> str:
+        return f"{self.name} of shape ({', '.join(self.dimensions)}) are needed"
+
+
+_SHAPES: dict[Medium, _Shape] = {
+    "images": _Shape("pixel values", ("images", "channels", "height", "width"), "image"),
+    "videos": _Shape("pixel values", ("videos", "frames", "channels", "height", "width"), "video"),
+    "sound": _Shape("spectrograms", ("sounds", "time", "mel bins"), "sound"),
 }
-"""Advice for inputs with this number of dimensions."""
 
 
 def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """Check pixel values before the model sees them.
 
     Raises:
-        InputError: not a floating-point tensor of shape (B, channels, height, width) with B >= 1
-            and finite values, on the model's device.
+        InputError: not a floating-point tensor of shape (B, channels, height, width), or that of
+            videos or spectrograms, with B >= 1 and finite values, on the model's device.
     """
-    needed = "pixel values of shape (images, channels, height, width) are needed"
+    kind = _SHAPES[adapter.medium]
+    needed = kind.needed
     if not isinstance(inputs, Tensor):
         raise InputError(f"{needed}, got {_kind_of(inputs)}; {_way_to_pixels(inputs)}")
     if inputs.is_nested or inputs.layout != torch.strided:
-        kind = "a nested tensor" if inputs.is_nested else f"a tensor of the layout {inputs.layout}"
+        got = "a nested tensor" if inputs.is_nested else f"a tensor of the layout {inputs.layout}"
         way = "torch.stack images of one size" if inputs.is_nested else "call its to_dense()"
-        raise InputError(f"{needed} in a dense tensor, got {kind}; {way}")
+        raise InputError(f"{needed} in a dense tensor, got {got}; {way}")
     if inputs.is_meta:
         raise InputError(
             f"{needed}, got a tensor on the meta device, which has a shape and no values; make it "
             "on the model's device"
         )
     shape = tuple(inputs.shape)
-    if inputs.dim() != 4:
-        hint = _DIMENSIONS.get(inputs.dim(), "")
+    if inputs.dim() != len(kind.dimensions):
+        hint = ""
+        if inputs.dim() == len(kind.dimensions) - 1:
+            hint = "; add the batch dimension with inputs.unsqueeze(0)"
+        elif inputs.dim() == len(_SHAPES["videos"].dimensions):
+            hint = "; the model takes no videos"
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
-        raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one image")
-    channels = getattr(adapter.vision_model.config, "num_channels", shape[1])
-    if shape[1] != channels:
-        raise InputError(f"the model takes {channels} channels, got {shape[1]}: {shape}")
+        raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one {kind.item}")
+    if "channels" in kind.dimensions:
+        got_channels = shape[kind.dimensions.index("channels")]
+        channels = getattr(adapter.vision_model.config, "num_channels", got_channels)
+        if got_channels != channels:
+            raise InputError(f"the model takes {channels} channels, got {got_channels}: {shape}")
     _check_values(inputs, adapter)
 
 

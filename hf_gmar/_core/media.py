@@ -1,4 +1,8 @@
-"""Models of videos, sound, text or time series, which are refused: only images are explained."""
+"""Models that take no images: videos, sound, text or time series.
+
+Methods explain some models of videos and sound by their tensors. All that begins with an image
+refuses them, and the others are refused everywhere.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from hf_gmar._core.families import UNSUPPORTED, model_type
+from hf_gmar._core.families import FAMILIES, UNSUPPORTED, model_type
 from hf_gmar.errors import UnsupportedModelError
 
 _VIDEO_TYPES = {*MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, "tvp", "xclip", "xclip_vision_model"}
 """Model types of videos: some of their classes name the frames ``pixel_values``."""
+
+_LIST = "'hf-gmar models' lists what is supported"
 
 _INPUTS = {
     "pixel_values_videos": "videos",
@@ -38,20 +44,28 @@ def check_takes_images(model: PreTrainedModel | PreTrainedConfig) -> None:
     """Check that a model, or the model that a config describes, takes images.
 
     Example:
-        >>> from transformers import VivitConfig
-        >>> check_takes_images(VivitConfig())
+        >>> from transformers import VJEPA2Config
+        >>> check_takes_images(VJEPA2Config())
         Traceback (most recent call last):
-        hf_gmar.errors.UnsupportedModelError: hf_gmar explains images only, and VivitModel takes \
-videos; 'hf-gmar models' lists what is supported
+        hf_gmar.errors.UnsupportedModelError: hf_gmar explains images, and VJEPA2Model takes \
+videos; of these it explains VideoMAE, ViViT, TimeSformer
 
     Raises:
         UnsupportedModelError: it takes videos, sound, text or time series.
     """
     kind = type(model) if isinstance(model, PreTrainedModel) else _class_of(model)
-    if medium := _other_medium(model, kind):
+    name = (kind or type(model)).__name__
+    family = FAMILIES.get(model_type(model))
+    if family is not None and family.medium != "images":
         raise UnsupportedModelError(
-            f"hf_gmar explains images only, and {(kind or type(model)).__name__} takes {medium}; "
-            "'hf-gmar models' lists what is supported"
+            f"images are needed here, and {name} takes {family.medium}; in Python, methods such as "
+            "GMAR(model).attribute(inputs) explain it by the tensor that its processor gives"
+        )
+    if medium := _other_medium(model, kind):
+        others = [part.title for part in FAMILIES.values() if medium.startswith(part.medium)]
+        explained = f"of these it explains {', '.join(others)}" if others else _LIST
+        raise UnsupportedModelError(
+            f"hf_gmar explains images, and {name} takes {medium}; {explained}"
         )
 
 

@@ -13,13 +13,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_gmar._core.cell_layout import CellLayout
-from hf_gmar._core.families import has_cells
+from hf_gmar._core.families import Medium, has_cells
 from hf_gmar._core.media import check_takes_images, takes_pixels
 from hf_gmar._core.places import Place, place_of
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
     TokenLayout,
     embedding_readout,
+    family_of,
     gives_scores,
     layers_of,
     layout_for,
@@ -92,7 +93,8 @@ class ModelAdapter:
         module: Any = unwrapped(model)
         backbone = find_backbone(module)
         vision_model = _tower(backbone)
-        check_takes_images(backbone)
+        if family_of(backbone) is None:  # those in the table may take videos or sound
+            check_takes_images(backbone)
         if needs_scores:
             _check_has_prompts(module, backbone)
         _check_weights(backbone)
@@ -139,6 +141,32 @@ class ModelAdapter:
     def _module(self) -> nn.Module:
         module = _module_of(self.model)
         return self.backbone if module is None else module
+
+    @property
+    def medium(self) -> Medium:
+        """What the model takes: images, videos or sound."""
+        family = family_of(self.vision_model)
+        return "images" if family is None else family.medium
+
+    def check_images(self, what: str) -> None:
+        """Raise an UnsupportedModelError unless the model takes images; ``what`` needs them."""
+        if self.medium != "images":
+            raise UnsupportedModelError(
+                f"{what} is for images, and {type(self.backbone).__name__} takes {self.medium}; "
+                "methods such as AttnLRP and TokenGradCAM explain it"
+            )
+
+    def grid(self, inputs: Tensor) -> tuple[int, ...]:
+        """Return the shape of the map of one of these inputs: rows and columns for images.
+
+        Videos have frames, rows and columns; spectrograms have time and frequency.
+
+        Raises:
+            InputError: the input is not a whole number of patches or cells.
+        """
+        if isinstance(self.layout, TokenLayout):
+            return self.layout.map_shape(inputs.shape)
+        return self.layout.grid(*inputs.shape[-2:])
 
     @property
     def has_cells(self) -> bool:

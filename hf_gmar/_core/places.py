@@ -49,7 +49,7 @@ def place_of(readout: Any) -> Place | None:
     return int(readout[0]), int(readout[1])
 
 
-def check_place(place: Place | None, grid: tuple[int, int]) -> None:
+def check_place(place: Place | None, grid: tuple[int, ...]) -> None:
     """Raise an InputError for a place outside of the patch grid of the images."""
     if place is not None and (place[0] >= grid[0] or place[1] >= grid[1]):
         raise InputError(

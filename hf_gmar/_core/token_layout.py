@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from hf_gmar._core.families import (
     has_cells,
     model_type,
 )
+from hf_gmar._core.patch_maps import Axes, in_input_order, patch_count, to_map
 from hf_gmar._utils.validation import shown
 from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
 
@@ -32,21 +33,30 @@ ReadoutSpec: TypeAlias = str | tuple[float, ...] | tuple[int, int] | None
 column (two whole numbers) of one patch, for methods without gradients."""
 
 
+_IMAGE: Axes = (-2, -1)
+
+
 @dataclass(frozen=True)
 class TokenLayout:
     """Token order and readout of a model family.
 
     The tokens of an image are ``len(readout)`` prefix tokens (CLS, distillation, registers),
-    then the patches, row by row.
+    then the patches, row by row. Patches of videos and spectrograms have other ``axes``.
 
     Attributes:
         readout: share of each prefix token in the class head's input; ``rest`` distributes the
             remaining share. ``(1.0,)`` is a CLS head, ``(0.5, 0.5)`` the mean of CLS and
             distillation heads, ``(0.0,)`` a mean over patches.
-        patch_size: height and width of a patch in pixels; ``None`` for the config's.
+        patch_size: height and width of a patch in pixels, or its size along each of the axes;
+            ``None`` for the config's.
         rest: tokens that get the remaining share: ``"patches"`` or all ``"tokens"`` evenly, all
             tokens by the ``"attention"`` of a pooling head, averaged over its heads, or the patches
             under the explained ``"place"`` of scores (B, classes, rows, columns).
+        axes: the dimensions of the input that are cut into patches, counted from the end, in the
+            order of the tokens: the last one changes fastest. ``(-4, -2, -1)`` is for videos (B,
+            frames, channels, height, width) whose tokens come frame by frame.
+        stride: the distance of neighbouring patches along each of the axes; ``None`` for the patch
+            size, so that patches do not overlap.
 
     Raises:
         OptionError: shares below 0 or with a sum over 1, a patch size below 1, or an unknown rest.
@@ -59,28 +69,43 @@ class TokenLayout:
     """
 
     readout: tuple[float, ...]
-    patch_size: tuple[int, int] | None = None
+    patch_size: tuple[int, ...] | None = None
     rest: Rest = "patches"
+    axes: Axes = _IMAGE
+    stride: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the shares and the patch size."""
-        size = (1, 1) if self.patch_size is None else self.patch_size
+        axes_fit = _is_tuple_of(numbers.Integral, self.axes) and len(set(self.axes)) > 0
+        if not axes_fit or max(self.axes) >= 0 or len(set(self.axes)) < len(self.axes):
+            raise OptionError(
+                "axes must be different dimensions of the input, counted from the end, such as "
+                f"(-2, -1) for rows and columns; got {shown(self.axes)}"
+            )
+        ones = (1,) * len(self.axes)
+        size = ones if self.patch_size is None else self.patch_size
+        stride = ones if self.stride is None else self.stride
         shares_fit = _is_tuple_of(numbers.Real, self.readout)
         # A number may be too large for a float.
         if shares_fit and max(map(abs, self.readout), default=0) > 1 + 1e-9:
             raise OptionError(f"readout shares must be from 0 to 1, got {shown(self.readout)}")
-        if not shares_fit or not _is_tuple_of(numbers.Integral, size, 2):
+        sizes_fit = all(_is_tuple_of(numbers.Integral, part, len(ones)) for part in (size, stride))
+        if not shares_fit or not sizes_fit:
             raise OptionError(
-                "readout must be a tuple of shares such as (1.0,), and patch_size None or whole "
-                f"(height, width) in pixels; got {shown(self.readout)} and {shown(self.patch_size)}"
+                "readout must be a tuple of shares such as (1.0,), and patch_size and stride None "
+                f"or a whole number for each of the axes {self.axes}, such as (height, width) in "
+                f"pixels; got {shown(self.readout)}, {shown(self.patch_size)} and "
+                f"{shown(self.stride)}"
             )
         shares = (*self.readout, 1.0 - math.fsum(self.readout))
         if not all(share >= -1e-9 for share in shares):  # NaN is not a share either
             raise OptionError(
                 f"readout shares must be >= 0 with a sum of at most 1, got {self.readout}"
             )
-        if min(size) < 1:
-            raise OptionError(f"patch_size must be at least 1 pixel, got {self.patch_size}")
+        if min(*size, *stride) < 1:
+            raise OptionError(
+                f"patch_size and stride must be at least 1, got {self.patch_size} and {self.stride}"
+            )
         if self.rest not in get_args(Rest):
             raise OptionError(f"rest must be one of {', '.join(get_args(Rest))}; got {self.rest!r}")
 
@@ -112,7 +137,14 @@ class TokenLayout:
         Raises:
             InputError: the image is smaller than one patch, or not a whole number of patches.
             OptionError: the layout has no patch size.
+            UnsupportedModelError: the patches are not those of images.
         """
+        if self.axes != _IMAGE:
+            raise UnsupportedModelError(
+                "this needs a model of images, whose patches have rows and columns; the patches of "
+                f"this one have {len(self.axes)} axes of the input, {self.axes}. Its inputs are "
+                "explained by methods such as GMAR(model).attribute(inputs)"
+            )
         if self.patch_size is None:
             raise OptionError("the layout has no patch_size; layout_for(model) fills it in")
         (rows, rest_down), (columns, rest_across) = (
@@ -129,6 +161,58 @@ class TokenLayout:
                 f"on the command line --size {size})"
             )
         return rows, columns
+
+    def map_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the number of patches along each axis, in the order of the input.
+
+        Args:
+            shape: the shape of the inputs.
+
+        Raises:
+            InputError: an axis is shorter than one patch, or not a whole number of patches.
+
+        Example:
+            >>> video = TokenLayout((1.0,), patch_size=(2, 16, 16), axes=(-4, -2, -1))
+            >>> video.map_shape((1, 8, 3, 224, 160))
+            (4, 14, 10)
+        """
+        if self.axes == _IMAGE:
+            return self.grid(*shape[-2:])
+        return in_input_order(self._counts(shape), self.axes)
+
+    def to_map(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Reshape values (..., patches) to a map (..., ``map_shape``) of inputs of this shape."""
+        counts = self.grid(*shape[-2:]) if self.axes == _IMAGE else self._counts(shape)
+        return to_map(values, counts, self.axes)
+
+    @property
+    def overlap(self) -> list[tuple[int, int]] | None:
+        """Patch size and stride along each axis, in the order of the input, if patches overlap."""
+        if self.patch_size is None or self.stride in (None, self.patch_size):
+            return None
+        patch, stride = (in_input_order(part, self.axes) for part in self._sizes)
+        return list(zip(patch, stride, strict=True))
+
+    @property
+    def _sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Patch size and stride along each axis, in the order of the tokens."""
+        if self.patch_size is None:
+            raise OptionError("the layout has no patch_size; layout_for(model) fills it in")
+        return self.patch_size, self.stride or self.patch_size
+
+    def _counts(self, shape: Sequence[int]) -> list[int]:
+        """Return the number of patches along each axis, in the order of the tokens."""
+        patch, stride = self._sizes
+        sizes = [shape[axis] for axis in self.axes]
+        counts = list(map(patch_count, sizes, patch, stride))
+        if None in counts:
+            given, needed = (in_input_order(part, self.axes) for part in (sizes, patch))
+            raise InputError(
+                f"the input has {' x '.join(map(str, given))} positions along the dimensions "
+                f"{tuple(sorted(self.axes))}, but the model cuts it into patches of "
+                f"{' x '.join(map(str, needed))}; give it whole patches"
+            )
+        return cast("list[int]", counts)
 
 
 def _is_tuple_of(kind: type, values: Any, count: int | None = None) -> bool:
@@ -192,6 +276,9 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
             raise UnsupportedModelError(_no_head(model, family))
         layout = _layout(prefix_tokens(family, vision_model), name)
     size = layout.patch_size or (registered and registered.patch_size) or _patch_size(vision_model)
+    if family is not None and registered is None:
+        stride = family.stride(vision_model)
+        return replace(layout, patch_size=size, axes=family.axes, stride=stride)
     return replace(layout, patch_size=size)
 
 
@@ -322,7 +409,7 @@ def registered_layout(model: Any, vision_model: Any) -> TokenLayout | None:
     return by_class or _LAYOUTS.get(model_type(model)) or _LAYOUTS.get(model_type(vision_model))
 
 
-def _patch_size(vision_model: Any) -> tuple[int, int]:
+def _patch_size(vision_model: Any) -> tuple[int, ...]:
     family = family_of(vision_model) or _ANY
     size = family.patch_size(vision_model)
     if size is None:
@@ -330,8 +417,7 @@ def _patch_size(vision_model: Any) -> tuple[int, int]:
             f"the config of {type(vision_model).__name__} has no patch_size; register its layout "
             "with register_layout(name, TokenLayout(readout=..., patch_size=(height, width)))"
         )
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return height, width
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _no_head(model: Any, family: Family) -> str:

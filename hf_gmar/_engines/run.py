@@ -5,6 +5,7 @@ A method knows only its rule; the result does not depend on the engine.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -40,7 +41,7 @@ class RuleResult:
     """The result of a rule for one call and one target.
 
     Attributes:
-        patches: relevance of each patch, (B, rows, columns).
+        patches: relevance of each patch, (B, rows, columns) for images.
         heads: values of each head, (B, layers, H) or (B, layers, H, more), lowest explained layer
             first; ``None`` if the rule has none.
     """
@@ -110,17 +111,18 @@ def _readouts(
     pooled: Tensor | None,
 ) -> list[Tensor]:
     """Return the relevance above the top layer for each target, (B, N)."""
-    rows, columns = grid = check_tokens(adapter, request, run.top.shape[2])
+    grid = check_tokens(adapter, request, run.top.shape[2])
     dtype, prefix = accumulation_dtype(run.scores), adapter.tokens.num_prefix_tokens
     given = [pooled] * len(targets)
     if adapter.tokens.rest == "place":
+        cells = adapter.tokens.grid(*request.inputs.shape[-2:])
         patches = (
-            [rows_of_target(target, run.scores, grid, dtype) for target in targets]
+            [rows_of_target(target, run.scores, cells, dtype) for target in targets]
             if adapter.place is None
-            else [place_row(adapter.place, grid, dtype)[None]] * len(targets)
+            else [place_row(adapter.place, cells, dtype)[None]] * len(targets)
         )
         given = [torch.cat([part.new_zeros(len(part), prefix), part], dim=1) for part in patches]
-    readouts = [adapter.tokens.readout_row(rows * columns, dtype, one) for one in given]
+    readouts = [adapter.tokens.readout_row(math.prod(grid), dtype, one) for one in given]
     return [row.to(run.scores.device).expand(len(run.scores), -1) for row in readouts]
 
 
@@ -164,11 +166,11 @@ def _results(
     propagation: RelevancePropagation,
 ) -> list[RuleResult]:
     device, prefix = run.scores.device, adapter.tokens.num_prefix_tokens
-    grid = adapter.layout.grid(*request.inputs.shape[-2:])
     results = []
     for relevance, layers in zip(propagation.maps, propagation.heads, strict=True):
         heads = torch.stack([x.to(device) for x in reversed(layers)], dim=1) if layers else None
         patches = relevance.to(device)
         check_finite(run.scores, (patches, heads), "attention")
-        results.append(RuleResult(patches[:, prefix:].reshape(-1, *grid), heads))
+        maps = adapter.tokens.to_map(patches[:, prefix:], request.inputs.shape)
+        results.append(RuleResult(maps, heads))
     return results

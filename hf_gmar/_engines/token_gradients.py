@@ -31,6 +31,7 @@ from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import TargetSpec
 from hf_gmar._core.threads import thread_hook
+from hf_gmar._core.token_layout import engines_of
 from hf_gmar._engines.lrp import LRPMode
 from hf_gmar.errors import ModelOutputError
 
@@ -65,11 +66,11 @@ def token_attributions(
     """
     check_differentiable(adapter)
     with exclusive_eval(adapter), graph_enabled(), ExitStack() as stack:
-        if lrp is not None:  # the rules are for SDPA
+        if lrp is not None and engines_of(adapter.vision_model):  # the rules are for SDPA
             stack.enter_context(attention_here(adapter.vision_model, "sdpa"))
         scores, entries = _forward(adapter, request, layers, lrp or FrozenWeightsMode())
         targets = [target_spec.resolve(scores) for target_spec in target_specs]
-        grid = check_tokens(adapter, request, entries[0].shape[1])
+        check_tokens(adapter, request, entries[0].shape[1])
         patches, dtype = slice(adapter.tokens.num_prefix_tokens, None), accumulation_dtype(scores)
         maps = []
         # A caller's autocast is for the forward alone, as PyTorch recommends.
@@ -79,7 +80,7 @@ def token_attributions(
                 total: Any = 0
                 for pair in zip(entries, _gradients(score, entries, layers, retain), strict=True):
                     total += token_map(*(part[:, patches].detach().to(dtype) for part in pair))
-                maps.append((total / len(layers)).reshape(-1, *grid))
+                maps.append(adapter.tokens.to_map(total / len(layers), request.inputs.shape))
     check_finite(scores, maps, "product of the tokens")
     return [patch_map.to(scores.device) for patch_map in maps]
 

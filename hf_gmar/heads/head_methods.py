@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from hf_gmar._core.inputs import PixelInputs
+from hf_gmar._core.inputs import PixelInputs, pixels_of
 from hf_gmar._core.model_adapter import ModelLike
 from hf_gmar._core.targets import Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -88,9 +88,10 @@ class HeadMaps(AttentionMethod):
             most 1 over the patches; the rest of the attention is on prefix tokens such as CLS.
         """
         spec = TargetSpec(needs_scores=False)
-        heads, patches = self._of_heads(inputs, spec, additional_forward_args, forward_kwargs)
+        pixels, forward_kwargs = pixels_of(inputs, forward_kwargs)
+        heads = self._of_heads(pixels, spec, additional_forward_args, forward_kwargs)[0]
         rows = heads[..., self.adapter.tokens.num_prefix_tokens :]
-        return rows.reshape(*rows.shape[:3], *patches.shape[1:])
+        return self.adapter.tokens.to_map(rows, pixels.shape)
 
 
 class HeadTaylorImportance(AttentionMethod):

@@ -128,6 +128,11 @@ class AttentionMethod(AttributionMethod):
 
 def _check_engine(engine: str, adapter: ModelAdapter) -> None:
     engines = engines_of(adapter.vision_model)
+    if not engines:
+        raise UnsupportedModelError(
+            f"{type(adapter.vision_model).__name__} has no attention matrix over all tokens, which "
+            "methods on attention need; AttnLRP, InputXGradient and TokenGradCAM explain it"
+        )
     if engine not in engines:
         raise UnsupportedModelError(
             f"{type(adapter.vision_model).__name__} gives no attention maps, which "

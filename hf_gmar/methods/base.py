@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_gmar._core.execution import predict
 from hf_gmar._core.inputs import PixelInputs, checked_request, pixels_of, size_errors, target_list
 from hf_gmar._core.model_adapter import ModelAdapter, ModelLike, model_in
+from hf_gmar._core.patch_maps import spread
 from hf_gmar._core.request import ForwardRequest
 from hf_gmar._core.targets import RecordingTarget, Target, TargetSpec
 from hf_gmar._core.token_layout import ReadoutSpec, TokenLayout
@@ -236,10 +237,10 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
             values = self.attribute_patches(
                 pixels, target, additional_forward_args, contrast, **forward_kwargs
             )
-        rows, columns = values.shape[1:]
-        height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
-        spread = values.repeat_interleave(height, 1).repeat_interleave(width, 2)
-        attribution: Any = spread.unsqueeze(1).expand_as(pixels).to(pixels.dtype).contiguous()
+        layout = self.adapter.layout
+        axes = layout.axes if isinstance(layout, TokenLayout) else (-2, -1)
+        overlap = layout.overlap if isinstance(layout, TokenLayout) else None
+        attribution: Any = spread(values, pixels, axes, overlap)
         result: Inputs = (attribution,) if isinstance(inputs, tuple) else attribution
         return result
 
@@ -398,8 +399,16 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
     def _checked_resolution(self, resolution: Any) -> Resolution:
         layout = self.adapter.layout
+        medium = self.adapter.medium
+        if medium != "images" and (isinstance(resolution, bool) or resolution not in ("patch", 1)):
+            raise OptionError(
+                f"a resolution finer than the patch is for images, and "
+                f"{type(self.adapter.backbone).__name__} takes {medium}; leave it out, got "
+                f"resolution={shown(resolution)}"
+            )
         if isinstance(layout, TokenLayout):
-            return check_resolution(resolution, self.resolutions, layout.patch_size or (1, 1))
+            sides = layout.patch_size or (1, 1)
+            return check_resolution(resolution, self.resolutions, (sides[-2], sides[-1]))
         if resolution in (*self.resolutions, 1) and not isinstance(resolution, bool):
             choice: Resolution = resolution
             return choice

@@ -63,13 +63,13 @@ class RandomAttribution(AttributionMethod):
         for target_spec in target_specs:
             target_spec.resolve(scores)  # raises the errors of other methods
         images = request.inputs.detach()
-        grid = self.adapter.layout.grid(*images.shape[-2:])
+        grid = self.adapter.grid(images)
         maps = torch.stack([_numbers(image, self.seed, grid) for image in images])
         return [maps.to(scores.device, accumulation_dtype(scores), copy=True) for _ in target_specs]
 
 
-def _numbers(image: Tensor, seed: int, grid: tuple[int, int]) -> Tensor:
-    """Uniform numbers (rows, columns), a function of image and seed."""
+def _numbers(image: Tensor, seed: int, grid: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in the map's shape, a function of image and seed."""
     pixels = image.float().cpu().contiguous().numpy().tobytes()
     digest = hashlib.sha256(seed.to_bytes(4, "little") + pixels).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

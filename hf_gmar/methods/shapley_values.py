@@ -125,6 +125,7 @@ class ShapleyValues(AttributionMethod):
         resolution: Resolution = "patch",
     ) -> None:
         super().__init__(model, readout, grid, resolution)
+        self.adapter.check_images("ShapleyValues")
         if groups is None:
             groups = (4, 4) if self.adapter.has_cells else (1, 1)
         check_option("seed", seed, range(2**32))

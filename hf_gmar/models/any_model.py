@@ -58,8 +58,8 @@ def as_loaded(
     checkpoint = _checkpoint_of(module)
     name = checkpoint or type(module).__name__
     processor = processor or _processor_beside(model) or _processor_of(checkpoint)
+    check_takes_images(find_backbone(module))
     if processor is None:
-        check_takes_images(find_backbone(module))
         raise OptionError(
             f"images need the image processor of the model, and none is known for {name}: give "
             "processor=..., or what hf_gmar.load_model returns as the model"

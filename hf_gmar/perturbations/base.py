@@ -116,6 +116,7 @@ class Perturbation(ABC):
             UnsupportedModelError: this perturbation does not apply to the model.
         """
         adapter = ModelAdapter.of(model)
+        adapter.check_images("a perturbation")
         request = checked_request(adapter, pixels, None, dict(forward_kwargs or {}))
         images = len(request.inputs)
         if images != 1:

@@ -185,7 +185,7 @@ MODELS_REFUSED = (
         "text",
         model(lambda: build(BertForSequenceClassification, BertConfig)),
         UnsupportedModelError,
-        ("images only", "BertForSequenceClassification takes text (input_ids)"),
+        ("explains images", "BertForSequenceClassification takes text (input_ids)"),
     ),
     Refused(
         "time series",
@@ -195,7 +195,7 @@ MODELS_REFUSED = (
             )
         ),
         UnsupportedModelError,
-        ("images only", "takes time series (past_values)"),
+        ("explains images", "takes time series (past_values)"),
     ),
     Refused(
         "tokens for objects",
