@@ -32,7 +32,9 @@ from hf_gmar._core.families import (
 )
 from hf_gmar._core.media import check_takes_images
 from hf_gmar._core.model_adapter import ModelAdapter
+from hf_gmar._core.patch_maps import in_input_order
 from hf_gmar._core.token_layout import (
+    TokenLayout,
     counted,
     engines_of,
     family_of,
@@ -83,8 +85,12 @@ def families() -> list[tuple[str, ...]]:
         prefix = family.prefix
         tokens = prefix.text if isinstance(prefix, ByModel) else counted(prefix)
         prompted = {f"{name}, by prompts": pooling for name, pooling in family.prompts.items()}
+        title = family.title
+        if family.medium != "images":
+            title += f": {family.medium}"
+        engines = ", ".join(family.engines) or "methods without attention"
         for name, pooling in {**family.heads, **prompted}.items() or [(_OWN_HEAD, "")]:
-            rows.append((family.title, name, tokens, _pooling(pooling), ", ".join(family.engines)))
+            rows.append((title, name, tokens, _pooling(pooling), engines))
     return sorted(rows, key=lambda row: row[1] == _OWN_HEAD)
 
 
@@ -198,7 +204,8 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
     architecture = next(iter(config.architectures or ()), None)
     facts = {"class": architecture or "not named", "model type": model_type(config)}
     try:
-        check_takes_images(config)
+        if model_type(config) not in FAMILIES:  # those in the table may take videos or sound
+            check_takes_images(config)
         model = _without_weights(config, architecture, trusted)
         prompted = prompted_readout(model)
         adapter = ModelAdapter.of(nn.Sequential(model) if prompted else model, prompted)
@@ -207,6 +214,9 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         return Description(facts, False, one_line(error))
     prompts = ' --prompts "a photo of a dog" "a photo of a cat"' if prompted else ""
     how = f"hf-gmar explain PHOTO --model {shlex.quote(name)}{prompts}"
+    if adapter.medium != "images":
+        method = "GMAR" if engines_of(adapter.vision_model) else "AttnLRP"
+        how = f"In Python: hf_gmar.{method}(model).attribute(inputs), inputs of its processor"
     if (loaded_class := type(model).__name__) != architecture:
         facts["class"] += f", loaded as {loaded_class}"
     return Description({**facts, **details}, True, how)
@@ -253,6 +263,7 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
         readout = own_readout(family, adapter.backbone, vision_model)
     return {
         "family": family.title if family else "registered by you",
+        **({"takes": adapter.medium} if adapter.medium != "images" else {}),
         "prefix tokens": (
             counted(prefix_tokens(family, vision_model))
             if family
@@ -262,12 +273,14 @@ def _facts(adapter: ModelAdapter) -> dict[str, str]:
         "pooling": READOUTS[readout].text if readout else str(adapter.tokens.readout),
         "layers": str(adapter.layers),
         "heads": str(getattr(config, "num_attention_heads", "as in the timm model")),
-        "explained by": ", ".join(engines_of(vision_model)),
+        "explained by": ", ".join(engines_of(vision_model)) or "methods without attention",
         **({"note": family.note} if family and family.note else {}),
     }
 
 
 def _grid(adapter: ModelAdapter) -> str:
+    if adapter.medium != "images":
+        return _media_grid(adapter.medium, adapter.tokens)
     height, width = adapter.tokens.patch_size or (0, 0)
     size = getattr(adapter.vision_model.config, "image_size", None)
     patches = f"patches of {height} x {width} pixels"
@@ -276,3 +289,12 @@ def _grid(adapter: ModelAdapter) -> str:
     pixels = (size, size) if isinstance(size, int) else tuple(size)
     rows, columns = pixels[0] // height, pixels[1] // width
     return f"{rows} x {columns} {patches}, in {pixels[0]} x {pixels[1]}"
+
+
+def _media_grid(medium: str, layout: TokenLayout) -> str:
+    patch = in_input_order(layout.patch_size or (), layout.axes)
+    axes = "frames, height, width" if medium == "videos" else "time, mel bins"
+    text = f"patches of {' x '.join(map(str, patch))} ({axes})"
+    if layout.overlap:
+        text += f", {' and '.join(str(stride) for _, stride in layout.overlap)} apart"
+    return text

@@ -69,6 +69,7 @@ from tests.reference.cases import (
     ModelCase,
     build,
 )
+from tests.reference.media_models import MEDIA
 from tests.reference.models import SIZES
 from tests.reference.parity import near, relative_error, same
 from tests.reference.tolerances import PARITY
@@ -129,11 +130,11 @@ def test_each_is_supported_or_refused_with_a_reason(kind: str, name: str) -> Non
 
 def test_the_tests_have_every_head_of_the_tables() -> None:
     """Each class and each readout of it goes through the tests of parity."""
-    classes = {type(getattr(m, "model", m)).__name__ for m in map(_built, (*MODELS, *MORE_MODELS))}
+    models = [*map(_built, (*MODELS, *MORE_MODELS)), *(case.make("eager") for case in MEDIA)]
+    classes = {type(getattr(model, "model", model)).__name__ for model in models}
     heads = {name for family in FAMILIES.values() for name in (*family.heads, *family.prompts)}
     assert heads - classes == {"TimmWrapperForImageClassification"}  # tests/contract/test_timm.py
-    towers = {oracles.vision_part(_built(case)).config.model_type for case in MORE_MODELS}
-    towers |= {oracles.vision_part(_built(case)).config.model_type for case in MODELS}
+    towers = {oracles.vision_part(model).config.model_type for model in models}
     assert set(FAMILIES) - towers == {"timm_wrapper"}
 
 
@@ -425,7 +426,7 @@ def test_a_config_that_does_not_say_its_layers() -> None:
     ids=str,
 )
 def test_a_layout_that_makes_no_sense(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=r"readout must be|patch_size must be|rest must be"):
+    with pytest.raises(OptionError, match=r"readout must be|patch_size and stride must be|rest must be"):
         TokenLayout(**wrong)
 
 

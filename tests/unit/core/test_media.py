@@ -1,4 +1,4 @@
-"""Models of videos and sound: refused at once, wherever they are given, with the same reason."""
+"""Models that take no images: refused at once, wherever images are needed, with the same reason."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    ASTConfig,
-    ASTForAudioClassification,
     ClapConfig,
     ClapModel,
-    TimesformerConfig,
-    TimesformerForVideoClassification,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
     VideoPrismForVideoClassification,
     VideoPrismVisionConfig,
-    VivitConfig,
-    VivitForVideoClassification,
     VJEPA2Config,
     VJEPA2ForVideoClassification,
     Wav2Vec2Config,
@@ -37,7 +29,8 @@ from hf_gmar import GMAR, RawAttention, TokenLayout, explain, load_model, regist
 from hf_gmar._core.media import check_takes_images
 from hf_gmar.errors import ModelLoadError, UnsupportedModelError
 from hf_gmar.models import sample_image
-from tests.reference.cases import VIT, build
+from tests.reference.cases import VIT
+from tests.reference.media_models import MEDIA, MediaCase
 from tests.support.command import run
 
 TINY: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -104,25 +97,8 @@ def _videoprism() -> Any:
 
 
 MODELS = {
-    "AST": Other(
-        lambda: build(ASTForAudioClassification, ASTConfig, max_length=32, num_mel_bins=16),
-        "sound (input_values)",
-    ),
     "CLAP": Other(_clap, "sound (input_features)"),
-    "TimeSformer": Other(
-        lambda: build(TimesformerForVideoClassification, TimesformerConfig, "eager", num_frames=4),
-        "videos",
-    ),
-    "VideoMAE": Other(
-        lambda: build(VideoMAEForVideoClassification, VideoMAEConfig, num_frames=4), "videos"
-    ),
     "VideoPrism": Other(_videoprism, "videos"),
-    "ViViT": Other(
-        lambda: build(
-            VivitForVideoClassification, VivitConfig, num_frames=4, tubelet_size=[2, 8, 8]
-        ),
-        "videos",
-    ),
     "V-JEPA 2": Other(_vjepa2, "videos"),
     "wav2vec 2": Other(_wav2vec2, "sound (input_values)"),
     "Whisper": Other(_whisper, "sound (input_features)"),
@@ -135,9 +111,11 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_without_images_is_refused_everywhere(name: str, tmp_path: Path) -> None:
     model = MODELS[name].make()
+    medium = MODELS[name].takes
+    explained = {"videos": "VideoMAE, ViViT, TimeSformer", "sound": "AST"}[medium.split()[0]]
     reason = (
-        f"hf_gmar explains images only, and {type(model).__name__} takes {MODELS[name].takes}; "
-        "'hf-gmar models' lists what is supported"
+        f"hf_gmar explains images, and {type(model).__name__} takes {medium}; of these it explains "
+        f"{explained}"
     )
     register_layout(type(model).__name__, TokenLayout(readout=(1.0,), patch_size=(8, 8)))
     for refused in (
@@ -162,6 +140,29 @@ def test_a_model_without_images_is_refused_everywhere(name: str, tmp_path: Path)
     explained = run("explain", sample_image(), "--model", tmp_path)
     assert explained.code == 1
     assert f"can't be explained: {reason}" in explained.error
+
+
+@pytest.mark.parametrize("case", MEDIA, ids=lambda case: case.name)
+def test_what_begins_with_an_image_says_that_methods_explain_it(
+    case: MediaCase, tmp_path: Path
+) -> None:
+    model = case.make("sdpa")
+    takes = "sound" if case.name == "AST" else "videos"
+    reason = f"images are needed here, and {type(model).__name__} takes {takes}; in Python, methods"
+    with pytest.raises(UnsupportedModelError, match=reason):
+        explain(sample_image(), model)
+    model.save_pretrained(tmp_path)
+    for head in (True, None):
+        with pytest.raises(ModelLoadError, match=reason):
+            load_model(tmp_path, head=head)
+    described = run("models", tmp_path)
+    text = " ".join(described.out.split())
+    assert described.code == 0
+    assert f"takes │ {takes}" in text
+    assert ("GMAR" if case.has_attention else "AttnLRP") + "(model).attribute(inputs)" in text
+    explained = run("explain", sample_image(), "--model", tmp_path)
+    assert explained.code == 1
+    assert reason in explained.error
 
 
 def test_models_with_images_and_something_else_are_not_refused() -> None:

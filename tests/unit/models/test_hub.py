@@ -701,7 +701,7 @@ def test_weights_that_are_no_weights_say_where_to_get_them(model: Path, content:
 
 def test_a_text_model_is_no_image_classifier(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ModelLoadError, match="explains images only, and BertModel takes text"):
+    with pytest.raises(ModelLoadError, match="explains images, and BertModel takes text"):
         load_model(str(tmp_path))
 
 
