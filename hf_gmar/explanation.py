@@ -416,6 +416,8 @@ class Explanation:
     @property
     def per(self) -> str:
         """What a value of the drawn map belongs to, such as ``"patch"``."""
+        if self.fine_map is None and self.subject is not None and self.subject.adapter.has_cells:
+            return "cell"
         return METHODS[self.method].per(self.settings.get("resolution", "patch"))
 
     @property
