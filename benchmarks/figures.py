@@ -58,7 +58,7 @@ _POINTS = 6  # a line is stored as so many of its points
 
 def demo() -> Image.Image:
     """Explain the bundled scene, as ``make demo`` does."""
-    methods = ["gmar", "attn-lrp"]
+    methods = ["gmar", "attn-lrp:resolution=pixel"]
     results = explain(sample_image(), "bundled", ["heart", "cross"], method=methods, check=True)
     picture: Image.Image = results.picture()
     picture.info["texts"] = [

@@ -39,6 +39,7 @@ from tests.support.page_browser import MAP, changed, chromium_browser, upload
 from tests.support.uploads import bad, file_of, sent
 
 METHODS = ("gmar", "attn-lrp")
+IN_PYTHON = ("gmar", "attn-lrp:resolution=pixel")
 LIBRARIES = "import captum.attr, gradio, torch; from transformers import AutoModel"
 VISITORS = 20
 UPLOADS = 5
@@ -151,7 +152,7 @@ def _in_browser(address: str, picture: Path | None) -> tuple[float, list[float]]
 
 
 def _one_call() -> float:
-    explainer = Explainer(load_model("bundled"), METHODS)
+    explainer = Explainer(load_model("bundled"), IN_PYTHON)
     return median(seconds_of(lambda: explainer(draw_scene(3).image)) for _ in range(UPLOADS))
 
 
@@ -167,7 +168,7 @@ def _visitors(address: str, count: int = VISITORS) -> tuple[list[float], int]:
 
     with ThreadPoolExecutor(count) as threads:
         answers = list(threads.map(ask, clients, images))
-    explainer = Explainer(load_model("bundled"), METHODS)
+    explainer = Explainer(load_model("bundled"), IN_PYTHON)
     exact = sum(
         _is_exact(outputs, explainer(draw_scene(seed).image))
         for seed, (_, outputs) in enumerate(answers)

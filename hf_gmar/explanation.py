@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._core.cell_layout import window_means
+from hf_gmar._core.cell_layout import drawn_map
 from hf_gmar._core.targets import NO_CLASS
 from hf_gmar._utils.files import absence, archive_of, kind_of, whole_file
 from hf_gmar._utils.names import cut, file_name, slug
@@ -142,11 +142,7 @@ class Explanation:
         Relevance of pixels is averaged over a patch around each pixel, near ones more than others:
         single pixels can't be read, and their mean ranks them better.
         """
-        if self.fine_map is None:
-            return self.patches
-        if self.settings.get("resolution") != "pixel":
-            return self.fine_map
-        return window_means(self.fine_map, (self.patches.shape[0], self.patches.shape[1]))
+        return drawn_map(self.patches, self.fine_map, self.settings.get("resolution", "patch"))
 
     @property
     def title(self) -> str:
@@ -420,6 +416,8 @@ class Explanation:
     @property
     def per(self) -> str:
         """What a value of the drawn map belongs to, such as ``"patch"``."""
+        if self.fine_map is None and self.subject is not None and self.subject.adapter.has_cells:
+            return "cell"
         return METHODS[self.method].per(self.settings.get("resolution", "patch"))
 
     @property

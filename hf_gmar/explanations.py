@@ -96,7 +96,8 @@ class Explanations(list[Explanation]):
             place = list(rows).index(_row(result)), list(columns).index(_column(result))
             check = result.faithfulness
             verdict, texts = ("", []) if check is None else (check.verdict, check.lines)
-            resolution = "" if result.fine_map is None else f"Values are per {result.per}."
+            of = "." if check is None else "; the check is of patches."
+            resolution = "" if result.fine_map is None else f"Values are per {result.per}{of}"
             texts = [*texts, *filter(None, [resolution, result.flatness])]
             cells[place] = Cell(result.drawn_map, result.unit, verdict, tuple(texts))
         for title, error in self.failures.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_gmar._core.cell_layout import window_means
+from hf_gmar._core.cell_layout import drawn_map
 from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
@@ -174,8 +174,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         scores = ScoreKind.of(self.model.config, found.scores).convert(found.scores)
         finest = found.maps if found.fine_maps is None else found.fine_maps
         classes, maps = found.classes.T, finest.transpose(0, 1).float()  # images first
-        grid = found.maps.shape[2], found.maps.shape[3]
-        drawn = window_means(maps, grid) if explain.resolution == "pixel" else maps
+        drawn = drawn_map(found.maps, found.fine_maps, explain.resolution).transpose(0, 1).float()
         scores = scores.gather(1, classes)
         order = scores.argsort(dim=1, descending=True, stable=True)
         places = order[..., None, None].expand_as(maps).to(maps.device)

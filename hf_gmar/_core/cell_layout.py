@@ -97,3 +97,21 @@ def window_means(pixel_values: Tensor, grid: tuple[int, int]) -> Tensor:
             count_include_pad=False,
         )
     return means.reshape(pixel_values.shape)
+
+
+def drawn_map(patches: Tensor, fine_map: Tensor | None, resolution: int | str) -> Tensor:
+    """Return the map of a picture: the finest one, (..., rows, columns) of any number.
+
+    Relevance of pixels is averaged over a patch around each pixel, near ones more than others:
+    single pixels can't be read, and their mean ranks them better.
+
+    Args:
+        patches: relevance of each patch, (..., rows, columns).
+        fine_map: the same at the resolution, if it is finer than the patch.
+        resolution: of the method; ``"pixel"`` for relevance of pixels.
+    """
+    if fine_map is None:
+        return patches
+    if resolution != "pixel":
+        return fine_map
+    return window_means(fine_map, (patches.shape[-2], patches.shape[-1]))

@@ -27,12 +27,9 @@ from hf_gmar.explanations import Explanations
 from hf_gmar.faithfulness import FaithfulnessCheck
 from hf_gmar.heads.head_methods import head_maps
 from hf_gmar.heads.importance import head_importance
-from hf_gmar.methods.registry import METHODS
+from hf_gmar.methods.registry import FIRST_LOOK, METHODS, with_pixels
 from hf_gmar.metrics.patch_ranking import patch_order
 from hf_gmar.models.labels import config_of, labels_of
-
-METHOD_CHOICES = ("gmar", "attn-lrp")
-"""The methods that a page begins with: what the model looks at, and what speaks for the class."""
 
 _PLACE = re.compile(r"\s*(\d{1,6})\s*,\s*(\d{1,6})\s*")
 _STEPS = 20  # numbers of patches on the slider
@@ -57,7 +54,7 @@ class Question:
     prompts: str = ""
     target: str = ""
     contrast: str = ""
-    methods: tuple[str, ...] = METHOD_CHOICES
+    methods: tuple[str, ...] = FIRST_LOOK
 
     def checked(self, limits: Limits) -> Question:
         """Return the question without empty methods and spaces.
@@ -82,7 +79,7 @@ class Question:
             self.prompts,
             self.target.strip(),
             self.contrast.strip(),
-            methods or METHOD_CHOICES[:1],
+            methods or FIRST_LOOK[:1],
         )
 
     @property
@@ -121,7 +118,7 @@ class Answer:
 
 
 def answer(question: Question, models: ModelSet, limits: Limits, job: Job) -> Answer:
-    """Explain an image.
+    """Explain an image, by pixels where a method has them.
 
     Raises:
         HfGmarError: an input is not allowed, or does not fit the model.
@@ -130,7 +127,7 @@ def answer(question: Question, models: ModelSet, limits: Limits, job: Job) -> An
     loaded = models.get(question.model, question.texts, limits)
     image = open_visitors_image(question.image, loaded.channels, limits)
     job.report("Explaining")
-    explainer = Explainer(loaded, question.methods)
+    explainer = Explainer(loaded, with_pixels(question.methods, ModelAdapter.of(loaded.model)))
     results = explainer(image, question.target or None, question.contrast or None)
     return Answer(results, _class_scores(results[0]))
 
@@ -301,5 +298,5 @@ def place_of(text: str) -> tuple[int, int]:
 def allowed_methods(names: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """Return the title and the name of each method, those of the beginning first."""
     known = list(names or METHODS)
-    ordered = [*(name for name in METHOD_CHOICES if name in known), *known]
+    ordered = [*(name for name in FIRST_LOOK if name in known), *known]
     return [(METHODS[name].title, name) for name in dict.fromkeys(ordered)]

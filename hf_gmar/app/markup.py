@@ -62,11 +62,12 @@ def _card(result: Explanation, shown: Image.Image) -> str:
     heatmap = view.project(result.drawn_map, smooth=True)
     picture = overlay_image(shown, heatmap, colours.name, scale=(colours.low, colours.high))
     unseen = " Dark parts are not seen by the model." if result.view.unexplained else ""
-    text = f"The image under the map of {result.method_title} for {result.title}"
+    values = f"{result.unit} per {result.per}"
+    text = f"The image under the map of {result.method_title} for {result.title}: {values}"
     return (
         f'<figure class="gmar-card"><figcaption><strong>{html_text(result.method_title)}</strong>'
         f"<span>{html_text(result.shows + unseen)}</span></figcaption>"
-        f"{_picture(picture, text)}{_bar(colours, result.unit)}"
+        f"{_picture(picture, text)}{_bar(colours, values)}"
         f"{html_line(result.flatness) if result.flatness else ''}</figure>"
     )
 
@@ -78,7 +79,7 @@ def _failure(title: str, error: HfGmarError) -> str:
     )
 
 
-def _bar(colours: ColourScale, unit: str) -> str:
+def _bar(colours: ColourScale, values: str) -> str:
     ramp = np.linspace(colours.low, colours.high, 256, dtype=np.float32)[None]
     strip = Image.blend(Image.new("RGB", (256, 1), "white"), colours.picture(ramp), OPACITY)
     low, high = f"{colours.low:.2g}", f"{colours.high:.2g}"
@@ -86,7 +87,7 @@ def _bar(colours: ColourScale, unit: str) -> str:
         low, high = f"{low} (against)", f"{high} (for)"
     return (
         f'<div class="gmar-bar"><img alt="" src="{_data(_png(strip))}"><span>{low}</span>'
-        f"<span>{html_text(unit)}</span><span>{high}</span></div>"
+        f"<span>{high}</span><span>{html_text(values)}</span></div>"
     )
 
 
@@ -152,13 +153,18 @@ def checks_html(results: Explanations, checks: Sequence[FaithfulnessCheck]) -> s
         verdict = check.verdict.replace(" ", "-")
         parts.append(
             f'<section class="gmar-check gmar-{verdict}"><h3>{html_text(result.method_title)}</h3>'
-            f"{_line(check.sentence)}"
+            f"{_line(check.sentence + _patches_of(result))}"
             f"{html_image(check.figure(stacked=True), _figure_text(check))}"
             f"<details><summary>All numbers</summary>{html_table(check.table())}</details>"
             "</section>"
         )
     link = _download(_report(results, checks))
     return f'<div class="gmar-cards">{"".join(parts)}</div><p class="gmar-downloads">{link}</p>'
+
+
+def _patches_of(result: Explanation) -> str:
+    """Return what a patch has of a map of pixels: it is patches that the model is asked about."""
+    return "" if result.fine_map is None else " A patch has the sum of its pixels."
 
 
 def _figure_text(check: FaithfulnessCheck) -> str:
@@ -213,7 +219,7 @@ def _reveal(item: Reveal) -> str:
     }
     return (
         f'<figure class="gmar-card"><figcaption><strong>{html_text(result.method_title)}</strong>'
-        f"<span>{html_text(enough)}</span></figcaption>"
+        f"<span>{html_text(enough + _patches_of(result))}</span></figcaption>"
         f'<gmar-reveal data-state="{_json(state)}"></gmar-reveal></figure>'
     )
 

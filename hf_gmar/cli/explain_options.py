@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from hf_gmar._utils.precision import Precision
-from hf_gmar.cli.no_class import DEFAULT_METHODS, FromPatch, NoClass, SimilarFile
+from hf_gmar.cli.no_class import FromPatch, NoClass, SimilarFile
 from hf_gmar.cli.options import Inputs, ModelOptions, method_options
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.registry import METHODS, with_options
+from hf_gmar.methods.registry import FIRST_LOOK, METHODS, with_options, with_pixels
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ExplainOptions:
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One or more methods, side by side; default: {' '.join(DEFAULT_METHODS)}. "
-            "'hf-gmar methods' lists them.",
+            help=f"One or more methods, side by side; default: {' '.join(FIRST_LOOK)}, by pixels "
+            "where a method has them. 'hf-gmar methods' lists them.",
             metavar="NAME...",
         ),
     ] = None
@@ -119,8 +119,13 @@ class ExplainOptions:
             head=no_class.head(names),
             has_pictures=has_pictures,
         )
+        from hf_gmar._core.model_adapter import ModelAdapter
         from hf_gmar.explainer import Explainer
 
+        # A named method is as in Python, and the tokens of AttnLRP's lower layers have no pixels.
+        if not (self.method or {"resolution", "layers"} & options.keys()):
+            adapter = ModelAdapter.of(inputs.loaded.model, needs_scores=False)
+            methods = with_pixels(methods, adapter)
         explainer = Explainer(inputs.loaded, methods, precision=self.precision, **options)
         explainer, targets = no_class.asked(explainer, inputs.targets)
         results = explainer.stream(

@@ -14,7 +14,6 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor, nn
 
-from hf_gmar._core.cell_layout import window_means
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.targets import Target
 from hf_gmar._core.token_layout import ReadoutSpec, lack_of_tokens
@@ -80,6 +79,14 @@ class MethodSpec:
         return _name_of(self.method)
 
     @property
+    def resolution(self) -> int | str:
+        """The ``resolution`` of a method of hf_gmar; ``"patch"`` for Captum's."""
+        result: int | str = getattr(self.method, "resolution", "patch")
+        if isinstance(self.method, str):
+            result = {**METHODS.options(self.method), **self.options}.get("resolution", result)
+        return result
+
+    @property
     def title(self) -> str:
         """The name for a reader: the title of the registry's methods, unless the user gave a label.
 
@@ -117,11 +124,12 @@ class MethodMaps(NamedTuple):
 
     Attributes:
         patches: relevance of each patch, (B, rows, columns).
-        drawn: the map of a figure, if the method's resolution is finer than the patch.
+        fine_maps: the same at the method's resolution, (B, rows, columns) of any number, if it is
+            finer than the patch.
     """
 
     patches: Tensor
-    drawn: Tensor | None = None
+    fine_maps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -184,8 +192,7 @@ class AttributionTask:
         result = method.attribute_with_scores(pixels, [self.target], **keywords)
         patches = self._checked(result.maps[0])
         fine: Any = result.fine_maps
-        drawn = window_means(fine[0], self.grid) if method.resolution == "pixel" else fine[0]
-        return MethodMaps(patches, drawn.detach().float().cpu())
+        return MethodMaps(patches, fine[0].detach().float().cpu())
 
     def _build(self, spec: MethodSpec) -> tuple[Any, Mapping[str, Any]]:
         if not isinstance(spec.method, str):

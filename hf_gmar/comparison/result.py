@@ -18,6 +18,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from hf_gmar._core.cell_layout import drawn_map
 from hf_gmar._utils.files import save_arrays, save_text, whole_file
 from hf_gmar._utils.html import html_line, html_table
 from hf_gmar._utils.stats import rank_correlations
@@ -72,8 +73,9 @@ class Comparison:
         contrast_targets: the indices of the contrasts, ``None`` without any.
         subjects: the model with each image.
         checks: for each method, the check of each image, if they were asked for.
-        drawn_maps: the maps of the figure by method label, (B, rows, columns) of any number, of
-            methods whose ``resolution`` is finer than the patch.
+        fine_maps: the maps of methods whose ``resolution`` is finer than the patch, by label:
+            relevance of each cell, (B, rows * k, columns * k), or of each pixel, (B, height,
+            width).
     """
 
     maps: dict[str, Tensor]
@@ -93,7 +95,7 @@ class Comparison:
     contrast_targets: tuple[int | None, ...] = ()
     subjects: tuple[ModelInput, ...] = ()
     checks: Mapping[str, Sequence[FaithfulnessCheck]] = field(default_factory=dict)
-    drawn_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    fine_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Count the images, and name the methods."""
@@ -159,7 +161,7 @@ class Comparison:
         """Draw the first images."""
         from hf_gmar.visualization.grid import GridColumn, grid_figure
 
-        maps, failures = {**self.maps, **self.drawn_maps}, self.failures
+        maps, failures = self._drawn_maps, self.failures
         columns = [
             GridColumn(
                 self.title(label),
@@ -253,7 +255,8 @@ class Comparison:
 
         The archive has ``maps`` (methods, images, rows, columns), ``methods``, ``names``,
         ``targets``, ``labels``, ``settings`` (JSON) and ``version``; ``numpy.load`` reads it
-        without pickle. A missing folder is created.
+        without pickle. ``fine_maps_N`` is the map of method N, from 0, at a ``resolution`` that is
+        finer than the patch. A missing folder is created.
 
         Returns:
             The four files.
@@ -272,6 +275,15 @@ class Comparison:
             for name, write in writers.items():
                 write(stack.enter_context(whole_file(folder / name)))
         return [folder / name for name in writers]
+
+    @property
+    def _drawn_maps(self) -> dict[str, Tensor]:
+        """The maps of the figure by method label, (B, rows, columns) of any number."""
+        resolutions = self.settings.get("resolution", {})
+        return {
+            label: drawn_map(patches, self.fine_maps.get(label), resolutions.get(label, "patch"))
+            for label, patches in self.maps.items()
+        }
 
     @property
     def _cost_columns(self) -> list[tuple[str, str, str, float]]:
@@ -393,6 +405,11 @@ class Comparison:
             labels=self.labels,
             settings=json.dumps(self.settings, default=str),
             version=__version__,
+            **{
+                f"fine_maps_{number}": self.fine_maps[label].numpy()
+                for number, label in enumerate(self.maps)
+                if label in self.fine_maps
+            },
         )
 
     def _cost_text(self, label: str) -> str:

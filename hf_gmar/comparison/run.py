@@ -158,7 +158,7 @@ def compare(  # noqa: PLR0913  # a keyword each
     grid = adapter.layout.grid(*pixels.shape[-2:])
     task = AttributionTask(network, readout, pixels, target, contrast, grid, forward_kwargs)
     maps: dict[str, Tensor] = {}
-    drawn_maps: dict[str, Tensor] = {}
+    fine_maps: dict[str, Tensor] = {}
     costs: dict[str, Cost] = {}
     failures: dict[str, str] = {}
     config = config_of(adapter)
@@ -187,12 +187,13 @@ def compare(  # noqa: PLR0913  # a keyword each
             **({} if precision is None else {"precision": precision}),
             "measured": measure,
             "seed": seed,
+            **_resolutions(specs),
             "keywords": dict(forward_kwargs),
             **({"left_out": left_out} if left_out else {}),
         },
         titles=titles_of(specs),
         contrast_targets=tuple(against),
-        drawn_maps=drawn_maps,
+        fine_maps=fine_maps,
         subjects=tuple(
             ModelInput(adapter, each, forward_kwargs, autocast_dtype(precision))
             for each in pixels.split(1)
@@ -206,7 +207,7 @@ def compare(  # noqa: PLR0913  # a keyword each
             try:
                 found, cost = _run(task, spec, seed, forward if measure else None)
                 maps[spec.name] = found.patches
-                drawn_maps |= {} if found.drawn is None else {spec.name: found.drawn}
+                fine_maps |= {} if found.fine_maps is None else {spec.name: found.fine_maps}
                 costs |= {} if cost is None else {spec.name: cost}
             except Exception as error:  # noqa: BLE001  # of any library; the other methods run
                 failures[spec.name] = reason_of(error)
@@ -217,7 +218,7 @@ def compare(  # noqa: PLR0913  # a keyword each
                     maps=dict(maps),
                     costs=dict(costs),
                     failures=dict(failures),
-                    drawn_maps=dict(drawn_maps),
+                    fine_maps=dict(fine_maps),
                 )
             )
     return result.checked() if check else result
@@ -281,6 +282,12 @@ def _run(
 def _seeded_call(call: Callable[[], MethodMaps], seed: int, device: torch.device) -> MethodMaps:
     with seeded(seed, device):
         return call()
+
+
+def _resolutions(specs: Sequence[MethodSpec]) -> dict[str, Any]:
+    """Return the setting of the resolutions that are finer than the patch, if there are any."""
+    finer = {spec.name: spec.resolution for spec in specs if spec.resolution not in ("patch", 1)}
+    return {"resolution": finer} if finer else {}
 
 
 def _labels(config: PreTrainedConfig, classes: Tensor) -> tuple[str, ...]:

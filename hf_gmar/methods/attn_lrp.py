@@ -107,9 +107,10 @@ class AttnLRP(PixelAttribution):
         self.gamma = check_number("gamma", gamma, 0)
         check_option("layers", layers, get_args(RelevanceLayers))
         if layers != "input" and self.of_pixels:
+            other = "" if self.adapter.has_cells else ', or take resolution="patch"'
             raise OptionError(
                 f"layers={layers!r} reads the tokens of layers, and this map of "
-                f"{type(self.adapter.backbone).__name__} is one of pixels; leave it out"
+                f"{type(self.adapter.backbone).__name__} is one of pixels; leave it out{other}"
             )
         self.layers = layers
 

@@ -50,7 +50,7 @@ class InputXGradient(PixelAttribution):
     shows = "what speaks for the class, and against it"
     source = "Shrikumar et al., 2016, arXiv 1605.01713"
     cost = "forward + backward"
-    unit = "token x gradient"
+    unit = "input x gradient"
     signed = True
 
     def __init__(

@@ -10,6 +10,7 @@ from hf_gmar._utils.registry import Registry
 from hf_gmar.errors import OptionError
 
 if TYPE_CHECKING:  # listing the names does not import PyTorch
+    from hf_gmar._core.model_adapter import ModelAdapter
     from hf_gmar.methods.base import AttributionMethod
 
 METHODS: Registry[AttributionMethod] = Registry(
@@ -31,6 +32,9 @@ METHODS: Registry[AttributionMethod] = Registry(
     positional=1,  # the model
 )
 """Methods by their name on the command line, in the pipeline, ``compare`` and ``evaluate``."""
+
+FIRST_LOOK = ("gmar", "attn-lrp")
+"""The methods of a first look: what the model looks at, and what speaks for the class."""
 
 
 def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
@@ -150,3 +154,30 @@ def with_options(
             label = METHODS.label(*taken[number])
             raise OptionError(f"the method {label} is named twice; name it once")
     return taken
+
+
+def with_pixels(names: Sequence[str], adapter: ModelAdapter) -> list[str]:
+    """Return methods with ``resolution="pixel"`` if they have it and the model has patches.
+
+    Such a map costs one explanation, and shows better where an object is
+    (``python -m benchmarks.sharper``). Cells of a model without patches are small already.
+
+    Args:
+        names: names of methods, without options.
+        adapter: the model.
+
+    Raises:
+        OptionError: there is no such method.
+
+    Example:
+        >>> from hf_gmar import load_model
+        >>> from hf_gmar._core.model_adapter import ModelAdapter
+        >>> with_pixels(["gmar", "attn-lrp"], ModelAdapter.of(load_model("bundled").model))
+        ['gmar', 'attn-lrp:resolution=pixel']
+    """
+    return [
+        f"{name}:resolution=pixel"
+        if "pixel" in METHODS[name].resolutions and not adapter.has_cells
+        else name
+        for name in names
+    ]

@@ -22,6 +22,7 @@ from tests.support import folders
 from tests.support.hostile import HOSTILE
 from tests.support.interpreter import Interpreter, run_python
 from tests.support.page_server import (
+    IN_PYTHON,
     METHODS,
     Server,
     free_port,
@@ -71,11 +72,13 @@ def test_twenty_visitors_at_once_get_what_explain_gives(server: Server) -> None:
             )
         )
     for (seed, target), outputs in zip(asked, answers, strict=True):
-        expected = explain(draw_scene(seed).image, bundled, target or None, method=list(METHODS))
+        expected = explain(draw_scene(seed).image, bundled, target or None, method=IN_PYTHON)
         found = numbers(outputs)
         assert len(found) == len(expected) == 2
         for mine, one in zip(found, expected, strict=True):
             assert np.array_equal(mine["patches"], one.patches.numpy())
+            assert ("fine_map" in mine) == (one.fine_map is not None)
+            assert one.fine_map is None or np.array_equal(mine["fine_map"], one.fine_map.numpy())
             assert float(mine["score"]) == one.score
             assert int(mine["target"]) == one.target
 

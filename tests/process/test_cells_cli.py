@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -130,6 +131,17 @@ def test_compare_shows_the_methods_that_apply(
     done = run(*words, "--methods", "gmar", "random")
     assert done.code == 0  # as for any method that fails
     assert "GMAR failed: attention rollout does not apply to Swin" in done.out
+
+
+def test_explain_draws_cells(images: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    """Not pixels, as of a model with patches."""
+    done = run("explain", images / "a.png", "--model", models["resnet"], "--output", tmp_path)
+    assert done.code == 0, done.err
+    (archive,) = tmp_path.glob("*.npz")
+    with np.load(archive) as stored:
+        assert "fine_map" not in stored
+        assert stored["patches"].shape == (32, 32)
+        assert json.loads(str(stored["settings"]))["resolution"] == "patch"
 
 
 @pytest.mark.usefixtures("few_dots")

@@ -23,7 +23,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from hf_gmar import GMAR, AttentionRollout, GradSAM, __version__
+from hf_gmar import GMAR, AttentionRollout, AttnLRP, GradSAM, __version__
 from hf_gmar.cli import app
 from hf_gmar.explainer import Explainer
 from hf_gmar.methods import METHODS
@@ -124,6 +124,44 @@ def test_the_archive_holds_what_python_gives(
     }  # fmt: skip
 
 
+FIRST_LOOK: list[tuple[list[str], tuple[int, ...] | None, tuple[int, ...] | None]] = [
+    ([], None, (96, 96)),
+    (["--alpha", "0.5"], None, (96, 96)),
+    (["--option", "resolution=patch"], None, None),
+    (["--option", "resolution=3"], (24, 24), (24, 24)),
+    (["--option", "layers=lower"], None, None),
+    (["--method", "gmar", "attn-lrp"], None, None),
+]
+
+
+@pytest.mark.parametrize(("words", "gmar", "lrp"), FIRST_LOOK, ids=str)
+def test_a_first_look_is_by_pixels(run: Run, words: list[str], gmar: Any, lrp: Any) -> None:
+    """Of AttnLRP alone, unless options or methods say otherwise."""
+    done = run("--target", "3", "--no-check", *words)
+    assert done.code == 0, done.err
+    shapes = {}
+    for archive in done.folder.glob("*.npz"):
+        with np.load(archive) as stored:
+            settings = json.loads(str(stored["settings"]))
+            fine = stored["fine_map"].shape if "fine_map" in stored else None
+            shapes[settings["method"]] = fine
+            assert stored["patches"].shape == (8, 8)
+    assert shapes == {"gmar": gmar, "attn-lrp": lrp}
+    assert ("AttnLRP (resolution pixel)" in done.out) == (lrp == (96, 96))
+
+
+def test_pixels_of_a_first_look_are_those_of_python(
+    run: Run, bundled: LoadedModel, scene: Image.Image
+) -> None:
+    (archive,) = run("--target", "3", "--no-check").folder.glob("*attn-lrp*.npz")
+    pixels = bundled.processor(images=scene, return_tensors="pt").pixel_values
+    expected = AttnLRP(bundled.model, resolution="pixel").attribute(pixels, target=3)[0].sum(0)
+    with np.load(archive) as stored:
+        assert np.allclose(stored["fine_map"], expected, atol=1e-7)
+        sums = expected.unflatten(1, (8, 12)).unflatten(0, (8, 12)).sum((1, 3))
+        assert np.allclose(stored["patches"], sums, atol=1e-6)
+
+
 def test_a_method_with_its_options(run: Run, bundled: LoadedModel, scene: Image.Image) -> None:
     options = "--option", "head_fusion=max", "--option", "discard_ratio=0.5", "--alpha", "0.5"
     done = run("--method", "attention-rollout", *options, "--target", "3")
@@ -161,7 +199,8 @@ def test_the_methods_are_listed() -> None:
 def test_engines_give_the_same(run: Run, tmp_path: Path) -> None:
     maps = []
     for engine in ("streaming", "dense"):
-        done = run("--engine", engine, "--target", "3", output=tmp_path / engine)
+        words = "--method", "gmar", "--engine", engine, "--target", "3"
+        done = run(*words, output=tmp_path / engine)
         with np.load(next(done.folder.glob("*.npz"))) as stored:
             assert json.loads(str(stored["settings"]))["engine"] == engine
             maps.append(stored["patches"])
@@ -185,7 +224,7 @@ def test_the_attention_is_what_the_model_is_loaded_with(run: Run, tmp_path: Path
 def test_the_dtype_is_what_the_model_is_loaded_in(run: Run, tmp_path: Path) -> None:
     shares = []
     for dtype in ("float32", "bfloat16"):
-        done = run("--dtype", dtype, "--target", "3", output=tmp_path / dtype)
+        done = run("--dtype", dtype, "--target", "3", "--method", "gmar", output=tmp_path / dtype)
         with np.load(next(done.folder.glob("*.npz"))) as stored, Image.open(sample_image()) as file:
             image = file.convert("RGB")
             wanted = Explainer(load_model(dtype=dtype))(image, target=3)

@@ -24,6 +24,7 @@ tempfile.tempdir = os.environ["TEMPORARY"]  # this process knows another one alr
 from hf_gmar.cli import app
 """
 METHODS = ("gmar", "attn-lrp")
+IN_PYTHON = ("gmar", "attn-lrp:resolution=pixel")  # the same maps
 
 
 def free_port() -> int:

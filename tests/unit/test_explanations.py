@@ -249,7 +249,8 @@ def test_a_method_that_fails_on_the_command_line(
     when_built(monkeypatch)
     done = run("explain", *words, "--output", tmp_path)
     assert done.code == code
-    assert "AttnLRP failed: it has an unknown activation" in done.out
+    title = "AttnLRP" if words else "AttnLRP (resolution pixel)"
+    assert f"{title} failed: it has an unknown activation" in done.out
     assert "better" in done.out
     assert len(list(tmp_path.glob("*.npz"))) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,16 @@ import pytest
 import torch
 import transformers
 
-from hf_gmar import Comparison, Explainer, LogitsModel, compare, quantus_explain, save_report
+from hf_gmar import (
+    GMAR,
+    AttnLRP,
+    Comparison,
+    Explainer,
+    LogitsModel,
+    compare,
+    quantus_explain,
+    save_report,
+)
 from hf_gmar._core.cell_layout import window_means
 from hf_gmar.data import draw_scene
 from hf_gmar.explanation import Explanation
@@ -149,7 +159,7 @@ def test_a_comparison_draws_the_finer_maps(tiny: LoadedModel) -> None:
     specs = ["gmar", "gmar:resolution=2", "attn-lrp:resolution=pixel"]
     result = compare(tiny, [image], specs, 3, measure=False, finished=seen.append)
     names = ["gmar (resolution=2)", "attn-lrp (resolution=pixel)"]
-    assert [list(part.drawn_maps) for part in seen] == [[], names[:1], names]
+    assert [list(part.fine_maps) for part in seen] == [[], names[:1], names]
     figure = result.figure()
     shown = [axes.images[-1].get_array() for axes in figure.axes if len(axes.images) == 2]
     expected = [
@@ -160,6 +170,32 @@ def test_a_comparison_draws_the_finer_maps(tiny: LoadedModel) -> None:
         scaled = each.drawn_map / each.drawn_map.abs().max()
         assert np.allclose(np.asarray(array), scaled, atol=1e-5)
         assert torch.allclose(patches[0], each.patches, atol=1e-6)
+
+
+def test_a_comparison_keeps_the_finer_maps(tiny: LoadedModel, tmp_path: Path) -> None:
+    """In its archive, too, by the place of the method; relevance of pixels is not averaged."""
+    images = [draw_scene(seed).image for seed in (3, 4)]
+    fine: Any = AttnLRP(tiny.model, resolution="pixel")
+    specs: Any = {"gmar": "gmar", "2": "gmar:resolution=2", "mine": fine}
+    result = compare(tiny, images, specs, 3, measure=False)
+    pixels = torch.cat([tiny.pixels(image) for image in images])
+    expected = {
+        "2": GMAR(tiny.model, resolution=2).attribute_with_scores(pixels, [3]),
+        "mine": fine.attribute_with_scores(pixels, [3]),
+    }
+    with np.load(result.save_maps(tmp_path)) as stored:
+        assert [name for name in stored.files if "fine" in name] == ["fine_maps_1", "fine_maps_2"]
+        for number, label in enumerate(stored["methods"].tolist()):
+            if label not in expected:
+                continue
+            theirs: Any = expected[label].fine_maps
+            assert np.allclose(stored[f"fine_maps_{number}"], theirs[0], atol=1e-6)
+            assert np.allclose(stored["maps"][number], expected[label].maps[0], atol=1e-6)
+            assert torch.equal(
+                torch.from_numpy(stored[f"fine_maps_{number}"]), result.fine_maps[label]
+            )
+        settings = json.loads(str(stored["settings"]))
+    assert settings["resolution"] == {"2": 2, "mine": "pixel"}
 
 
 def test_quantus_gets_the_finer_maps(tiny: LoadedModel) -> None:

@@ -34,6 +34,7 @@ from tests.support.hostile import HOSTILE, MARKUP
 from tests.support.uploads import file_of, sent
 
 LIMITS = Limits()
+IN_PYTHON = ("gmar", "attn-lrp:resolution=pixel")
 WIDE = draw_scene(7).image.resize((150, 96))
 
 
@@ -59,11 +60,10 @@ def test_maps_are_those_of_explain(
 ) -> None:
     question = Question(sent(file_of(WIDE)), "bundled", "", target, contrast)
     found = answers.answer(question, models, LIMITS, job()).results
-    expected = explain(
-        WIDE, bundled, target.strip() or None, contrast or None, list(answers.METHOD_CHOICES)
-    )
+    expected = explain(WIDE, bundled, target.strip() or None, contrast or None, method=IN_PYTHON)
     for mine, one in zip(found, expected, strict=True):
         assert torch.equal(mine.patches, one.patches)
+        assert torch.equal(mine.drawn_map, one.drawn_map)
         assert (mine.target, mine.contrast_target, mine.score) == (
             one.target, one.contrast_target, one.score,
         )  # fmt: skip
@@ -109,7 +109,7 @@ def test_methods_are_each_asked_once(models: ModelSet) -> None:
 
 def test_all_methods_are_offered_the_first_ones_first() -> None:
     names = [name for _, name in answers.allowed_methods()]
-    assert names[:2] == list(answers.METHOD_CHOICES)
+    assert names[:2] == ["gmar", "attn-lrp"]
     assert set(names) == set(METHODS)
 
 
@@ -190,8 +190,11 @@ def test_answers_on_a_model_without_a_grid_of_tokens(tmp_path: Path) -> None:
     explained = explain(draw_scene(18).image, models.get(name, (), LIMITS), method="attn-lrp")
     assert torch.equal(result.patches, explained.patches)
     assert result.patches.shape == (32, 32)
+    assert result.fine_map is None
     assert why in str(answer.results.failures["GMAR"])
-    assert why in markup.explanation_html(question, answer)
+    page = markup.explanation_html(question, answer)
+    assert why in page
+    assert page.count("relevance per cell") == 2  # below the picture, and in its description
     assert answer.classes[0].index == result.target
     (check,) = answers.check(answer, job())
     assert check == explained.check()
@@ -271,6 +274,53 @@ def test_downloads_are_the_files_of_a_saved_explanation(heart: Answer, tmp_path:
             assert all(np.array_equal(mine[name], saved[name]) for name in saved.files)
         (tmp_path / "loaded.npz").write_bytes(content)
         assert torch.equal(Explanation.load(tmp_path / "loaded").patches, result.patches)
+
+
+@pytest.mark.parametrize("name", ["attn-lrp", "input-x-gradient"])
+def test_a_method_of_pixels_is_drawn_by_pixels(
+    models: ModelSet, bundled: LoadedModel, name: str
+) -> None:
+    """The picture is that of the explanation, within the errors of a JPEG; patches differ."""
+    question = Question(sent(file_of(WIDE)), "bundled", methods=(name, "gmar"))
+    answer = answers.answer(question, models, LIMITS, job())
+    page = markup.explanation_html(question, answer)
+    image, of_patches = Parts(page).named("img")[::2]
+    bar, _ = re.findall(r"<span>([^<]+ per [^<]+)</span>", page)
+    assert bar == f"{METHODS[name].unit} per pixel, mean of a patch around each"
+    assert image["alt"].endswith(f": {bar}")
+    assert of_patches["alt"].endswith(": share of relevance per patch")
+    shown = np.asarray(picture_of(image), int)
+    fine, coarse = (
+        explain(WIDE, bundled, method=f"{name}:resolution={resolution}")
+        for resolution in ("pixel", "patch")
+    )
+    errors = []
+    for result in (fine, coarse):
+        size = shown.shape[:2]
+        larger = replace(result, image=WIDE.resize(size[::-1]), view=result.view.scaled(*size))
+        errors.append(np.abs(np.asarray(larger.overlay(), int) - shown).mean())
+    assert errors[0] < 2
+    assert errors[1] > 3 * errors[0]
+
+
+def picture_of(image: dict[str, str]) -> Image.Image:
+    """The picture of an element."""
+    return Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
+
+
+def test_further_answers_say_what_a_patch_has(heart: Answer) -> None:
+    """The model is asked about patches, of maps of pixels, too."""
+    text = "A patch has the sum of its pixels."
+    gmar, lrp = heart.results
+    assert lrp.fine_map is not None
+    sums = lrp.fine_map.unflatten(1, (8, 12)).unflatten(0, (8, 12)).sum((1, 3))
+    assert torch.allclose(lrp.patches, sums, atol=1e-6)
+    for page in (
+        markup.checks_html(heart.results, answers.check(heart, job())),
+        markup.reveals_html(answers.reveal(heart, job())),
+    ):
+        assert page.count(text) == 1
+        assert page.index(text) > page.index(lrp.method_title) > page.index(gmar.method_title)
 
 
 def test_an_answer_writes_no_file(heart: Answer) -> None:
