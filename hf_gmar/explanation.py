@@ -36,7 +36,7 @@ from hf_gmar.faithfulness import (
     check_maps,
     sufficient_set,
 )
-from hf_gmar.methods.registry import METHODS, method_title
+from hf_gmar.methods.registry import METHODS, PIXELS, method_title
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.models.score_kind import ScoreKind
 
@@ -358,7 +358,7 @@ class Explanation:
         method, options = self.method, ""
         for name, default in METHODS.options(method).items():
             if (value := self.settings.get(name, default)) != default:
-                options += f"-{name}={value}"
+                options += "-pixels" if (name, value) == PIXELS else f"-{name}={value}"
         return f"{method}{options}" if options or method != "gmar" else ""
 
     @property

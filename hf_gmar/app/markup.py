@@ -117,7 +117,7 @@ def downloads(results: Explanations) -> Iterable[Download]:
     name = results.file_name("image") if len(results) > 1 else results[0].file_name("image")
     yield Download("Download the picture (PNG)", f"{name}.png", "image/png", picture)
     for result in results:
-        title = f"Download the numbers of {result.method_title} (for NumPy)"
+        title = f"Download the numbers of {result.method_title} for NumPy"
         stem = result.file_name("image")
         yield Download(title, f"{stem}.npz", "application/octet-stream", result.archive())
 

@@ -37,6 +37,10 @@ FIRST_LOOK = ("gmar", "attn-lrp")
 """The methods of a first look: what the model looks at, and what speaks for the class."""
 
 
+PIXELS = ("resolution", "pixel")
+"""The option of a map of pixels; titles and names of files call it "pixels"."""
+
+
 def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """Return a method's title with the options that differ from their defaults.
 
@@ -52,10 +56,12 @@ def method_title(name: str, settings: Mapping[str, Any] | None = None) -> str:
     Example:
         >>> method_title("gmar", {"norm": "l2", "alpha": 1.0, "model": "bundled"})
         'GMAR (norm l2)'
+        >>> method_title("attn-lrp", {"resolution": "pixel"})
+        'AttnLRP (pixels)'
     """
     settings = settings or {}
     changed = [
-        f"{option} {settings[option]}"
+        "pixels" if (option, settings[option]) == PIXELS else f"{option} {settings[option]}"
         for option, default in METHODS.options(name).items()
         if option in settings and settings[option] != default and option != "readout"
     ]

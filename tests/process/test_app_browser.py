@@ -87,7 +87,7 @@ def test_class_contrast_method_and_upload_change_the_map(page: Any, server: Serv
     before = changed(page, before)
     assert page.locator(".gmar-card strong").first.inner_text() == "LeGrad"
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download the numbers of LeGrad (for NumPy)").click()
+        page.get_by_role("link", name="Download the numbers of LeGrad for NumPy").click()
     assert download.value.suggested_filename == "image.4-cross-not-6-heart.legrad.npz"
     upload(page, "mine.png", file_of(draw_scene(3).image))
     assert changed(page, before) != before
@@ -211,7 +211,7 @@ def test_two_visitors_at_once_each_get_their_own_map(chromium: Any, server: Serv
         for page, seed, source in zip((one, other), seeds, before, strict=True):
             changed(page, source)
             link = page.get_by_role(
-                "link", name="Download the numbers of GMAR (for NumPy)"
+                "link", name="Download the numbers of GMAR for NumPy"
             ).get_attribute("href")
             found = np.load(io.BytesIO(base64.b64decode(link.partition(",")[2])))
             expected = explain(draw_scene(seed).image, bundled, method=IN_PYTHON)[0]

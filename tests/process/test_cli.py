@@ -147,7 +147,7 @@ def test_a_first_look_is_by_pixels(run: Run, words: list[str], gmar: Any, lrp: A
             shapes[settings["method"]] = fine
             assert stored["patches"].shape == (8, 8)
     assert shapes == {"gmar": gmar, "attn-lrp": lrp}
-    assert ("AttnLRP (resolution pixel)" in done.out) == (lrp == (96, 96))
+    assert ("AttnLRP (pixels)" in done.out) == (lrp == (96, 96))
 
 
 def test_pixels_of_a_first_look_are_those_of_python(

@@ -249,7 +249,7 @@ def test_a_method_that_fails_on_the_command_line(
     when_built(monkeypatch)
     done = run("explain", *words, "--output", tmp_path)
     assert done.code == code
-    title = "AttnLRP" if words else "AttnLRP (resolution pixel)"
+    title = "AttnLRP" if words else "AttnLRP (pixels)"
     assert f"{title} failed: it has an unknown activation" in done.out
     assert "better" in done.out
     assert len(list(tmp_path.glob("*.npz"))) == 1

@@ -203,8 +203,8 @@ NOT_EXPLAINED: dict[str, tuple[PreTrainedConfig, str | None, str]] = {
     "headless": (DINOv3ViTConfig(), "DINOv3ViTModel", "with a head of your own"),
     "a body": (ViTConfig(), "ViTModel", "ViTForImageClassification"),
     "a tower": (CLIPVisionConfig(), "CLIPVisionModel", "CLIPForImageClassification"),
-    "text": (BertConfig(), "BertForMaskedLM", "hf_gmar explains images, and BertForMaskedLM takes text"),
-    "text, no class": (BertConfig(), None, "hf_gmar explains images, and BertModel takes text (input_ids)"),
+    "text": (BertConfig(), "BertForMaskedLM", "explains images, and BertForMaskedLM takes text"),
+    "text, no class": (BertConfig(), None, "explains images, and BertModel takes text (input_ids)"),
     "a config that can't be": (
         ViTConfig(hidden_act="zorro"), "ViTForImageClassification", "KeyError: 'zorro'",
     ),

@@ -426,7 +426,9 @@ def test_a_config_that_does_not_say_its_layers() -> None:
     ids=str,
 )
 def test_a_layout_that_makes_no_sense(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=r"readout must be|patch_size and stride must be|rest must be"):
+    with pytest.raises(
+        OptionError, match=r"readout must be|patch_size and stride must be|rest must be"
+    ):
         TokenLayout(**wrong)
 
 

@@ -112,10 +112,10 @@ MODELS = {
 def test_a_model_without_images_is_refused_everywhere(name: str, tmp_path: Path) -> None:
     model = MODELS[name].make()
     medium = MODELS[name].takes
-    explained = {"videos": "VideoMAE, ViViT, TimeSformer", "sound": "AST"}[medium.split()[0]]
+    others = {"videos": "VideoMAE, ViViT, TimeSformer", "sound": "AST"}[medium.split()[0]]
     reason = (
         f"hf_gmar explains images, and {type(model).__name__} takes {medium}; of these it explains "
-        f"{explained}"
+        f"{others}"
     )
     register_layout(type(model).__name__, TokenLayout(readout=(1.0,), patch_size=(8, 8)))
     for refused in (
