@@ -108,7 +108,8 @@ def test_only_the_finer_map_is_drawn(name: str, result: Explanation) -> None:
 
 def test_saved_and_loaded(result: Explanation, tmp_path: Path) -> None:
     (picture, archive) = result.save(tmp_path / result.file_name("a"))
-    assert f"resolution={result.settings['resolution']}" in picture.name
+    resolution = result.settings["resolution"]
+    assert ("pixels" if resolution == "pixel" else f"resolution={resolution}") in picture.name
     again = Explanation.load(archive)
     assert torch.equal(again.patches, result.patches)
     assert again.fine_map is not None
