@@ -255,6 +255,16 @@ FAMILIES: dict[str, Family] = {
         note="through Transformers' wrapper; gives no attention maps, so streaming alone",
         embedding=ByModel("what the timm model pools", _timm_readout),
     ),
+    "siglip_vision_model": Family(
+        "SigLIP, SigLIP 2 of fixed resolution",
+        (),
+        {"SiglipForImageClassification": "patches"},
+        {"SiglipModel": "pooling"},
+        embedding=ByModel(
+            "attention of the pooling head, or mean of the patches without one",
+            lambda vision_model: "pooling" if vision_model.use_head else "patches",
+        ),
+    ),
     "videomae": Family(
         "VideoMAE",
         (),
@@ -295,16 +305,6 @@ FAMILIES: dict[str, Family] = {
         medium="sound",
         axes=(-1, -2),
         stride=_spectrogram("stride"),
-    ),
-    "siglip_vision_model": Family(
-        "SigLIP, SigLIP 2 of fixed resolution",
-        (),
-        {"SiglipForImageClassification": "patches"},
-        {"SiglipModel": "pooling"},
-        embedding=ByModel(
-            "attention of the pooling head, or mean of the patches without one",
-            lambda vision_model: "pooling" if vision_model.use_head else "patches",
-        ),
     ),
 }
 """Families by the ``model_type`` of the vision tower's config."""
