@@ -234,6 +234,7 @@ def main(
     text = report(loaded, Scenes.of(loaded, drawn))
     typer.echo(text)
     if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
         with whole_file(output / "prompts.md") as part:
             part.write_text(text, encoding="utf-8")
 
