@@ -191,7 +191,7 @@ def test_maps_of_videos_and_of_sound_are_measured_and_drawn(tmp_path: Path) -> N
         random, even = shares[model, "Random"], shares[model, "spread evenly"]
         assert random == pytest.approx(even, abs=0.05)  # random relevance knows no event
         assert all(0.02 < share < 0.4 for share in even)
-    assert "of 12 new clips" in summary
+    assert summary.count("% of 12 events") == 2
     for picture in ("film_strip.png", "spectrogram.png"):
         with Image.open(tmp_path / picture) as image:
             assert image.width > 900
@@ -201,11 +201,19 @@ def _percent(cell: str) -> float:
     return float(cell.partition("%")[0]) / 100
 
 
-def test_the_event_of_a_clip_or_spectrogram_touches_the_patches_that_are_measured(
+def test_the_event_of_a_clip_or_spectrogram_is_where_it_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     names = runpy.run_path(str(EXAMPLES / "videos_and_sound.py"))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moving, sounding = names["draw_clip"](rng), names["draw_spectrogram"](rng)
+        assert np.array_equal((moving.values != moving.without).any(1), moving.event)
+        assert np.array_equal(sounding.values != sounding.without, sounding.event)
+        for sample in (moving, sounding):
+            assert bool(sample.label) == bool(sample.event.any())
+            assert not (sample.event & sample.other).any()
     clip, spectrogram = np.zeros((8, 48, 48), dtype=bool), np.zeros((64, 32), dtype=bool)
     clip[5, 47, 8] = spectrogram[13, 5] = True
     assert names["touched"]([clip]).nonzero().tolist() == [[0, 2, 5, 1]]
