@@ -50,6 +50,7 @@ from hf_gmar.visualization import save_figure
 ROOT = Path(__file__).parents[1]
 CONTENTS = ROOT / "docs" / "images" / "figures.json"
 ABLATION = ROOT / "benchmarks" / "results" / "head_ablation.npz"
+VIDEOS_AND_SOUND = ROOT / "benchmarks" / "results" / "videos_and_sound.npz"
 RESULTS = ("photos", "scenes")
 SEEDS = (18, 3, 7)  # of the scenes of the comparison
 _CELLS = 4  # an array is stored as means of so many rows and columns
@@ -135,6 +136,21 @@ def measure_head_ablation() -> None:
     )
 
 
+def film_strip() -> Image.Image:
+    """Draw the clip of the example ``videos_and_sound.py`` from its stored maps."""
+    with np.load(VIDEOS_AND_SOUND) as stored:
+        picture: Image.Image = _example("videos_and_sound")["clip_picture"](stored)
+        picture.info["texts"] = [str(stored["clip"])]
+    return picture
+
+
+def spectrogram() -> Figure:
+    """Draw the spectrogram of the example ``videos_and_sound.py`` from its stored map."""
+    with np.load(VIDEOS_AND_SOUND) as stored:
+        figure: Figure = _example("videos_and_sound")["sound_figure"](stored)
+    return figure
+
+
 def growth() -> Figure:
     """Draw the growth of time and memory from the benchmark's committed output."""
     text = (ROOT / "benchmarks" / "results" / "engine.json").read_text(encoding="utf-8")
@@ -195,6 +211,8 @@ FIGURES: dict[str, Callable[[], Figure | Image.Image]] = {
     "docs/images/heads_of_a_class.png": heads_of_a_class,
     "docs/images/head_maps.png": head_maps,
     "docs/images/head_ablation.png": head_ablation,
+    "docs/images/film_strip.png": film_strip,
+    "docs/images/spectrogram.png": spectrogram,
     "benchmarks/results/growth.png": growth,
     **DRAWINGS,
     **CAPTUM_TOOLS,

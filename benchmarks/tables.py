@@ -85,6 +85,11 @@ def sharper_photos() -> str:
     return RESULTS.with_name("sharper_photos.md").read_text(encoding="utf-8")
 
 
+def videos_and_sound() -> str:
+    """Return the committed table of the example."""
+    return RESULTS.with_name("videos_and_sound.md").read_text(encoding="utf-8")
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -104,6 +109,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "refusals": refusals,
     "sharper": sharper,
     "sharper_photos": sharper_photos,
+    "videos_and_sound": videos_and_sound,
 }
 """The content between ``<!-- table: NAME -->`` and ``<!-- /table -->``, by NAME."""
 
@@ -112,6 +118,7 @@ PAGES: dict[Path, tuple[str, ...]] = {
     ROOT / "docs" / "engines.md": ("benchmark",),
     ROOT / "docs" / "guides" / "large-images.md": ("sharper", "sharper_photos"),
     ROOT / "docs" / "guides" / "prompts.md": ("prompts",),
+    ROOT / "docs" / "guides" / "videos.md": ("videos_and_sound",),
     ROOT / "docs" / "methods.md": ("methods",),
     ROOT / "docs" / "metrics.md": ("metrics", "metric_limits"),
     ROOT / "docs" / "models.md": ("families", "cells", "classes", "refusals"),

@@ -1,4 +1,4 @@
-"""Figures: overlays, grids of methods, and figures of attention heads."""
+"""Figures: overlays, grids of methods, figures of attention heads, of videos and of sound."""
 
 import lazy_loader as lazy
 

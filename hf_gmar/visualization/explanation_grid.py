@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from hf_gmar.models.image_view import ImageView
 from hf_gmar.visualization.check_figure import VERDICT_COLOURS
 from hf_gmar.visualization.overlay import (
-    OPACITY,
     THIN,
-    ColourScale,
     Scale,
     colour_scale,
     overlay_image,
 )
-from hf_gmar.visualization.picture import GREY, Canvas, dots, enlarged
+from hf_gmar.visualization.picture import (
+    BAR,
+    GREY,
+    Canvas,
+    dots,
+    draw_horizontal_bar,
+    enlarged,
+)
 from hf_gmar.visualization.text import wrapped
 
 # Inches.
@@ -27,7 +31,6 @@ _MARGIN = 0.2
 _GAP = 0.3  # between columns
 _LEAST = 2.3  # width of a column: the text below a map must fit
 _LINE = 0.165  # height of a line of 9 points
-_BAR = 0.1  # height of a colour bar
 _LEAST_BAR = 0.9  # its width: the numbers below must fit
 _TITLE = 0.3  # above the images of a row
 
@@ -170,7 +173,7 @@ class _Layout:
         titles = [wrapped(title, room, 12, 2) for title in rows]
         below = max((len(_lines(cell, column)) for cell in cells.values()), default=0)
         tall = max((title.count("\n") + 1 for title in titles), default=1)
-        band = _TITLE * tall + height + 0.1 + _BAR + 0.2 + _LINE * below + 0.2
+        band = _TITLE * tall + height + 0.1 + BAR + 0.2 + _LINE * below + 0.2
         caption = wrapped(caption, across - 2 * _MARGIN, 9, 4)
         head = _MARGIN + 0.3 + _LINE * max(len(heading) - 1 for heading in headings)
         foot = 0.15 + _LINE * (caption.count("\n") + 1)
@@ -230,26 +233,8 @@ def _draw_cell(
         canvas.image.paste(overlay, canvas.place(left, top))
         bar = max(layout.width, _LEAST_BAR)
         start = corner[0] + (layout.column - bar) / 2
-        _draw_bar(canvas, colours, cell.unit, (start, below), bar)
+        draw_horizontal_bar(canvas, colours, cell.unit, (start, below), bar)
     for number, (line, is_verdict) in enumerate(_lines(cell, layout.column)):
         colour = VERDICT_COLOURS[cell.verdict] if is_verdict else "black"
-        lower = below - _BAR - 0.24 - number * _LINE
+        lower = below - BAR - 0.24 - number * _LINE
         canvas.text(line, corner[0], lower, 9, "la", colour, is_verdict)
-
-
-def _draw_bar(
-    canvas: Canvas, colours: ColourScale, unit: str, corner: tuple[float, float], width: float
-) -> None:
-    """Draw the colours of a map with the values at their ends."""
-    left, top = corner
-    start, end = canvas.place(left, top), canvas.place(left + width, top - _BAR)
-    ramp = np.linspace(colours.low, colours.high, end[0] - start[0], dtype=np.float32)[None]
-    strip = colours.picture(np.repeat(ramp, end[1] - start[1], axis=0))
-    paper = Image.new("RGB", strip.size, "white")
-    canvas.image.paste(Image.blend(paper, strip, OPACITY), start)
-    ImageDraw.Draw(canvas.image).rectangle((*start, *end), outline="black")
-    text = top - _BAR - 0.04
-    canvas.text(f"{colours.low:.2g}", left, text, 8, "la", GREY)
-    canvas.text(f"{colours.high:.2g}", left + width, text, 8, "ra", GREY)
-    meaning = wrapped(" ".join(unit.split()), width - 1, 8, 1)
-    canvas.text(meaning, left + width / 2, text, 8, "ma", GREY)

@@ -24,10 +24,12 @@ from hf_gmar.visualization.overlay import (
     layout_of,
     overlay_image,
 )
+from hf_gmar.visualization.text import wrapped
 
 DOTS = 120  # per inch: a photo of 500 pixels is not enlarged, and a PNG is written quickly
 
 GREY = (89, 89, 89)
+BAR = 0.1  # inches: height of a horizontal colour bar
 _Box = tuple[float, float, float, float]
 
 
@@ -178,6 +180,38 @@ def _draw_bar(canvas: Canvas, layout: Layout, colours: ColourScale) -> None:
         canvas.text(text, layout.bar + 0.16 + 0.07, inch, 9, "lm")
         widest = max(widest, pen.textlength(text, font=_font(9)) / DOTS)
     canvas.upward(layout.unit, layout.bar + 0.16 + 0.1 + widest, layout.centre, 9)
+
+
+def draw_horizontal_bar(
+    canvas: Canvas,
+    colours: ColourScale,
+    unit: str,
+    corner: tuple[float, float],
+    width: float,
+    opacity: float = OPACITY,
+) -> None:
+    """Draw the colours of a map with the values at their ends and their unit below.
+
+    Args:
+        canvas: the picture.
+        colours: the colours of the map.
+        unit: the meaning of a value.
+        corner: left and top edge of the bar, in inches.
+        width: its width in inches.
+        opacity: opacity of the map over its image.
+    """
+    left, top = corner
+    start, end = canvas.place(left, top), canvas.place(left + width, top - BAR)
+    ramp = np.linspace(colours.low, colours.high, end[0] - start[0], dtype=np.float32)[None]
+    strip = colours.picture(np.repeat(ramp, end[1] - start[1], axis=0))
+    paper = Image.new("RGB", strip.size, "white")
+    canvas.image.paste(Image.blend(paper, strip, opacity), start)
+    ImageDraw.Draw(canvas.image).rectangle((*start, *end), outline="black")
+    text = top - BAR - 0.04
+    canvas.text(f"{colours.low:.2g}", left, text, 8, "la", GREY)
+    canvas.text(f"{colours.high:.2g}", left + width, text, 8, "ra", GREY)
+    meaning = wrapped(" ".join(unit.split()), width - 1, 8, 1)
+    canvas.text(meaning, left + width / 2, text, 8, "ma", GREY)
 
 
 def _tick(value: float, step: float) -> str:

@@ -37,6 +37,7 @@ RUNS = {
     "own_method.py": ["--output", "{output}"],
     "own_family.py": [],
     "own_metric.py": ["--scenes", "4"],
+    "videos_and_sound.py": ["{output}", "--share", "0.002", "--samples", "12"],
     "reproduce_paper.py": [
         "scenes:4",
         "--model",
@@ -175,6 +176,51 @@ def test_a_family_of_ones_own(tmp_path: Path) -> None:
     before, after = _run("own_family.py", tmp_path).splitlines()
     assert "not a known family" in before
     assert "a map of (2, 4, 4)" in after
+
+
+def test_maps_of_videos_and_of_sound_are_measured_and_drawn(tmp_path: Path) -> None:
+    printed = _run("videos_and_sound.py", tmp_path)
+    assert printed == (tmp_path / "videos_and_sound.md").read_text(encoding="utf-8")
+    *table, _, summary = printed.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    names = ("gmar", "legrad", "attn-lrp", "input-x-gradient", "random")
+    methods = ["spread evenly", *(METHODS[name].title for name in names)]
+    shares = {(model, method): [_percent(cell) for cell in cells] for model, method, *cells in rows}
+    assert list(shares) == [(model, method) for model in ("VideoMAE", "AST") for method in methods]
+    for model in ("VideoMAE", "AST"):
+        random, even = shares[model, "Random"], shares[model, "spread evenly"]
+        assert random == pytest.approx(even, abs=0.05)  # random relevance knows no event
+        assert all(0.02 < share < 0.4 for share in even)
+    assert summary.count("% of 12 events") == 2
+    for picture in ("film_strip.png", "spectrogram.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert image.width > 900
+
+
+def _percent(cell: str) -> float:
+    return float(cell.partition("%")[0]) / 100
+
+
+def test_the_event_of_a_clip_or_spectrogram_is_where_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    names = runpy.run_path(str(EXAMPLES / "videos_and_sound.py"))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moving, sounding = names["draw_clip"](rng), names["draw_spectrogram"](rng)
+        assert np.array_equal((moving.values != moving.without).any(1), moving.event)
+        assert np.array_equal(sounding.values != sounding.without, sounding.event)
+        for sample in (moving, sounding):
+            assert bool(sample.label) == bool(sample.event.any())
+            assert not (sample.event & sample.other).any()
+    clip, spectrogram = np.zeros((8, 48, 48), dtype=bool), np.zeros((64, 32), dtype=bool)
+    clip[5, 47, 8] = spectrogram[13, 5] = True
+    assert names["touched"]([clip]).nonzero().tolist() == [[0, 2, 5, 1]]
+    assert names["touched"]([spectrogram]).nonzero().tolist() == [[0, 1, 0], [0, 2, 0]]
+    maps = torch.tensor([[[3.0, -5.0], [1.0, 0.0]]])
+    share = names["share_on"](maps, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+    assert share == pytest.approx(0.25)
 
 
 def test_every_notebook_is_run() -> None:
