@@ -13,6 +13,8 @@ from transformers import AutoModelForImageClassification, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_gmar._core.cell_layout import drawn_map
+from hf_gmar._core.media import check_takes_images
+from hf_gmar._core.model_adapter import find_backbone
 from hf_gmar.data.prepared_image import PreparedImage, prepare_image
 from hf_gmar.errors import InputError, ModelLoadError, OptionError
 from hf_gmar.methods.base import AttributionMethod
@@ -196,6 +198,7 @@ class ImageAttributionPipeline(_Pipeline):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         """Check the options of the constructor."""
+        check_takes_images(find_backbone(self.model))
         self._method(method, options)
         self._targets(target, top_k)
         self._contrast(method, contrast)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_gmar._core.execution import gradients_of
 from hf_gmar._core.families import READOUTS
+from hf_gmar._core.media import INPUT_NAMES
 from hf_gmar._core.model_adapter import ModelAdapter, scores_of
 from hf_gmar._core.threads import thread_hook, undoing
 from hf_gmar.errors import ModelOutputError
@@ -63,11 +64,13 @@ class VisionRuns(CallRecorder[torch.Size]):
 
     Attributes:
         depth: number of running forwards; a hook may start a nested one.
+        channels: the dimension of the channels; ``None`` if the inputs have none.
     """
 
     name: str = "the Transformers model"
     advice: str = "; call it as model(...), not as model.forward(...)"
     depth: int = 0
+    channels: int | None = 1
 
     @property
     def inside(self) -> bool:
@@ -80,7 +83,7 @@ class VisionRuns(CallRecorder[torch.Size]):
         if self.inside and self.calls:
             self.advice = _SEVERAL_RUNS
         if self.inside:
-            self.calls.append((args[0] if args else kwargs[module.main_input_name]).shape)
+            self.calls.append(_input_of(module, args, kwargs).shape)
 
     def leave(self, *_: Any) -> None:
         """Record the end of a forward."""
@@ -89,19 +92,35 @@ class VisionRuns(CallRecorder[torch.Size]):
     def check(self, inputs: Tensor, scores: Tensor) -> None:
         """Raise a ModelOutputError unless one forward ran, with number and size of the inputs."""
         (shape,) = self.checked()
-        expected = inputs.shape[0], *inputs.shape[2:]
-        if (shape[0], *shape[2:]) != expected or scores.shape[0] != expected[0]:
+        got, expected = self._sizes(shape), self._sizes(inputs.shape)
+        if got != expected or scores.shape[0] != inputs.shape[0]:
             raise ModelOutputError(
                 f"for inputs of shape {tuple(inputs.shape)} the Transformers model got "
                 f"{tuple(shape)} and the scores have shape {tuple(scores.shape)}; a "
                 "module around the model must keep number, order and size of the images"
             )
 
+    def _sizes(self, shape: torch.Size) -> list[int]:
+        """Return a shape without the number of channels, which a module around may change."""
+        return [size for dimension, size in enumerate(shape) if dimension != self.channels]
+
+
+def _input_of(module: Any, args: Any, kwargs: Any) -> Tensor:
+    """Return the inputs of a forward; a ModelOutputError if none is known by its name."""
+    names = (*INPUT_NAMES, getattr(module, "main_input_name", ""))
+    tensor = args[0] if args else next((kwargs[name] for name in names if name in kwargs), None)
+    if not isinstance(tensor, Tensor):
+        raise ModelOutputError(
+            f"{type(module).__name__} was called with {', '.join(kwargs) or 'nothing'}; it must "
+            f"get the inputs as its first argument, or as {' or '.join(INPUT_NAMES)}"
+        )
+    return tensor
+
 
 @contextmanager
 def recorded_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[VisionRuns]:
     """Record this thread's forwards of the vision tower."""
-    runs = VisionRuns()
+    runs = VisionRuns(channels=adapter.channel_dimension)
     if adapter.model is adapter.backbone:
         # The only call is ours. Another thread's compilation would trace a hook.
         runs.enter(None, (inputs,), {})

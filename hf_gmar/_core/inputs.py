@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_gmar._core.families import Medium
+from hf_gmar._core.media import INPUT_NAMES
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.places import check_place
 from hf_gmar._core.request import ForwardRequest
@@ -24,8 +25,8 @@ from hf_gmar.errors import HfGmarError, InputError, OptionError, TargetError
 
 PixelInputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None
 """Pixel values (B, channels, height, width): a tensor, a tuple with that one tensor, or the output
-of an image processor; ``None`` if they come as the keyword ``pixel_values``."""
-_INPUT_NAMES = ("pixel_values", "input_values")
+of an image processor; ``None`` if they come as the keyword ``pixel_values``. Models of videos take
+(B, frames, channels, height, width), and models of sound spectrograms (B, time, mel bins)."""
 _SIZE_OPTION = "size='{0}' of load_model and the pipeline, on the command line --size {0}"
 
 
@@ -42,6 +43,8 @@ def checked_request(
     pixels, kwargs = pixels_of(inputs, kwargs)
     check_inputs(pixels, adapter)
     check_keywords(adapter, kwargs)
+    if adapter.place is not None:
+        adapter.check_images("a readout at one patch")
     check_place(adapter.place, adapter.grid(pixels))
     extra = args if isinstance(args, tuple) else () if args is None else (args,)
     return ForwardRequest(pixels, extra, kwargs)
@@ -53,7 +56,7 @@ def pixels_of(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
     Pixel values come as a tensor, as Captum's tuple of one tensor, as the output of an image
     processor, or as the keyword ``pixel_values``; spectrograms as ``input_values``.
     """
-    for name in _INPUT_NAMES:
+    for name in INPUT_NAMES:
         if name in kwargs:
             if inputs is not None:
                 raise InputError(f"the inputs are given twice: leave out inputs or {name}=")
@@ -65,13 +68,13 @@ def pixels_of(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
 def _single_tensor(inputs: Any) -> Any:
     """Return the one tensor; an InputError for other counts."""
     if isinstance(inputs, Mapping):
-        for name in _INPUT_NAMES:
+        for name in INPUT_NAMES:
             if [*inputs] == [name]:
                 return inputs[name]
         raise InputError(
             f"pixel values alone are needed, got {type(inputs).__name__} with "
             f"{', '.join(map(str, inputs)) or 'nothing'}; pass its 'pixel_values', such as "
-            "inputs['pixel_values']"
+            "inputs['pixel_values'], or its 'input_values' for a model of sound"
         )
     if not isinstance(inputs, tuple):
         return inputs
@@ -235,7 +238,10 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     kind = _SHAPES[adapter.medium]
     needed = kind.needed
     if not isinstance(inputs, Tensor):
-        raise InputError(f"{needed}, got {_kind_of(inputs)}; {_way_to_pixels(inputs)}")
+        way = "its processor gives them with return_tensors='pt'"
+        if adapter.medium == "images":
+            way = _way_to_pixels(inputs)
+        raise InputError(f"{needed}, got {_kind_of(inputs)}; {way}")
     if inputs.is_nested or inputs.layout != torch.strided:
         got = "a nested tensor" if inputs.is_nested else f"a tensor of the layout {inputs.layout}"
         way = "torch.stack images of one size" if inputs.is_nested else "call its to_dense()"
@@ -255,12 +261,17 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
         raise InputError(f"{needed}, got an empty tensor: {shape}; pass at least one {kind.item}")
-    if "channels" in kind.dimensions:
-        got_channels = shape[kind.dimensions.index("channels")]
-        channels = getattr(adapter.vision_model.config, "num_channels", got_channels)
-        if got_channels != channels:
-            raise InputError(f"the model takes {channels} channels, got {got_channels}: {shape}")
+    _check_channels(shape, adapter)
     _check_values(inputs, adapter)
+
+
+def _check_channels(shape: tuple[int, ...], adapter: ModelAdapter) -> None:
+    if adapter.channel_dimension is None:
+        return
+    got = shape[adapter.channel_dimension]
+    channels = getattr(adapter.vision_model.config, "num_channels", got)
+    if got != channels:
+        raise InputError(f"the model takes {channels} channels, got {got}: {shape}")
 
 
 def _check_values(inputs: Tensor, adapter: ModelAdapter) -> None:

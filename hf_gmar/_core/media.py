@@ -25,6 +25,9 @@ _VIDEO_TYPES = {*MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, "tvp", "xclip", "
 
 _LIST = "'hf-gmar models' lists what is supported"
 
+INPUT_NAMES = ("pixel_values", "input_values")
+"""Names of the inputs of images or videos, and of spectrograms."""
+
 _INPUTS = {
     "pixel_values_videos": "videos",
     "input_values": "sound",
@@ -57,9 +60,10 @@ videos; of these it explains VideoMAE, ViViT, TimeSformer
     name = (kind or type(model)).__name__
     family = FAMILIES.get(model_type(model))
     if family is not None and family.medium != "images":
+        method = "GMAR" if family.engines else "AttnLRP"
         raise UnsupportedModelError(
             f"images are needed here, and {name} takes {family.medium}; in Python, methods such as "
-            "GMAR(model).attribute(inputs) explain it by the tensor that its processor gives"
+            f"{method}(model).attribute(inputs) explain it by the tensor that its processor gives"
         )
     if medium := _other_medium(model, kind):
         others = [part.title for part in FAMILIES.values() if medium.startswith(part.medium)]

@@ -93,7 +93,9 @@ class ModelAdapter:
         module: Any = unwrapped(model)
         backbone = find_backbone(module)
         vision_model = _tower(backbone)
-        if family_of(backbone) is None:  # those in the table may take videos or sound
+        registered = registered_layout(backbone, vision_model)
+        is_image_model = registered is None or registered.is_of_images
+        if family_of(backbone) is None and is_image_model:  # others may take videos or sound
             check_takes_images(backbone)
         if needs_scores:
             _check_has_prompts(module, backbone)
@@ -120,7 +122,7 @@ class ModelAdapter:
             readout = embedding_readout(vision_model) if readout is None else readout
         layout = layout_for(backbone, vision_model, readout)
         given = readout is not None and module is not backbone
-        own = not given and registered_layout(backbone, vision_model) is None
+        own = not given and registered is None
         module = _with_hooks(module)
         return cls(module, backbone, vision_model, layout, own, place, needs_scores)
 
@@ -145,8 +147,19 @@ class ModelAdapter:
     @property
     def medium(self) -> Medium:
         """What the model takes: images, videos or sound."""
-        family = family_of(self.vision_model)
-        return "images" if family is None else family.medium
+        if not isinstance(self.layout, TokenLayout) or self.layout.is_of_images:
+            return "images"
+        return "videos" if len(self.layout.axes) == 3 else "sound"
+
+    @property
+    def input_dimensions(self) -> int:
+        """Number of dimensions of a batch of inputs."""
+        return {"images": 4, "videos": 5, "sound": 3}[self.medium]
+
+    @property
+    def channel_dimension(self) -> int | None:
+        """The dimension of the channels in the inputs; ``None`` for spectrograms."""
+        return {"images": 1, "videos": 2}.get(self.medium)
 
     def check_images(self, what: str) -> None:
         """Raise an UnsupportedModelError unless the model takes images; ``what`` needs them."""

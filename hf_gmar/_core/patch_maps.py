@@ -14,16 +14,18 @@ from torch import Tensor
 Axes = tuple[int, ...]
 
 
-def patch_count(size: int, patch: int, stride: int) -> int | None:
-    """Return the number of patches along an axis, or ``None`` if it is not a whole number.
+def patch_count(size: int, patch: int, stride: int, whole: bool) -> int | None:
+    """Return the number of patches along an axis, or ``None`` if there are none.
 
-    Patches that overlap may leave out the last positions.
+    ``whole`` patches must fill the axis; others may leave out the last positions.
 
     Example:
-        >>> patch_count(224, 16, 16), patch_count(225, 16, 16), patch_count(128, 16, 10)
-        (14, None, 12)
+        >>> patch_count(224, 16, 16, True), patch_count(225, 16, 16, True)
+        (14, None)
+        >>> patch_count(128, 16, 10, False)
+        12
     """
-    if size < patch or (stride == patch and size % patch):
+    if size < patch or (whole and size % patch):
         return None
     return (size - patch) // stride + 1
 

@@ -55,8 +55,8 @@ class TokenLayout:
         axes: the dimensions of the input that are cut into patches, counted from the end, in the
             order of the tokens: the last one changes fastest. ``(-4, -2, -1)`` is for videos (B,
             frames, channels, height, width) whose tokens come frame by frame.
-        stride: the distance of neighbouring patches along each of the axes; ``None`` for the patch
-            size, so that patches do not overlap.
+        stride: the distance of neighbouring patches along each of the axes, if they overlap or
+            leave out the last positions; ``None`` for the patch size.
 
     Raises:
         OptionError: shares below 0 or with a sum over 1, a patch size below 1, or an unknown rest.
@@ -139,11 +139,11 @@ class TokenLayout:
             OptionError: the layout has no patch size.
             UnsupportedModelError: the patches are not those of images.
         """
-        if self.axes != _IMAGE:
+        if not self.is_of_images or self.overlap:
             raise UnsupportedModelError(
-                "this needs a model of images, whose patches have rows and columns; the patches of "
-                f"this one have {len(self.axes)} axes of the input, {self.axes}. Its inputs are "
-                "explained by methods such as GMAR(model).attribute(inputs)"
+                "this needs a model of images, whose patches have rows and columns and do not "
+                f"overlap; the axes of these patches are {self.axes}. Methods such as AttnLRP "
+                "explain the model's inputs"
             )
         if self.patch_size is None:
             raise OptionError("the layout has no patch_size; layout_for(model) fills it in")
@@ -176,19 +176,26 @@ class TokenLayout:
             >>> video.map_shape((1, 8, 3, 224, 160))
             (4, 14, 10)
         """
-        if self.axes == _IMAGE:
+        if self.is_of_images and not self.overlap:
             return self.grid(*shape[-2:])
         return in_input_order(self._counts(shape), self.axes)
 
     def to_map(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Reshape values (..., patches) to a map (..., ``map_shape``) of inputs of this shape."""
-        counts = self.grid(*shape[-2:]) if self.axes == _IMAGE else self._counts(shape)
-        return to_map(values, counts, self.axes)
+        return to_map(values, self._counts(shape), self.axes)
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the patches are those of images, row by row."""
+        return self.axes == _IMAGE
 
     @property
     def overlap(self) -> list[tuple[int, int]] | None:
-        """Patch size and stride along each axis, in the order of the input, if patches overlap."""
-        if self.patch_size is None or self.stride in (None, self.patch_size):
+        """Patch size and stride along each axis, in the order of the input.
+
+        ``None`` if the input is cut into whole patches.
+        """
+        if self.patch_size is None or self.stride is None:
             return None
         patch, stride = (in_input_order(part, self.axes) for part in self._sizes)
         return list(zip(patch, stride, strict=True))
@@ -204,7 +211,8 @@ class TokenLayout:
         """Return the number of patches along each axis, in the order of the tokens."""
         patch, stride = self._sizes
         sizes = [shape[axis] for axis in self.axes]
-        counts = list(map(patch_count, sizes, patch, stride))
+        whole = [self.stride is None] * len(sizes)
+        counts = list(map(patch_count, sizes, patch, stride, whole))
         if None in counts:
             given, needed = (in_input_order(part, self.axes) for part in (sizes, patch))
             raise InputError(
@@ -276,10 +284,12 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
             raise UnsupportedModelError(_no_head(model, family))
         layout = _layout(prefix_tokens(family, vision_model), name)
     size = layout.patch_size or (registered and registered.patch_size) or _patch_size(vision_model)
-    if family is not None and registered is None:
-        stride = family.stride(vision_model)
-        return replace(layout, patch_size=size, axes=family.axes, stride=stride)
-    return replace(layout, patch_size=size)
+    axes, stride = layout.axes, layout.stride
+    if registered is not None and not registered.is_of_images:
+        axes, stride = registered.axes, registered.stride
+    elif family is not None:
+        axes, stride = family.axes, family.stride(vision_model)
+    return replace(layout, patch_size=size, axes=axes, stride=stride)
 
 
 def _custom_layout(
@@ -422,14 +432,18 @@ def _patch_size(vision_model: Any) -> tuple[int, ...]:
 
 def _no_head(model: Any, family: Family) -> str:
     name, heads = type(model).__name__, ", ".join(family.heads)
+    similar = (
+        ", and hf_gmar.SimilarityModel (SimilarTo) explains the similarity to another image"
+        if family.medium == "images"
+        else ""
+    )
     load = f"load one of the family's class heads, {heads}; or " if heads else ""
     return (
         f"it is not known which tokens the class scores of {name} ({family.title}) come from: "
         f"{load}put it into an nn.Module with a head of your own and say which tokens that reads, "
         f"GMAR(model, readout=...) with one of {', '.join(map(repr, READOUTS))}; or register it "
         f"with hf_gmar.register_layout({name!r}, TokenLayout(readout=...)). Without a class head, "
-        "RawAttention and AttentionRollout need no class, and hf_gmar.SimilarityModel (SimilarTo) "
-        "explains the similarity to another image"
+        f"RawAttention and AttentionRollout need no class{similar}"
     )
 
 

@@ -38,7 +38,7 @@ _DEVICE_BYTES = 128 * 2**20
 _CPU_SHARED_BYTES = 2**19
 _MANY_BLOCKS = 8
 _FEWEST_ROWS = 64  # fewer make the matrix products slow
-_ENOUGH_ROWS = 128  # a block has some of the heads if all heads leave no room for so many rows
+_ENOUGH_ROWS = 128  # if fewer rows of all heads fit, the heads are split
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,22 @@ def sums_of(rules: Sequence[LayerRule], blocks: Iterable[Sequence[Block]]) -> li
     for row in blocks:
         for number, (rule, block) in enumerate(zip(rules, row, strict=True)):
             sums, total = rule.accumulate(block), totals[number]
+            if not total and getattr(rule, "per_head", False):
+                _check_per_head(rule, block, sums)
             added = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
             totals[number] = added
     return totals
+
+
+def _check_per_head(rule: LayerRule, block: Block, sums: Sums) -> None:
+    heads = block.attention.shape[:2]
+    for tensor in sums:
+        if tensor.shape[:2] != heads:
+            raise TypeError(
+                f"{type(rule).__name__} says per_head = True, so its sums must have the shape "
+                f"{tuple(heads)} or {tuple(heads)} and more, got {tuple(tensor.shape)}; say "
+                "per_head = False for sums over the heads"
+            )
 
 
 def _joined(groups: Sequence[Sequence[Sums]], dim: int) -> list[Sums]:

@@ -201,7 +201,7 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
         >>> vit.explained, vit.facts["grid, at the config's size"]
         (True, '14 x 14 patches of 16 x 16 pixels, in 224 x 224')
     """
-    architecture = next(iter(config.architectures or ()), None)
+    architecture = next(iter(config.architectures or ()), _class_of_media(config))
     facts = {"class": architecture or "not named", "model type": model_type(config)}
     try:
         if model_type(config) not in FAMILIES:  # those in the table may take videos or sound
@@ -220,6 +220,12 @@ def describe(config: PreTrainedConfig, name: str, trusted: bool = False) -> Desc
     if (loaded_class := type(model).__name__) != architecture:
         facts["class"] += f", loaded as {loaded_class}"
     return Description({**facts, **details}, True, how)
+
+
+def _class_of_media(config: PreTrainedConfig) -> str | None:
+    """Return the classifier of a config of videos or sound that names no class."""
+    family = FAMILIES.get(model_type(config))
+    return None if family is None or family.medium == "images" else next(iter(family.heads))
 
 
 def _without_weights(config: PreTrainedConfig, named: str | None, trusted: bool) -> PreTrainedModel:

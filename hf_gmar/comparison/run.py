@@ -138,7 +138,7 @@ def compare(  # noqa: PLR0913  # a keyword each
         inputs, images, names = batch.pixels, images or batch.images, names or batch.names
     network: Any = model_in(model)
     inputs, forward_kwargs = pixels_of(inputs, forward_kwargs)
-    adapter = ModelAdapter.of(network, readout)
+    adapter = _image_adapter(network, readout)
     specs, left_out = applicable(specs, adapter)
     target, contrast = _by_index(adapter, target), _by_index(adapter, contrast)
     pixels = checked_request(adapter, inputs, None, forward_kwargs).inputs
@@ -232,6 +232,12 @@ def _by_index(adapter: ModelAdapter, target: Any) -> Target:
         return [classes_of_model(adapter, [name])[0] for name in target]
     result: Target = target
     return result
+
+
+def _image_adapter(network: Any, readout: ReadoutSpec) -> ModelAdapter:
+    adapter = ModelAdapter.of(network, readout)
+    adapter.check_images("compare")
+    return adapter
 
 
 def _are_images(inputs: Any) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hf_gmar._core.media import INPUT_NAMES
 from hf_gmar._core.model_adapter import ModelLike, model_in
 from hf_gmar._core.targets import Target, resolve_targets
 from hf_gmar._core.token_layout import ReadoutSpec
@@ -281,7 +282,8 @@ def head_importance(
         else HeadTaylorImportance(model, **options)
     )
     parts = []
-    for pixels, classes in batches(inputs, target):
+    dimensions = method.adapter.input_dimensions
+    for pixels, classes in batches(inputs, target, dimensions):
         if classes is None:
             classes = resolve_targets(None, method.scores(pixels, **forward_kwargs))  # noqa: PLW2901
         values = method.head_importance(pixels, classes, None, contrast, **forward_kwargs).cpu()
@@ -290,8 +292,10 @@ def head_importance(
     return HeadImportance.joined(parts)
 
 
-def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Target]]:
-    """Yield each batch with its targets, or ``None`` without targets.
+def batches(
+    inputs: Batches, target: Target = None, dimensions: int = 4
+) -> Iterator[tuple[Any, Target]]:
+    """Yield each batch, of so many dimensions, with its targets, or ``None`` without targets.
 
     Raises:
         InputError: the input is neither a batch nor an iterable of batches.
@@ -307,8 +311,9 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
     items: Iterable[Any] = [inputs] if is_batch else inputs
     for item in items:
         if isinstance(item, Mapping) and {*item} in _LABELLED:
-            (labels,) = {*item} - {"pixel_values"}
-            item = item["pixel_values"], item[labels]  # noqa: PLW2901
+            (labels,) = {*item} - {*INPUT_NAMES}
+            (name,) = {*item} - {labels}
+            item = item[name], item[labels]  # noqa: PLW2901
         # A DataLoader yields its pairs as lists.
         is_pair = isinstance(item, tuple | list) and len(item) == 2
         if is_pair and target is not None:
@@ -317,10 +322,10 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
                 "one out"
             )
         pixels, classes = item if is_pair else (item, target)
-        if not is_batch and isinstance(pixels, Tensor) and pixels.dim() == 3:
+        if not is_batch and isinstance(pixels, Tensor) and pixels.dim() == dimensions - 1:
             raise InputError(
-                f"batches of images are needed, got a single image of the shape "
-                f"{tuple(pixels.shape)}; {_BATCHED}"
+                f"batches are needed, got a single input of the shape {tuple(pixels.shape)}; "
+                f"{_BATCHED}"
             )
         first: Any = classes[0] if isinstance(classes, list) and classes else classes
         if isinstance(first, tuple):
@@ -331,7 +336,7 @@ def batches(inputs: Batches, target: Target = None) -> Iterator[tuple[Any, Targe
         yield pixels, classes
 
 
-_LABELLED = ({"pixel_values", "labels"}, {"pixel_values", "label"})
+_LABELLED = [{name, labels} for name in INPUT_NAMES for labels in ("labels", "label")]
 """Keys of the batches of a Trainer, and of a DataLoader over a data set with a transform."""
 
 _BATCHED = "torch.utils.data.DataLoader(data, batch_size=8) makes batches of a data set"

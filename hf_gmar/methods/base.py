@@ -201,7 +201,8 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
 
         Args:
             inputs: pixel values (B, channels, height, width), a tuple with that one tensor, or the
-                output of an image processor, also unpacked: ``attribute(**processed)``.
+                output of an image processor, also unpacked: ``attribute(**processed)``. Videos are
+                (B, frames, channels, height, width), and spectrograms (B, time, mel bins).
             target: the explained class. An int (all images), a list or 1-D tensor of B class
                 indices, a tuple (or a list of B tuples) if scores have several dimensions for each
                 image, or ``None`` for the top class of each image. A slice in a tuple explains the
@@ -254,6 +255,7 @@ class AttributionMethod(GradientAttribution):  # type: ignore[misc]  # Captum's 
     ) -> Tensor:
         """Return the relevance of each patch, (B, rows, columns).
 
+        Of videos it is (B, tubelets, rows, columns), and of spectrograms (B, time, frequency).
         Arguments and errors are those of :meth:`attribute`. The dtype is float32, or float64 for a
         float64 model. With a finer resolution, a patch has the mean of its cells; relevance of
         pixels is summed.

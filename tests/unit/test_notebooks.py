@@ -36,7 +36,7 @@ from hf_gmar.heads.ablation import MORF
 from hf_gmar.methods import METHODS
 from hf_gmar.models import ImageView, LoadedModel
 from hf_gmar.models.score_kind import ScoreKind
-from hf_gmar.visualization import head_maps_figure
+from hf_gmar.visualization import head_maps_figure, spectrogram_figure
 from tests.support.hostile import HOSTILE, hidden_in
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -242,6 +242,7 @@ FIGURES: dict[str, Callable[[LoadedModel], Any]] = {
     "importance_figure": lambda model: importance("a", model).figure(),
     "ablation_figure": lambda model: ablation("a", model).figure(),
     "head_maps_figure": lambda _: head_maps_figure(PICTURE, torch.rand(2, 3, 4, 4)),
+    "spectrogram_figure": lambda _: spectrogram_figure(torch.rand(20, 8), torch.rand(20, 8)),
 }
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hf_gmar import GMAR, LogitsModel
-from hf_gmar.errors import UnsupportedModelError
+from hf_gmar._core.hooks import VisionRuns
+from hf_gmar.errors import ModelOutputError, UnsupportedModelError
 from tests.reference.cases import (
     ENGINE_OPTIONS,
     TARGETS,
@@ -207,3 +208,28 @@ def test_scores_are_those_of_the_model(engine: str) -> None:
     assert not scores.requires_grad
     assert torch.allclose(scores, VIT.build()(VIT.images()).logits, atol=1e-6)
     assert model.training
+
+
+def test_a_tower_that_is_called_by_keyword() -> None:
+    """Also one of whose class Transformers believes that it takes text, as of all classes."""
+    kind = type(VIT.build())
+    own = type("Own", (kind,), {"main_input_name": "input_ids"})
+    model: Any = own(VIT.build().config).eval()
+    model.load_state_dict(VIT.build().state_dict())
+
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = model
+
+        def forward(self, images: Tensor) -> Any:
+            """Call the tower by keyword."""
+            return self.tower(pixel_values=images).logits
+
+    wanted = GMAR(model).attribute(VIT.images(), 3)
+    torch.testing.assert_close(GMAR(ByKeyword()).attribute(VIT.images(), 3), wanted)
+
+
+def test_inputs_by_an_unknown_name() -> None:
+    with pytest.raises(ModelOutputError, match="called with images; it must get the inputs"):
+        VisionRuns().enter(nn.Identity(), (), {"images": torch.zeros(1)})

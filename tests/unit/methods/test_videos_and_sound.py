@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,33 @@ import pytest
 import torch
 from captum.attr import NoiseTunnel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import (
+    ASTConfig,
     ASTFeatureExtractor,
+    ASTForAudioClassification,
     TimesformerConfig,
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     VideoMAEImageProcessorPil,
+    VivitConfig,
+    VivitForVideoClassification,
 )
 
-from hf_gmar import GMAR, TokenLayout, explain, head_importance, head_maps
+from hf_gmar import (
+    GMAR,
+    LogitsModel,
+    TokenLayout,
+    compare,
+    evaluate,
+    explain,
+    head_importance,
+    head_maps,
+    register_layout,
+)
 from hf_gmar._core.families import FAMILIES
-from hf_gmar.errors import InputError, OptionError, UnsupportedModelError
+from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.heads import scores_with_masked_heads
 from hf_gmar.methods import (
     AttentionRollout,
@@ -38,9 +54,18 @@ from hf_gmar.methods import (
 )
 from hf_gmar.models import sample_image
 from hf_gmar.perturbations import MeanColour
+from hf_gmar.pipeline import ImageAttributionPipeline
 from tests.reference import oracle_tokens, oracles
-from tests.reference.media_models import AST, MEDIA, VIDEO_MAE, VIVIT, MediaCase
-from tests.reference.models import LAYERS, state_of
+from tests.reference.media_models import (
+    AST,
+    CLASSES,
+    MEDIA,
+    TIMESFORMER,
+    VIDEO_MAE,
+    VIVIT,
+    MediaCase,
+)
+from tests.reference.models import LAYERS, build, state_of
 
 TARGETS = [4, 1]
 WITH_ATTENTION = [case for case in MEDIA if case.has_attention]
@@ -256,10 +281,32 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
         UnsupportedModelError,
         r"images are needed here, and VivitFor.* takes videos; in Python",
     ),
+    "a comparison": (
+        lambda: compare(VIDEO_MAE.make("sdpa"), VIDEO_MAE.inputs(1), ["gmar"]),
+        UnsupportedModelError,
+        r"compare is for images, and VideoMAE.* takes videos",
+    ),
+    "the pipeline": (
+        lambda: ImageAttributionPipeline(
+            model=VIVIT.make("sdpa"), image_processor=VideoMAEImageProcessorPil()
+        ),
+        UnsupportedModelError,
+        r"images are needed here, and VivitFor.* takes videos",
+    ),
+    "an evaluation": (
+        lambda: evaluate(VIVIT.make("sdpa"), "scenes:2", methods=["gmar"]),
+        UnsupportedModelError,
+        r"images are needed here, and VivitFor.* takes videos",
+    ),
+    "an image for TimeSformer": (
+        lambda: explain(sample_image(), TIMESFORMER.make("eager")),
+        UnsupportedModelError,
+        r"methods such as AttnLRP\(model\)",
+    ),
     "one patch": (
         lambda: AttentionRollout(VIVIT.make("sdpa"), readout=(0, 0)).attribute(VIVIT.inputs()),
         UnsupportedModelError,
-        r"one place|rows and columns",
+        r"a readout at one patch is for images",
     ),
     "frames alone": (
         lambda: AttnLRP(
@@ -325,3 +372,113 @@ def test_what_can_not_be_explained_is_said(name: str) -> None:
     action, kind, words = REFUSALS[name]
     with pytest.raises(kind, match=words):
         action()
+
+
+class _Around(nn.Module):
+    """A module that changes the inputs of a model."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Call the model by position, or by keyword."""
+        given = self.change(inputs)
+        output: Any = self.model(**given) if isinstance(given, dict) else self.model(given)
+        scores: Tensor = output.logits
+        return scores
+
+
+@cases
+def test_a_model_may_be_inside_a_module(case: MediaCase) -> None:
+    model, inputs = case.make("sdpa"), case.inputs()
+    name = "input_values" if case is AST else "pixel_values"
+    wanted = AttnLRP(model).attribute(inputs, 2)
+    for around in (
+        _Around(model, lambda given: given),
+        _Around(model, lambda given: {name: given}),
+        LogitsModel(model),
+    ):
+        torch.testing.assert_close(AttnLRP(around).attribute(inputs, 2), wanted)
+
+
+def test_a_module_that_leaves_out_some_time_is_noticed() -> None:
+    shorter = _Around(AST.make("sdpa"), lambda given: given[:, 2:])
+    with pytest.raises(ModelOutputError, match="must keep number, order and size"):
+        AttnLRP(shorter).attribute(torch.rand(1, 37, 24), 2)
+
+
+@pytest.mark.parametrize("case", WITH_ATTENTION, ids=lambda case: case.name)
+def test_heads_of_batches(case: MediaCase) -> None:
+    """From a DataLoader, and as a Trainer's batches."""
+    model, inputs = case.make("sdpa"), case.inputs()
+    wanted = head_importance(model, inputs, target=TARGETS).values
+    name = "input_values" if case is AST else "pixel_values"
+    pairs: Any = DataLoader(TensorDataset(inputs, torch.tensor(TARGETS)), batch_size=1)
+    named: Any = [{name: inputs, "labels": torch.tensor(TARGETS)}]
+    for batches in (pairs, named):
+        torch.testing.assert_close(head_importance(model, batches).values, wanted)
+    with pytest.raises(InputError, match="a single input of the shape"):
+        head_importance(model, [inputs[0]])
+
+
+@pytest.mark.usefixtures("layouts")
+def test_a_family_of_ones_own_may_take_videos() -> None:
+    """Also one whose own head reads the tokens: axes and patches are those that are registered."""
+
+    class OwnConfig(VivitConfig):
+        model_type = "own_video"
+
+    class Own(VivitForVideoClassification):
+        config_class = OwnConfig
+
+    model = VIVIT.make("sdpa")
+    own: Any = Own(OwnConfig(**{**model.config.to_dict(), "model_type": "own_video"}))
+    own.eval().load_state_dict(model.state_dict())
+    layout = TokenLayout((1.0,), patch_size=(2, 8, 8), axes=(-4, -2, -1))
+    register_layout("own_video", layout)
+    register_layout("Own", layout)
+    wanted = GMAR(model).attribute(VIVIT.inputs(), 2)
+    torch.testing.assert_close(GMAR(own).attribute(VIVIT.inputs(), 2), wanted)
+    around = _Around(own, lambda given: given)
+    torch.testing.assert_close(GMAR(around, readout=(1.0,)).attribute(VIVIT.inputs(), 2), wanted)
+
+
+def test_patches_without_overlap_leave_out_the_last_positions() -> None:
+    """As AST's convolution does: 35 time frames are four patches of 8, and 3 more."""
+    model = build(
+        ASTForAudioClassification, ASTConfig, num_labels=CLASSES, patch_size=8,
+        frequency_stride=8, time_stride=8, max_length=35, num_mel_bins=24,
+    )  # fmt: skip
+    attribution = AttnLRP(model).attribute(AST.inputs(), 2)
+    assert AttnLRP(model).attribute_patches(AST.inputs(), 2).shape == (2, 4, 3)
+    assert not attribution[:, 32:].any()
+    assert attribution[:, :32].any()
+
+
+def test_relevance_in_a_vivit() -> None:
+    """A ViViT is a ViT from its tokens on."""
+    model = VIVIT.make("sdpa").double()
+    seen: list[Tensor] = []
+    handle = model.vivit.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    inputs = VIVIT.inputs(1).double()
+    model(inputs)
+    handle.remove()
+
+    class Named:
+        config = model.config
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return {
+                name.replace("vivit.", "vit."): value for name, value in model.state_dict().items()
+            }
+
+    oracle = oracle_tokens.VitRelevance(Named(), activation=_gelu_fast)
+    wanted = oracle.of(seen[0][0].detach().numpy(), 4)
+    got = AttnLRP(model).attribute_patches(inputs, 4)
+    assert near(got[0], VIVIT.to_map(wanted.tokens[1:]))
+
+
+def _gelu_fast(x: oracles.Array) -> oracles.Array:
+    inside: oracles.Array = np.tanh(0.7978845608 * x * (1 + 0.044715 * x * x))
+    return 0.5 * x * (1 + inside)
