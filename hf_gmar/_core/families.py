@@ -141,18 +141,6 @@ def _timesformer_prefix(vision_model: Any) -> tuple[str, ...]:
     return _CLS
 
 
-def _spectrogram(name: str) -> Callable[[Any], tuple[int, ...]]:
-    """Return a size along frequency and time, in the order of AST's tokens."""
-
-    def look_up(model: Any) -> tuple[int, ...]:
-        config = model.config
-        if name == "patch":
-            return config.patch_size, config.patch_size
-        return config.frequency_stride, config.time_stride
-
-    return look_up
-
-
 def _timm(vision_model: Any) -> Any:
     """Return the timm model in Transformers' wrapper; it must have global attention."""
     timm_model = vision_model.timm_model
@@ -300,11 +288,11 @@ FAMILIES: dict[str, Family] = {
         "AST",
         ("CLS", "distillation"),
         {"ASTForAudioClassification": "cls+distillation"},
-        patch_size=_spectrogram("patch"),
+        patch_size=lambda model: (model.config.patch_size, model.config.patch_size),
         embedding="cls+distillation",
         medium="sound",
         axes=(-1, -2),
-        stride=_spectrogram("stride"),
+        stride=lambda model: (model.config.frequency_stride, model.config.time_stride),
     ),
 }
 """Families by the ``model_type`` of the vision tower's config."""

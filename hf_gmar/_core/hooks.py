@@ -120,7 +120,7 @@ def _input_of(module: Any, args: Any, kwargs: Any) -> Tensor:
 @contextmanager
 def recorded_runs(adapter: ModelAdapter, inputs: Tensor) -> Iterator[VisionRuns]:
     """Record this thread's forwards of the vision tower."""
-    runs = VisionRuns(channels=adapter.channel_dimension)
+    runs = VisionRuns(channels=adapter.input_shape.channel_dimension)
     if adapter.model is adapter.backbone:
         # The only call is ours. Another thread's compilation would trace a hook.
         runs.enter(None, (inputs,), {})

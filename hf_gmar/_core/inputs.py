@@ -8,15 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_gmar._core.families import Medium
-from hf_gmar._core.media import INPUT_NAMES
+from hf_gmar._core.media import INPUT_NAMES, INPUT_SHAPES
 from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar._core.places import check_place
 from hf_gmar._core.request import ForwardRequest
@@ -203,31 +202,6 @@ def _way_to_pixels(inputs: Any) -> str:
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-class _Shape(NamedTuple):
-    """The inputs of a kind of models.
-
-    Attributes:
-        name: the inputs in words.
-        dimensions: the name of each dimension.
-        item: one of the inputs.
-    """
-
-    name: str
-    dimensions: tuple[str, ...]
-    item: str
-
-    @property
-    def needed(self) -> str:
-        return f"{self.name} of shape ({', '.join(self.dimensions)}) are needed"
-
-
-_SHAPES: dict[Medium, _Shape] = {
-    "images": _Shape("pixel values", ("images", "channels", "height", "width"), "image"),
-    "videos": _Shape("pixel values", ("videos", "frames", "channels", "height", "width"), "video"),
-    "sound": _Shape("spectrograms", ("sounds", "time", "mel bins"), "sound"),
-}
-
-
 def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
     """Check pixel values before the model sees them.
 
@@ -235,7 +209,7 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
         InputError: not a floating-point tensor of shape (B, channels, height, width), or that of
             videos or spectrograms, with B >= 1 and finite values, on the model's device.
     """
-    kind = _SHAPES[adapter.medium]
+    kind = adapter.input_shape
     needed = kind.needed
     if not isinstance(inputs, Tensor):
         way = "its processor gives them with return_tensors='pt'"
@@ -256,7 +230,7 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
         hint = ""
         if inputs.dim() == len(kind.dimensions) - 1:
             hint = "; add the batch dimension with inputs.unsqueeze(0)"
-        elif inputs.dim() == len(_SHAPES["videos"].dimensions):
+        elif inputs.dim() == len(INPUT_SHAPES["videos"].dimensions):
             hint = "; the model takes no videos"
         raise InputError(f"{needed}, got {inputs.dim()} dimensions: {shape}{hint}")
     if not inputs.numel():
@@ -266,9 +240,10 @@ def check_inputs(inputs: Any, adapter: ModelAdapter) -> None:
 
 
 def _check_channels(shape: tuple[int, ...], adapter: ModelAdapter) -> None:
-    if adapter.channel_dimension is None:
+    dimension = adapter.input_shape.channel_dimension
+    if dimension is None:
         return
-    got = shape[adapter.channel_dimension]
+    got = shape[dimension]
     channels = getattr(adapter.vision_model.config, "num_channels", got)
     if got != channels:
         raise InputError(f"the model takes {channels} channels, got {got}: {shape}")

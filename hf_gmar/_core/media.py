@@ -7,7 +7,7 @@ refuses them, and the others are refused everywhere.
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from torch import nn
@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from hf_gmar._core.families import FAMILIES, UNSUPPORTED, model_type
+from hf_gmar._core.families import FAMILIES, UNSUPPORTED, Medium, model_type
 from hf_gmar.errors import UnsupportedModelError
 
 _VIDEO_TYPES = {*MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, "tvp", "xclip", "xclip_vision_model"}
@@ -27,6 +27,39 @@ _LIST = "'hf-gmar models' lists what is supported"
 
 INPUT_NAMES = ("pixel_values", "input_values")
 """Names of the inputs of images or videos, and of spectrograms."""
+
+
+class InputShape(NamedTuple):
+    """The inputs of a kind of models.
+
+    Attributes:
+        name: the inputs in words.
+        dimensions: the name of each dimension.
+        item: one of the inputs.
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    item: str
+
+    @property
+    def channel_dimension(self) -> int | None:
+        """The dimension of the channels; ``None`` without any."""
+        return self.dimensions.index("channels") if "channels" in self.dimensions else None
+
+    @property
+    def needed(self) -> str:
+        """What is needed, for messages."""
+        return f"{self.name} of shape ({', '.join(self.dimensions)}) are needed"
+
+
+INPUT_SHAPES: dict[Medium, InputShape] = {
+    "images": InputShape("pixel values", ("images", "channels", "height", "width"), "image"),
+    "videos": InputShape(
+        "pixel values", ("videos", "frames", "channels", "height", "width"), "video"
+    ),
+    "sound": InputShape("spectrograms", ("sounds", "time", "mel bins"), "sound"),
+}
 
 _INPUTS = {
     "pixel_values_videos": "videos",

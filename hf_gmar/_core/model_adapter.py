@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_gmar._core.cell_layout import CellLayout
 from hf_gmar._core.families import Medium, has_cells
-from hf_gmar._core.media import check_takes_images, takes_pixels
+from hf_gmar._core.media import INPUT_SHAPES, InputShape, check_takes_images, takes_pixels
 from hf_gmar._core.places import Place, place_of
 from hf_gmar._core.token_layout import (
     ReadoutSpec,
@@ -152,14 +152,9 @@ class ModelAdapter:
         return "videos" if len(self.layout.axes) == 3 else "sound"
 
     @property
-    def input_dimensions(self) -> int:
-        """Number of dimensions of a batch of inputs."""
-        return {"images": 4, "videos": 5, "sound": 3}[self.medium]
-
-    @property
-    def channel_dimension(self) -> int | None:
-        """The dimension of the channels in the inputs; ``None`` for spectrograms."""
-        return {"images": 1, "videos": 2}.get(self.medium)
+    def input_shape(self) -> InputShape:
+        """The dimensions of a batch of inputs."""
+        return INPUT_SHAPES[self.medium]
 
     def check_images(self, what: str) -> None:
         """Raise an UnsupportedModelError unless the model takes images; ``what`` needs them."""

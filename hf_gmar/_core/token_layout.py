@@ -285,7 +285,7 @@ def layout_for(model: Any, vision_model: Any, readout: ReadoutSpec = None) -> To
         layout = _layout(prefix_tokens(family, vision_model), name)
     size = layout.patch_size or (registered and registered.patch_size) or _patch_size(vision_model)
     axes, stride = layout.axes, layout.stride
-    if registered is not None and not registered.is_of_images:
+    if registered is not None and (registered.axes, registered.stride) != (_IMAGE, None):
         axes, stride = registered.axes, registered.stride
     elif family is not None:
         axes, stride = family.axes, family.stride(vision_model)

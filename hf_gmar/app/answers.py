@@ -27,7 +27,7 @@ from hf_gmar.explanations import Explanations
 from hf_gmar.faithfulness import FaithfulnessCheck
 from hf_gmar.heads.head_methods import head_maps
 from hf_gmar.heads.importance import head_importance
-from hf_gmar.methods.registry import FIRST_LOOK, METHODS, with_pixels
+from hf_gmar.methods.registry import DEFAULT_METHODS, METHODS, with_pixels
 from hf_gmar.metrics.patch_ranking import patch_order
 from hf_gmar.models.labels import config_of, labels_of
 
@@ -54,7 +54,7 @@ class Question:
     prompts: str = ""
     target: str = ""
     contrast: str = ""
-    methods: tuple[str, ...] = FIRST_LOOK
+    methods: tuple[str, ...] = DEFAULT_METHODS
 
     def checked(self, limits: Limits) -> Question:
         """Return the question without empty methods and spaces.
@@ -79,7 +79,7 @@ class Question:
             self.prompts,
             self.target.strip(),
             self.contrast.strip(),
-            methods or FIRST_LOOK[:1],
+            methods or DEFAULT_METHODS[:1],
         )
 
     @property
@@ -298,5 +298,5 @@ def place_of(text: str) -> tuple[int, int]:
 def allowed_methods(names: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """Return the title and the name of each method, those of the beginning first."""
     known = list(names or METHODS)
-    ordered = [*(name for name in FIRST_LOOK if name in known), *known]
+    ordered = [*(name for name in DEFAULT_METHODS if name in known), *known]
     return [(METHODS[name].title, name) for name in dict.fromkeys(ordered)]

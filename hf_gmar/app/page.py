@@ -24,7 +24,7 @@ from hf_gmar.app.messages import (
 from hf_gmar.app.models import ModelSet
 from hf_gmar.app.work import Desk, Done, Job, Progress, StoppedError
 from hf_gmar.errors import HfGmarError, InputError
-from hf_gmar.methods.registry import FIRST_LOOK, METHODS
+from hf_gmar.methods.registry import DEFAULT_METHODS, METHODS
 
 _MOST_CLASSES = 2000  # names in the list; others can be typed
 _SILENT = 4  # items of unchanged progress, five a second, that are left out between two others
@@ -176,12 +176,12 @@ class Page:
         )  # fmt: skip
         titles = answers.allowed_methods()
         first = gr.Dropdown(
-            titles, value=FIRST_LOOK[0], label="Method", elem_id="method",
+            titles, value=DEFAULT_METHODS[0], label="Method", elem_id="method",
             info=". ".join(f"{title}: {METHODS[name].shows}" for title, name in titles[:2]),
             allow_custom_value=True,
         )  # fmt: skip
         second = gr.Dropdown(
-            [NO_METHOD, *titles], value=FIRST_LOOK[1], label="Second method",
+            [NO_METHOD, *titles], value=DEFAULT_METHODS[1], label="Second method",
             info="Another map, to compare.", elem_id="second", allow_custom_value=True,
         )  # fmt: skip
         return [image, model, prompts, target, contrast, first, second]
@@ -208,7 +208,7 @@ class Page:
         model = model if model in self.models.names else self.models.names[0]
         prompts = query.get("prompts") or "\n".join(self.models.prompts)
         methods = [name for name in query.get("methods", "").split(",") if name in METHODS]
-        first, *more = methods or FIRST_LOOK
+        first, *more = methods or DEFAULT_METHODS
         return [
             image,
             model,

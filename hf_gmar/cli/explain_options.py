@@ -13,7 +13,7 @@ from hf_gmar._utils.precision import Precision
 from hf_gmar.cli.no_class import FromPatch, NoClass, SimilarFile
 from hf_gmar.cli.options import Inputs, ModelOptions, method_options
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.registry import FIRST_LOOK, METHODS, with_options, with_pixels
+from hf_gmar.methods.registry import DEFAULT_METHODS, METHODS, with_options, with_pixels
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ExplainOptions:
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One or more methods, side by side; default: {' '.join(FIRST_LOOK)}, by pixels "
-            "where a method has them. 'hf-gmar methods' lists them.",
+            help=f"One or more methods, side by side; default: {' '.join(DEFAULT_METHODS)}, by "
+            "pixels where a method has them. 'hf-gmar methods' lists them.",
             metavar="NAME...",
         ),
     ] = None

@@ -12,7 +12,7 @@ import typer
 
 from hf_gmar._utils.files import absence, kind_of
 from hf_gmar.errors import OptionError
-from hf_gmar.methods.registry import FIRST_LOOK, METHODS
+from hf_gmar.methods.registry import DEFAULT_METHODS, METHODS
 
 if TYPE_CHECKING:
     from hf_gmar.explainer import Explainer
@@ -76,7 +76,7 @@ class NoClass:
         Raises:
             OptionError: a method with gradients from a patch.
         """
-        names = names or list(FIRST_LOOK if self.place is None else ("raw-attention",))
+        names = names or list(DEFAULT_METHODS if self.place is None else ("raw-attention",))
         for name in names if self.place is not None else ():
             method = METHODS.parse(name)[0]
             if METHODS[method].needs_scores:

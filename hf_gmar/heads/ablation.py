@@ -241,7 +241,8 @@ def ablate_heads(
     importance = _Importance.of(order_by, mean_order, masker.shape)
     parts: list[dict[str, Array]] = []
     targets: list[Tensor] = []
-    for pixels, batch_target in batches(inputs, target, masker.adapter.input_dimensions):
+    dimensions = len(masker.adapter.input_shape.dimensions)
+    for pixels, batch_target in batches(inputs, target, dimensions):
         start = sum(map(len, targets))
         explained = importance.target(batch_target, start, pixels)
         request, classes, plain = masker.begin(pixels, explained)

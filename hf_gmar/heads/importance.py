@@ -282,7 +282,7 @@ def head_importance(
         else HeadTaylorImportance(model, **options)
     )
     parts = []
-    dimensions = method.adapter.input_dimensions
+    dimensions = len(method.adapter.input_shape.dimensions)
     for pixels, classes in batches(inputs, target, dimensions):
         if classes is None:
             classes = resolve_targets(None, method.scores(pixels, **forward_kwargs))  # noqa: PLW2901

@@ -33,8 +33,9 @@ METHODS: Registry[AttributionMethod] = Registry(
 )
 """Methods by their name on the command line, in the pipeline, ``compare`` and ``evaluate``."""
 
-FIRST_LOOK = ("gmar", "attn-lrp")
-"""The methods of a first look: what the model looks at, and what speaks for the class."""
+DEFAULT_METHODS = ("gmar", "attn-lrp")
+"""The methods of the page and of ``hf-gmar explain``: what the model looks at, and what speaks for
+the class."""
 
 
 PIXELS = ("resolution", "pixel")

@@ -124,7 +124,7 @@ def test_the_archive_holds_what_python_gives(
     }  # fmt: skip
 
 
-FIRST_LOOK: list[tuple[list[str], tuple[int, ...] | None, tuple[int, ...] | None]] = [
+DEFAULT_METHODS: list[tuple[list[str], tuple[int, ...] | None, tuple[int, ...] | None]] = [
     ([], None, (96, 96)),
     (["--alpha", "0.5"], None, (96, 96)),
     (["--option", "resolution=patch"], None, None),
@@ -134,7 +134,7 @@ FIRST_LOOK: list[tuple[list[str], tuple[int, ...] | None, tuple[int, ...] | None
 ]
 
 
-@pytest.mark.parametrize(("words", "gmar", "lrp"), FIRST_LOOK, ids=str)
+@pytest.mark.parametrize(("words", "gmar", "lrp"), DEFAULT_METHODS, ids=str)
 def test_a_first_look_is_by_pixels(run: Run, words: list[str], gmar: Any, lrp: Any) -> None:
     """Of AttnLRP alone, unless options or methods say otherwise."""
     done = run("--target", "3", "--no-check", *words)

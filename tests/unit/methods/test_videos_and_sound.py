@@ -37,6 +37,7 @@ from hf_gmar import (
     register_layout,
 )
 from hf_gmar._core.families import FAMILIES
+from hf_gmar._core.model_adapter import ModelAdapter
 from hf_gmar.errors import InputError, ModelOutputError, OptionError, UnsupportedModelError
 from hf_gmar.heads import scores_with_masked_heads
 from hf_gmar.methods import (
@@ -56,6 +57,7 @@ from hf_gmar.models import sample_image
 from hf_gmar.perturbations import MeanColour
 from hf_gmar.pipeline import ImageAttributionPipeline
 from tests.reference import oracle_tokens, oracles
+from tests.reference.cases import VIT
 from tests.reference.media_models import (
     AST,
     CLASSES,
@@ -482,3 +484,13 @@ def test_relevance_in_a_vivit() -> None:
 def _gelu_fast(x: oracles.Array) -> oracles.Array:
     inside: oracles.Array = np.tanh(0.7978845608 * x * (1 + 0.044715 * x * x))
     return 0.5 * x * (1 + inside)
+
+
+@pytest.mark.usefixtures("layouts")
+def test_a_registered_stride_stays_with_a_readout() -> None:
+    """Also of images, whose axes are the default."""
+    model = VIT.build()
+    register_layout(type(model).__name__, TokenLayout((1.0,), patch_size=(8, 8), stride=(4, 4)))
+    layout = ModelAdapter.of(nn.Sequential(model), readout=(1.0,)).tokens
+    assert layout.stride == (4, 4)
+    assert layout.map_shape((1, 3, 16, 24)) == (3, 5)
